@@ -1,0 +1,82 @@
+//! Publishing that can be trusted: mandatory, persistent, confirmed.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Confirmation, Connection, PublisherConfirm};
+
+use crate::pipeline::ports::Lost;
+
+/// AMQP's delivery mode for messages that survive a restart of the broker.
+const PERSISTENT: u8 = 2;
+
+/// A channel in confirm mode, on a connection of its own.
+pub struct Publisher {
+    // Its drop would close the channel.
+    connection: Connection,
+    channel: lapin::Channel,
+}
+
+impl Publisher {
+    pub(super) async fn on(connection: Connection) -> lapin::Result<Self> {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(Self { connection, channel })
+    }
+
+    /// Sends one message to `queue` through the default exchange. The [`Confirm`] tells whether
+    /// the broker has taken responsibility; nothing is certain before.
+    ///
+    /// # Errors
+    /// [`Lost`] when it could not be sent.
+    pub async fn publish(
+        &self,
+        queue: &str,
+        body: &[u8],
+        headers: FieldTable,
+    ) -> Result<Confirm, Lost> {
+        let properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type("application/json".into())
+            .with_headers(headers);
+        let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        self.channel
+            .basic_publish("".into(), queue.into(), mandatory, body, properties)
+            .await
+            .map(Confirm)
+            .map_err(|error| Lost(format!("publish: {error}")))
+    }
+
+    /// Closes channel and connection.
+    ///
+    /// # Errors
+    /// [`Lost`] when the broker did not confirm; what was confirmed before is safe all the same.
+    pub async fn close(self) -> Result<(), Lost> {
+        let closed = self.connection.close(200, "OK".into()).await;
+        closed.map_err(|error| Lost(format!("close: {error}")))
+    }
+}
+
+/// Resolves when the broker has confirmed, refused or returned one message.
+pub struct Confirm(PublisherConfirm);
+
+impl Future for Confirm {
+    type Output = Result<(), Lost>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Poll::Ready(confirmation) = Pin::new(&mut self.0).poll(cx) else {
+            return Poll::Pending;
+        };
+        let reason = match confirmation {
+            Ok(Confirmation::Ack(None)) => return Poll::Ready(Ok(())),
+            Ok(Confirmation::Ack(Some(_))) => "the broker returned it: no such queue".to_owned(),
+            Ok(Confirmation::Nack(_)) => "the broker refused it: the queue is full".to_owned(),
+            Ok(Confirmation::NotRequested) => "the channel is not in confirm mode".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Poll::Ready(Err(Lost(format!("publish not confirmed: {reason}"))))
+    }
+}

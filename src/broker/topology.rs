@@ -1,0 +1,417 @@
+//! The queue: used as it is when it exists, created safe when it does not, and examined, because
+//! a queue without a dead-letter route or with a TTL loses votes quietly.
+
+use std::collections::BTreeMap;
+
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Connection, Error};
+
+use super::connect::amqp_code;
+use super::{long_string, management};
+use crate::config::RabbitMq as Config;
+use crate::telemetry::DeadLetterRoute;
+
+/// High enough that no outage drops a vote, finite because RabbitMQ 3.10 takes -1 for "none" and
+/// drops at the first requeue.
+const DELIVERY_LIMIT: i64 = 1000;
+/// A limit below this can drop good votes in a long outage.
+const LOW_DELIVERY_LIMIT: i64 = 20;
+/// More rounds of redeclaring than a queue has arguments.
+const MAX_ROUNDS: usize = 24;
+
+/// Whether the queue was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    Existing,
+    Created,
+}
+
+/// What the broker told of the queue.
+#[derive(Debug)]
+pub(super) struct Examined {
+    pub(super) route: DeadLetterRoute,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Makes sure of the queue. Declared passively first, each time on a channel of its own, since a
+/// refusal closes the channel.
+pub(super) async fn ensure(connection: &Connection, config: &Config) -> Result<Found, Error> {
+    if exists(connection, &config.queue).await? {
+        return Ok(Found::Existing);
+    }
+    ensure_dead_letter_queue(connection, config).await?;
+    declare(connection, &config.queue, Flags::DURABLE, queue_arguments(config)).await?;
+    tracing::info!(
+        queue = config.queue,
+        dead_letter_queue = config.dead_letter_queue,
+        "queue created: quorum, dead-lettering"
+    );
+    Ok(Found::Created)
+}
+
+/// Makes sure of the dead-letter queue.
+pub(super) async fn ensure_dead_letter_queue(
+    connection: &Connection,
+    config: &Config,
+) -> Result<(), Error> {
+    if !exists(connection, &config.dead_letter_queue).await? {
+        let quorum = BTreeMap::from([("x-queue-type".to_owned(), long_string("quorum"))]);
+        declare(connection, &config.dead_letter_queue, Flags::DURABLE, quorum).await?;
+    }
+    Ok(())
+}
+
+type Arguments = BTreeMap<String, AMQPValue>;
+
+fn queue_arguments(config: &Config) -> Arguments {
+    let arguments = [
+        ("x-queue-type", long_string("quorum")),
+        ("x-dead-letter-exchange", long_string("")),
+        ("x-dead-letter-routing-key", long_string(&config.dead_letter_queue)),
+        ("x-dead-letter-strategy", long_string("at-least-once")),
+        // At-least-once dead-lettering works with this overflow only.
+        ("x-overflow", long_string("reject-publish")),
+        ("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT)),
+    ];
+    arguments.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Flags {
+    durable: bool,
+    auto_delete: bool,
+    exclusive: bool,
+}
+
+impl Flags {
+    const DURABLE: Self = Self { durable: true, auto_delete: false, exclusive: false };
+}
+
+async fn exists(connection: &Connection, queue: &str) -> Result<bool, Error> {
+    let channel = connection.create_channel().await?;
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    match channel.queue_declare(queue.into(), passive, FieldTable::default()).await {
+        Ok(_) => channel.close(200, "OK".into()).await.map(|()| true),
+        Err(error) if amqp_code(&error) == Some(404) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn declare(
+    connection: &Connection,
+    queue: &str,
+    flags: Flags,
+    arguments: Arguments,
+) -> Result<(), Error> {
+    let channel = connection.create_channel().await?;
+    let Flags { durable, auto_delete, exclusive } = flags;
+    let options =
+        QueueDeclareOptions { durable, auto_delete, exclusive, ..QueueDeclareOptions::default() };
+    let mut table = FieldTable::default();
+    for (name, value) in arguments {
+        table.insert(name.into(), value);
+    }
+    channel.queue_declare(queue.into(), options, table).await?;
+    channel.close(200, "OK".into()).await
+}
+
+/// Finds out what can lose votes: from the management API where one is configured, else by
+/// redeclaring.
+pub(super) async fn examine(connection: &Connection, config: &Config) -> Examined {
+    let known = match &config.management_url {
+        Some(url) => match management::effective_arguments(url, config).await {
+            Ok(arguments) => Some(Known { arguments, flags: Flags::DURABLE, policies: true }),
+            Err(error) => {
+                tracing::warn!("RABBITMQ_MANAGEMENT_URL: {error}");
+                None
+            }
+        },
+        None => None,
+    };
+    let known = match known {
+        Some(known) => Some(known),
+        None => redeclare(connection, config).await,
+    };
+    let Some(known) = known else {
+        let warning = "the broker does not tell this queue's arguments; whether rejected messages \
+                       are kept is unknown";
+        return Examined { route: DeadLetterRoute::Unknown, warnings: vec![warning.to_owned()] };
+    };
+    let dead_letter_queue_missing = match known.default_exchange_target() {
+        Some(queue) => matches!(exists(connection, &queue).await, Ok(false)).then_some(queue),
+        None => None,
+    };
+    assess(&known, dead_letter_queue_missing)
+}
+
+/// What is known of a queue.
+struct Known {
+    arguments: Arguments,
+    flags: Flags,
+    /// Whether policies are in the arguments, too.
+    policies: bool,
+}
+
+impl Known {
+    fn text(&self, name: &str) -> Option<String> {
+        match self.arguments.get(name)? {
+            AMQPValue::LongString(text) => Some(text.to_string()),
+            _ => None,
+        }
+    }
+
+    fn number(&self, name: &str) -> Option<i64> {
+        self.arguments.get(name).and_then(number)
+    }
+
+    /// The queue that dead letters go to, when they go through the default exchange.
+    fn default_exchange_target(&self) -> Option<String> {
+        let exchange = self.text("x-dead-letter-exchange")?;
+        if exchange.is_empty() { self.text("x-dead-letter-routing-key") } else { None }
+    }
+}
+
+fn number(value: &AMQPValue) -> Option<i64> {
+    match *value {
+        AMQPValue::ShortShortInt(n) => Some(n.into()),
+        AMQPValue::ShortShortUInt(n) => Some(n.into()),
+        AMQPValue::ShortInt(n) => Some(n.into()),
+        AMQPValue::ShortUInt(n) => Some(n.into()),
+        AMQPValue::LongInt(n) => Some(n.into()),
+        AMQPValue::LongUInt(n) => Some(n.into()),
+        AMQPValue::LongLongInt(n) => Some(n),
+        _ => None,
+    }
+}
+
+fn assess(known: &Known, missing_target: Option<String>) -> Examined {
+    let mut warnings = Vec::new();
+    let route = match (known.text("x-dead-letter-exchange"), missing_target, known.policies) {
+        (Some(_), Some(queue), _) => {
+            warnings.push(format!(
+                "rejected messages are routed to {queue:?}, which does not exist: they vanish"
+            ));
+            DeadLetterRoute::No
+        }
+        (Some(_), None, _) => DeadLetterRoute::Yes,
+        (None, _, true) => {
+            warnings.push(
+                "the queue has no dead-letter exchange: a rejected message vanishes; set one by \
+                 a policy"
+                    .to_owned(),
+            );
+            DeadLetterRoute::No
+        }
+        (None, _, false) => {
+            warnings.push(
+                "the queue was declared without a dead-letter exchange: unless a policy sets one \
+                 (RABBITMQ_MANAGEMENT_URL lets us see it), a rejected message vanishes"
+                    .to_owned(),
+            );
+            DeadLetterRoute::Unknown
+        }
+    };
+    if let Some(ttl) = known.number("x-message-ttl") {
+        warnings.push(format!("x-message-ttl={ttl}: votes older than {ttl} ms are dropped"));
+    }
+    if let Some(expires) = known.number("x-expires") {
+        warnings
+            .push(format!("x-expires={expires}: unused for {expires} ms, the queue is deleted"));
+    }
+    let overflow = known.text("x-overflow").unwrap_or_else(|| "drop-head".to_owned());
+    for name in ["x-max-length", "x-max-length-bytes"] {
+        if let Some(length) = known.number(name)
+            && overflow == "drop-head"
+        {
+            warnings.push(format!(
+                "{name}={length} with drop-head: a full queue drops its oldest votes"
+            ));
+        }
+    }
+    if let Some(limit) = known.number("x-delivery-limit")
+        && limit < LOW_DELIVERY_LIMIT
+    {
+        warnings.push(format!(
+            "x-delivery-limit={limit}: votes given back {limit} times in an outage are dropped"
+        ));
+    }
+    if !known.flags.durable {
+        warnings.push("the queue is not durable: a restart of the broker empties it".to_owned());
+    }
+    if known.flags.auto_delete {
+        warnings.push("the queue is auto-delete: it goes with its last consumer".to_owned());
+    }
+    Examined { route, warnings }
+}
+
+/// Learns the arguments from the broker's refusals: AMQP never lists them, but a declare that
+/// differs is answered by a 406 that names one and its current value. A queue that vanished
+/// meanwhile is created by this, with what is known of it so far.
+async fn redeclare(connection: &Connection, config: &Config) -> Option<Known> {
+    let mut arguments = queue_arguments(config);
+    let mut flags = Flags::DURABLE;
+    for _ in 0..MAX_ROUNDS {
+        let error = match declare(connection, &config.queue, flags, arguments.clone()).await {
+            Ok(()) => return Some(Known { arguments, flags, policies: false }),
+            Err(error) => error,
+        };
+        if amqp_code(&error) != Some(406) {
+            return None;
+        }
+        let Difference { name, current } = Difference::parse(&error.to_string())?;
+        match (name.as_str(), current) {
+            ("durable", Current::Flag(on)) => flags.durable = on,
+            ("auto_delete", Current::Flag(on)) => flags.auto_delete = on,
+            ("exclusive", Current::Flag(on)) => flags.exclusive = on,
+            (_, Current::None) => drop(arguments.remove(&name)),
+            (_, Current::Value(value)) => drop(arguments.insert(name, value)),
+            (_, Current::Flag(_)) => return None,
+        }
+    }
+    None
+}
+
+/// One argument in which a queue differs from a declare.
+#[derive(Debug, PartialEq)]
+struct Difference {
+    name: String,
+    current: Current,
+}
+
+#[derive(Debug, PartialEq)]
+enum Current {
+    None,
+    Flag(bool),
+    Value(AMQPValue),
+}
+
+impl Difference {
+    /// Reads `… inequivalent arg 'NAME' for queue … but current is CURRENT`, where CURRENT is
+    /// `none`, `'true'`, `'text'` or `the value 'V' of type 'T'`.
+    fn parse(told: &str) -> Option<Self> {
+        let (_, rest) = told.split_once("inequivalent arg '")?;
+        let (name, rest) = rest.split_once('\'')?;
+        let (_, current) = rest.rsplit_once(" but current is ")?;
+        let current = match current.strip_prefix("the value '") {
+            None => match current.trim_matches('\'') {
+                "none" => Current::None,
+                "true" => Current::Flag(true),
+                "false" => Current::Flag(false),
+                text => Current::Value(long_string(text)),
+            },
+            Some(typed) => {
+                let (value, kind) = typed.rsplit_once("' of type '")?;
+                Current::Value(typed_value(value, kind.split('\'').next()?)?)
+            }
+        };
+        Some(Self { name: name.to_owned(), current })
+    }
+}
+
+fn typed_value(value: &str, kind: &str) -> Option<AMQPValue> {
+    Some(match kind {
+        "longstr" => long_string(value),
+        "bool" => AMQPValue::Boolean(value.parse().ok()?),
+        // Every integer type compares equal to any other of the same value.
+        _ => AMQPValue::LongLongInt(value.parse().ok()?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn difference(told: &str) -> Option<Difference> {
+        Difference::parse(told)
+    }
+
+    #[test]
+    fn refusals_of_a_declare_are_read() {
+        let head = "protocol error: AMQP soft error: PRECONDITION-FAILED: PRECONDITION_FAILED - ";
+        let cases = [
+            (
+                "inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received none but \
+                 current is the value '60000' of type 'signedint'",
+                "x-message-ttl",
+                Current::Value(AMQPValue::LongLongInt(60_000)),
+            ),
+            (
+                "inequivalent arg 'x-dead-letter-exchange' for queue 'q' in vhost '/': received \
+                 the value '' of type 'longstr' but current is none",
+                "x-dead-letter-exchange",
+                Current::None,
+            ),
+            (
+                "inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but \
+                 current is 'false'",
+                "durable",
+                Current::Flag(false),
+            ),
+            (
+                "inequivalent arg 'x-queue-type' for queue 'it's' in vhost '/': received \
+                 'quorum' but current is 'classic'",
+                "x-queue-type",
+                Current::Value(long_string("classic")),
+            ),
+        ];
+        for (told, name, current) in cases {
+            let expected = Difference { name: name.to_owned(), current };
+            assert_eq!(difference(&format!("{head}{told}")), Some(expected), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_that_is_cut_off_or_foreign_is_no_guess() {
+        assert_eq!(difference("PRECONDITION_FAILED - inequivalent arg 'x-mess"), None);
+        assert_eq!(difference("RESOURCE_LOCKED - cannot obtain exclusive access"), None);
+    }
+
+    fn assessed(arguments: &[(&str, AMQPValue)], policies: bool) -> Examined {
+        let arguments = arguments.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let known = Known { arguments: arguments.collect(), flags: Flags::DURABLE, policies };
+        assess(&known, None)
+    }
+
+    #[test]
+    fn the_queue_we_create_gives_no_warning() {
+        let config: Vec<(&str, AMQPValue)> = vec![
+            ("x-queue-type", long_string("quorum")),
+            ("x-dead-letter-exchange", long_string("")),
+            ("x-overflow", long_string("reject-publish")),
+            ("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT)),
+        ];
+        let examined = assessed(&config, false);
+        assert_eq!((examined.route, examined.warnings.len()), (DeadLetterRoute::Yes, 0));
+    }
+
+    #[test]
+    fn what_loses_votes_is_warned_of() {
+        let examined = assessed(
+            &[
+                ("x-message-ttl", AMQPValue::LongInt(60_000)),
+                ("x-max-length", AMQPValue::LongInt(10)),
+                ("x-expires", AMQPValue::LongInt(1_000)),
+                ("x-delivery-limit", AMQPValue::LongInt(3)),
+            ],
+            true,
+        );
+        assert_eq!(examined.route, DeadLetterRoute::No);
+        for word in
+            ["dead-letter", "x-message-ttl", "x-max-length", "x-expires", "x-delivery-limit"]
+        {
+            assert!(examined.warnings.iter().any(|w| w.contains(word)), "{word}");
+        }
+        assert_eq!(assessed(&[], false).route, DeadLetterRoute::Unknown, "a policy may set one");
+    }
+
+    #[test]
+    fn a_bounded_queue_that_refuses_publishes_drops_nothing() {
+        let bounded = [
+            ("x-max-length", AMQPValue::LongInt(10)),
+            ("x-overflow", long_string("reject-publish")),
+            ("x-dead-letter-exchange", long_string("dlx")),
+        ];
+        assert_eq!(assessed(&bounded, true).warnings, Vec::<String>::new());
+    }
+}

@@ -1,0 +1,141 @@
+//! The command line: arguments to commands, results to exit codes.
+
+mod migrate;
+mod publish;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use vote_aggregator::config::{Config, Overrides, Sources};
+use vote_aggregator::telemetry;
+
+/// How the process ends; the codes from 64 up are those of sysexits.h.
+pub mod exit {
+    /// Something of the service itself failed.
+    pub const INTERNAL: u8 = 70;
+    /// The shutdown deadline passed; what was not committed is not acked.
+    pub const DEADLINE: u8 = 75;
+    /// RabbitMQ or PostgreSQL refused the credentials, or a permission is missing.
+    pub const CREDENTIALS: u8 = 77;
+    /// The configuration, the schema, or a database that could lose commits.
+    pub const CONFIG: u8 = 78;
+    /// Findings or differences; for `publish`: not everything was confirmed.
+    pub const FINDINGS: u8 = 1;
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0      done
+  1      findings or differences; publish: not everything was confirmed
+  2      wrong usage
+  70     internal error
+  75     the shutdown deadline passed before everything was committed
+  77     RabbitMQ or PostgreSQL refused the credentials
+  78     configuration, schema, or a database that could lose commits
+  128+n  ended at once by a second signal n
+
+Settings come from pipeline.toml, .env and the environment; README.md lists them.";
+
+const EXAMPLES: &str = "\
+Examples:
+  vote-aggregator                               count votes, settings from the environment
+  vote-aggregator --profile throughput run      larger batches and prefetch
+  vote-aggregator migrate                       create or upgrade the tables
+  vote-aggregator publish --count 1000          publish 1,000 sample votes";
+
+/// Counts votes from a RabbitMQ queue into PostgreSQL, each exactly once.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Args)]
+struct Settings {
+    /// Configuration file, instead of pipeline.toml in the working directory
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Profile: default or throughput
+    #[arg(long, global = true, value_name = "NAME")]
+    profile: Option<String>,
+    /// One setting, above everything else, e.g. --set batch.size=500
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Count votes until SIGINT or SIGTERM (the default)
+    Run,
+    /// Create or upgrade the tables
+    Migrate(migrate::Arguments),
+    /// Publish sample votes, or the lines of a file, to the queue
+    Publish(publish::Arguments),
+}
+
+pub fn main() -> ExitCode {
+    let Arguments { settings, command } = Arguments::parse();
+    // Needs no configuration: prints what is embedded.
+    if let Some(Command::Migrate(arguments)) = &command
+        && arguments.print
+    {
+        print!("{}", vote_aggregator::store::init_script());
+        return ExitCode::SUCCESS;
+    }
+    let Settings { config, profile, set } = settings;
+    let config = match Config::load(&Sources::from_process(Overrides { config, profile, set })) {
+        Ok(config) => config,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return ExitCode::from(exit::CONFIG);
+        }
+    };
+    telemetry::init_logs(config.monitoring.log_level, config.monitoring.log_format);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("cannot start the runtime: {error}");
+            return ExitCode::from(exit::INTERNAL);
+        }
+    };
+    runtime.block_on(async {
+        match command.unwrap_or(Command::Run) {
+            Command::Run => run::run(config).await,
+            Command::Migrate(_) => migrate::migrate(&config).await,
+            Command::Publish(arguments) => publish::publish(&config, arguments).await,
+        }
+    })
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as KEY=VALUE, e.g. batch.size=500".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn run_is_the_default_and_settings_go_anywhere() {
+        let parsed = Arguments::parse_from(["vote-aggregator", "--profile", "throughput"]);
+        assert!(parsed.command.is_none());
+        let parsed = Arguments::parse_from(["vote-aggregator", "run", "--set", "batch.size=5"]);
+        assert_eq!(parsed.settings.set, [("batch.size".to_owned(), "5".to_owned())]);
+        assert!(Arguments::try_parse_from(["vote-aggregator", "--set", "batch.size"]).is_err());
+    }
+}

@@ -1,0 +1,138 @@
+//! `run`, and the signals that end it.
+
+use std::any::Any;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::process::ExitCode;
+
+use futures::FutureExt;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use vote_aggregator::config::Config;
+use vote_aggregator::pipeline::ports::OpenError;
+use vote_aggregator::service::{self, ServiceError};
+use vote_aggregator::store::StartError;
+
+use super::exit;
+
+pub(super) async fn run(config: Config) -> ExitCode {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        profile = config.profile,
+        "starting; {}",
+        settings(&config)
+    );
+    // Before anything else, so that a signal during start is a stop and not a kill.
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!("cannot listen for signals: {error}");
+            return ExitCode::from(exit::INTERNAL);
+        }
+    };
+    let stop = CancellationToken::new();
+    let mut service = pin!(AssertUnwindSafe(service::run(&config, &stop)).catch_unwind());
+
+    let first = tokio::select! {
+        ended = &mut service => return code(ended),
+        signal = signals.next() => signal,
+    };
+    tracing::info!(
+        signal = first.name(),
+        deadline_s = config.shutdown_timeout.as_secs_f64(),
+        "stopping: what was taken is committed and acked, the rest stays in the queue"
+    );
+    stop.cancel();
+    tokio::select! {
+        ended = &mut service => code(ended),
+        second = signals.next() => {
+            tracing::warn!(signal = second.name(), "second signal, ending at once");
+            leave(second.code())
+        }
+        () = tokio::time::sleep(config.shutdown_timeout) => {
+            tracing::error!(
+                "not done within SHUTDOWN_TIMEOUT_SECONDS; what is not committed is not acked and \
+                 will be delivered again"
+            );
+            leave(exit::DEADLINE)
+        }
+    }
+}
+
+/// Ends the process with everything that is still under way in it.
+fn leave(code: u8) -> ! {
+    std::process::exit(code.into())
+}
+
+fn code(ended: Result<Result<(), ServiceError>, Box<dyn Any + Send>>) -> ExitCode {
+    let error = match ended {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => error,
+        // What it was is on standard error already.
+        Err(_panic) => {
+            tracing::error!("the service ended unexpectedly; please report it");
+            return ExitCode::from(exit::INTERNAL);
+        }
+    };
+    tracing::error!("cannot start: {error}");
+    ExitCode::from(match error {
+        ServiceError::Store(StartError::Credentials { .. })
+        | ServiceError::Broker(OpenError::Credentials(_)) => exit::CREDENTIALS,
+        ServiceError::Store(_) | ServiceError::Broker(_) | ServiceError::Bind(_) => exit::CONFIG,
+        ServiceError::Metrics(_) => exit::INTERNAL,
+    })
+}
+
+fn settings(config: &Config) -> String {
+    let settings = config.redacted().into_iter();
+    settings
+        .map(|setting| format!("{}={}", setting.path, setting.value))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// SIGINT and SIGTERM, from the moment it is made.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+#[derive(Clone, Copy)]
+enum Asked {
+    Interrupt,
+    Terminate,
+}
+
+impl Asked {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+        }
+    }
+
+    /// 128 + the signal's number, as a shell reports a process that a signal ended.
+    const fn code(self) -> u8 {
+        match self {
+            Self::Interrupt => 128 + 2,
+            Self::Terminate => 128 + 15,
+        }
+    }
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.interrupt.recv() => Asked::Interrupt,
+            _ = self.terminate.recv() => Asked::Terminate,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The configuration: read whole and checked whole before anything is bound or connected.
+//!
+//! A setting's value comes from the highest of these layers that has one:
+//!
+//! 1. the defaults: the `default` profile of the shipped `pipeline.toml`, part of this program
+//! 2. the selected profile of the shipped file (`--profile`, `PIPELINE_PROFILE`)
+//! 3. the `default` profile, then the selected one, of the file named by `--config` or
+//!    `PIPELINE_CONFIG`, else of `pipeline.toml` in the working directory
+//! 4. `.env` in the working directory
+//! 5. the environment
+//! 6. `--set` on the command line
+//!
+//! In every layer an empty value counts as not set. A value is text until its setting says what
+//! it must be, so a password may look like a number. `RABBITMQ_URL` and `DATABASE_URL` win over
+//! the parts (host, user and so on) of their own layer and of lower ones; a part that a higher
+//! layer sets wins over the URL, as that layer wins over everything. Variables that are not in
+//! [`keys`] are ignored, also when they begin with `RABBITMQ_`: RabbitMQ's own tools read such.
+//!
+//! Architecture invariant: nothing here knows lapin, sqlx or the pipeline; a leaf that every
+//! other module may read.
+
+mod document;
+pub mod keys;
+mod layers;
+mod postgres;
+mod problems;
+mod rabbitmq;
+mod reader;
+mod rules;
+mod service;
+mod sources;
+mod urls;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use keys::Key;
+use layers::{Layers, Origin};
+use reader::Reader;
+
+pub use postgres::{Postgres, PostgresSsl, SslMode};
+pub use problems::{ConfigErrors, Problem};
+pub use rabbitmq::{ManagementUrl, RabbitMq, RabbitMqTls};
+pub use rules::{ATTEMPT_OVERHEAD, JITTER};
+pub use service::{Batch, LogFormat, LogLevel, Monitoring, Retry};
+pub use sources::{Overrides, Sources};
+
+/// The profile that holds when none is selected, and whose values every other builds on.
+pub const DEFAULT_PROFILE: &str = "default";
+
+/// A configuration that was checked: every value is in its range and fits the others.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The selected profile.
+    pub profile: String,
+    /// How RabbitMQ is reached.
+    pub rabbitmq: RabbitMq,
+    /// How PostgreSQL is reached.
+    pub postgres: Postgres,
+    /// How votes are gathered.
+    pub batch: Batch,
+    /// How a failed batch is retried.
+    pub retry: Retry,
+    /// Metrics, health and logs.
+    pub monitoring: Monitoring,
+    /// How long a graceful shutdown may take.
+    pub shutdown_timeout: Duration,
+    /// Where each value came from, by the path of its setting.
+    sources: BTreeMap<&'static str, String>,
+}
+
+/// One line of the effective configuration, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The path, such as `batch.size`.
+    pub path: &'static str,
+    /// The value that holds, `***` for a password, `(not set)` for none.
+    pub value: String,
+    /// Where it came from, such as `environment variable BATCH_SIZE`; empty for none.
+    pub set_by: String,
+}
+
+impl Config {
+    /// Reads and checks the configuration.
+    ///
+    /// # Errors
+    /// All problems at once, each with the setting and the file, variable or flag it came from;
+    /// see [`ConfigErrors::EXIT_CODE`].
+    pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
+        let mut problems = Vec::new();
+        let (profile, layers) = sources.read(&mut problems);
+        let mut reader = Reader::new(Layers::new(layers), sources.base(), problems);
+        reader.take_apart(&keys::RABBITMQ_URL, urls::amqp);
+        reader.take_apart(&keys::DATABASE_URL, urls::postgres);
+
+        let shared = rules::read(&mut reader);
+        let rabbitmq = rabbitmq::read(&mut reader, &shared);
+        let postgres = postgres::read(&mut reader, &shared);
+        let monitoring = service::monitoring(&mut reader);
+        let shutdown_timeout = service::shutdown_timeout(&mut reader);
+
+        let (problems, sources) = reader.finish();
+        if !problems.is_empty() {
+            return Err(ConfigErrors::new(problems));
+        }
+        // What is missing here was noted as a problem.
+        let complete = || {
+            Some(Self {
+                profile,
+                rabbitmq: rabbitmq?,
+                postgres: postgres?,
+                batch: shared.batch?,
+                retry: shared.retry?,
+                monitoring: monitoring?,
+                shutdown_timeout: shutdown_timeout?,
+                sources,
+            })
+        };
+        complete().ok_or_else(|| ConfigErrors::new(problems))
+    }
+
+    /// How many batches may be on their way to the database at once: as many as the prefetch
+    /// count fills, at least one, at most one a connection of the pool.
+    pub fn batches_in_flight(&self) -> usize {
+        let filled = usize::from(self.rabbitmq.prefetch) / self.batch.size.max(1);
+        let connections = usize::try_from(self.postgres.max_connections).unwrap_or(usize::MAX);
+        filled.min(connections).max(1)
+    }
+
+    /// The longest time a batch can be held before it is acknowledged or goes back to the queue;
+    /// below half of the broker's consumer timeout in every configuration that was loaded.
+    pub fn retry_horizon(&self) -> Duration {
+        rules::retry_horizon(&self.retry, &self.batch, self.postgres.statement_timeout)
+    }
+
+    /// The effective configuration without its passwords, in the order of the shipped file, for
+    /// the log line at start and for people.
+    pub fn redacted(&self) -> Vec<Setting> {
+        let mut settings = Vec::new();
+        for (key, value) in self.values() {
+            let set_by = self.sources.get(key.path).cloned().unwrap_or_default();
+            let value = value.unwrap_or_else(|| "(not set)".to_owned());
+            settings.push(Setting { path: key.path, value, set_by });
+        }
+        settings
+    }
+}
+
+/// The default value of a setting as the shipped file writes it; none when it has no default, or
+/// one that follows from another setting.
+pub fn shipped_default(key: &Key) -> Option<String> {
+    let origin = |name: &str| Origin::Shipped { profile: name.to_owned() };
+    let mut problems = Vec::new();
+    let layers =
+        document::layers(document::SHIPPED, "shipped", DEFAULT_PROFILE, origin, &mut problems);
+    Layers::new(layers).find(key).map(|found| found.text)
+}

@@ -1,0 +1,290 @@
+//! A TOML file with profiles: parsed, checked against the known settings, and resolved to the
+//! layers of one profile.
+
+use figment::Profile;
+use figment::Provider as _;
+use figment::providers::{Format as _, Toml};
+use figment::value::{Dict, Num, Value};
+
+use super::DEFAULT_PROFILE;
+use super::keys::{self, Key};
+use super::layers::{Layer, Origin};
+use super::problems::Problem;
+
+/// The file whose `default` profile is the defaults, part of this program.
+pub(super) const SHIPPED: &str = include_str!("../../pipeline.toml");
+
+const ONE_LAYOUT: &str =
+    "write settings below [default.SECTION] or [PROFILE.SECTION], such as [default.batch]";
+
+/// The profiles of the shipped file, the only ones there are: a misspelt profile in somebody's
+/// file would otherwise be a profile that nobody ever selects.
+pub(super) fn profiles() -> Vec<String> {
+    parse(SHIPPED).map(|tables| tables.into_keys().collect()).unwrap_or_default()
+}
+
+/// The layers of a document: its `default` profile and, above it, the selected one. `place` names
+/// the document for people. Every unknown name in it is a problem, in every profile.
+pub(super) fn layers(
+    text: &str,
+    place: &str,
+    selected: &str,
+    origin: impl Fn(&str) -> Origin,
+    problems: &mut Vec<Problem>,
+) -> Vec<Layer> {
+    let tables = match parse(text) {
+        Ok(tables) => tables,
+        Err(wrong) => {
+            let help = "mend the file's TOML syntax at that place";
+            problems.push(Problem::about(place, place, wrong, help));
+            return Vec::new();
+        }
+    };
+    let known = profiles();
+    let mut layers = vec![Layer::new(origin(DEFAULT_PROFILE))];
+    if selected != DEFAULT_PROFILE {
+        layers.push(Layer::new(origin(selected)));
+    }
+    for (profile, table) in tables {
+        if !known.contains(&profile) {
+            problems.push(unknown_profile(place, &profile, &known));
+            continue;
+        }
+        let mut scratch = Layer::new(origin(&profile));
+        let layer = match profile.as_str() {
+            DEFAULT_PROFILE => layers.first_mut(),
+            name if name == selected => layers.last_mut(),
+            // Not selected, and checked all the same.
+            _ => None,
+        };
+        read_profile(place, &profile, table, layer.unwrap_or(&mut scratch), problems);
+    }
+    layers
+}
+
+fn unknown_profile(place: &str, written: &str, known: &[String]) -> Problem {
+    let first = written.split('.').next().unwrap_or(written);
+    let (wrong, help) = if keys::is_section(first) {
+        ("is a section outside a profile", format!("write [{DEFAULT_PROFILE}.{first}]"))
+    } else {
+        let known_names = known.join(", ");
+        let help = match keys::nearest(written, known.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean {near}? There are: {known_names}"),
+            None => format!("{ONE_LAYOUT}; the profiles are: {known_names}"),
+        };
+        ("is not a profile", help)
+    };
+    Problem::about(written, format!("{place}: {written}"), wrong, help)
+}
+
+fn read_profile(
+    place: &str,
+    profile: &str,
+    table: Value,
+    layer: &mut Layer,
+    problems: &mut Vec<Problem>,
+) {
+    let Value::Dict(_, sections) = table else {
+        let at = format!("{place}: {profile}");
+        problems.push(Problem::about(profile, at, "is a value, not a profile's table", ONE_LAYOUT));
+        return;
+    };
+    for (section, settings) in sections {
+        let at = format!("{place}: {profile}.{section}");
+        if !keys::is_section(&section) {
+            let known = keys::ALL.iter().map(|key| key.section());
+            let help = keys::nearest(&section, known)
+                .map_or(ONE_LAYOUT.to_owned(), |near| format!("did you mean [{profile}.{near}]?"));
+            problems.push(Problem::about(section, at, "is not a section", help));
+            continue;
+        }
+        let Value::Dict(_, settings) = settings else {
+            problems.push(Problem::about(section, at, "is a value, not a section", ONE_LAYOUT));
+            continue;
+        };
+        for (name, value) in settings {
+            let path = format!("{section}.{name}");
+            let Some(key) = keys::by_path(&path) else {
+                problems.push(unknown_setting(&path, format!("{place}: {profile}.{path}"), &name));
+                continue;
+            };
+            match text_of(key, value) {
+                Ok(text) => layer.set(key, text),
+                Err((wrong, help)) => {
+                    let at = format!("{place}: {profile}.{path}");
+                    problems.push(Problem::about(path, at, wrong, help));
+                }
+            }
+        }
+    }
+}
+
+/// A name that is no setting, with the nearest one that is.
+pub(super) fn unknown_setting(path: &str, set_by: String, name: &str) -> Problem {
+    let near = keys::ALL
+        .iter()
+        .find(|key| key.variable.eq_ignore_ascii_case(name))
+        .map(|key| key.path)
+        .or_else(|| keys::nearest(path, keys::ALL.iter().map(|key| key.path)));
+    let help = near
+        .map_or("remove it; the shipped pipeline.toml lists every setting".to_owned(), |near| {
+            format!("did you mean {near}?")
+        });
+    Problem::about(path, set_by, "is not a setting", help)
+}
+
+/// A TOML value as the text that every other layer would hold.
+fn text_of(key: &Key, value: Value) -> Result<String, (String, String)> {
+    match value {
+        Value::String(_, text) => Ok(text),
+        Value::Bool(_, yes) => Ok(yes.to_string()),
+        // 1.50 arrives as 1.5: the digits that were written are lost, and with them a password.
+        Value::Num(_, Num::F32(_) | Num::F64(_)) if key.secret => Err((
+            "is a number with a fraction, which TOML does not keep as written".to_owned(),
+            "put it in quotes".to_owned(),
+        )),
+        Value::Num(_, number) => number
+            .to_i128()
+            .map(|whole| whole.to_string())
+            .or_else(|| number.to_f64().map(|fraction| format!("{fraction:?}")))
+            .ok_or_else(|| ("is not a usable number".to_owned(), "put it in quotes".to_owned())),
+        Value::Array(..) => Err(("is an array".to_owned(), "give one value".to_owned())),
+        _ => Err(("is a table or a date".to_owned(), "give one value".to_owned())),
+    }
+}
+
+/// The top-level tables, or what is wrong and on which line.
+fn parse(text: &str) -> Result<Dict, String> {
+    Toml::string(text)
+        .data()
+        .map(|mut profiles| profiles.remove(&Profile::Default).unwrap_or_default())
+        .map_err(|error| without_excerpt(&error.kind.to_string()))
+}
+
+/// The parser's message without the excerpt of the file in it: the line may hold a password.
+fn without_excerpt(message: &str) -> String {
+    let excerpt = |line: &str| {
+        line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').starts_with('|')
+    };
+    let lines: Vec<&str> = message.lines().filter(|line| !excerpt(line)).collect();
+    let text = lines.join(", ");
+    match text.split_once("TOML parse error at ") {
+        Some((_, place)) => format!("is not TOML: {place}"),
+        None => "is not TOML".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::keys::BATCH_SIZE;
+    use super::super::layers::Layers;
+    use super::*;
+
+    fn read(text: &str, profile: &str) -> (Layers, Vec<Problem>) {
+        let mut problems = Vec::new();
+        let origin = |name: &str| Origin::File { path: "f.toml".into(), profile: name.to_owned() };
+        let layers = layers(text, "f.toml", profile, origin, &mut problems);
+        (Layers::new(layers), problems)
+    }
+
+    fn only_problem(text: &str) -> Problem {
+        let (_, problems) = read(text, DEFAULT_PROFILE);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        problems.into_iter().next().expect("there is one")
+    }
+
+    #[test]
+    fn the_shipped_file_parses_without_a_problem_in_every_profile() {
+        assert_eq!(profiles(), ["default", "throughput"]);
+        for profile in profiles() {
+            let (_, problems) = read(SHIPPED, &profile);
+            assert_eq!(problems, []);
+        }
+    }
+
+    #[test]
+    fn the_shipped_file_names_every_setting_and_its_variable() {
+        let mut section = String::new();
+        let mut named = Vec::new();
+        for line in SHIPPED.lines().take_while(|line| !line.starts_with("[throughput")) {
+            if let Some(name) = line.strip_prefix("[default.") {
+                section = name.trim_end_matches(']').to_owned();
+            }
+            // A setting without a default stands there as a comment.
+            let setting = line.strip_prefix("# ").unwrap_or(line).split_once(" = ");
+            if let Some((name, _)) = setting {
+                named.push(format!("{section}.{name}"));
+            }
+        }
+        assert_eq!(named, keys::ALL.iter().map(|key| key.path).collect::<Vec<_>>());
+        for key in keys::ALL.iter().chain(keys::SELECTORS) {
+            assert!(SHIPPED.contains(key.variable), "{}", key.variable);
+        }
+    }
+
+    #[test]
+    fn the_selected_profile_lies_above_the_default_one() {
+        let text = "[throughput.batch]\nsize = 2\n[default.batch]\nsize = 1\ntimeout_seconds = 3";
+        for (profile, size) in [("default", "1"), ("throughput", "2")] {
+            let (layers, problems) = read(text, profile);
+            assert_eq!(problems, []);
+            let found = layers.find(&BATCH_SIZE).expect("the size is set");
+            assert_eq!(found.text, size);
+            assert_eq!(found.set_by, format!("f.toml: {profile}.batch.size"));
+            assert!(layers.find(&keys::BATCH_TIMEOUT_SECONDS).is_some());
+        }
+    }
+
+    #[test]
+    fn unknown_names_are_problems_with_a_suggestion() {
+        for (text, key, help) in [
+            ("[default.batch]\nsise = 1", "batch.sise", "did you mean batch.size?"),
+            ("[default.batch]\nBATCH_SIZE = 1", "batch.BATCH_SIZE", "did you mean batch.size?"),
+            ("[throughput.batch]\nsise = 1", "batch.sise", "did you mean batch.size?"),
+            ("[default.bach]\nsize = 1", "bach", "did you mean [default.batch]?"),
+            ("[throughtput.batch]\nsize = 1", "throughtput", "did you mean throughput?"),
+            ("[batch]\nsize = 1", "batch", "write [default.batch]"),
+            ("[default]\nsize = 1", "size", "write settings below"),
+            ("[default]\nbatch = 1", "batch", "write settings below"),
+            ("default = 1", "default", "write settings below"),
+        ] {
+            let problem = only_problem(text);
+            assert_eq!(problem.key, key, "{text}");
+            assert!(problem.help.contains(help), "{text}: {}", problem.help);
+            assert!(problem.set_by.starts_with("f.toml: "), "{}", problem.set_by);
+        }
+    }
+
+    #[test]
+    fn values_may_be_text_or_typed_but_nothing_larger() {
+        for value in ["100", "\"100\""] {
+            let (layers, problems) = read(&format!("[default.batch]\nsize = {value}"), "default");
+            assert_eq!(problems, []);
+            assert_eq!(layers.find(&BATCH_SIZE).map(|found| found.text).as_deref(), Some("100"));
+        }
+        for value in ["[100]", "{ a = 1 }", "1979-05-27"] {
+            let problem = only_problem(&format!("[default.batch]\nsize = {value}"));
+            assert_eq!(problem.set_by, "f.toml: default.batch.size", "{value}");
+        }
+    }
+
+    #[test]
+    fn a_password_may_look_like_a_number_unless_toml_would_change_it() {
+        let password = |text: &str| format!("[default.rabbitmq]\npassword = {text}");
+        for (written, meant) in [("12345", "12345"), ("true", "true"), ("\"0123\"", "0123")] {
+            let (layers, problems) = read(&password(written), "default");
+            assert_eq!(problems, []);
+            let found = layers.find(&keys::RABBITMQ_PASSWORD).map(|found| found.text);
+            assert_eq!(found.as_deref(), Some(meant));
+        }
+        assert!(only_problem(&password("1.50")).help.contains("quotes"));
+    }
+
+    #[test]
+    fn a_syntax_error_names_its_line_and_shows_none_of_the_file() {
+        let problem = only_problem("[default.rabbitmq]\nhost = \"h\"\npassword = \"hunter2\nx = 1");
+        assert!(problem.wrong.contains("line 3"), "{}", problem.wrong);
+        assert!(!format!("{problem:?}").contains("hunter2"), "{problem:?}");
+        assert!(!problem.to_string().contains('|'), "{problem}");
+    }
+}

@@ -1,0 +1,254 @@
+//! Every setting: its path in a TOML file, its environment variable, what it is for.
+//!
+//! The default values are not here: they are in the shipped `pipeline.toml`.
+
+/// One setting.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Key {
+    /// `section.name`, as in a profile's tables and after `--set`; for the two of [`SELECTORS`],
+    /// the flag.
+    pub path: &'static str,
+    /// The environment variable, also the name in `.env`.
+    pub variable: &'static str,
+    /// The value is, or may hold, a password: it is never shown.
+    pub secret: bool,
+    /// One line for people: what it sets, in which unit.
+    pub help: &'static str,
+}
+
+/// The variables that choose where the settings come from. They are no settings themselves: a
+/// file cannot set them.
+pub static SELECTORS: &[&Key] = &[&PIPELINE_CONFIG, &PIPELINE_PROFILE];
+
+/// The configuration file.
+pub static PIPELINE_CONFIG: Key = Key {
+    path: "--config",
+    variable: "PIPELINE_CONFIG",
+    secret: false,
+    help: "Configuration file to read instead of pipeline.toml in the working directory.",
+};
+
+/// The profile.
+pub static PIPELINE_PROFILE: Key = Key {
+    path: "--profile",
+    variable: "PIPELINE_PROFILE",
+    secret: false,
+    help: "Profile: default, or throughput (larger batches and prefetch).",
+};
+
+/// Finds a setting by its path.
+pub fn by_path(path: &str) -> Option<&'static Key> {
+    ALL.iter().copied().find(|key| key.path == path)
+}
+
+/// Whether a section of that name exists.
+pub(super) fn is_section(name: &str) -> bool {
+    ALL.iter().any(|key| key.section() == name)
+}
+
+impl Key {
+    /// The part of the path before the dot.
+    pub fn section(&self) -> &'static str {
+        self.path.split_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// The part of the path after the dot.
+    pub fn name(&self) -> &'static str {
+        self.path.split_once('.').map_or(self.path, |(_, name)| name)
+    }
+}
+
+// The identifier of each entry is its environment variable, so the two cannot drift apart.
+macro_rules! keys {
+    (@plain) => { false };
+    (@secret) => { true };
+    ($($variable:ident $path:literal $secrecy:ident $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub static $variable: Key = Key {
+                path: $path,
+                variable: stringify!($variable),
+                secret: keys!(@$secrecy),
+                help: $help,
+            };
+        )*
+
+        /// All settings, in the order of the shipped file.
+        pub static ALL: &[&Key] = &[$(&$variable),*];
+    };
+}
+
+keys! {
+    RABBITMQ_URL "rabbitmq.url" secret
+        "AMQP address, amqp://user:password@host:port/vhost or amqps; wins over the parts.";
+    RABBITMQ_HOST "rabbitmq.host" plain
+        "RabbitMQ host.";
+    RABBITMQ_PORT "rabbitmq.port" plain
+        "RabbitMQ port; 5671 when TLS is on and nobody set a port.";
+    RABBITMQ_USER "rabbitmq.user" plain
+        "RabbitMQ user name.";
+    RABBITMQ_PASSWORD "rabbitmq.password" secret
+        "RabbitMQ password.";
+    RABBITMQ_PASSWORD_FILE "rabbitmq.password_file" plain
+        "File that holds the RabbitMQ password; one newline at its end is dropped.";
+    RABBITMQ_VHOST "rabbitmq.vhost" plain
+        "RabbitMQ virtual host.";
+    RABBITMQ_QUEUE "rabbitmq.queue" plain
+        "Queue the votes are consumed from.";
+    RABBITMQ_DEAD_LETTER_QUEUE "rabbitmq.dead_letter_queue" plain
+        "Queue for messages that cannot be counted; unset: the queue's name with .dlq.";
+    RABBITMQ_PREFETCH_COUNT "rabbitmq.prefetch_count" plain
+        "Votes the broker hands out before the first is acknowledged; at least batch.size.";
+    RABBITMQ_HEARTBEAT_SECONDS "rabbitmq.heartbeat_seconds" plain
+        "AMQP heartbeat in whole seconds; a dead peer shows after twice that.";
+    RABBITMQ_CONSUMER_TIMEOUT_SECONDS "rabbitmq.consumer_timeout_seconds" plain
+        "The broker's own consumer_timeout, in seconds.";
+    RABBITMQ_TLS "rabbitmq.tls" plain
+        "Whether RabbitMQ is reached over TLS; an amqps URL implies it.";
+    RABBITMQ_TLS_CA_FILE "rabbitmq.tls_ca_file" plain
+        "PEM file of the authorities that may sign RabbitMQ's certificate; unset: the system's.";
+    RABBITMQ_TLS_CERT_FILE "rabbitmq.tls_cert_file" plain
+        "PEM file of this client's certificate for RabbitMQ.";
+    RABBITMQ_TLS_KEY_FILE "rabbitmq.tls_key_file" plain
+        "PEM file of the private key of this client's certificate for RabbitMQ.";
+    RABBITMQ_MANAGEMENT_URL "rabbitmq.management_url" secret
+        "Address of RabbitMQ's management API (HTTP or HTTPS); unset: it is not asked.";
+    DATABASE_URL "postgres.url" secret
+        "PostgreSQL address, postgres://user:password@host:port/database; wins over the parts.";
+    POSTGRES_HOST "postgres.host" plain
+        "PostgreSQL host, or the directory of its socket.";
+    POSTGRES_PORT "postgres.port" plain
+        "PostgreSQL port.";
+    POSTGRES_DB "postgres.database" plain
+        "PostgreSQL database.";
+    POSTGRES_USER "postgres.user" plain
+        "PostgreSQL user.";
+    POSTGRES_PASSWORD "postgres.password" secret
+        "PostgreSQL password; may stay unset.";
+    POSTGRES_PASSWORD_FILE "postgres.password_file" plain
+        "File that holds the PostgreSQL password; one newline at its end is dropped.";
+    POSTGRES_MIN_CONNECTIONS "postgres.min_connections" plain
+        "Connections the pool keeps open.";
+    POSTGRES_MAX_CONNECTIONS "postgres.max_connections" plain
+        "Connections the pool may open; also the most batches in flight.";
+    POSTGRES_SSLMODE "postgres.sslmode" plain
+        "disable, allow, prefer, require, verify-ca or verify-full.";
+    POSTGRES_SSLROOTCERT "postgres.sslrootcert" plain
+        "PEM file of the authorities that may sign PostgreSQL's certificate.";
+    POSTGRES_SSLCERT "postgres.sslcert" plain
+        "PEM file of this client's certificate for PostgreSQL.";
+    POSTGRES_SSLKEY "postgres.sslkey" plain
+        "PEM file of the private key of this client's certificate for PostgreSQL.";
+    POSTGRES_STATEMENT_TIMEOUT_SECONDS "postgres.statement_timeout_seconds" plain
+        "Seconds after which PostgreSQL gives up one statement.";
+    POSTGRES_ALLOW_LOSSY "postgres.allow_lossy" plain
+        "Start although the server's settings can lose commits (fsync off and the like).";
+    MIGRATE_ON_START "postgres.migrate_on_start" plain
+        "Whether pending migrations of the schema are applied at start.";
+    BATCH_SIZE "batch.size" plain
+        "Votes per batch.";
+    BATCH_TIMEOUT_SECONDS "batch.timeout_seconds" plain
+        "Seconds after its first vote at which a batch is processed although it is not full.";
+    MAX_MESSAGE_BYTES "batch.max_message_bytes" plain
+        "Largest message body in bytes; a larger one is rejected as malformed.";
+    MAX_RETRY_ATTEMPTS "retry.max_attempts" plain
+        "Retries of a failed batch before its votes go back to the queue.";
+    RETRY_DELAY_SECONDS "retry.delay_seconds" plain
+        "Seconds before the first retry; doubled before each further one.";
+    PROMETHEUS_HOST "monitoring.host" plain
+        "IP address the metrics and health endpoints listen on.";
+    PROMETHEUS_PORT "monitoring.port" plain
+        "Port of the metrics and health endpoints; 0: a free one.";
+    LOG_LEVEL "monitoring.log_level" plain
+        "TRACE, DEBUG, INFO, WARNING or ERROR.";
+    LOG_FORMAT "monitoring.log_format" plain
+        "text or json.";
+    METRICS_MAX_LAWS "monitoring.max_laws" plain
+        "Laws that get metric series of their own; the votes of others share one.";
+    TOTALS_REFRESH_SECONDS "monitoring.totals_refresh_seconds" plain
+        "Seconds between two readings of the totals in the database.";
+    SHUTDOWN_TIMEOUT_SECONDS "shutdown.timeout_seconds" plain
+        "Seconds a graceful shutdown may take; keep it below the supervisor's (docker stop: 10).";
+}
+
+/// The candidate nearest to what was written, if one is near enough to be meant.
+pub(super) fn nearest<'a>(
+    written: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let written = written.to_lowercase();
+    let reach = (written.chars().count() / 3).max(2);
+    candidates
+        .into_iter()
+        .map(|candidate| {
+            let distance = if candidate.starts_with(&written) && written.len() > 3 {
+                1
+            } else {
+                edit_distance(&written, candidate)
+            };
+            (distance, candidate)
+        })
+        .filter(|(distance, _)| *distance <= reach)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Insertions, deletions and substitutions between two words (Levenshtein).
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut previous: Vec<usize> = (0..=b.chars().count()).collect();
+    for (row, x) in a.chars().enumerate() {
+        let mut diagonal = row;
+        let mut left = row + 1;
+        for (above, y) in previous[1..].iter_mut().zip(b.chars()) {
+            let cheapest = (diagonal + usize::from(x != y)).min(*above + 1).min(left + 1);
+            diagonal = *above;
+            *above = cheapest;
+            left = cheapest;
+        }
+        previous[0] = row + 1;
+    }
+    previous.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn paths_and_variables_are_unique_and_have_one_section() {
+        let paths: BTreeSet<_> = ALL.iter().map(|key| key.path).collect();
+        let variables: BTreeSet<_> = ALL.iter().map(|key| key.variable).collect();
+        assert_eq!(paths.len(), ALL.len());
+        assert_eq!(variables.len(), ALL.len());
+        for key in ALL {
+            assert_eq!(key.path.split('.').count(), 2, "{}", key.path);
+            assert!(key.help.ends_with('.'), "{}", key.path);
+        }
+    }
+
+    #[test]
+    fn every_password_and_every_url_is_secret() {
+        for key in ALL {
+            let holds_secret = key.name().ends_with("password") || key.name().ends_with("url");
+            assert_eq!(key.secret, holds_secret, "{}", key.path);
+        }
+    }
+
+    #[test]
+    fn near_names_are_suggested_and_far_ones_are_not() {
+        let paths = || ALL.iter().map(|key| key.path);
+        assert_eq!(nearest("batch.sise", paths()), Some("batch.size"));
+        assert_eq!(nearest("batch.timeout", paths()), Some("batch.timeout_seconds"));
+        assert_eq!(nearest("rabbitmq.prefetch", paths()), Some("rabbitmq.prefetch_count"));
+        assert_eq!(nearest("zebra", paths()), None);
+    }
+
+    #[test]
+    fn edit_distances() {
+        assert_eq!(edit_distance("", "abc"), 3);
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!(edit_distance("same", "same"), 0);
+    }
+}

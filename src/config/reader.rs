@@ -1,0 +1,177 @@
+//! Takes settings out of the merged layers, checks them, and notes what is wrong with each.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+
+use super::keys::Key;
+use super::layers::{Found, Layers};
+use super::problems::{Problem, Refusal};
+use super::urls::Parts;
+use super::values::readable_file;
+
+/// Largest password file, in bytes; what is larger is another file by mistake.
+const LARGEST_PASSWORD_FILE: u64 = 65_536;
+
+pub(super) struct Reader {
+    layers: Layers,
+    /// Where relative paths start.
+    base: PathBuf,
+    problems: Vec<Problem>,
+    /// Where each setting's value came from, by path.
+    sources: BTreeMap<&'static str, String>,
+}
+
+impl Reader {
+    pub fn new(layers: Layers, base: PathBuf, problems: Vec<Problem>) -> Self {
+        Self { layers, base, problems, sources: BTreeMap::new() }
+    }
+
+    /// What was found wrong, and where each value came from.
+    pub fn finish(self) -> (Vec<Problem>, BTreeMap<&'static str, String>) {
+        (self.problems, self.sources)
+    }
+
+    pub fn find(&self, key: &Key) -> Option<Found> {
+        self.layers.find(key)
+    }
+
+    /// The highest value that somebody set for a setting by itself, not as a part of a URL.
+    pub fn set_alone(&self, key: &Key) -> Option<Found> {
+        self.layers.set_alone(key)
+    }
+
+    /// Notes a value that contradicts another.
+    pub fn refuse(&mut self, key: &Key, found: &Found, wrong: String, help: String) {
+        let refusal = Refusal::new(wrong, help);
+        self.problems.push(Problem::refused(key, &found.text, &found.set_by, refusal));
+    }
+
+    /// Says that a value follows from another setting.
+    pub fn derived(&mut self, key: &'static Key, from: &Key) {
+        let source = match self.layers.find(from) {
+            Some(found) => format!("follows {} ({})", from.path, found.set_by),
+            None => format!("follows {}", from.path),
+        };
+        self.sources.insert(key.path, source);
+    }
+
+    /// A setting that must have a value; none when it is missing or refused, which is noted.
+    pub fn required<T>(
+        &mut self,
+        key: &'static Key,
+        check: impl FnOnce(&str) -> Result<T, Refusal>,
+    ) -> Option<T> {
+        let value = self.optional(key, check)?;
+        if value.is_none() {
+            let help = format!("set {} or {}", key.path, key.variable);
+            self.problems.push(Problem::about(key.path, "nothing", "has no value", help));
+        }
+        value
+    }
+
+    /// A setting that may be unset: the outer option is none when the value is refused, which is
+    /// noted, the inner one when there is no value.
+    pub fn optional<T>(
+        &mut self,
+        key: &'static Key,
+        check: impl FnOnce(&str) -> Result<T, Refusal>,
+    ) -> Option<Option<T>> {
+        let Some(found) = self.layers.find(key) else {
+            return Some(None);
+        };
+        match check(&found.text) {
+            Ok(value) => {
+                self.sources.insert(key.path, found.set_by);
+                Some(Some(value))
+            }
+            Err(refusal) => {
+                self.problems.push(Problem::refused(key, &found.text, &found.set_by, refusal));
+                None
+            }
+        }
+    }
+
+    /// The path of a file that can be read, if one is set. Options as for [`Reader::optional`].
+    pub fn file(&mut self, key: &'static Key) -> Option<Option<PathBuf>> {
+        let base = self.base.clone();
+        self.optional(key, readable_file(&base))
+    }
+
+    /// Replaces the URL that holds by the settings it stands for. Of the URLs of several layers
+    /// only the highest counts, as a whole.
+    pub fn take_apart(&mut self, key: &'static Key, parts: fn(&str) -> Result<Parts, Refusal>) {
+        let Some(found) = self.layers.find(key) else {
+            return;
+        };
+        match parts(&found.text) {
+            Ok(parts) => self.layers.insert_url_parts(key, found.rank, parts),
+            Err(refusal) => {
+                self.problems.push(Problem::refused(key, &found.text, &found.set_by, refusal));
+            }
+        }
+    }
+
+    /// A password that was given itself or as a file. The higher layer's wins; in one layer only
+    /// one of the two may be given. Options as for [`Reader::optional`].
+    pub fn password(
+        &mut self,
+        key: &'static Key,
+        file_key: &'static Key,
+    ) -> Option<Option<SecretString>> {
+        let given = self.layers.find(key);
+        let Some(file) = self.layers.find(file_key) else {
+            return Some(self.plain_password(key, given));
+        };
+        match given {
+            Some(given) if given.rank > file.rank => Some(self.plain_password(key, Some(given))),
+            Some(given) if given.rank == file.rank => {
+                self.problems.push(Problem::about(
+                    key.path,
+                    format!("{} and {}", given.set_by, file.set_by),
+                    format!("is given twice: as itself and as {}", file_key.path),
+                    "keep one of the two",
+                ));
+                None
+            }
+            _ => match read_password(&self.base.join(&file.text)) {
+                Ok(password) => {
+                    self.sources.insert(key.path, file.set_by);
+                    Some(Some(password))
+                }
+                Err(wrong) => {
+                    let help = "name a file that holds the password and nothing else".to_owned();
+                    self.refuse(file_key, &file, wrong, help);
+                    None
+                }
+            },
+        }
+    }
+
+    fn plain_password(&mut self, key: &'static Key, given: Option<Found>) -> Option<SecretString> {
+        let given = given?;
+        self.sources.insert(key.path, given.set_by);
+        Some(SecretString::from(given.text))
+    }
+}
+
+/// Reads a password and drops the one newline that editors and `echo` put at the end.
+fn read_password(path: &Path) -> Result<SecretString, String> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(LARGEST_PASSWORD_FILE + 1).read_to_end(&mut bytes))
+        .map_err(|error| format!("cannot be read ({error})"))?;
+    if bytes.len() as u64 > LARGEST_PASSWORD_FILE {
+        return Err("is too large for a password file".to_owned());
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    Ok(SecretString::from(text))
+}

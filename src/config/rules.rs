@@ -1,0 +1,162 @@
+//! Rules that span sections: what fits together.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::keys::{self, Key};
+use super::reader::Reader;
+use super::values::{seconds, whole};
+use super::{Batch, Retry};
+
+/// Jitter lengthens a delay between retries by at most this factor.
+pub const JITTER: f64 = 1.25;
+
+/// What one attempt at a batch may take beyond its statement's timeout: a connection to get, a
+/// round trip, a commit.
+pub const ATTEMPT_OVERHEAD: Duration = Duration::from_secs(5);
+
+/// The values that rules of more than one section are about; none when refused, which is noted.
+pub(super) struct Shared {
+    pub prefetch: Option<u16>,
+    pub consumer_timeout: Option<Duration>,
+    pub statement_timeout: Option<Duration>,
+    pub batch: Option<Batch>,
+    pub retry: Option<Retry>,
+}
+
+/// Reads these values and applies the rules to them.
+pub(super) fn read(reader: &mut Reader) -> Shared {
+    let size = reader.required(&keys::BATCH_SIZE, whole(1, 65_535));
+    let timeout = reader.required(&keys::BATCH_TIMEOUT_SECONDS, seconds(0.001, 3600.0));
+    // 128 MiB is the largest message RabbitMQ can carry.
+    let max_message_bytes = reader.required(&keys::MAX_MESSAGE_BYTES, whole(256, 134_217_728));
+    let max_attempts = reader.required(&keys::MAX_RETRY_ATTEMPTS, whole(0, 30));
+    let delay = reader.required(&keys::RETRY_DELAY_SECONDS, seconds(0.0, 3600.0));
+    let shared = Shared {
+        prefetch: prefetch(reader, size),
+        consumer_timeout: reader
+            .required(&keys::RABBITMQ_CONSUMER_TIMEOUT_SECONDS, seconds(1.0, 31_536_000.0)),
+        statement_timeout: reader
+            .required(&keys::POSTGRES_STATEMENT_TIMEOUT_SECONDS, seconds(0.1, 3600.0)),
+        batch: (|| {
+            Some(Batch {
+                size: usize::from(size?),
+                timeout: timeout?,
+                max_message_bytes: max_message_bytes?,
+            })
+        })(),
+        retry: (|| Some(Retry { max_attempts: max_attempts?, delay: delay? }))(),
+    };
+    check_horizon(reader, &shared);
+    shared
+}
+
+/// The prefetch count. Below the batch size a batch could never fill: one that nobody set rises
+/// to the batch size, one that was set lower, or to 0, is refused.
+fn prefetch(reader: &mut Reader, batch_size: Option<u16>) -> Option<u16> {
+    let key = &keys::RABBITMQ_PREFETCH_COUNT;
+    let prefetch = reader.required(key, whole(0, 65_535))?;
+    let batch_size = batch_size?;
+    if prefetch >= batch_size {
+        return Some(prefetch);
+    }
+    let found = reader.find(key)?;
+    if found.shipped {
+        reader.derived(key, &keys::BATCH_SIZE);
+        return Some(batch_size);
+    }
+    let size = reader.find(&keys::BATCH_SIZE)?;
+    let path = keys::BATCH_SIZE.path;
+    let why = if prefetch == 0 {
+        "has no bound to AMQP, and memory would have none either; it must be at least"
+    } else {
+        "is too low for a batch ever to fill; it must be at least"
+    };
+    let wrong = format!("{why} {path} = {batch_size} ({})", size.set_by);
+    let help = format!(
+        "raise {} to {batch_size} or more, or lower {path}, or remove {} so that it follows",
+        key.path, key.variable
+    );
+    reader.refuse(key, &found, wrong, help);
+    None
+}
+
+/// The longest time a batch can be held before it is acknowledged or goes back to the queue:
+/// waiting to fill, every attempt running into its timeout, and all delays between them at their
+/// longest.
+pub(super) fn retry_horizon(retry: &Retry, batch: &Batch, statement_timeout: Duration) -> Duration {
+    let attempts = f64::from(retry.max_attempts) + 1.0;
+    let attempt = (statement_timeout + ATTEMPT_OVERHEAD).as_secs_f64();
+    let horizon = total_delay(retry) * JITTER + attempts * attempt + batch.timeout.as_secs_f64();
+    Duration::try_from_secs_f64(horizon).unwrap_or(Duration::MAX)
+}
+
+/// All delays between attempts, in seconds: the first doubled each time.
+fn total_delay(retry: &Retry) -> f64 {
+    retry.delay.as_secs_f64() * (f64::from(retry.max_attempts).exp2() - 1.0)
+}
+
+/// The broker closes a channel that holds a delivery beyond its consumer timeout, and looks only
+/// now and then: the longest hold stays below half of it.
+fn check_horizon(reader: &mut Reader, shared: &Shared) {
+    let (Some(batch), Some(retry), Some(statement_timeout), Some(limit)) =
+        (&shared.batch, &shared.retry, shared.statement_timeout, shared.consumer_timeout)
+    else {
+        return;
+    };
+    let horizon = retry_horizon(retry, batch, statement_timeout);
+    if horizon < limit / 2 {
+        return;
+    }
+    let key = &keys::RABBITMQ_CONSUMER_TIMEOUT_SECONDS;
+    let Some(found) = reader.find(key) else {
+        return;
+    };
+    let attempts = retry.max_attempts;
+    let wrong = format!(
+        "must be more than twice the longest time a batch can be held, {} s: delays of {} s in \
+         total ({attempts} of them, from {} s, doubled each time) x {JITTER} for jitter \
+         + {} attempts x ({} s for the statement + {} s) + {} s for the batch to fill",
+        horizon.as_secs_f64(),
+        total_delay(retry),
+        retry.delay.as_secs_f64(),
+        attempts + 1,
+        statement_timeout.as_secs_f64(),
+        ATTEMPT_OVERHEAD.as_secs_f64(),
+        batch.timeout.as_secs_f64(),
+    );
+    let mut causes = Vec::new();
+    for key in [
+        &keys::MAX_RETRY_ATTEMPTS,
+        &keys::RETRY_DELAY_SECONDS,
+        &keys::POSTGRES_STATEMENT_TIMEOUT_SECONDS,
+        &keys::BATCH_TIMEOUT_SECONDS,
+    ] {
+        if let Some(found) = reader.find(key) {
+            causes.push(format!("{} ({})", key.path, found.set_by));
+        }
+    }
+    let help = format!(
+        "lower one of {}; or raise the broker's consumer_timeout and this setting with it",
+        causes.join(", ")
+    );
+    reader.refuse(key, &found, wrong, help);
+}
+
+/// A client's certificate and its private key: both or neither. Options as for
+/// [`Reader::optional`].
+pub(super) fn certificate_and_key(
+    reader: &mut Reader,
+    both: [&'static Key; 2],
+) -> [Option<Option<PathBuf>>; 2] {
+    let files = both.map(|key| reader.file(key));
+    for (present, missing) in [(both[0], both[1]), (both[1], both[0])] {
+        if let (Some(found), None) = (reader.find(present), reader.find(missing)) {
+            let wrong = format!("is given without {}", missing.path);
+            let help = format!("set {} too, or remove it", missing.variable);
+            reader.refuse(present, &found, wrong, help);
+            return [None, None];
+        }
+    }
+    files
+}

@@ -1,0 +1,330 @@
+//! Where settings come from, read into layers.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::DEFAULT_PROFILE;
+use super::document;
+use super::keys::{self, Key};
+use super::layers::{Layer, Origin};
+use super::problems::{Problem, Refusal};
+
+const FILE_NAME: &str = "pipeline.toml";
+const DOTENV_NAME: &str = ".env";
+
+/// Everything a configuration is made from. Reading it changes nothing, and looks at nothing
+/// else than the files named here; only a `$NAME` outside single quotes in `.env` is looked up in
+/// the process environment too.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// Environment variables; only the names in [`keys`] are looked at.
+    pub environment: BTreeMap<String, OsString>,
+    /// Where `pipeline.toml` and `.env` are looked for, and where relative paths start. Without
+    /// it neither is looked for.
+    pub working_dir: Option<PathBuf>,
+    /// What the command line says.
+    pub flags: Overrides,
+}
+
+/// What the command line says; it wins over everything else.
+#[derive(Clone, Default)]
+pub struct Overrides {
+    /// `--config`: the file to read instead of `pipeline.toml` in the working directory.
+    pub config: Option<PathBuf>,
+    /// `--profile`.
+    pub profile: Option<String>,
+    /// `--set PATH=VALUE`, such as `batch.size` and `500`; the last of a path holds.
+    pub set: Vec<(String, String)>,
+}
+
+impl Sources {
+    /// This process's environment and working directory.
+    pub fn from_process(flags: Overrides) -> Self {
+        Self {
+            environment: std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+                .collect(),
+            working_dir: std::env::current_dir().ok(),
+            flags,
+        }
+    }
+
+    /// Where relative paths start.
+    pub(super) fn base(&self) -> PathBuf {
+        self.working_dir.clone().unwrap_or_default()
+    }
+
+    /// The name of the selected profile and all layers, the lowest first.
+    pub(super) fn read(&self, problems: &mut Vec<Problem>) -> (String, Vec<Layer>) {
+        let variables = vec![
+            (Origin::DotEnv, self.dotenv(problems)),
+            (Origin::Environment, self.environment(problems)),
+        ];
+        let profile = self.profile(&variables, problems);
+        let mut layers = document::layers(
+            document::SHIPPED,
+            "shipped defaults",
+            &profile,
+            |name| Origin::Shipped { profile: name.to_owned() },
+            problems,
+        );
+        layers.extend(self.file(&variables, &profile, problems));
+        for (origin, values) in variables {
+            let mut layer = Layer::new(origin);
+            for key in keys::ALL {
+                if let Some(text) = values.get(key.variable) {
+                    layer.set(key, text.clone());
+                }
+            }
+            layers.push(layer);
+        }
+        layers.push(self.overrides(problems));
+        (profile, layers)
+    }
+
+    fn profile(&self, variables: &Variables, problems: &mut Vec<Problem>) -> String {
+        let key = &keys::PIPELINE_PROFILE;
+        let Some((written, set_by)) = select(key, self.flags.profile.as_deref(), variables) else {
+            return DEFAULT_PROFILE.to_owned();
+        };
+        let known = document::profiles();
+        if known.contains(&written) {
+            return written;
+        }
+        let near = keys::nearest(&written, known.iter().map(String::as_str))
+            .map_or(String::new(), |near| format!("did you mean {near}? "));
+        let help = format!("{near}There are: {}", known.join(", "));
+        let refusal = Refusal::new("is not a profile", help);
+        problems.push(Problem::refused(key, &written, &set_by, refusal));
+        // The rest is read as if none had been asked for, so that its problems are listed too.
+        DEFAULT_PROFILE.to_owned()
+    }
+
+    /// The layers of the file that was named, else of the working directory's, if there is one.
+    fn file(
+        &self,
+        variables: &Variables,
+        profile: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Vec<Layer> {
+        let key = &keys::PIPELINE_CONFIG;
+        let flag = self.flags.config.as_ref().map(|path| path.to_string_lossy());
+        let named = select(key, flag.as_deref(), variables);
+        let path = match (&named, &self.working_dir) {
+            (Some((path, _)), _) => self.base().join(path),
+            (None, Some(dir)) => dir.join(FILE_NAME),
+            (None, None) => return Vec::new(),
+        };
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => {
+                return Vec::new();
+            }
+            Err(error) => {
+                let set_by = named.map_or(path.display().to_string(), |(_, set_by)| set_by);
+                let refusal = Refusal::new(
+                    format!("cannot be read ({error})"),
+                    "name a TOML file that this service may read",
+                );
+                let shown = path.display().to_string();
+                problems.push(Problem::refused(key, &shown, &set_by, refusal));
+                return Vec::new();
+            }
+        };
+        // In a checkout, and wherever the file was copied unchanged, it is nobody's choice: it
+        // must not make a prefetch "set" that only the defaults chose.
+        if text == document::SHIPPED {
+            return Vec::new();
+        }
+        document::layers(
+            &text,
+            &path.display().to_string(),
+            profile,
+            |name| Origin::File { path: path.clone(), profile: name.to_owned() },
+            problems,
+        )
+    }
+
+    /// The working directory's `.env`.
+    fn dotenv(&self, problems: &mut Vec<Problem>) -> BTreeMap<String, String> {
+        let Some(path) = self.working_dir.as_ref().map(|dir| dir.join(DOTENV_NAME)) else {
+            return BTreeMap::new();
+        };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => parse_dotenv(&text, &path, problems),
+            Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => {
+                let place = path.display().to_string();
+                let wrong = format!("cannot be read ({error})");
+                let help = "make it readable, or remove it";
+                problems.push(Problem::about(DOTENV_NAME, place, wrong, help));
+                BTreeMap::new()
+            }
+        }
+    }
+
+    /// The known variables of the environment.
+    fn environment(&self, problems: &mut Vec<Problem>) -> BTreeMap<String, String> {
+        let mut values = BTreeMap::new();
+        for key in keys::ALL.iter().chain(keys::SELECTORS) {
+            let Some(value) = self.environment.get(key.variable) else {
+                continue;
+            };
+            match value.to_str() {
+                Some(text) => {
+                    values.insert(key.variable.to_owned(), text.to_owned());
+                }
+                None => problems.push(Problem::about(
+                    key.path,
+                    Origin::Environment.describe(key),
+                    "is not UTF-8",
+                    "encode the value as UTF-8",
+                )),
+            }
+        }
+        values
+    }
+
+    fn overrides(&self, problems: &mut Vec<Problem>) -> Layer {
+        let mut layer = Layer::new(Origin::Flag);
+        for (path, text) in &self.flags.set {
+            match keys::by_path(path) {
+                Some(key) => layer.set(key, text.clone()),
+                None => {
+                    let name = path.split_once('.').map_or(path.as_str(), |(_, name)| name);
+                    let set_by = format!("--set {path}");
+                    problems.push(document::unknown_setting(path, set_by, name));
+                }
+            }
+        }
+        layer
+    }
+}
+
+/// The variables of each origin, the lowest origin first.
+type Variables = Vec<(Origin, BTreeMap<String, String>)>;
+
+/// The value of a selector and where it came from; an empty one counts as not set.
+fn select(key: &Key, flag: Option<&str>, variables: &Variables) -> Option<(String, String)> {
+    let chosen = |text: &str, origin: &Origin| {
+        (!text.is_empty()).then(|| (text.to_owned(), origin.describe(key)))
+    };
+    flag.and_then(|text| chosen(text, &Origin::Flag)).or_else(|| {
+        variables.iter().rev().find_map(|(origin, values)| {
+            values.get(key.variable).and_then(|text| chosen(text, origin))
+        })
+    })
+}
+
+/// The assignments of a `.env` file; of a repeated name the last one holds, as in a shell.
+fn parse_dotenv(text: &str, path: &Path, problems: &mut Vec<Problem>) -> BTreeMap<String, String> {
+    let text = text.trim_start_matches('\u{feff}');
+    let mut values = BTreeMap::new();
+    for item in dotenvy::from_read_iter(text.as_bytes()) {
+        match item {
+            Ok((name, value)) => {
+                values.insert(name, value);
+            }
+            Err(error) => {
+                // The error repeats the line, which may hold a password: only its number is said.
+                let place = match &error {
+                    dotenvy::Error::LineParse(line, _) => text
+                        .find(line.as_str())
+                        .map(|start| text[..start].matches('\n').count() + 1)
+                        .map_or(path.display().to_string(), |number| {
+                            format!("{}, line {number}", path.display())
+                        }),
+                    _ => path.display().to_string(),
+                };
+                problems.push(Problem::about(
+                    DOTENV_NAME,
+                    place,
+                    "is not NAME=value",
+                    "put a value with spaces, quotes, # or $ in single quotes: NAME='value'",
+                ));
+            }
+        }
+    }
+    values
+}
+
+// Both may hold passwords: their names are enough.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources")
+            .field("environment", &self.environment.keys())
+            .field("working_dir", &self.working_dir)
+            .field("flags", &self.flags)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Overrides {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths: Vec<&str> = self.set.iter().map(|(path, _)| path.as_str()).collect();
+        f.debug_struct("Overrides")
+            .field("config", &self.config)
+            .field("profile", &self.profile)
+            .field("set", &paths)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dotenv(text: &str) -> (BTreeMap<String, String>, Vec<Problem>) {
+        let mut problems = Vec::new();
+        let values = parse_dotenv(text, Path::new("/srv/.env"), &mut problems);
+        (values, problems)
+    }
+
+    #[test]
+    fn dotenv_values_are_text_and_may_be_quoted() {
+        let (values, problems) = dotenv(
+            "\u{feff}A=12345\n# B=1\nexport C='pa$s #1'\nD=\"two words\"\nE=1 # note\nF='\"q\"'\nA=2\nG=\n",
+        );
+        assert_eq!(problems, []);
+        let expected = [
+            ("A", "2"),
+            ("C", "pa$s #1"),
+            ("D", "two words"),
+            ("E", "1"),
+            ("F", "\"q\""),
+            ("G", ""),
+        ];
+        assert_eq!(values.len(), expected.len());
+        for (name, value) in expected {
+            assert_eq!(values.get(name).map(String::as_str), Some(value), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_broken_dotenv_line_is_named_by_its_number_and_not_shown() {
+        let (values, problems) =
+            dotenv("A=1\nRABBITMQ_PASSWORD=hun ter2\nB=2\nnot an assignment\n");
+        assert_eq!(values.len(), 2);
+        let places: Vec<&str> = problems.iter().map(|problem| problem.set_by.as_str()).collect();
+        assert_eq!(places, ["/srv/.env, line 2", "/srv/.env, line 4"]);
+        assert!(!format!("{problems:?}").contains("ter2"));
+    }
+
+    #[test]
+    fn debug_shows_names_only() {
+        let sources = Sources {
+            environment: [("RABBITMQ_PASSWORD".to_owned(), "hunter2".into())].into(),
+            flags: Overrides {
+                set: vec![("postgres.password".to_owned(), "hunter2".to_owned())],
+                ..Overrides::default()
+            },
+            ..Sources::default()
+        };
+        let shown = format!("{sources:?}");
+        assert!(shown.contains("RABBITMQ_PASSWORD") && shown.contains("postgres.password"));
+        assert!(!shown.contains("hunter2"));
+    }
+}

@@ -1,0 +1,93 @@
+//! The configuration as a whole; single values are tested beside the code that reads them.
+
+mod defaults;
+mod precedence;
+mod rules;
+mod secrets;
+mod urls;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+
+/// An environment and nothing else.
+fn environment(variables: &[(&str, &str)]) -> Sources {
+    let environment =
+        variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+    Sources { environment, ..Sources::default() }
+}
+
+fn load(variables: &[(&str, &str)]) -> Config {
+    loaded(&environment(variables))
+}
+
+fn loaded(sources: &Sources) -> Config {
+    match Config::load(sources) {
+        Ok(config) => config,
+        Err(errors) => panic!("{errors}"),
+    }
+}
+
+fn refused(sources: &Sources) -> Vec<Problem> {
+    let errors = Config::load(sources).expect_err("the configuration must be refused");
+    assert!(!errors.problems().is_empty());
+    errors.problems().to_vec()
+}
+
+/// The one problem that these variables make.
+fn problem(variables: &[(&str, &str)]) -> Problem {
+    only(refused(&environment(variables)))
+}
+
+fn only(problems: Vec<Problem>) -> Problem {
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    problems.into_iter().next().expect("there is one")
+}
+
+/// Where the value of a setting came from.
+fn source(config: &Config, path: &str) -> String {
+    setting(config, path).set_by
+}
+
+fn setting(config: &Config, path: &str) -> Setting {
+    let mut settings = config.redacted().into_iter();
+    settings.find(|setting| setting.path == path).expect("every setting is listed")
+}
+
+/// A directory that is removed at the end of a test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(files: &[(&str, &str)]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("vote-aggregator-config-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("a temporary directory can be made");
+        for (name, text) in files {
+            std::fs::write(path.join(name), text).expect("a file can be written to it");
+        }
+        Self(path)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    /// Sources that start in this directory.
+    fn sources(&self, variables: &[(&str, &str)]) -> Sources {
+        Sources { working_dir: Some(self.0.clone()), ..environment(variables) }
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // What cannot be removed is left to the system's own cleaning.
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}

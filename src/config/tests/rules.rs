@@ -1,0 +1,174 @@
+use super::*;
+
+#[test]
+fn a_prefetch_that_nobody_set_rises_to_the_batch_size() {
+    let config = load(&[("BATCH_SIZE", "500")]);
+    assert_eq!(config.rabbitmq.prefetch, 500);
+    assert_eq!(
+        source(&config, "rabbitmq.prefetch_count"),
+        "follows batch.size (environment variable BATCH_SIZE)"
+    );
+    let config = load(&[("PIPELINE_PROFILE", "throughput"), ("BATCH_SIZE", "5000")]);
+    assert_eq!(config.rabbitmq.prefetch, 5000);
+    assert_eq!(load(&[("BATCH_SIZE", "50")]).rabbitmq.prefetch, 100);
+}
+
+#[test]
+fn a_prefetch_that_was_set_too_low_is_refused() {
+    let directory = Directory::new(&[
+        ("pipeline.toml", "[default.rabbitmq]\nprefetch_count = 50"),
+        ("none.toml", ""),
+    ]);
+    let low = only(refused(&directory.sources(&[("BATCH_SIZE", "60")])));
+    assert_eq!(low.key, "rabbitmq.prefetch_count");
+    assert!(low.set_by.ends_with("pipeline.toml: default.rabbitmq.prefetch_count"));
+    assert!(low.wrong.contains("batch.size = 60 (environment variable BATCH_SIZE)"), "{low}");
+
+    for prefetch in ["99", "0"] {
+        let low = problem(&[("RABBITMQ_PREFETCH_COUNT", prefetch)]);
+        assert_eq!(low.set_by, "environment variable RABBITMQ_PREFETCH_COUNT");
+        assert!(low.wrong.contains("batch.size = 100 (shipped defaults)"), "{low}");
+    }
+    let equal = [("RABBITMQ_PREFETCH_COUNT", "65535"), ("BATCH_SIZE", "65535")];
+    assert_eq!(load(&equal).batches_in_flight(), 1);
+    assert_eq!(problem(&[("BATCH_SIZE", "65536")]).key, "batch.size");
+    assert_eq!(problem(&[("RABBITMQ_PREFETCH_COUNT", "65536")]).key, "rabbitmq.prefetch_count");
+}
+
+#[test]
+fn batches_in_flight_follow_prefetch_and_pool() {
+    let in_flight = |prefetch, size, connections| {
+        load(&[
+            ("RABBITMQ_PREFETCH_COUNT", prefetch),
+            ("BATCH_SIZE", size),
+            ("POSTGRES_MAX_CONNECTIONS", connections),
+        ])
+        .batches_in_flight()
+    };
+    assert_eq!(in_flight("100", "100", "10"), 1);
+    assert_eq!(in_flight("399", "100", "10"), 3);
+    assert_eq!(in_flight("4000", "100", "10"), 10);
+    assert_eq!(in_flight("4000", "100", "1"), 1);
+}
+
+#[test]
+fn the_retry_horizon_is_the_longest_hold_of_a_batch() {
+    // 7 s of delays x 1.25, 4 attempts of 15 s, 1 s to fill.
+    assert_eq!(load(&[]).retry_horizon(), Duration::from_secs_f64(69.75));
+    let none = load(&[("MAX_RETRY_ATTEMPTS", "0")]);
+    assert_eq!(none.retry_horizon(), Duration::from_secs(16));
+}
+
+#[test]
+fn a_retry_horizon_beyond_half_of_the_consumer_timeout_is_refused() {
+    assert!(Config::load(&environment(&[("RABBITMQ_CONSUMER_TIMEOUT_SECONDS", "140")])).is_ok());
+    let low = problem(&[("RABBITMQ_CONSUMER_TIMEOUT_SECONDS", "139.5")]);
+    assert_eq!(low.set_by, "environment variable RABBITMQ_CONSUMER_TIMEOUT_SECONDS");
+
+    let long = problem(&[("MAX_RETRY_ATTEMPTS", "10")]);
+    assert_eq!(long.key, "rabbitmq.consumer_timeout_seconds");
+    for part in ["1444.75 s", "1023 s", "10 of them", "1.25", "11 attempts", "10 s", "5 s", "1 s"] {
+        assert!(long.wrong.contains(part), "{part}: {}", long.wrong);
+    }
+    assert!(long.help.contains("retry.max_attempts (environment variable MAX_RETRY_ATTEMPTS)"));
+    // The largest values that are allowed at all do not overflow.
+    assert_eq!(
+        problem(&[("MAX_RETRY_ATTEMPTS", "30"), ("RETRY_DELAY_SECONDS", "3600")]).key,
+        "rabbitmq.consumer_timeout_seconds"
+    );
+}
+
+#[test]
+fn the_pools_minimum_stays_at_or_below_its_maximum() {
+    let config = load(&[("POSTGRES_MAX_CONNECTIONS", "1")]);
+    assert_eq!((config.postgres.min_connections, config.postgres.max_connections), (1, 1));
+    let above = problem(&[("POSTGRES_MIN_CONNECTIONS", "11")]);
+    assert_eq!(above.key, "postgres.min_connections");
+    assert!(above.wrong.contains("postgres.max_connections = 10 (shipped defaults)"));
+    assert_eq!(problem(&[("POSTGRES_MAX_CONNECTIONS", "0")]).key, "postgres.max_connections");
+}
+
+#[test]
+fn the_dead_letter_queue_differs_from_the_queue() {
+    let config = load(&[("RABBITMQ_QUEUE", "ballots")]);
+    assert_eq!(config.rabbitmq.dead_letter_queue, "ballots.dlq");
+    assert_eq!(
+        source(&config, "rabbitmq.dead_letter_queue"),
+        "follows rabbitmq.queue (environment variable RABBITMQ_QUEUE)"
+    );
+    let same = problem(&[("RABBITMQ_DEAD_LETTER_QUEUE", "votes.aggregation")]);
+    assert_eq!(same.key, "rabbitmq.dead_letter_queue");
+
+    let long = "x".repeat(252);
+    assert!(problem(&[("RABBITMQ_QUEUE", &long)]).wrong.contains(".dlq"));
+    let both = [("RABBITMQ_QUEUE", long.as_str()), ("RABBITMQ_DEAD_LETTER_QUEUE", "d")];
+    assert_eq!(load(&both).rabbitmq.queue, long);
+    assert_eq!(problem(&[("RABBITMQ_QUEUE", &"x".repeat(256))]).key, "rabbitmq.queue");
+}
+
+#[test]
+fn values_out_of_range_are_refused() {
+    for (name, values) in [
+        ("RABBITMQ_PORT", &["0", "65536", "amqp"][..]),
+        ("POSTGRES_PORT", &["0", "-5432"]),
+        ("PROMETHEUS_PORT", &["65536"]),
+        ("PROMETHEUS_HOST", &["example.org"]),
+        ("BATCH_SIZE", &["0", "1.5"]),
+        ("BATCH_TIMEOUT_SECONDS", &["0", "-1", "NaN", "inf", "0.0001"]),
+        ("MAX_MESSAGE_BYTES", &["255", "1000000000"]),
+        ("MAX_RETRY_ATTEMPTS", &["31", "-1"]),
+        ("RETRY_DELAY_SECONDS", &["-0.1", "NaN"]),
+        ("SHUTDOWN_TIMEOUT_SECONDS", &["0", "3601", "inf"]),
+        ("RABBITMQ_HEARTBEAT_SECONDS", &["0", "1.5"]),
+        ("POSTGRES_STATEMENT_TIMEOUT_SECONDS", &["0"]),
+        ("METRICS_MAX_LAWS", &["0"]),
+        ("TOTALS_REFRESH_SECONDS", &["0"]),
+        ("MIGRATE_ON_START", &["maybe"]),
+        ("POSTGRES_SSLMODE", &["verify"]),
+        ("RABBITMQ_VHOST", &["a\u{1}"]),
+        ("RABBITMQ_QUEUE", &["amq.x", "a\nb"]),
+        ("RABBITMQ_HOST", &["amqp://h", "h:1"]),
+    ] {
+        for value in values {
+            let problem = problem(&[(name, value)]);
+            assert_eq!(problem.set_by, format!("environment variable {name}"), "{value}");
+        }
+    }
+}
+
+#[test]
+fn tls_wants_its_files_and_a_key_with_each_certificate() {
+    let directory = Directory::new(&[("a.pem", "x")]);
+    let pem = directory.file("a.pem");
+    let on = ("RABBITMQ_TLS", "true");
+
+    let config = load(&[on, ("RABBITMQ_TLS_CA_FILE", &pem)]);
+    assert_eq!(config.rabbitmq.tls.and_then(|tls| tls.ca_file), Some(pem.clone().into()));
+    assert_eq!(load(&[on]).rabbitmq.tls, Some(RabbitMqTls::default()));
+
+    for (name, other) in [
+        ("RABBITMQ_TLS_CERT_FILE", "rabbitmq.tls_key_file"),
+        ("RABBITMQ_TLS_KEY_FILE", "rabbitmq.tls_cert_file"),
+        ("POSTGRES_SSLCERT", "postgres.sslkey"),
+        ("POSTGRES_SSLKEY", "postgres.sslcert"),
+    ] {
+        assert!(problem(&[on, (name, &pem)]).wrong.contains(other), "{name}");
+    }
+    for name in ["RABBITMQ_TLS_CA_FILE", "POSTGRES_SSLROOTCERT"] {
+        assert!(problem(&[on, (name, "/nowhere.pem")]).wrong.contains("cannot be read"));
+    }
+    let unused = problem(&[("RABBITMQ_TLS_CA_FILE", &pem)]);
+    assert!(unused.help.contains("RABBITMQ_TLS=true"), "{unused}");
+    // A relative path starts at the working directory.
+    let sources = directory.sources(&[on, ("RABBITMQ_TLS_CA_FILE", "a.pem")]);
+    assert_eq!(loaded(&sources).rabbitmq.tls.and_then(|tls| tls.ca_file), Some(pem.into()));
+}
+
+#[test]
+fn with_tls_a_port_that_nobody_set_is_5671() {
+    let config = load(&[("RABBITMQ_TLS", "true")]);
+    assert_eq!(config.rabbitmq.port, 5671);
+    assert!(source(&config, "rabbitmq.port").starts_with("follows rabbitmq.tls"));
+    let config = load(&[("RABBITMQ_TLS", "true"), ("RABBITMQ_PORT", "5672")]);
+    assert_eq!(config.rabbitmq.port, 5672);
+}

@@ -1,0 +1,160 @@
+use secrecy::ExposeSecret as _;
+
+use super::*;
+
+const SECRET: &str = "hunter2";
+
+fn passwords(config: &Config) -> (String, Option<String>) {
+    let rabbitmq = config.rabbitmq.password.expose_secret().to_owned();
+    (rabbitmq, config.postgres.password.as_ref().map(|text| text.expose_secret().to_owned()))
+}
+
+#[test]
+fn a_password_is_the_text_it_was_given_as() {
+    for password in [
+        "12345",
+        "0123",
+        "true",
+        "1.5",
+        "1.50",
+        "[x]",
+        "{a=1}",
+        "\"quoted\"",
+        " a b ",
+        "p@ss:/#%$é",
+    ] {
+        let both = (password.to_owned(), Some(password.to_owned()));
+        let config = load(&[("RABBITMQ_PASSWORD", password), ("POSTGRES_PASSWORD", password)]);
+        assert_eq!(passwords(&config), both);
+
+        let dotenv = format!("RABBITMQ_PASSWORD='{password}'\nPOSTGRES_PASSWORD='{password}'\n");
+        let file = format!(
+            "[default.rabbitmq]\npassword = '{password}'\n[default.postgres]\npassword = '{password}'"
+        );
+        for name_and_text in [(".env", dotenv), ("pipeline.toml", file)] {
+            let directory = Directory::new(&[(name_and_text.0, &name_and_text.1)]);
+            assert_eq!(passwords(&loaded(&directory.sources(&[]))), both, "{}", name_and_text.0);
+        }
+
+        let mut sources = environment(&[]);
+        for path in ["rabbitmq.password", "postgres.password"] {
+            sources.flags.set.push((path.to_owned(), password.to_owned()));
+        }
+        assert_eq!(passwords(&loaded(&sources)), both);
+    }
+}
+
+#[test]
+fn plain_numbers_in_dotenv_stay_text() {
+    let directory = Directory::new(&[(".env", "RABBITMQ_PASSWORD=0123\nPOSTGRES_PASSWORD=1.50\n")]);
+    let config = loaded(&directory.sources(&[]));
+    assert_eq!(passwords(&config), ("0123".to_owned(), Some("1.50".to_owned())));
+}
+
+#[test]
+fn a_password_file_loses_one_newline_at_its_end() {
+    for (text, password) in [
+        ("p", "p"),
+        ("p\n", "p"),
+        ("p\r\n", "p"),
+        ("p\n\n", "p\n"),
+        (" p \n", " p "),
+        ("12345\n", "12345"),
+    ] {
+        let directory = Directory::new(&[("secret", text)]);
+        let file = ("RABBITMQ_PASSWORD_FILE", "secret");
+        let config = loaded(&directory.sources(&[file, ("POSTGRES_PASSWORD_FILE", "secret")]));
+        assert_eq!(passwords(&config), (password.to_owned(), Some(password.to_owned())));
+        assert_eq!(
+            source(&config, "postgres.password"),
+            "environment variable POSTGRES_PASSWORD_FILE"
+        );
+    }
+}
+
+#[test]
+fn a_password_file_must_be_there_and_hold_a_password() {
+    let directory = Directory::new(&[("empty", "\n"), ("large", &"x".repeat(65_537))]);
+    for (name, wrong) in [
+        ("missing", "cannot be read"),
+        ("empty", "is empty"),
+        ("large", "too large"),
+        (".", "cannot be read"),
+    ] {
+        let problem = only(refused(&directory.sources(&[("POSTGRES_PASSWORD_FILE", name)])));
+        assert_eq!(problem.key, "postgres.password_file");
+        assert!(problem.wrong.contains(wrong), "{name}: {}", problem.wrong);
+    }
+}
+
+#[test]
+fn a_password_and_a_password_file_in_one_layer_are_refused() {
+    let directory = Directory::new(&[("secret", "from file")]);
+    for name in ["RABBITMQ_PASSWORD", "POSTGRES_PASSWORD"] {
+        let file = format!("{name}_FILE");
+        let twice = only(refused(&directory.sources(&[(name, SECRET), (&file, "secret")])));
+        assert!(twice.set_by.contains(name) && twice.set_by.contains(&file), "{twice}");
+        assert!(!format!("{twice} {twice:?}").contains(SECRET));
+    }
+}
+
+#[test]
+fn of_a_password_and_a_password_file_in_two_layers_the_higher_wins() {
+    let file_below = "[default.rabbitmq]\npassword_file = 'secret'";
+    let directory = Directory::new(&[("secret", "from file"), ("pipeline.toml", file_below)]);
+    let config = loaded(&directory.sources(&[]));
+    assert_eq!(passwords(&config).0, "from file");
+    let config = loaded(&directory.sources(&[("RABBITMQ_PASSWORD", "above")]));
+    assert_eq!(passwords(&config).0, "above");
+
+    let directory = Directory::new(&[("secret", "from file"), (".env", "RABBITMQ_PASSWORD=below")]);
+    let config = loaded(&directory.sources(&[("RABBITMQ_PASSWORD_FILE", "secret")]));
+    assert_eq!(passwords(&config).0, "from file");
+}
+
+#[test]
+fn nothing_shows_a_password() {
+    let directory = Directory::new(&[("secret", SECRET)]);
+    let sets = [
+        vec![("RABBITMQ_PASSWORD", SECRET), ("POSTGRES_PASSWORD", SECRET)],
+        vec![("RABBITMQ_PASSWORD_FILE", "secret"), ("POSTGRES_PASSWORD_FILE", "secret")],
+        vec![
+            ("RABBITMQ_URL", "amqp://u:hunter2@h"),
+            ("DATABASE_URL", "postgres://u:hunter2@h/d"),
+            ("RABBITMQ_MANAGEMENT_URL", "http://u:hunter2@h"),
+        ],
+    ];
+    for variables in sets {
+        let sources = directory.sources(&variables);
+        let config = loaded(&sources);
+        assert_eq!(passwords(&config), (SECRET.to_owned(), Some(SECRET.to_owned())));
+        let shown = format!("{config:?} {config:#?} {:?} {sources:?}", config.redacted());
+        assert!(!shown.contains(SECRET), "{shown}");
+        assert_eq!(setting(&config, "rabbitmq.password").value, "***");
+        assert_eq!(setting(&config, "postgres.password").value, "***");
+
+        let mut with_problems = variables.clone();
+        with_problems.push(("BATCH_SIZE", "0"));
+        let errors = Config::load(&directory.sources(&with_problems)).expect_err("0 is refused");
+        assert!(!format!("{errors} {errors:?}").contains(SECRET));
+    }
+    assert_eq!(setting(&load(&[]), "postgres.password").value, "(not set)");
+}
+
+#[test]
+fn refused_secrets_are_not_shown() {
+    for (name, value) in [
+        ("RABBITMQ_URL", "hunter2"),
+        ("RABBITMQ_URL", "amqp://u:hunter2@h:0x/"),
+        ("DATABASE_URL", "postgres://u:hunter2@h/d?a=1"),
+        ("RABBITMQ_MANAGEMENT_URL", "ftp://u:hunter2@h"),
+        ("POSTGRES_HOST", "postgres://u:hunter2@h/d"),
+    ] {
+        let problem = problem(&[(name, value)]);
+        assert!(!format!("{problem} {problem:?}").contains(SECRET), "{value}");
+    }
+    let array = "[default.rabbitmq]\npassword = ['hunter2']";
+    let directory = Directory::new(&[("pipeline.toml", array)]);
+    let problems = refused(&directory.sources(&[]));
+    assert!(!format!("{problems:?}").contains(SECRET));
+}

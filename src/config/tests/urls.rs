@@ -1,0 +1,111 @@
+use secrecy::ExposeSecret as _;
+
+use super::*;
+
+#[test]
+fn a_rabbitmq_url_wins_over_the_parts_of_its_layer_and_below() {
+    let directory = Directory::new(&[(".env", "RABBITMQ_USER=below\n")]);
+    let config = loaded(&directory.sources(&[
+        ("RABBITMQ_URL", "amqps://u:p%40@mq/%2fvotes"),
+        ("RABBITMQ_HOST", "other"),
+        ("RABBITMQ_PORT", "1"),
+        ("RABBITMQ_PASSWORD", "other"),
+        ("RABBITMQ_VHOST", "other"),
+    ]));
+    let rabbitmq = &config.rabbitmq;
+    assert_eq!((rabbitmq.host.as_str(), rabbitmq.port), ("mq", 5671));
+    assert_eq!((rabbitmq.user.as_str(), rabbitmq.vhost.as_str()), ("u", "/votes"));
+    assert_eq!(rabbitmq.password.expose_secret(), "p@");
+    assert_eq!(rabbitmq.tls, Some(RabbitMqTls::default()));
+    assert_eq!(source(&config, "rabbitmq.host"), "environment variable RABBITMQ_URL");
+}
+
+#[test]
+fn what_a_url_leaves_out_comes_from_the_parts() {
+    let config = load(&[
+        ("RABBITMQ_URL", "amqp://mq"),
+        ("RABBITMQ_USER", "u"),
+        ("RABBITMQ_PASSWORD", "p"),
+        ("RABBITMQ_PORT", "1"),
+        ("DATABASE_URL", "postgres://pg"),
+        ("POSTGRES_DB", "d"),
+    ]);
+    assert_eq!((config.rabbitmq.user.as_str(), config.rabbitmq.vhost.as_str()), ("u", "/"));
+    // The port of the address, not the one that was set for another host.
+    assert_eq!(config.rabbitmq.port, 5672);
+    assert_eq!((config.postgres.database.as_str(), config.postgres.port), ("d", 5432));
+    assert_eq!(load(&[("RABBITMQ_URL", "amqp://mq/")]).rabbitmq.vhost, "/");
+    assert_eq!(load(&[("RABBITMQ_URL", "amqp://[::1]")]).rabbitmq.host, "::1");
+}
+
+#[test]
+fn a_part_of_a_higher_layer_wins_over_a_url() {
+    let directory = Directory::new(&[(".env", "RABBITMQ_URL=amqp://u:p@mq/v\n")]);
+    let config = loaded(&directory.sources(&[("RABBITMQ_HOST", "above")]));
+    assert_eq!(config.rabbitmq.host, "above");
+    assert_eq!(config.rabbitmq.user, "u");
+}
+
+#[test]
+fn of_two_urls_the_higher_counts_whole() {
+    let directory = Directory::new(&[(".env", "RABBITMQ_URL=amqp://u:p@below/v\n")]);
+    let config = loaded(&directory.sources(&[("RABBITMQ_URL", "amqp://above")]));
+    assert_eq!(config.rabbitmq.host, "above");
+    // Credentials for one host never go to another.
+    assert_eq!(config.rabbitmq.user, "guest");
+}
+
+#[test]
+fn a_password_in_a_url_wins_over_a_password_file() {
+    let directory = Directory::new(&[("secret", "from file")]);
+    let file = ("RABBITMQ_PASSWORD_FILE", "secret");
+    let config = loaded(&directory.sources(&[file, ("RABBITMQ_URL", "amqp://u:in-url@mq")]));
+    assert_eq!(config.rabbitmq.password.expose_secret(), "in-url");
+    let config = loaded(&directory.sources(&[file, ("RABBITMQ_URL", "amqp://u@mq")]));
+    assert_eq!(config.rabbitmq.password.expose_secret(), "from file");
+}
+
+#[test]
+fn a_database_url_gives_parts_and_ssl() {
+    let directory = Directory::new(&[("ca.pem", "x")]);
+    let url = format!(
+        "postgresql://u:p@pg:5433/votes?sslmode=verify-ca&sslrootcert={}",
+        directory.file("ca.pem")
+    );
+    let config = load(&[("DATABASE_URL", &url), ("POSTGRES_SSLMODE", "disable")]);
+    let postgres = &config.postgres;
+    assert_eq!((postgres.host.as_str(), postgres.port), ("pg", 5433));
+    assert_eq!((postgres.user.as_str(), postgres.database.as_str()), ("u", "votes"));
+    assert_eq!(postgres.ssl.mode, SslMode::VerifyCa);
+    assert_eq!(postgres.ssl.root_cert, Some(directory.path().join("ca.pem")));
+
+    let unknown = problem(&[("DATABASE_URL", "postgres://pg/votes?connect_timeout=3")]);
+    assert!(unknown.wrong.contains("connect_timeout"), "{unknown}");
+    let mode = problem(&[("DATABASE_URL", "postgres://pg/votes?sslmode=maybe")]);
+    assert_eq!(mode.key, "postgres.sslmode");
+    assert_eq!(mode.set_by, "environment variable DATABASE_URL");
+}
+
+#[test]
+fn tls_that_contradicts_the_scheme_is_refused() {
+    for (url, tls) in [("amqp://mq", "true"), ("amqps://mq", "false")] {
+        let problem = problem(&[("RABBITMQ_URL", url), ("RABBITMQ_TLS", tls)]);
+        assert_eq!(problem.key, "rabbitmq.tls");
+        assert!(problem.wrong.contains("environment variable RABBITMQ_URL"), "{problem}");
+    }
+    let agreed = load(&[("RABBITMQ_URL", "amqps://mq"), ("RABBITMQ_TLS", "1")]);
+    assert!(agreed.rabbitmq.tls.is_some());
+}
+
+#[test]
+fn the_management_login_is_rabbitmqs_unless_the_url_has_its_own() {
+    let management = |url| {
+        let config = load(&[("RABBITMQ_MANAGEMENT_URL", url), ("RABBITMQ_PASSWORD", "p")]);
+        config.rabbitmq.management_url.expect("it is set")
+    };
+    let own = management("https://admin:secret@mq:15671");
+    assert_eq!((own.url.as_str(), own.user.as_str()), ("https://mq:15671/", "admin"));
+    assert_eq!(own.password.expose_secret(), "secret");
+    let shared = management("http://mq:15672");
+    assert_eq!((shared.user.as_str(), shared.password.expose_secret()), ("guest", "p"));
+}

@@ -1,0 +1,228 @@
+//! One value at a time: text in, a checked value out.
+//!
+//! Whatever layer a value came from, it arrives here as text, so that `100` means the same in a
+//! file, in the environment and on the command line, and a password that looks like a number
+//! stays the text it was.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::problems::Refusal;
+
+/// Longest AMQP name (a short string), in bytes.
+const LONGEST_AMQP_NAME: usize = 255;
+
+/// A whole number between two bounds, both included.
+pub(super) fn whole<T: TryFrom<u64>>(least: u64, most: u64) -> impl Fn(&str) -> Result<T, Refusal> {
+    move |text| {
+        let help = || format!("give a whole number from {least} to {most}");
+        let number: i128 =
+            text.trim().parse().map_err(|_| Refusal::new("is not a whole number", help()))?;
+        u64::try_from(number)
+            .ok()
+            .filter(|number| (least..=most).contains(number))
+            .and_then(|number| T::try_from(number).ok())
+            .ok_or_else(|| Refusal::new(format!("is not between {least} and {most}"), help()))
+    }
+}
+
+/// A span of time in seconds between two bounds, both included; fractions are allowed.
+pub(super) fn seconds(least: f64, most: f64) -> impl Fn(&str) -> Result<Duration, Refusal> {
+    move |text| {
+        let help = || format!("give seconds, from {least} to {most}, such as 1.5");
+        let number: f64 =
+            text.trim().parse().map_err(|_| Refusal::new("is not a number of seconds", help()))?;
+        if !number.is_finite() {
+            return Err(Refusal::new("is not a finite number of seconds", help()));
+        }
+        if !(least..=most).contains(&number) {
+            return Err(Refusal::new(format!("is not between {least} and {most} seconds"), help()));
+        }
+        Duration::try_from_secs_f64(number)
+            .map_err(|_| Refusal::new("is not a span of time", help()))
+    }
+}
+
+/// Yes or no, in the spellings people use.
+pub(super) fn boolean(text: &str) -> Result<bool, Refusal> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err(Refusal::new("is neither true nor false", "write true or false")),
+    }
+}
+
+/// A name without control characters: a user, a database.
+pub(super) fn name(text: &str) -> Result<String, Refusal> {
+    if text.chars().any(char::is_control) {
+        return Err(Refusal::new("holds a control character", "write the name without it"));
+    }
+    Ok(text.to_owned())
+}
+
+/// A name that AMQP can carry: 1 to 255 bytes without control characters.
+pub(super) fn amqp_name(text: &str) -> Result<String, Refusal> {
+    if text.len() > LONGEST_AMQP_NAME {
+        return Err(Refusal::new(
+            format!("is {} bytes long, more than AMQP's {LONGEST_AMQP_NAME}", text.len()),
+            format!("give a name of 1 to {LONGEST_AMQP_NAME} bytes"),
+        ));
+    }
+    name(text)
+}
+
+/// A queue's name.
+pub(super) fn queue(text: &str) -> Result<String, Refusal> {
+    if text.starts_with("amq.") {
+        return Err(Refusal::new(
+            "begins with amq., which the broker keeps for itself",
+            "choose another name",
+        ));
+    }
+    amqp_name(text)
+}
+
+/// A host name or an IP address, not a URL and not `host:port`.
+pub(super) fn host(text: &str) -> Result<String, Refusal> {
+    let help = "give a host name or an IP address alone; the port has a setting of its own";
+    let text = text.trim();
+    // An IPv6 address may come in the brackets that a URL needs.
+    let text = text.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(text);
+    if text.is_empty() {
+        return Err(Refusal::new("is blank", help));
+    }
+    let colon = text.contains(':') && text.parse::<IpAddr>().is_err();
+    if colon
+        || text.contains(['/', '@'])
+        || text.chars().any(|c| c.is_whitespace() || c.is_control())
+    {
+        return Err(Refusal::new("is not a host name", help));
+    }
+    Ok(text.to_owned())
+}
+
+/// PostgreSQL's host: also the absolute path of the directory of its socket.
+pub(super) fn host_or_socket(text: &str) -> Result<String, Refusal> {
+    if text.starts_with('/') { name(text) } else { host(text) }
+}
+
+/// An IP address to listen on. `localhost` stands for 127.0.0.1.
+pub(super) fn address(text: &str) -> Result<IpAddr, Refusal> {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("localhost") {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    text.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| {
+        Refusal::new(
+            "is not an IP address",
+            "give 0.0.0.0 (every interface), 127.0.0.1 (this machine only) or another IP address",
+        )
+    })
+}
+
+/// A file that exists and can be read. A relative path starts at `base`.
+pub(super) fn readable_file(base: &Path) -> impl Fn(&str) -> Result<PathBuf, Refusal> {
+    move |text| {
+        let path = base.join(text);
+        let refused =
+            |why: String| Refusal::new(why, "give the path of a file that this service may read");
+        let file =
+            File::open(&path).map_err(|error| refused(format!("cannot be read ({error})")))?;
+        match file.metadata() {
+            Ok(metadata) if metadata.is_dir() => Err(refused("is a directory".to_owned())),
+            Ok(_) => Ok(path),
+            Err(error) => Err(refused(format!("cannot be read ({error})"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong<T: std::fmt::Debug>(result: Result<T, Refusal>) -> String {
+        result.expect_err("the value must be refused").wrong
+    }
+
+    #[test]
+    fn whole_numbers() {
+        let port = whole::<u16>(1, 65_535);
+        assert_eq!(port(" 5672 "), Ok(5672));
+        assert_eq!(wrong(port("0")), "is not between 1 and 65535");
+        assert_eq!(wrong(port("65536")), "is not between 1 and 65535");
+        assert_eq!(wrong(port("-1")), "is not between 1 and 65535");
+        for text in ["", "abc", "1.0", "1e3", "0x10", "1_000", "true"] {
+            assert_eq!(wrong(port(text)), "is not a whole number", "{text}");
+        }
+    }
+
+    #[test]
+    fn spans_of_time() {
+        let timeout = seconds(0.001, 3600.0);
+        assert_eq!(timeout("1.0"), Ok(Duration::from_secs(1)));
+        assert_eq!(timeout("0.25"), Ok(Duration::from_millis(250)));
+        assert_eq!(timeout("3600"), Ok(Duration::from_secs(3600)));
+        for text in ["0", "-1", "0.0009", "3600.1", "1e300"] {
+            assert!(wrong(timeout(text)).contains("between"), "{text}");
+        }
+        for text in ["NaN", "inf", "-inf", "infinity", "1e999"] {
+            assert!(wrong(timeout(text)).contains("finite"), "{text}");
+        }
+        for text in ["", "1s", "one"] {
+            assert!(wrong(timeout(text)).contains("number of seconds"), "{text}");
+        }
+    }
+
+    #[test]
+    fn booleans_in_any_spelling_and_case() {
+        for text in ["true", "TRUE", "1", "yes", "Yes", "on", " on "] {
+            assert_eq!(boolean(text), Ok(true), "{text}");
+        }
+        for text in ["false", "False", "0", "no", "NO", "off"] {
+            assert_eq!(boolean(text), Ok(false), "{text}");
+        }
+        for text in ["2", "ja", "truee", "t"] {
+            assert!(boolean(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn queue_names() {
+        assert_eq!(queue("votes.aggregation"), Ok("votes.aggregation".to_owned()));
+        assert!(queue(&"x".repeat(255)).is_ok());
+        assert!(wrong(queue(&"é".repeat(128))).contains("256 bytes"));
+        assert!(wrong(queue("a\u{7}b")).contains("control"));
+        assert!(wrong(queue("amq.votes")).contains("amq."));
+    }
+
+    #[test]
+    fn hosts() {
+        for (text, host_name) in
+            [("db.example.org", "db.example.org"), ("[::1]", "::1"), ("10.0.0.1", "10.0.0.1")]
+        {
+            assert_eq!(host(text), Ok(host_name.to_owned()));
+        }
+        for text in ["amqp://h", "h:5672", "a b", " ", "h/x", "u@h"] {
+            assert!(host(text).is_err(), "{text}");
+        }
+        assert!(host_or_socket("/var/run/postgresql").is_ok());
+    }
+
+    #[test]
+    fn addresses_to_listen_on() {
+        assert_eq!(address("0.0.0.0"), Ok(Ipv4Addr::UNSPECIFIED.into()));
+        assert_eq!(address("localhost"), Ok(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(address("[::]").map(|ip| ip.to_string()), Ok("::".to_owned()));
+        assert!(address("example.org").is_err());
+    }
+
+    #[test]
+    fn files_must_be_there_and_be_files() {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert_eq!(readable_file(base)("Cargo.toml"), Ok(base.join("Cargo.toml")));
+        assert!(wrong(readable_file(base)("no-such-file.pem")).contains("cannot be read"));
+        assert!(wrong(readable_file(base)("src")).contains("directory"));
+    }
+}

@@ -1,0 +1,28 @@
+//! Counts votes from a RabbitMQ queue into PostgreSQL, each exactly once.
+//!
+//! Where to start reading: [`pipeline`] is the dataflow, on one screen. [`supervisor`] keeps it on
+//! a session, [`service`] puts it together.
+//!
+//! | room | knows | never knows |
+//! |---|---|---|
+//! | [`pipeline`] | the chain, its ports | AMQP, SQL |
+//! | [`vote`] | the message | I/O |
+//! | [`broker`] | AMQP | SQL |
+//! | [`store`] | SQL, SQLSTATE | AMQP |
+//! | [`supervisor`] | sessions, the breaker | AMQP, SQL |
+//! | [`retry`] | time | what is retried |
+//! | [`telemetry`] | names, units, help texts | who calls |
+//! | [`http`] | `/metrics`, `/livez`, `/readyz` | the pipeline's inside |
+//! | [`config`] | every setting | everything else |
+
+pub mod broker;
+pub mod config;
+pub mod http;
+pub mod pipeline;
+pub mod publish;
+pub mod retry;
+pub mod service;
+pub mod store;
+pub mod supervisor;
+pub mod telemetry;
+pub mod vote;

@@ -1,0 +1,298 @@
+//! The dataflow, whole: deliveries in, exact counts out, acks behind them.
+//!
+//! ```text
+//! deliveries ─ take_until(stop) ─ decode ─ filter (reject what is malformed)
+//!            ─ chunks_timeout(size, timeout) ─ map(upsert with retry) ─ buffered(in flight)
+//!            ─ ack the contiguous settled prefix
+//! ```
+//!
+//! Generic over the session with the broker and over the store. Architecture invariants: nothing
+//! here knows AMQP or SQL; no ack leaves before the votes it covers are committed; the stream is
+//! always run to its end, so a failure drops no transaction half-way.
+
+pub mod ports;
+mod settlement;
+mod upsert;
+
+use std::future::ready;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::ports::{
+    Channel, Counted, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store, Votes,
+};
+pub use self::settlement::Settlement;
+pub use self::upsert::{IsolationBudget, RetryPolicy};
+use self::upsert::{Unsettled, Upsert};
+use crate::retry::Jitter;
+use crate::telemetry::Instruments;
+use crate::vote::{self, Rejection, Vote};
+
+/// How long the broker may take to confirm that it stopped delivering.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Sizes and times of the chain.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Votes in a full batch.
+    pub batch_size: usize,
+    /// How long the first vote of a batch waits for the others.
+    pub batch_timeout: Duration,
+    /// Batches being committed at the same time.
+    pub in_flight: usize,
+    /// Longest message body, in bytes.
+    pub max_message_bytes: usize,
+    pub retry: RetryPolicy,
+}
+
+/// What the chain works with besides the session, for as long as the process lives.
+pub struct Tools<'a, T, D> {
+    pub store: &'a T,
+    pub dead_letters: &'a D,
+    pub limits: &'a Limits,
+    pub budget: &'a IsolationBudget,
+    pub jitter: &'a Jitter,
+    pub instruments: &'a Instruments,
+}
+
+/// Whether the chain runs freely or proves that the store takes batches again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Flowing,
+    /// Half-open: ends, drained, behind the first batch that commits.
+    Trial,
+}
+
+/// Why a chain came down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The session with the broker is over; what was not acked will be delivered again.
+    Lost(Lost),
+    /// The store takes no votes for now; what is held has to be given back.
+    Paused(Fault),
+}
+
+/// How a chain ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// `None`: it was asked to stop, or its trial is passed, and all it took is settled.
+    pub failure: Option<Failure>,
+    /// Batches committed and acked.
+    pub batches: u64,
+}
+
+/// Runs the chain on one session until `stop`, a failure, or the end of a trial.
+pub async fn run<S: Session, T: Store, D: DeadLetters>(
+    session: &mut S,
+    tools: &Tools<'_, T, D>,
+    mode: Mode,
+    stop: &CancellationToken,
+) -> Ended {
+    let (channel, deliveries) = session.split();
+    let flow = Flow::new(channel, tools, mode);
+    let Limits { batch_size, batch_timeout, in_flight, .. } = *tools.limits;
+
+    let ballots = deliveries
+        .take_until(flow.quiet(stop))
+        .filter_map(|delivery| ready(flow.hold(delivery)))
+        .map(|delivery| flow.decode(delivery))
+        .filter_map(|verdict| flow.reject_malformed(verdict));
+    tokio_stream::StreamExt::chunks_timeout(ballots, batch_size, batch_timeout)
+        .map(|batch| flow.upsert(batch))
+        .buffered(in_flight)
+        .for_each(|settled| flow.ack(settled))
+        .await;
+
+    flow.ended()
+}
+
+/// A valid vote on its way, with what is needed to settle its delivery.
+struct Ballot {
+    tag: DeliveryTag,
+    body: Vec<u8>,
+    vote: Vote,
+}
+
+/// A malformed message, and all that may be told of it.
+struct Malformed {
+    tag: DeliveryTag,
+    size: usize,
+    rejection: Rejection,
+}
+
+/// The stages of one chain and what they share.
+struct Flow<'a, C, T, D> {
+    channel: &'a C,
+    tools: &'a Tools<'a, T, D>,
+    mode: Mode,
+    ledger: Mutex<Settlement>,
+    /// The first failure; all later ones follow from it.
+    failure: OnceLock<Failure>,
+    halt: CancellationToken,
+    batches: Mutex<u64>,
+}
+
+impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
+    fn new(channel: &'a C, tools: &'a Tools<'a, T, D>, mode: Mode) -> Self {
+        Self {
+            channel,
+            tools,
+            mode,
+            ledger: Mutex::default(),
+            failure: OnceLock::new(),
+            halt: CancellationToken::new(),
+            batches: Mutex::default(),
+        }
+    }
+
+    /// Resolves when no further delivery shall be taken. On a stop the broker is told first, so
+    /// that it sends nothing that would only have to go back.
+    async fn quiet(&self, stop: &CancellationToken) {
+        tokio::select! {
+            biased;
+            () = self.halt.cancelled() => {}
+            () = stop.cancelled() => self.cancel().await,
+        }
+    }
+
+    async fn cancel(&self) {
+        let cancelled = match tokio::time::timeout(CANCEL_TIMEOUT, self.channel.cancel()).await {
+            Ok(cancelled) => cancelled,
+            Err(_) => Err(Lost("the broker did not confirm the end of consuming".to_owned())),
+        };
+        if let Err(lost) = cancelled {
+            self.fail(Failure::Lost(lost));
+        }
+    }
+
+    /// Enters a delivery into the ledger; an error of the source ends the chain.
+    fn hold(&self, delivery: Result<Delivery, Lost>) -> Option<Delivery> {
+        match delivery {
+            Ok(delivery) => {
+                self.ledger().hold(delivery.tag);
+                Some(delivery)
+            }
+            Err(lost) => {
+                self.fail(Failure::Lost(lost));
+                None
+            }
+        }
+    }
+
+    fn decode(&self, Delivery { tag, body }: Delivery) -> Result<Ballot, Malformed> {
+        match vote::decode(&body, self.tools.limits.max_message_bytes) {
+            Ok(vote) => Ok(Ballot { tag, body, vote }),
+            Err(rejection) => Err(Malformed { tag, size: body.len(), rejection }),
+        }
+    }
+
+    /// Settles what is malformed at once; lets through what is a vote.
+    async fn reject_malformed(&self, verdict: Result<Ballot, Malformed>) -> Option<Ballot> {
+        let Malformed { tag, size, rejection } = match verdict {
+            Ok(ballot) => return Some(ballot),
+            Err(malformed) => malformed,
+        };
+        match self.channel.reject(tag).await {
+            Ok(()) => {
+                self.ledger().rejected(tag);
+                self.tools.instruments.rejected(rejection.reason);
+                tracing::warn!(
+                    reason = rejection.reason.as_str(),
+                    field = rejection.field,
+                    delivery_tag = tag,
+                    size,
+                    vote_hash = rejection.vote_hash,
+                    "malformed message rejected"
+                );
+            }
+            Err(lost) => self.fail(Failure::Lost(lost)),
+        }
+        None
+    }
+
+    /// Commits one batch and gives the tags that may be acked, in any case run to its end.
+    async fn upsert(&self, batch: Vec<Ballot>) -> Option<Vec<DeliveryTag>> {
+        if self.halt.is_cancelled() {
+            return None;
+        }
+        let began = Instant::now();
+        let mut tags = Vec::with_capacity(batch.len());
+        let mut bodies = Vec::with_capacity(batch.len());
+        let mut votes = Vec::with_capacity(batch.len());
+        for ballot in batch {
+            tags.push(ballot.tag);
+            bodies.push(ballot.body);
+            votes.push(ballot.vote);
+        }
+        let Tools { store, dead_letters, limits, budget, jitter, instruments } = *self.tools;
+        let retry = &limits.retry;
+        let stage =
+            Upsert { store, dead_letters, retry, budget, jitter, instruments, halt: &self.halt };
+        match stage.settle(Votes::new(votes), bodies).await {
+            Ok(counted) => {
+                self.log(&counted, tags.len(), began);
+                instruments.batch_committed(&counted, began.elapsed());
+                Some(tags)
+            }
+            Err(Unsettled::Halted) => None,
+            Err(Unsettled::Failed(failure)) => {
+                self.fail(failure);
+                None
+            }
+        }
+    }
+
+    /// Acks as far as everything is settled: at most one frame a batch.
+    async fn ack(&self, settled: Option<Vec<DeliveryTag>>) {
+        let Some(tags) = settled else { return };
+        let point = {
+            let mut ledger = self.ledger();
+            tags.into_iter().for_each(|tag| ledger.done(tag));
+            ledger.ack_point()
+        };
+        if let Some(tag) = point
+            && let Err(lost) = self.channel.ack_up_to(tag).await
+        {
+            return self.fail(Failure::Lost(lost));
+        }
+        let batches = {
+            let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
+            *batches += 1;
+            *batches
+        };
+        if self.mode == Mode::Trial && batches == 1 {
+            self.cancel().await;
+        }
+    }
+
+    fn fail(&self, failure: Failure) {
+        // Losing the race means another failure came first, and this one follows from it.
+        let _later = self.failure.set(failure);
+        self.halt.cancel();
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Settlement> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self, counted: &Counted, votes: usize, began: Instant) {
+        tracing::debug!(
+            votes,
+            law_count = counted.laws.len(),
+            counted = counted.added(),
+            replays = counted.replays,
+            attempts = counted.attempts,
+            elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "batch committed"
+        );
+    }
+
+    fn ended(self) -> Ended {
+        let batches = self.batches.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ended { failure: self.failure.into_inner(), batches }
+    }
+}

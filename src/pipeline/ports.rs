@@ -1,0 +1,264 @@
+//! What the pipeline needs from the outside, and nothing of how it is done: a stream of
+//! deliveries, a channel that settles them, a store that counts, a place for what cannot be
+//! stored. The broker and the store implement these; so does a simulation of both.
+
+use std::fmt;
+use std::future::Future;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use futures::Stream;
+
+use crate::vote::{Choice, Vote};
+
+/// Number of a delivery on its channel: 1, 2, 3, …; means nothing on any other channel.
+pub type DeliveryTag = u64;
+
+/// One message as the broker handed it over. The broker's `redelivered` flag is not here on
+/// purpose: it decides nothing (after a broker crash it is set on messages never delivered).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    pub tag: DeliveryTag,
+    pub body: Vec<u8>,
+}
+
+/// The session with the broker has ended, or what was asked of it did not happen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Lost(pub String);
+
+/// One channel's settlement. Never used for a delivery of any other channel.
+pub trait Channel: Send + Sync {
+    /// `basic.ack` with `multiple`: every delivery up to and including `tag` is done with.
+    ///
+    /// # Errors
+    /// [`Lost`] when the channel is dead: then nothing was acked.
+    fn ack_up_to(&self, tag: DeliveryTag) -> impl Future<Output = Result<(), Lost>> + Send;
+
+    /// `basic.reject` without requeue: the broker dead-letters the message.
+    ///
+    /// # Errors
+    /// [`Lost`] when the channel is dead: then the message will be delivered again.
+    fn reject(&self, tag: DeliveryTag) -> impl Future<Output = Result<(), Lost>> + Send;
+
+    /// `basic.cancel`: no delivery is sent after its reply; the stream ends behind those that were.
+    ///
+    /// # Errors
+    /// [`Lost`] when the channel is dead or the broker did not answer.
+    fn cancel(&self) -> impl Future<Output = Result<(), Lost>> + Send;
+}
+
+/// Connection → channel → prefetch → consume: from the first delivery to the first error.
+pub trait Session: Send {
+    type Channel: Channel;
+    type Deliveries: Stream<Item = Result<Delivery, Lost>> + Send;
+
+    /// The two halves the pipeline runs on. The deliveries can be taken once.
+    fn split(&mut self) -> (&Self::Channel, Self::Deliveries);
+
+    /// Gives back, once, everything that is held: cancel, `basic.nack` of all with requeue, close.
+    fn requeue(self) -> impl Future<Output = ()> + Send;
+
+    /// Closes the channel and waits for the reply, which stands behind every ack before it.
+    ///
+    /// # Errors
+    /// [`Lost`] when the broker did not confirm: acks may not have arrived.
+    fn close(self) -> impl Future<Output = Result<(), Lost>> + Send;
+}
+
+/// Why no session could be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// Credentials or permissions (AMQP 403).
+    #[error("{0}")]
+    Credentials(String),
+    /// Something that the configuration names is not there (AMQP 530: the virtual host).
+    #[error("{0}")]
+    Configuration(String),
+    /// Anything else: the broker is down, or coming up.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl OpenError {
+    /// Whether waiting can't mend this at start. Later on somebody may be mending it.
+    pub const fn is_fatal_at_start(&self) -> bool {
+        !matches!(self, Self::Unavailable(_))
+    }
+}
+
+/// Opens sessions.
+pub trait Broker: DeadLetters {
+    type Session: Session;
+
+    /// Connects, makes sure of the queue, and consumes with at most `prefetch` unsettled deliveries.
+    ///
+    /// # Errors
+    /// [`OpenError`] with what was refused.
+    fn open(&self, prefetch: u16) -> impl Future<Output = Result<Self::Session, OpenError>> + Send;
+}
+
+/// A vote the store refuses for what is in it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The message as it was published.
+    pub body: Vec<u8>,
+    pub vote_hash: String,
+    /// SQLSTATE of the refusal.
+    pub sqlstate: String,
+}
+
+/// Where isolated votes go.
+pub trait DeadLetters: Send + Sync {
+    /// Publishes one letter: mandatory, persistent, and confirmed by the broker on return.
+    ///
+    /// # Errors
+    /// [`Lost`] when the confirm did not come: the letter may or may not be in the queue.
+    fn publish(&self, letter: &DeadLetter) -> impl Future<Output = Result<(), Lost>> + Send;
+}
+
+/// Votes of one batch, shared with the task that stores them: the whole or a part of it.
+#[derive(Clone, Debug)]
+pub struct Votes {
+    all: Arc<[Vote]>,
+    range: Range<usize>,
+}
+
+impl Votes {
+    pub fn new(votes: Vec<Vote>) -> Self {
+        Self { range: 0..votes.len(), all: votes.into() }
+    }
+
+    /// Where this part lies in the whole batch.
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// The two halves, the first first; a single vote has no halves.
+    pub fn halves(&self) -> Option<[Self; 2]> {
+        let Range { start, end } = self.range;
+        let middle = start + (end - start) / 2;
+        let part = |range| Self { all: Arc::clone(&self.all), range };
+        (end - start > 1).then(|| [part(start..middle), part(middle..end)])
+    }
+}
+
+impl Deref for Votes {
+    type Target = [Vote];
+
+    fn deref(&self) -> &[Vote] {
+        &self.all[self.range.clone()]
+    }
+}
+
+/// What one committed transaction did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Per law touched, in law order.
+    pub laws: Vec<LawCount>,
+    /// Deliveries equal to the stored vote in every field: nothing to record.
+    pub replays: u64,
+    /// Deliveries that differ from the stored vote of the same hash: recorded, not counted.
+    pub attempts: u64,
+}
+
+impl Counted {
+    /// Votes that this transaction added to the totals.
+    pub fn added(&self) -> u64 {
+        self.laws.iter().map(|law| law.added.iter().sum::<u64>()).sum()
+    }
+
+    /// Takes in what another transaction of the same batch did.
+    pub fn absorb(&mut self, other: Self) {
+        self.laws.extend(other.laws);
+        self.replays += other.replays;
+        self.attempts += other.attempts;
+    }
+}
+
+/// One law's share in a transaction, `[oui, non]` each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LawCount {
+    pub law_id: String,
+    pub added: [u64; 2],
+    /// The law's totals as this transaction left them.
+    pub totals: [u64; 2],
+}
+
+impl LawCount {
+    /// Index of a choice in `added` and `totals`.
+    pub const fn index(choice: Choice) -> usize {
+        match choice {
+            Choice::Oui => 0,
+            Choice::Non => 1,
+        }
+    }
+}
+
+/// What a failed transaction calls for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// Another transaction was in the way: the same batch again after 10–100 ms.
+    Retry,
+    /// The connection or the server is gone: back off, the same batch again.
+    Reconnect,
+    /// COMMIT may or may not have happened: the same batch again, counting is idempotent.
+    UnknownOutcome,
+    /// Too much at once: halve the batch, then as `Pause`.
+    Split,
+    /// The database needs somebody: stop consuming, dead-letter nothing.
+    Pause,
+    /// A vote the store refuses: bisect, and dead-letter the one.
+    Isolate,
+    /// Only a mistake of this service explains it: pause, loudly.
+    Bug,
+}
+
+impl Class {
+    /// The name in logs and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Reconnect => "reconnect",
+            Self::UnknownOutcome => "unknown_outcome",
+            Self::Split => "split",
+            Self::Pause => "pause",
+            Self::Isolate => "isolate",
+            Self::Bug => "bug",
+        }
+    }
+}
+
+/// Why a transaction failed. Holds nothing of a vote: safe to log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Fault {
+    pub class: Class,
+    /// `None` when the server did not get to say.
+    pub sqlstate: Option<String>,
+    pub message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.sqlstate {
+            Some(code) => write!(f, "{} (SQLSTATE {code})", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+/// Counts votes, each exactly once.
+pub trait Store: Send + Sync {
+    /// Counts all of `votes` in one transaction, or none of them.
+    ///
+    /// # Errors
+    /// [`Fault`] with what to do about it. After [`Class::UnknownOutcome`] the votes may be
+    /// counted; asking again counts none of them twice.
+    fn count(&self, votes: Votes) -> impl Future<Output = Result<Counted, Fault>> + Send;
+
+    /// Asks the store to write as counting does, and to forget it: succeeds when counting would.
+    ///
+    /// # Errors
+    /// [`Fault`] when it would not.
+    fn probe(&self) -> impl Future<Output = Result<(), Fault>> + Send;
+}

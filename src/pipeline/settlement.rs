@@ -1,0 +1,144 @@
+//! Which deliveries of one channel are settled, and how far a `multiple` ack may reach.
+//!
+//! Architecture invariant: no I/O here. A ledger belongs to one channel and dies with it; tags of
+//! an older channel can't reach it.
+
+use std::collections::VecDeque;
+
+use super::ports::DeliveryTag;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Handed to us, its fate open.
+    Held,
+    /// Its effect is committed: may be acked.
+    Done,
+    /// Already rejected on its own: must not be named by an ack again.
+    Rejected,
+}
+
+/// The deliveries of one channel that are not behind the last ack, in order of arrival.
+#[derive(Debug, Default)]
+pub struct Settlement {
+    open: VecDeque<(DeliveryTag, State)>,
+}
+
+impl Settlement {
+    /// Notes a delivery; tags arrive in ascending order on a channel.
+    pub fn hold(&mut self, tag: DeliveryTag) {
+        debug_assert!(self.open.back().is_none_or(|(last, _)| *last < tag), "tags ascend");
+        self.open.push_back((tag, State::Held));
+    }
+
+    /// The delivery's effect is committed.
+    pub fn done(&mut self, tag: DeliveryTag) {
+        self.settle(tag, State::Done);
+    }
+
+    /// The delivery was rejected on its own.
+    pub fn rejected(&mut self, tag: DeliveryTag) {
+        self.settle(tag, State::Rejected);
+    }
+
+    fn settle(&mut self, tag: DeliveryTag, state: State) {
+        if let Ok(at) = self.open.binary_search_by_key(&tag, |(tag, _)| *tag)
+            && let Some(entry) = self.open.get_mut(at)
+        {
+            entry.1 = state;
+        }
+    }
+
+    /// Forgets the contiguous settled prefix and names the tag to ack it by, with `multiple`: the
+    /// highest that is not rejected, since RabbitMQ closes a channel that names a rejected tag
+    /// and takes passing over one well. `None` when nothing is left to ack.
+    pub fn ack_point(&mut self) -> Option<DeliveryTag> {
+        let mut point = None;
+        while let Some((tag, state)) = self.open.front().copied() {
+            match state {
+                State::Held => break,
+                State::Done => point = Some(tag),
+                State::Rejected => {}
+            }
+            self.open.pop_front();
+        }
+        point
+    }
+
+    /// Deliveries held or settled behind a held one.
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether every delivery noted is behind the last ack point.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn never_passes_a_held_delivery_and_never_names_a_rejected_one() {
+        let mut ledger = Settlement::default();
+        (1..=5).for_each(|tag| ledger.hold(tag));
+        ledger.done(2);
+        assert_eq!(ledger.ack_point(), None, "1 is still held");
+        ledger.rejected(1);
+        ledger.rejected(3);
+        assert_eq!(ledger.ack_point(), Some(2), "3 is rejected, 4 is held");
+        assert_eq!(ledger.ack_point(), None, "nothing twice");
+        ledger.done(5);
+        assert_eq!(ledger.ack_point(), None);
+        ledger.rejected(4);
+        assert_eq!(ledger.ack_point(), Some(5));
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn a_rejected_prefix_alone_sends_nothing() {
+        let mut ledger = Settlement::default();
+        (1..=3).for_each(|tag| ledger.hold(tag));
+        (1..=3).for_each(|tag| ledger.rejected(tag));
+        assert_eq!(ledger.ack_point(), None);
+        assert_eq!(ledger.len(), 0);
+    }
+
+    proptest! {
+        /// Against a plain model: whatever the order of settling, an ack point covers only
+        /// settled tags, names a done one, never the same twice, and in the end covers all.
+        #[test]
+        fn covers_the_settled_prefix_and_only_that(
+            rejected in proptest::collection::vec(any::<bool>(), 1..60),
+            order in any::<u64>(),
+        ) {
+            let count = rejected.len() as u64;
+            let mut ledger = Settlement::default();
+            (1..=count).for_each(|tag| ledger.hold(tag));
+            let mut open: BTreeMap<u64, Option<bool>> = (1..=count).map(|tag| (tag, None)).collect();
+            let mut tags: Vec<u64> = (1..=count).collect();
+            fastrand::Rng::with_seed(order).shuffle(&mut tags);
+
+            let mut acked = 0;
+            for tag in tags {
+                let is_rejected = rejected[(tag - 1) as usize];
+                if is_rejected { ledger.rejected(tag) } else { ledger.done(tag) }
+                open.insert(tag, Some(is_rejected));
+                if let Some(point) = ledger.ack_point() {
+                    prop_assert!(point > acked, "acks move forward");
+                    prop_assert_eq!(open[&point], Some(false), "names a tag that is done");
+                    prop_assert!(open.range(..=point).all(|(_, state)| state.is_some()), "no gap");
+                    acked = point;
+                }
+            }
+            let last_done = (1..=count).rev().find(|tag| !rejected[(*tag - 1) as usize]);
+            prop_assert_eq!(acked, last_done.unwrap_or(0));
+            prop_assert!(ledger.is_empty());
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! One batch, from its votes to its commit: retried, split and bisected as the store's faults
+//! call for, its unstorable votes dead-lettered.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Failure;
+use super::ports::{Class, Counted, DeadLetter, DeadLetters, Fault, Store, Votes};
+use crate::retry::{Backoff, Jitter};
+use crate::telemetry::Instruments;
+
+/// How often and how patiently a batch is tried before its votes are given back.
+#[derive(Clone, Debug)]
+pub struct RetryPolicy {
+    /// Tries after the first one.
+    pub max_attempts: u32,
+    /// Delay before the first of them; doubled each time.
+    pub delay: Duration,
+}
+
+/// Deadlocks and serialization failures do not count as attempts, but a batch that meets nothing
+/// else for this many tries has met a fault of another kind.
+const MAX_CONFLICTS: u32 = 20;
+const CONFLICT_DELAYS: (Duration, Duration) =
+    (Duration::from_millis(10), Duration::from_millis(100));
+
+/// More isolated votes than this a minute are no accident of single votes.
+const MAX_ISOLATED_PER_MINUTE: usize = 20;
+
+/// Guards against dead-lettering good votes for a fault that is not theirs: a constraint added by
+/// mistake refuses every vote with the same SQLSTATE as one bad vote.
+#[derive(Debug, Default)]
+pub struct IsolationBudget {
+    recent: Mutex<VecDeque<Instant>>,
+}
+
+impl IsolationBudget {
+    /// Whether `isolated` votes of a batch of `size` are more than max(3, 5 %).
+    fn exceeds_batch(isolated: usize, size: usize) -> bool {
+        isolated > 3.max(size / 20)
+    }
+
+    /// Books `count` votes; `false`, and nothing booked, when the minute has no room for them.
+    fn take(&self, count: usize) -> bool {
+        let now = Instant::now();
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        while recent.front().is_some_and(|then| now - *then >= Duration::from_secs(60)) {
+            recent.pop_front();
+        }
+        let fits = recent.len() + count <= MAX_ISOLATED_PER_MINUTE;
+        if fits {
+            recent.extend(std::iter::repeat_n(now, count));
+        }
+        fits
+    }
+}
+
+/// What a batch needs from the pipeline it runs in.
+pub(super) struct Upsert<'a, T, D> {
+    pub(super) store: &'a T,
+    pub(super) dead_letters: &'a D,
+    pub(super) retry: &'a RetryPolicy,
+    pub(super) budget: &'a IsolationBudget,
+    pub(super) jitter: &'a Jitter,
+    pub(super) instruments: &'a Instruments,
+    /// Set when the pipeline is coming down: no further try is begun.
+    pub(super) halt: &'a CancellationToken,
+}
+
+/// Why a batch was not settled.
+pub(super) enum Unsettled {
+    Failed(Failure),
+    /// Another batch failed first; this one was not tried to its end.
+    Halted,
+}
+
+impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
+    /// Counts the votes and dead-letters those the store refuses: when it returns `Ok`, every
+    /// delivery of the batch may be acked.
+    pub(super) async fn settle(
+        &self,
+        votes: Votes,
+        bodies: Vec<Vec<u8>>,
+    ) -> Result<Counted, Unsettled> {
+        let size = votes.len();
+        let (counted, refused) = self.count(votes.clone()).await?;
+        if !refused.is_empty() {
+            self.dead_letter(&votes, bodies, refused, size).await?;
+        }
+        Ok(counted)
+    }
+
+    /// The one place where a transaction is tried again.
+    async fn count(&self, batch: Votes) -> Result<(Counted, Vec<Refused>), Unsettled> {
+        let size = batch.len();
+        let mut attempts = 0;
+        let mut conflicts = 0;
+        let mut backoff = Backoff::new(self.retry.delay, Duration::MAX);
+        let mut counted = Counted::default();
+        let mut refused = Vec::new();
+        // A stack, so that parts are tried in the order of their votes.
+        let mut parts = vec![batch];
+
+        while let Some(part) = parts.pop() {
+            let fault = match self.store.count(part.clone()).await {
+                Ok(done) => {
+                    counted.absorb(done);
+                    continue;
+                }
+                Err(fault) => fault,
+            };
+            self.instruments.database_fault(fault.class);
+            let conflict = fault.class == Class::Retry && conflicts < MAX_CONFLICTS;
+            let delay = match (fault.class, part.halves()) {
+                (Class::Retry, _) if conflict => {
+                    conflicts += 1;
+                    self.jitter.between(CONFLICT_DELAYS.0, CONFLICT_DELAYS.1)
+                }
+                (Class::Retry | Class::Reconnect | Class::UnknownOutcome, _) => {
+                    if attempts == self.retry.max_attempts {
+                        return Err(paused(fault));
+                    }
+                    attempts += 1;
+                    self.jitter.stretch(backoff.next_delay())
+                }
+                (Class::Split | Class::Isolate, Some([first, second])) => {
+                    tracing::debug!(votes = part.len(), %fault, "halving the batch");
+                    parts.extend([second, first]);
+                    continue;
+                }
+                (Class::Isolate, None) => {
+                    refused.push(Refused { index: part.range().start, fault: fault.clone() });
+                    if IsolationBudget::exceeds_batch(refused.len(), size) {
+                        return Err(systemic(refused.len(), size, &fault));
+                    }
+                    continue;
+                }
+                (Class::Split | Class::Pause | Class::Bug, _) => return Err(paused(fault)),
+            };
+            tracing::warn!(
+                votes = part.len(),
+                attempt = attempts,
+                class = fault.class.as_str(),
+                sqlstate = fault.sqlstate,
+                delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                "batch not committed, trying again: {fault}"
+            );
+            tokio::select! {
+                biased;
+                () = self.halt.cancelled() => return Err(Unsettled::Halted),
+                () = tokio::time::sleep(delay) => {}
+            }
+            parts.push(part);
+        }
+        Ok((counted, refused))
+    }
+
+    async fn dead_letter(
+        &self,
+        votes: &Votes,
+        mut bodies: Vec<Vec<u8>>,
+        refused: Vec<Refused>,
+        size: usize,
+    ) -> Result<(), Unsettled> {
+        if !self.budget.take(refused.len())
+            && let Some(Refused { fault, .. }) = refused.first()
+        {
+            return Err(systemic(refused.len(), size, fault));
+        }
+        for Refused { index, fault } in refused {
+            let letter = DeadLetter {
+                body: bodies.get_mut(index).map(std::mem::take).unwrap_or_default(),
+                vote_hash: votes[index].vote_hash.clone(),
+                sqlstate: fault.sqlstate.unwrap_or_default(),
+            };
+            tracing::warn!(
+                vote_hash = letter.vote_hash,
+                sqlstate = letter.sqlstate,
+                "the database refuses this vote, publishing it to the dead-letter queue"
+            );
+            self.dead_letters
+                .publish(&letter)
+                .await
+                .map_err(|lost| Unsettled::Failed(Failure::Lost(lost)))?;
+            self.instruments.isolated();
+        }
+        Ok(())
+    }
+}
+
+struct Refused {
+    /// Position in the batch.
+    index: usize,
+    fault: Fault,
+}
+
+const fn paused(fault: Fault) -> Unsettled {
+    Unsettled::Failed(Failure::Paused(fault))
+}
+
+fn systemic(refused: usize, size: usize, fault: &Fault) -> Unsettled {
+    paused(Fault {
+        class: Class::Pause,
+        sqlstate: fault.sqlstate.clone(),
+        message: format!(
+            "{refused} of a batch of {size} votes refused: too many for faults of single votes; \
+             look for a constraint or trigger that refuses good votes: {}",
+            fault.message
+        ),
+    })
+}

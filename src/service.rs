@@ -1,0 +1,134 @@
+//! `run`, as an ordered list: metrics, database, totals, broker, count, stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::RabbitMq;
+use crate::config::Config;
+use crate::http;
+use crate::pipeline::ports::{Fault, OpenError};
+use crate::pipeline::{Limits, RetryPolicy};
+use crate::retry::Jitter;
+use crate::store::{self, PgStore, StartError};
+use crate::supervisor::Supervisor;
+use crate::telemetry::{Health, Instruments, Metrics, MetricsError};
+
+/// How long closing the pool may take: by then nothing is in a transaction.
+const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why the service did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    #[error(transparent)]
+    Bind(#[from] http::BindError),
+    #[error(transparent)]
+    Store(#[from] StartError),
+    #[error(transparent)]
+    Broker(#[from] OpenError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+}
+
+/// Counts votes until `stop`; what was taken by then is settled.
+///
+/// # Errors
+/// [`ServiceError`]: what keeps the service from starting. Servers that are down do not.
+pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), ServiceError> {
+    let began = Instant::now();
+    let health = Arc::new(Health::default());
+    let metrics = Metrics::new(config.monitoring.max_laws, Arc::clone(&health))?;
+    let instruments = metrics.instruments.clone();
+    let jitter = Jitter::from_entropy();
+
+    let address = SocketAddr::new(config.monitoring.host, config.monitoring.port);
+    let listener = http::bind(address).await?;
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "metrics and health");
+    }
+    let sources = http::Sources { metrics, health: Arc::clone(&health) };
+    let _http = AbortOnDrop(tokio::spawn(http::serve(listener, sources)));
+
+    let Some(store) = store::prepare(config, &jitter, &health, stop).await? else {
+        return Ok(());
+    };
+    health.postgres_answers();
+    // Before the first vote is counted, so that the gauges are right from the first scrape on.
+    refresh_totals(&store, &instruments, &health).await;
+    let refreshing = refresh_forever(
+        store.clone(),
+        instruments.clone(),
+        Arc::clone(&health),
+        config.monitoring.totals_refresh,
+    );
+    let _refreshing = AbortOnDrop(tokio::spawn(refreshing));
+
+    let broker = RabbitMq::new(config.rabbitmq.clone(), Arc::clone(&health));
+    let supervisor = Supervisor {
+        broker: &broker,
+        store: &store,
+        limits: &limits(config),
+        prefetch: config.rabbitmq.prefetch,
+        jitter: &jitter,
+        instruments: &instruments,
+        health: &health,
+    };
+    supervisor.run(stop).await?;
+
+    if tokio::time::timeout(POOL_CLOSE_TIMEOUT, store.close()).await.is_err() {
+        tracing::warn!("the connections to PostgreSQL did not close in time");
+    }
+    tracing::info!(uptime_s = began.elapsed().as_secs(), "stopped; {}", instruments.summary());
+    Ok(())
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        batch_size: config.batch.size,
+        batch_timeout: config.batch.timeout,
+        in_flight: config.batches_in_flight(),
+        max_message_bytes: config.batch.max_message_bytes,
+        retry: RetryPolicy { max_attempts: config.retry.max_attempts, delay: config.retry.delay },
+    }
+}
+
+/// Totals that other instances changed show up here, too; the read doubles as a sign of life.
+async fn refresh_forever(
+    store: PgStore,
+    instruments: Instruments,
+    health: Arc<Health>,
+    every: Duration,
+) {
+    loop {
+        tokio::time::sleep(every).await;
+        refresh_totals(&store, &instruments, &health).await;
+    }
+}
+
+async fn refresh_totals(store: &PgStore, instruments: &Instruments, health: &Health) {
+    let mark = instruments.refresh_begins();
+    match store.totals().await {
+        Ok(totals) => {
+            instruments.totals_refreshed(mark, totals);
+            health.postgres_answers();
+        }
+        Err(fault) => note_silence(health, &fault),
+    }
+}
+
+fn note_silence(health: &Health, fault: &Fault) {
+    health.postgres_failed(&fault.to_string());
+    tracing::debug!(sqlstate = fault.sqlstate, "totals not refreshed: {fault}");
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,190 @@
+//! Connections: their settings, the pool, and which of them are no longer trusted.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgSslMode};
+use sqlx::{ConnectOptions, Connection, Postgres, pool::PoolConnection};
+use tokio::time::{Instant, timeout};
+
+use super::transaction::fault;
+use crate::config::{self, Config};
+use crate::pipeline::ports::{Class, Fault};
+
+/// Longest wait for a connection: to open one, or to get one from the pool.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A lock that is waited for longer is most likely held by the zombie of our own lost COMMIT.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+/// The server ends a transaction whose client has gone quiet, and with it the zombie's locks.
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection idle for longer is asked whether it is alive before it gets a batch.
+const IDLE_BEFORE_PING: Duration = Duration::from_secs(1);
+
+/// sqlx's connect options out of ours, without the session limits (migrations take their time).
+pub fn options(config: &config::Postgres) -> PgConnectOptions {
+    let ssl = &config.ssl;
+    let mut options = PgConnectOptions::new_without_pgpass()
+        .host(&config.host)
+        .port(config.port)
+        .database(&config.database)
+        .username(&config.user)
+        .application_name("vote-aggregator")
+        .ssl_mode(match ssl.mode {
+            config::SslMode::Disable => PgSslMode::Disable,
+            config::SslMode::Allow => PgSslMode::Allow,
+            config::SslMode::Prefer => PgSslMode::Prefer,
+            config::SslMode::Require => PgSslMode::Require,
+            config::SslMode::VerifyCa => PgSslMode::VerifyCa,
+            config::SslMode::VerifyFull => PgSslMode::VerifyFull,
+        })
+        // The server finds out about a client that vanished without a word.
+        .options([
+            ("tcp_keepalives_idle", "10"),
+            ("tcp_keepalives_interval", "5"),
+            ("tcp_keepalives_count", "3"),
+        ])
+        .disable_statement_logging();
+    if let Some(password) = &config.password {
+        options = options.password(password.expose_secret());
+    }
+    if let Some(file) = &ssl.root_cert {
+        options = options.ssl_root_cert(file);
+    }
+    if let Some(file) = &ssl.cert {
+        options = options.ssl_client_cert(file);
+    }
+    if let Some(file) = &ssl.key {
+        options = options.ssl_client_key(file);
+    }
+    options
+}
+
+/// Adds the limits of a counting session: no statement, lock or idle transaction may hang.
+pub(super) fn with_session_limits(
+    options: PgConnectOptions,
+    statement_timeout: Duration,
+) -> PgConnectOptions {
+    options.options([
+        ("statement_timeout", statement_timeout.as_millis()),
+        ("lock_timeout", LOCK_TIMEOUT.as_millis()),
+        ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT.as_millis()),
+    ])
+}
+
+pub(super) fn pool(
+    config: &config::Postgres,
+    options: PgConnectOptions,
+    distrust: Arc<Distrust>,
+) -> PgPool {
+    PgPoolOptions::new()
+        .min_connections(config.min_connections)
+        .max_connections(config.max_connections)
+        .acquire_timeout(CONNECT_TIMEOUT)
+        // A round trip for each batch otherwise; `before_acquire` asks where there is a doubt.
+        .test_before_acquire(false)
+        .before_acquire(move |connection, meta| {
+            let distrusted = distrust.covers(meta.age);
+            Box::pin(async move {
+                if !distrusted && meta.idle_for > IDLE_BEFORE_PING {
+                    connection.ping().await?;
+                }
+                Ok(!distrusted)
+            })
+        })
+        .connect_lazy_with(options)
+}
+
+/// One connection outside the pool, opened within [`CONNECT_TIMEOUT`].
+pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, Fault> {
+    match timeout(CONNECT_TIMEOUT, options.connect()).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(fault(&error)),
+        Err(_) => Err(Fault {
+            class: Class::Reconnect,
+            sqlstate: None,
+            message: format!("no connection within {CONNECT_TIMEOUT:?}"),
+        }),
+    }
+}
+
+/// Where and as whom we connect, for messages: never the password.
+pub(super) fn describe(config: &Config) -> String {
+    let config::Postgres { host, port, database, user, .. } = &config.postgres;
+    format!("database {database:?} on {host}:{port} as user {user:?}")
+}
+
+/// Connections opened before a moment are not used again: a server that restarted leaves a pool of
+/// dead ones, and each would cost a batch one of its few tries.
+#[derive(Debug, Default)]
+pub(super) struct Distrust(Mutex<Option<Instant>>);
+
+impl Distrust {
+    pub(super) fn all_until_now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn covers(&self, age: Duration) -> bool {
+        let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| until.elapsed() <= age)
+    }
+}
+
+/// A pooled connection that goes back only by [`Lease::release`]: dropped in any other way, by an
+/// error or an abort, it is closed, whatever transaction it is in.
+pub(super) struct Lease(Option<PoolConnection<Postgres>>);
+
+impl Lease {
+    pub(super) async fn from(pool: &PgPool) -> Result<Self, Fault> {
+        match pool.acquire().await {
+            Ok(connection) => Ok(Self(Some(connection))),
+            Err(error) => Err(fault(&error)),
+        }
+    }
+
+    /// Back to the pool: the connection is outside any transaction.
+    pub(super) fn release(mut self) {
+        drop(self.0.take());
+    }
+}
+
+const LEASED: &str = "a lease holds its connection until it is released or dropped";
+
+impl Deref for Lease {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.0.as_ref().expect(LEASED)
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect(LEASED)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(connection.detach());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn distrust_covers_what_was_opened_before_and_nothing_after() {
+        let distrust = Distrust::default();
+        assert!(!distrust.covers(Duration::from_secs(3600)), "nothing happened yet");
+        distrust.all_until_now();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(distrust.covers(Duration::from_secs(6)));
+        assert!(!distrust.covers(Duration::from_secs(4)));
+    }
+}

@@ -1,0 +1,39 @@
+-- One batch, counted: one row a distinct vote_hash comes in as five arrays, sorted by hash; only
+-- the rows that were new are grouped and added to the totals; one row a law touched comes out.
+--
+-- Why the sorts: concurrent batches take their row locks in one order, so they cannot deadlock.
+WITH vote AS (
+    SELECT *
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
+        AS v (vote_hash, citizen_id, law_id, choice, cast_at)
+),
+recorded AS (
+    INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, "timestamp")
+    SELECT vote_hash, citizen_id, law_id, choice, cast_at
+    FROM vote
+    ORDER BY vote_hash COLLATE "C"
+    ON CONFLICT (vote_hash) DO NOTHING
+    RETURNING law_id, choice
+),
+addition AS (
+    SELECT law_id,
+           count(*) FILTER (WHERE choice = 'oui') AS oui,
+           count(*) FILTER (WHERE choice = 'non') AS non
+    FROM recorded
+    GROUP BY law_id
+),
+total AS (
+    INSERT INTO vote_results AS r (law_id, oui_count, non_count)
+    SELECT law_id, oui, non
+    FROM addition
+    ORDER BY law_id COLLATE "C"
+    ON CONFLICT (law_id) DO UPDATE
+        SET oui_count  = r.oui_count + excluded.oui_count,
+            non_count  = r.non_count + excluded.non_count,
+            updated_at = now()
+    RETURNING law_id, oui_count, non_count
+)
+SELECT total.law_id, addition.oui, addition.non, total.oui_count, total.non_count
+FROM total
+JOIN addition USING (law_id)
+ORDER BY total.law_id

@@ -1,0 +1,102 @@
+//! What each SQLSTATE calls for. sqlx itself calls two codes transient; this table is total.
+
+use crate::pipeline::ports::Class;
+
+/// Names of the constraints under which a repeated vote_hash would be reported.
+const VOTE_HASH_KEYS: [&str; 2] = ["vote_audit_pkey", "vote_audit_vote_hash_key"];
+
+/// The class of a server error, by its SQLSTATE (PostgreSQL's appendix A) and, for a unique
+/// violation, the constraint it names. A code that is not listed pauses: nothing is lost while
+/// somebody looks.
+pub fn classify(sqlstate: &str, constraint: Option<&str>) -> Class {
+    match sqlstate {
+        // serialization_failure, deadlock_detected, lock_not_available
+        "40001" | "40P01" | "55P03" => Class::Retry,
+
+        // transaction_resolution_unknown, statement_completion_unknown
+        "08007" | "40003" => Class::UnknownOutcome,
+
+        // Shut down, crashed, starting up, idle session ended; a transaction this connection
+        // should not be in; a standby (failover under way); a lost prepared statement; no slot.
+        "57P01" | "57P02" | "57P03" | "57P05" => Class::Reconnect,
+        "25P02" | "25P03" | "25006" | "26000" | "53300" => Class::Reconnect,
+
+        // query_canceled (statement_timeout), statement_too_complex
+        "57014" | "54001" => Class::Split,
+
+        // A count that overflows, a row updated twice in one statement: no vote can cause these.
+        "21000" | "22003" => Class::Bug,
+        "23505" if constraint.is_some_and(|name| VOTE_HASH_KEYS.contains(&name)) => Class::Retry,
+        "23505" => Class::Bug,
+
+        // not_null, foreign_key, check violations; program_limit_exceeded; raised by a trigger
+        "23502" | "23503" | "23514" | "54000" | "P0001" => Class::Isolate,
+
+        _ => match sqlstate.get(..2) {
+            Some("08") => Class::Reconnect,
+            Some("22") => Class::Isolate,
+            // Disk full, out of memory, wrong password, no such database or table, …, unlisted.
+            _ => Class::Pause,
+        },
+    }
+}
+
+/// Whether waiting can't mend this at start: credentials, a missing database, missing grants.
+/// After the first success the same codes pause, since somebody may be mending them.
+pub fn fatal_at_start(sqlstate: &str) -> bool {
+    sqlstate.starts_with("28") || matches!(sqlstate, "3D000" | "42501")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_code_has_its_class() {
+        let table = [
+            (Class::Retry, "40001 40P01 55P03"),
+            (
+                Class::Reconnect,
+                "08000 08001 08003 08004 08006 08P01 57P01 57P02 57P03 57P05 25P02 25P03 25006 \
+                 26000 53300",
+            ),
+            (Class::UnknownOutcome, "08007 40003"),
+            (Class::Split, "57014 54001"),
+            (
+                Class::Pause,
+                "53100 53200 53400 58000 58030 58P01 58P02 28000 28P01 3D000 3F000 42501 42601 \
+                 42703 42804 42883 42P01 42P10 0A000 55000 55006 57P04 XX000 XX001 XX002",
+            ),
+            (Class::Isolate, "22001 22007 22008 22021 22P02 22P05 23502 23503 23514 54000 P0001"),
+            (Class::Bug, "21000 22003 23505"),
+        ];
+        for (class, codes) in table {
+            for code in codes.split_whitespace() {
+                assert_eq!(classify(code, None), class, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_unique_violation_is_our_bug_unless_it_is_the_vote_hash() {
+        assert_eq!(classify("23505", Some("vote_audit_pkey")), Class::Retry);
+        assert_eq!(classify("23505", Some("vote_results_pkey")), Class::Bug);
+    }
+
+    #[test]
+    fn what_nobody_listed_pauses_and_nothing_panics() {
+        for code in ["", "0", "é", "éé", "00000", "01000", "ZZZZZ", "P0002", "72000", "F0000"] {
+            assert_eq!(classify(code, None), Class::Pause, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn fatal_at_start_are_credentials_database_and_grants() {
+        for code in ["28000", "28P01", "3D000", "42501"] {
+            assert!(fatal_at_start(code), "{code}");
+        }
+        for code in ["57P03", "53300", "08006", "42P01"] {
+            assert!(!fatal_at_start(code), "{code}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Getting the database ready: reachable, durable, the right schema, the grants to count.
+
+use std::time::Duration;
+
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
+use tokio_util::sync::CancellationToken;
+
+use super::PgStore;
+use super::connection::{connect, describe, options, with_session_limits};
+use super::migrate::{SchemaState, apply, state};
+use super::sqlstate::fatal_at_start;
+use super::transaction::{fault, rehearse};
+use crate::config::Config;
+use crate::pipeline::ports::{Class, Fault};
+use crate::retry::{Backoff, Jitter};
+use crate::telemetry::Health;
+
+/// What waiting does not mend.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(
+        "PostgreSQL refuses us: {fault}; {place}. Check POSTGRES_USER and POSTGRES_PASSWORD \
+         (or DATABASE_URL) and the role's grants"
+    )]
+    Credentials { fault: Fault, place: String },
+    #[error("PostgreSQL has no such database: {fault}; {place}. Create it, or set POSTGRES_DB")]
+    NoDatabase { fault: Fault, place: String },
+    #[error("the schema does not fit: {reason}; {place}")]
+    Schema { reason: String, place: String },
+    #[error(
+        "PostgreSQL could lose committed votes: {settings}; {place}. Set them to on, or accept \
+         the loss with POSTGRES_ALLOW_LOSSY=true"
+    )]
+    Lossy { settings: String, place: String },
+}
+
+enum Attempt {
+    Fatal(StartError),
+    Wait(Fault),
+}
+
+/// Waits for the database and prepares it: applies migrations when `migrate_on_start` says so,
+/// refuses settings that lose commits, rehearses a batch. `None` when `stop` came first.
+///
+/// # Errors
+/// [`StartError`]: what waiting does not mend.
+pub async fn prepare(
+    config: &Config,
+    jitter: &Jitter,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Option<PgStore>, StartError> {
+    let connect_options = options(&config.postgres);
+    let limits = with_session_limits(connect_options, config.postgres.statement_timeout);
+    let migrate = config.postgres.migrate_on_start;
+    let ready = async || {
+        let mut connection = checked(config, migrate).await?;
+        rehearse(&mut connection).await.map_err(|fault| unfit(config, fault))
+    };
+    let ready = wait(jitter, health, stop, ready).await?;
+    Ok(ready.map(|()| PgStore::new(&config.postgres, limits)))
+}
+
+/// Waits for the database and applies pending migrations. Gives the number of those, `None` when
+/// `stop` came first.
+///
+/// # Errors
+/// [`StartError`]: what waiting does not mend.
+pub async fn migrate(
+    config: &Config,
+    jitter: &Jitter,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Option<usize>, StartError> {
+    let pending = async || {
+        let mut connection =
+            connect(&options(&config.postgres)).await.map_err(|f| gone(config, f))?;
+        migrate_schema(config, &mut connection, true).await
+    };
+    wait(jitter, health, stop, pending).await
+}
+
+async fn wait<R>(
+    jitter: &Jitter,
+    health: &Health,
+    stop: &CancellationToken,
+    attempt: impl AsyncFn() -> Result<R, Attempt>,
+) -> Result<Option<R>, StartError> {
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    loop {
+        let fault = match attempt().await {
+            Ok(done) => return Ok(Some(done)),
+            Err(Attempt::Fatal(error)) => return Err(error),
+            Err(Attempt::Wait(fault)) => fault,
+        };
+        let delay = jitter.stretch(backoff.next_delay());
+        tracing::warn!(sqlstate = fault.sqlstate, "waiting for PostgreSQL: {fault}");
+        health.postgres_failed(&fault.to_string());
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(delay) => {}
+        }
+    }
+}
+
+async fn checked(config: &Config, may_migrate: bool) -> Result<PgConnection, Attempt> {
+    let mut connection = connect(&options(&config.postgres)).await.map_err(|f| gone(config, f))?;
+    refuse_lossy(config, &mut connection).await?;
+    migrate_schema(config, &mut connection, may_migrate).await?;
+    Ok(connection)
+}
+
+/// Reads what the server does with a COMMIT. With `synchronous_commit=off`, 10–25 acknowledged
+/// commits were lost each time PostgreSQL was killed (measured on 15.18).
+async fn refuse_lossy(config: &Config, connection: &mut PgConnection) -> Result<(), Attempt> {
+    let row = sqlx::query(
+        "SELECT name, setting FROM pg_settings WHERE setting = 'off' \
+         AND name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY name",
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(|error| gone(config, fault(&error)))?;
+    let lossy: Vec<String> = row
+        .iter()
+        .filter_map(|row| row.try_get::<String, _>("name").ok())
+        .map(|name| format!("{name}=off"))
+        .collect();
+    if lossy.is_empty() {
+        return Ok(());
+    }
+    let settings = lossy.join(", ");
+    if config.postgres.allow_lossy {
+        tracing::warn!(
+            settings,
+            "POSTGRES_ALLOW_LOSSY: a crash of PostgreSQL may lose counted votes"
+        );
+        return Ok(());
+    }
+    Err(Attempt::Fatal(StartError::Lossy { settings, place: describe(config) }))
+}
+
+async fn migrate_schema(
+    config: &Config,
+    connection: &mut PgConnection,
+    may_migrate: bool,
+) -> Result<usize, Attempt> {
+    let unfit = |reason| Attempt::Fatal(StartError::Schema { reason, place: describe(config) });
+    let found = state(connection).await.map_err(|error| gone(config, fault(&error)))?;
+    match found {
+        SchemaState::Current => Ok(0),
+        SchemaState::Pending(versions) if may_migrate => {
+            tracing::info!(?versions, "applying migrations");
+            match apply(connection).await {
+                Ok(()) => Ok(versions.len()),
+                Err(
+                    sqlx::migrate::MigrateError::Execute(error)
+                    | sqlx::migrate::MigrateError::ExecuteMigration(error, _),
+                ) => Err(migration_failed(config, fault(&error))),
+                Err(error) => Err(unfit(error.to_string())),
+            }
+        }
+        SchemaState::Pending(versions) => Err(unfit(format!(
+            "migrations {versions:?} are not applied and MIGRATE_ON_START is off; run \
+             `vote-aggregator migrate` as the owner of the tables"
+        ))),
+        SchemaState::Unknown(version) => Err(unfit(format!(
+            "the database is at migration {version}, which this version of the service does not \
+             know; run the newer version"
+        ))),
+        SchemaState::Differs(version) => Err(unfit(format!(
+            "migration {version} was applied with other content than this version of the service \
+             has; compare the schema with init_db.sql"
+        ))),
+    }
+}
+
+/// A failure to get as far as a question.
+fn gone(config: &Config, fault: Fault) -> Attempt {
+    let place = describe(config);
+    match fault.sqlstate.as_deref() {
+        Some("3D000") => Attempt::Fatal(StartError::NoDatabase { fault, place }),
+        Some(code) if fatal_at_start(code) => {
+            Attempt::Fatal(StartError::Credentials { fault, place })
+        }
+        _ => Attempt::Wait(fault),
+    }
+}
+
+fn migration_failed(config: &Config, fault: Fault) -> Attempt {
+    match fault.class {
+        Class::Retry | Class::Reconnect | Class::UnknownOutcome => Attempt::Wait(fault),
+        _ if fault.sqlstate.as_deref().is_some_and(fatal_at_start) => gone(config, fault),
+        _ => Attempt::Fatal(StartError::Schema {
+            reason: format!("a migration failed: {fault}"),
+            place: describe(config),
+        }),
+    }
+}
+
+/// A batch could not be rehearsed: tables that are not as the statement needs them are fatal.
+fn unfit(config: &Config, fault: Fault) -> Attempt {
+    match fault.sqlstate.as_deref() {
+        Some(code) if code.starts_with("42") && code != "42501" => {
+            Attempt::Fatal(StartError::Schema {
+                reason: format!("counting a vote fails: {fault}; compare it with init_db.sql"),
+                place: describe(config),
+            })
+        }
+        _ => gone(config, fault),
+    }
+}

@@ -1,0 +1,213 @@
+//! Keeps the pipeline on a session: opens one, runs the chain on it, and decides from how it ended
+//! what comes next.
+//!
+//! ```text
+//!            ┌──────────── session lost: back off ────────────┐
+//!            ▼                                                │
+//! open ─ consume (flowing) ── paused: give back once ──► breaker open ─ probe write, 1 → 30 s
+//!            ▲                                                │ takes writes
+//!            └── a batch committed ─ consume (trial) ◄────────┘
+//!                                        │ fails again: wait the longest
+//!                                        └────────► breaker open
+//! ```
+//!
+//! Generic over broker and store, like the pipeline.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::pipeline::ports::{Broker, Fault, OpenError, Session, Store};
+use crate::pipeline::{self, Failure, IsolationBudget, Limits, Mode, Tools};
+use crate::retry::{Backoff, Jitter};
+use crate::telemetry::{Health, Instruments};
+
+/// First delay before a session is opened anew, and before a store that failed is probed.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
+/// Longest such delay.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// What the supervisor works with, for as long as the process lives.
+pub struct Supervisor<'a, B, T> {
+    pub broker: &'a B,
+    pub store: &'a T,
+    pub limits: &'a Limits,
+    /// Unsettled deliveries at most, when all is well.
+    pub prefetch: u16,
+    pub jitter: &'a Jitter,
+    pub instruments: &'a Instruments,
+    pub health: &'a Health,
+}
+
+/// The store's breaker.
+enum Breaker {
+    Closed,
+    /// Nothing is consumed until a probe write succeeds; then one batch at a time.
+    Open,
+}
+
+impl<B: Broker, T: Store> Supervisor<'_, B, T> {
+    /// Counts votes until `stop`.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the broker refuses the very first session for a reason that waiting
+    /// does not mend.
+    pub async fn run(&self, stop: &CancellationToken) -> Result<(), OpenError> {
+        let budget = IsolationBudget::default();
+        let mut breaker = Breaker::Closed;
+        let mut probing = Backoff::new(SHORTEST_WAIT, LONGEST_WAIT);
+        let mut reopening = Backoff::new(SHORTEST_WAIT, LONGEST_WAIT);
+        let mut ever_opened = false;
+
+        while !stop.is_cancelled() {
+            let mode = match breaker {
+                Breaker::Closed => Mode::Flowing,
+                Breaker::Open => {
+                    if !self.wait_for_store(&mut probing, stop).await {
+                        break;
+                    }
+                    Mode::Trial
+                }
+            };
+            let Some(mut session) = self.open(mode, &mut reopening, &mut ever_opened, stop).await?
+            else {
+                break;
+            };
+            let ended = self.consume(&mut session, mode, &budget, stop).await;
+            if ended.batches > 0 {
+                reopening.reset();
+                if mode == Mode::Trial {
+                    tracing::info!("PostgreSQL takes votes again");
+                    self.health.breaker_closed("counting");
+                    probing.reset();
+                    breaker = Breaker::Closed;
+                }
+            }
+            match ended.failure {
+                None => {
+                    if let Err(lost) = session.close().await {
+                        tracing::warn!("the session did not close cleanly: {lost}");
+                    }
+                }
+                Some(Failure::Lost(lost)) => {
+                    self.instruments.broker_fault();
+                    self.health.rabbitmq_failed(&lost.to_string());
+                    tracing::warn!("session with RabbitMQ lost, opening a new one: {lost}");
+                    drop(session);
+                    self.pause(reopening.next_delay(), stop).await;
+                }
+                Some(Failure::Paused(fault)) => {
+                    self.trip(&fault, mode, &mut probing);
+                    breaker = Breaker::Open;
+                    session.requeue().await;
+                }
+            }
+        }
+        self.health.rabbitmq_failed("stopped");
+        Ok(())
+    }
+
+    /// Opens a session, however long it takes. `None` when `stop` came first.
+    async fn open(
+        &self,
+        mode: Mode,
+        reopening: &mut Backoff,
+        ever_opened: &mut bool,
+        stop: &CancellationToken,
+    ) -> Result<Option<B::Session>, OpenError> {
+        loop {
+            let opened = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(None),
+                opened = self.broker.open(self.prefetch(mode)) => opened,
+            };
+            match opened {
+                Ok(session) => {
+                    *ever_opened = true;
+                    self.health.rabbitmq_consuming();
+                    tracing::info!(prefetch = self.prefetch(mode), ?mode, "consuming");
+                    return Ok(Some(session));
+                }
+                Err(error) if error.is_fatal_at_start() && !*ever_opened => return Err(error),
+                Err(error) => {
+                    self.instruments.broker_fault();
+                    self.health.rabbitmq_failed(&error.to_string());
+                    tracing::warn!("no session with RabbitMQ: {error}");
+                    self.pause(reopening.next_delay(), stop).await;
+                }
+            }
+        }
+    }
+
+    async fn consume(
+        &self,
+        session: &mut B::Session,
+        mode: Mode,
+        budget: &IsolationBudget,
+        stop: &CancellationToken,
+    ) -> pipeline::Ended {
+        let one_batch = Limits { in_flight: 1, ..self.limits.clone() };
+        let tools = Tools {
+            store: self.store,
+            dead_letters: self.broker,
+            limits: if mode == Mode::Trial { &one_batch } else { self.limits },
+            budget,
+            jitter: self.jitter,
+            instruments: self.instruments,
+        };
+        pipeline::run(session, &tools, mode, stop).await
+    }
+
+    /// In a trial no more is held than one batch, so that no more is given back if it fails.
+    fn prefetch(&self, mode: Mode) -> u16 {
+        match mode {
+            Mode::Flowing => self.prefetch,
+            Mode::Trial => u16::try_from(self.limits.batch_size).unwrap_or(self.prefetch),
+        }
+    }
+
+    fn trip(&self, fault: &Fault, mode: Mode, probing: &mut Backoff) {
+        let reason = format!("PostgreSQL takes no votes: {fault}");
+        tracing::error!(
+            class = fault.class.as_str(),
+            sqlstate = fault.sqlstate,
+            "{reason}; what is held goes back to the queue, consuming stops until a write succeeds"
+        );
+        self.health.breaker_open(&reason);
+        self.health.rabbitmq_failed("not consuming while PostgreSQL takes no votes");
+        if mode == Mode::Trial {
+            // The probe does not meet this fault, a trigger on one law say: no quick loops.
+            probing.jump_to_cap();
+        }
+    }
+
+    /// Waits until a probe write succeeds; `false` when `stop` came first.
+    async fn wait_for_store(&self, probing: &mut Backoff, stop: &CancellationToken) -> bool {
+        loop {
+            self.pause(probing.next_delay(), stop).await;
+            let probed = tokio::select! {
+                biased;
+                () = stop.cancelled() => return false,
+                probed = self.store.probe() => probed,
+            };
+            match probed {
+                Ok(()) => {
+                    self.health.breaker_closed("takes a probe write; trying one batch at a time");
+                    return true;
+                }
+                Err(fault) => {
+                    self.health.breaker_open(&format!("PostgreSQL takes no votes: {fault}"));
+                    tracing::warn!(sqlstate = fault.sqlstate, "probe write failed: {fault}");
+                }
+            }
+        }
+    }
+
+    async fn pause(&self, delay: Duration, stop: &CancellationToken) {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(self.jitter.stretch(delay)) => {}
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Which side works, since when, and why not.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use time::OffsetDateTime;
+
+/// State of one side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    pub ok: bool,
+    /// When `ok` last changed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// Why it is as it is, for people.
+    pub reason: String,
+}
+
+impl Check {
+    fn starting() -> Self {
+        let reason = "not connected yet".to_owned();
+        Self { ok: false, since: OffsetDateTime::now_utc(), reason }
+    }
+
+    fn set(&mut self, ok: bool, reason: &str) {
+        if self.ok != ok {
+            self.since = OffsetDateTime::now_utc();
+        }
+        self.ok = ok;
+        if self.reason != reason {
+            reason.clone_into(&mut self.reason);
+        }
+    }
+}
+
+/// Whether a message that we reject is kept by the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeadLetterRoute {
+    Yes,
+    No,
+    /// The broker does not tell: no permission to ask, or a policy we can't see.
+    Unknown,
+}
+
+impl DeadLetterRoute {
+    pub const ALL: [Self; 3] = [Self::Yes, Self::No, Self::Unknown];
+
+    /// The value of the metric label and of the readiness detail.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::No => "no",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// All that readiness is made of.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// `ready` or `unavailable`.
+    pub status: &'static str,
+    pub checks: Checks,
+}
+
+/// Both sides.
+#[derive(Clone, Debug, Serialize)]
+pub struct Checks {
+    pub rabbitmq: RabbitMqCheck,
+    pub postgres: Check,
+}
+
+/// The broker's side, with what an operator has to know of its queue.
+#[derive(Clone, Debug, Serialize)]
+pub struct RabbitMqCheck {
+    #[serde(flatten)]
+    pub check: Check,
+    /// Told but no reason to be unready: votes are counted without one, too.
+    pub dead_letter_route: DeadLetterRoute,
+    pub warnings: Vec<String>,
+}
+
+/// Shared state of both sides; whoever sees a change notes it here.
+#[derive(Debug)]
+pub struct Health(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    rabbitmq: Check,
+    postgres: Check,
+    /// Set while the breaker is open: a database that answers a read may still take no votes.
+    breaker: Option<String>,
+    route: DeadLetterRoute,
+    warnings: Vec<String>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            rabbitmq: Check::starting(),
+            postgres: Check::starting(),
+            breaker: None,
+            route: DeadLetterRoute::Unknown,
+            warnings: Vec::new(),
+        }))
+    }
+}
+
+impl Health {
+    pub fn rabbitmq_consuming(&self) {
+        self.state().rabbitmq.set(true, "consuming");
+    }
+
+    pub fn rabbitmq_failed(&self, reason: &str) {
+        self.state().rabbitmq.set(false, reason);
+    }
+
+    /// The database answered.
+    pub fn postgres_answers(&self) {
+        let mut state = self.state();
+        match state.breaker.clone() {
+            Some(reason) => state.postgres.set(false, &reason),
+            None => state.postgres.set(true, "answering"),
+        }
+    }
+
+    pub fn postgres_failed(&self, reason: &str) {
+        self.state().postgres.set(false, reason);
+    }
+
+    /// Votes are not taken until [`Health::breaker_closed`].
+    pub fn breaker_open(&self, reason: &str) {
+        let mut state = self.state();
+        state.breaker = Some(reason.to_owned());
+        state.postgres.set(false, reason);
+    }
+
+    /// The database takes writes again; `reason` says how far that is proven.
+    pub fn breaker_closed(&self, reason: &str) {
+        let mut state = self.state();
+        state.breaker = None;
+        state.postgres.set(true, reason);
+    }
+
+    /// What was found out about the queue.
+    pub fn queue_examined(&self, route: DeadLetterRoute, warnings: Vec<String>) {
+        let mut state = self.state();
+        state.route = route;
+        state.warnings = warnings;
+    }
+
+    pub fn dead_letter_route(&self) -> DeadLetterRoute {
+        self.state().route
+    }
+
+    pub fn report(&self) -> Report {
+        let state = self.state();
+        let ready = state.rabbitmq.ok && state.postgres.ok;
+        Report {
+            status: if ready { "ready" } else { "unavailable" },
+            checks: Checks {
+                rabbitmq: RabbitMqCheck {
+                    check: state.rabbitmq.clone(),
+                    dead_letter_route: state.route,
+                    warnings: state.warnings.clone(),
+                },
+                postgres: state.postgres.clone(),
+            },
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Report {
+    pub fn is_ready(&self) -> bool {
+        self.checks.rabbitmq.check.ok && self.checks.postgres.ok
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_only_when_both_sides_are() {
+        let health = Health::default();
+        assert!(!health.report().is_ready());
+        health.rabbitmq_consuming();
+        assert!(!health.report().is_ready());
+        health.postgres_answers();
+        assert!(health.report().is_ready());
+        assert_eq!(health.report().status, "ready");
+        health.rabbitmq_failed("connection refused");
+        let report = health.report();
+        assert_eq!((report.is_ready(), report.status), (false, "unavailable"));
+    }
+
+    #[test]
+    fn an_answering_database_does_not_hide_an_open_breaker() {
+        let health = Health::default();
+        health.rabbitmq_consuming();
+        health.postgres_answers();
+        health.breaker_open("disk full");
+        health.postgres_answers();
+        assert_eq!(health.report().checks.postgres.reason, "disk full");
+        assert!(!health.report().is_ready());
+        health.breaker_closed("taking votes");
+        assert!(health.report().is_ready());
+    }
+
+    #[test]
+    fn since_moves_only_when_the_state_does() {
+        let health = Health::default();
+        health.postgres_failed("one");
+        let since = health.report().checks.postgres.since;
+        health.postgres_failed("two");
+        let check = health.report().checks.postgres;
+        assert_eq!((check.since, check.reason.as_str()), (since, "two"));
+    }
+
+    #[test]
+    fn the_json_has_the_documented_shape() {
+        let health = Health::default();
+        health.queue_examined(DeadLetterRoute::No, vec!["rejected messages vanish".to_owned()]);
+        let json = serde_json::to_value(health.report()).expect("serializable");
+        assert_eq!(json["status"], "unavailable");
+        for side in ["rabbitmq", "postgres"] {
+            assert_eq!(json["checks"][side]["ok"], false);
+            assert!(json["checks"][side]["since"].as_str().is_some_and(|s| s.ends_with('Z')));
+            assert_eq!(json["checks"][side]["reason"], "not connected yet");
+        }
+        assert_eq!(json["checks"]["rabbitmq"]["dead_letter_route"], "no");
+    }
+}

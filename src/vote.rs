@@ -1,0 +1,250 @@
+//! The message: one vote as UTF-8 JSON, decoded and validated without any I/O.
+//!
+//! Every rule here rejects: a message that breaks one is malformed and will be so on every
+//! redelivery, hence it is dead-lettered and never requeued. The first broken rule is the reason
+//! given, in the order of [`Reason`].
+
+mod json;
+mod timestamp;
+
+use std::fmt;
+
+use time::OffsetDateTime;
+
+/// Longest `vote_hash`, in characters.
+pub const MAX_VOTE_HASH: usize = 64;
+/// Longest `law_id`, in characters.
+pub const MAX_LAW_ID: usize = 50;
+/// Longest `citizen_id`, in characters (Unicode scalar values, as PostgreSQL counts them).
+pub const MAX_CITIZEN_ID: usize = 100;
+
+/// What was voted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Choice {
+    Oui,
+    Non,
+}
+
+impl Choice {
+    /// Both choices, in the order in which results name them.
+    pub const ALL: [Self; 2] = [Self::Oui, Self::Non];
+
+    /// The spelling in messages, in SQL and in metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Oui => "oui",
+            Self::Non => "non",
+        }
+    }
+}
+
+/// A valid vote. Equality of all five fields is what tells a replay from a duplicate attempt.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vote {
+    /// Identity of the vote: 1–64 visible ASCII characters.
+    pub vote_hash: String,
+    /// Who voted: 1–100 characters. Never logged.
+    pub citizen_id: String,
+    /// What was voted on: 1–50 characters of `[A-Za-z0-9._:-]`.
+    pub law_id: String,
+    pub choice: Choice,
+    /// When the vote was cast: UTC, rounded to microseconds as PostgreSQL stores it.
+    pub timestamp: OffsetDateTime,
+}
+
+/// Leaves `citizen_id` out: a vote that ends up in a log or a panic must not tell who cast it.
+impl fmt::Debug for Vote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vote")
+            .field("vote_hash", &self.vote_hash)
+            .field("law_id", &self.law_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a message is malformed; also the value of the metric label `reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// The body is longer than `MAX_MESSAGE_BYTES`.
+    TooLarge,
+    /// The body is not UTF-8.
+    NotUtf8,
+    /// The body is not JSON, or has something behind its value.
+    NotJson,
+    /// The body is JSON but not an object.
+    NotObject,
+    /// A field that a vote needs occurs twice, even with equal values.
+    RepeatedField,
+    /// A field that a vote needs is not there.
+    MissingField,
+    /// A field that a vote needs is not a string.
+    WrongType,
+    /// A field is the empty string.
+    EmptyField,
+    /// A field is longer than its column.
+    TooLong,
+    /// A field has a control character; NUL alone would fail the whole SQL batch (SQLSTATE 22021).
+    ControlCharacter,
+    /// `vote_hash` is not visible ASCII.
+    BadVoteHash,
+    /// `law_id` has a character outside `[A-Za-z0-9._:-]`: look-alikes would be laws of their own.
+    BadLawId,
+    /// `choice` is neither `oui` nor `non`.
+    BadChoice,
+    /// `timestamp` is not RFC 3339 with an offset, or outside the years 1970–9999 UTC.
+    BadTimestamp,
+}
+
+impl Reason {
+    /// Every reason, in the order in which they are checked.
+    pub const ALL: [Self; 14] = [
+        Self::TooLarge,
+        Self::NotUtf8,
+        Self::NotJson,
+        Self::NotObject,
+        Self::RepeatedField,
+        Self::MissingField,
+        Self::WrongType,
+        Self::EmptyField,
+        Self::TooLong,
+        Self::ControlCharacter,
+        Self::BadVoteHash,
+        Self::BadLawId,
+        Self::BadChoice,
+        Self::BadTimestamp,
+    ];
+
+    /// The name in logs and in the metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::NotUtf8 => "not_utf8",
+            Self::NotJson => "not_json",
+            Self::NotObject => "not_object",
+            Self::RepeatedField => "repeated_field",
+            Self::MissingField => "missing_field",
+            Self::WrongType => "wrong_type",
+            Self::EmptyField => "empty_field",
+            Self::TooLong => "too_long",
+            Self::ControlCharacter => "control_character",
+            Self::BadVoteHash => "bad_vote_hash",
+            Self::BadLawId => "bad_law_id",
+            Self::BadChoice => "bad_choice",
+            Self::BadTimestamp => "bad_timestamp",
+        }
+    }
+}
+
+/// The verdict on a malformed message: all that may be logged of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    pub reason: Reason,
+    /// The field the reason is about, where it is about one.
+    pub field: Option<&'static str>,
+    /// The message's `vote_hash`, when that much of it was valid.
+    pub vote_hash: Option<String>,
+}
+
+impl Rejection {
+    const fn of_body(reason: Reason) -> Self {
+        Self { reason, field: None, vote_hash: None }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.field {
+            Some(field) => write!(f, "{} ({field})", self.reason.as_str()),
+            None => f.write_str(self.reason.as_str()),
+        }
+    }
+}
+
+/// Decodes and validates one message body of at most `max_bytes` bytes.
+///
+/// # Errors
+/// The first broken rule, see [`Reason`].
+pub fn decode(body: &[u8], max_bytes: usize) -> Result<Vote, Rejection> {
+    if body.len() > max_bytes {
+        return Err(Rejection::of_body(Reason::TooLarge));
+    }
+    let text = std::str::from_utf8(body).map_err(|_| Rejection::of_body(Reason::NotUtf8))?;
+    let fields = json::parse(text).map_err(Rejection::of_body)?;
+
+    // Whatever is wrong with the rest, a valid hash helps whoever looks for the message.
+    let hash = fields.vote_hash.text().filter(|hash| check_vote_hash(hash).is_ok());
+    let reject = |(reason, field)| Rejection {
+        reason,
+        field: Some(field),
+        vote_hash: hash.map(str::to_owned),
+    };
+
+    fields.complete().map_err(reject)?;
+    let timestamp = validate(&fields).map_err(reject)?;
+    let choice = match fields.choice.text() {
+        Some("oui") => Choice::Oui,
+        Some("non") => Choice::Non,
+        _ => return Err(reject((Reason::BadChoice, "choice"))),
+    };
+    let timestamp =
+        timestamp::parse(timestamp).ok_or_else(|| reject((Reason::BadTimestamp, "timestamp")))?;
+
+    Ok(Vote {
+        vote_hash: fields.vote_hash.into_string(),
+        citizen_id: fields.citizen_id.into_string(),
+        law_id: fields.law_id.into_string(),
+        choice,
+        timestamp,
+    })
+}
+
+type Broken = (Reason, &'static str);
+
+/// Checks the identifiers; gives back the timestamp's text, which is parsed last.
+fn validate<'a>(fields: &'a json::Fields<'_>) -> Result<&'a str, Broken> {
+    let [hash, citizen, law, choice, timestamp] = fields.texts();
+    let bounded = [
+        (hash, "vote_hash", MAX_VOTE_HASH),
+        (citizen, "citizen_id", MAX_CITIZEN_ID),
+        (law, "law_id", MAX_LAW_ID),
+        // Neither has a column length to overflow; what they may be is checked below.
+        (choice, "choice", usize::MAX),
+        (timestamp, "timestamp", usize::MAX),
+    ];
+    for (text, field, _) in bounded {
+        if text.is_empty() {
+            return Err((Reason::EmptyField, field));
+        }
+    }
+    for (text, field, longest) in bounded {
+        // Bytes bound characters from above, so most texts need no count.
+        if text.len() > longest && text.chars().count() > longest {
+            return Err((Reason::TooLong, field));
+        }
+    }
+    for (text, field, _) in bounded {
+        if text.chars().any(char::is_control) {
+            return Err((Reason::ControlCharacter, field));
+        }
+    }
+    check_vote_hash(hash)?;
+    check_law_id(law)?;
+    Ok(timestamp)
+}
+
+fn check_vote_hash(hash: &str) -> Result<(), Broken> {
+    let fits = !hash.is_empty() && hash.len() <= MAX_VOTE_HASH;
+    if fits && hash.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(())
+    } else {
+        Err((Reason::BadVoteHash, "vote_hash"))
+    }
+}
+
+fn check_law_id(law: &str) -> Result<(), Broken> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+    if law.bytes().all(allowed) { Ok(()) } else { Err((Reason::BadLawId, "law_id")) }
+}
+
+#[cfg(test)]
+mod tests;
