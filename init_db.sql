@@ -42,7 +42,22 @@ CREATE TABLE IF NOT EXISTS duplicate_attempts (
     attempt_timestamp timestamptz NOT NULL
 );
 
--- Tables that the service's predecessor left have fewer columns; what it never recorded stays NULL.
+-- Tables that the service's predecessor left may have narrower counts, under a view that has to
+-- make way, and fewer columns; what it never recorded stays NULL.
+DO $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM information_schema.columns
+        WHERE table_schema = current_schema() AND table_name = 'vote_results'
+          AND column_name IN ('oui_count', 'non_count') AND data_type <> 'bigint'
+    ) THEN
+        DROP VIEW IF EXISTS vote_statistics;
+        ALTER TABLE vote_results
+            ALTER COLUMN oui_count TYPE bigint,
+            ALTER COLUMN non_count TYPE bigint;
+    END IF;
+END
+$$;
 ALTER TABLE vote_audit ADD COLUMN IF NOT EXISTS recorded_at timestamptz DEFAULT now();
 ALTER TABLE duplicate_attempts ADD COLUMN IF NOT EXISTS law_id varchar(50);
 ALTER TABLE duplicate_attempts ADD COLUMN IF NOT EXISTS choice varchar(3);
@@ -68,7 +83,7 @@ FROM vote_audit
 GROUP BY citizen_id, law_id
 HAVING count(*) > 1;
 INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-VALUES (1, 'votes', true, '\x798c27ae4c98d46aa7e17a43b2bd0a0f4bd78abd02af16ae6c20bfe5dacf4dfff921212ae50c1a99a6ae9004fdb0a21b', 0)
+VALUES (1, 'votes', true, '\xc5b273345a1aa53d0f51055a584218c84561286311bdb1ea23524be73f0c251ee28d75aab2d000a66a53f3796c569f5d', 0)
 ON CONFLICT (version) DO NOTHING;
 
 COMMIT;

@@ -26,7 +26,22 @@ CREATE TABLE IF NOT EXISTS duplicate_attempts (
     attempt_timestamp timestamptz NOT NULL
 );
 
--- Tables that the service's predecessor left have fewer columns; what it never recorded stays NULL.
+-- Tables that the service's predecessor left may have narrower counts, under a view that has to
+-- make way, and fewer columns; what it never recorded stays NULL.
+DO $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM information_schema.columns
+        WHERE table_schema = current_schema() AND table_name = 'vote_results'
+          AND column_name IN ('oui_count', 'non_count') AND data_type <> 'bigint'
+    ) THEN
+        DROP VIEW IF EXISTS vote_statistics;
+        ALTER TABLE vote_results
+            ALTER COLUMN oui_count TYPE bigint,
+            ALTER COLUMN non_count TYPE bigint;
+    END IF;
+END
+$$;
 ALTER TABLE vote_audit ADD COLUMN IF NOT EXISTS recorded_at timestamptz DEFAULT now();
 ALTER TABLE duplicate_attempts ADD COLUMN IF NOT EXISTS law_id varchar(50);
 ALTER TABLE duplicate_attempts ADD COLUMN IF NOT EXISTS choice varchar(3);

@@ -256,6 +256,7 @@ async fn redeclare(connection: &Connection, config: &Config) -> Option<Known> {
             Ok(()) => return Some(Known { arguments, flags, policies: false }),
             Err(error) => error,
         };
+        tracing::debug!(queue = config.queue, "learning the queue's arguments: {error}");
         if amqp_code(&error) != Some(406) {
             return None;
         }
@@ -266,6 +267,13 @@ async fn redeclare(connection: &Connection, config: &Config) -> Option<Known> {
             ("exclusive", Current::Flag(on)) => flags.exclusive = on,
             (_, Current::None) => drop(arguments.remove(&name)),
             (_, Current::Value(value)) => drop(arguments.insert(name, value)),
+            (_, Current::Untyped(text)) => {
+                // A number as often as a text; what is refused as a number was a text.
+                let as_number = text.parse().ok().map(AMQPValue::LongLongInt);
+                let tried = arguments.get(&name) == as_number.as_ref();
+                let value = as_number.filter(|_| !tried).unwrap_or_else(|| long_string(&text));
+                drop(arguments.insert(name, value));
+            }
             (_, Current::Flag(_)) => return None,
         }
     }
@@ -284,11 +292,13 @@ enum Current {
     None,
     Flag(bool),
     Value(AMQPValue),
+    /// Some arguments are told without their type.
+    Untyped(String),
 }
 
 impl Difference {
     /// Reads `… inequivalent arg 'NAME' for queue … but current is CURRENT`, where CURRENT is
-    /// `none`, `'true'`, `'text'` or `the value 'V' of type 'T'`.
+    /// `none`, `'true'`, `'untyped'` or `the value 'V' of type 'T'`.
     fn parse(told: &str) -> Option<Self> {
         let (_, rest) = told.split_once("inequivalent arg '")?;
         let (name, rest) = rest.split_once('\'')?;
@@ -298,7 +308,7 @@ impl Difference {
                 "none" => Current::None,
                 "true" => Current::Flag(true),
                 "false" => Current::Flag(false),
-                text => Current::Value(long_string(text)),
+                text => Current::Untyped(text.to_owned()),
             },
             Some(typed) => {
                 let (value, kind) = typed.rsplit_once("' of type '")?;
@@ -352,7 +362,7 @@ mod tests {
                 "inequivalent arg 'x-queue-type' for queue 'it's' in vhost '/': received \
                  'quorum' but current is 'classic'",
                 "x-queue-type",
-                Current::Value(long_string("classic")),
+                Current::Untyped("classic".to_owned()),
             ),
         ];
         for (told, name, current) in cases {

@@ -201,13 +201,17 @@ fn migration_failed(config: &Config, fault: Fault) -> Attempt {
 
 /// A batch could not be rehearsed: tables that are not as the statement needs them are fatal.
 fn unfit(config: &Config, fault: Fault) -> Attempt {
-    match fault.sqlstate.as_deref() {
-        Some(code) if code.starts_with("42") && code != "42501" => {
-            Attempt::Fatal(StartError::Schema {
-                reason: format!("counting a vote fails: {fault}; compare it with init_db.sql"),
-                place: describe(config),
-            })
-        }
-        _ => gone(config, fault),
+    let misfit = match fault.sqlstate.as_deref() {
+        Some("42501") => false,
+        Some(code) => code.starts_with("42"),
+        // A column of a type that the statement's rows can't be read from.
+        None => fault.class == Class::Bug,
+    };
+    if misfit {
+        return Attempt::Fatal(StartError::Schema {
+            reason: format!("counting a vote fails: {fault}; compare it with init_db.sql"),
+            place: describe(config),
+        });
     }
+    gone(config, fault)
 }

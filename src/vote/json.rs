@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::error::Category;
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::{Broken, Reason};
 
@@ -81,10 +81,15 @@ impl Fields<'_> {
 
 /// Reads exactly one JSON object.
 pub(super) fn parse(text: &str) -> Result<Fields<'_>, Reason> {
-    serde_json::from_str(text).map_err(|error| match error.classify() {
-        // The only complaint about well-formed JSON that the visitors below can raise.
-        Category::Data => Reason::NotObject,
-        Category::Syntax | Category::Eof | Category::Io => Reason::NotJson,
+    serde_json::from_str(text).map_err(|_| {
+        // The visitor gives up at the first byte of a value that is no object, and a number beyond
+        // a double is JSON too: only the whole text tells whether this is JSON of another kind.
+        let begins_as_object = text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{');
+        if !begins_as_object && serde_json::from_str::<IgnoredAny>(text).is_ok() {
+            Reason::NotObject
+        } else {
+            Reason::NotJson
+        }
     })
 }
 
@@ -150,54 +155,15 @@ enum Value<'a> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for Value<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyValue;
-
-        impl<'de> Visitor<'de> for AnyValue {
-            type Value = Value<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("any JSON value")
-            }
-
-            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Value<'de>, E> {
-                Ok(Value::Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<Value<'de>, E> {
-                Ok(Value::Text(Cow::Owned(text.to_owned())))
-            }
-
-            fn visit_bool<E: Error>(self, _: bool) -> Result<Value<'de>, E> {
-                Ok(Value::Other)
-            }
-
-            fn visit_i64<E: Error>(self, _: i64) -> Result<Value<'de>, E> {
-                Ok(Value::Other)
-            }
-
-            fn visit_u64<E: Error>(self, _: u64) -> Result<Value<'de>, E> {
-                Ok(Value::Other)
-            }
-
-            fn visit_f64<E: Error>(self, _: f64) -> Result<Value<'de>, E> {
-                Ok(Value::Other)
-            }
-
-            fn visit_unit<E: Error>(self) -> Result<Value<'de>, E> {
-                Ok(Value::Other)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value<'de>, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Value::Other)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value<'de>, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Value::Other)
-            }
+        // Raw, because a number beyond a double is a wrong type and not a syntax error.
+        let raw = <&'de RawValue>::deserialize(deserializer)?.get();
+        if !raw.starts_with('"') {
+            return Ok(Value::Other);
         }
-
-        deserializer.deserialize_any(AnyValue)
+        if !raw.contains('\\') {
+            return Ok(Value::Text(Cow::Borrowed(&raw[1..raw.len() - 1])));
+        }
+        let text: String = serde_json::from_str(raw).map_err(Error::custom)?;
+        Ok(Value::Text(Cow::Owned(text)))
     }
 }

@@ -158,3 +158,58 @@ proptest! {
         prop_assert_eq!(reason_of(retyped.to_string()), Err((Reason::WrongType, Some(name))));
     }
 }
+
+/// One message of the corpus under `tests/data`.
+#[derive(serde::Deserialize)]
+struct Entry {
+    name: String,
+    body: Option<String>,
+    body_base64: Option<String>,
+    repeat: Option<Repeat>,
+    verdict: String,
+    field: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct Repeat {
+    before: String,
+    unit: String,
+    times: usize,
+    after: String,
+}
+
+impl Entry {
+    fn bytes(&self) -> Vec<u8> {
+        use base64::Engine;
+        match (&self.body, &self.body_base64, &self.repeat) {
+            (Some(body), None, None) => body.clone().into_bytes(),
+            (None, Some(encoded), None) => {
+                base64::engine::general_purpose::STANDARD.decode(encoded).expect("base64")
+            }
+            (None, None, Some(Repeat { before, unit, times, after })) => {
+                [before.as_str(), &unit.repeat(*times), after].concat().into_bytes()
+            }
+            _ => panic!("{}: exactly one of body, body_base64 and repeat", self.name),
+        }
+    }
+}
+
+#[test]
+fn every_message_of_the_corpus_gets_its_verdict() {
+    let corpus = include_str!("../../tests/data/messages.ndjson");
+    let mut wrong = Vec::new();
+    let mut reasons = std::collections::BTreeSet::new();
+    for line in corpus.lines() {
+        let entry: Entry = serde_json::from_str(line).expect("one JSON object a line");
+        let (verdict, field) = match decode(&entry.bytes(), 16_384) {
+            Ok(_) => ("vote", None),
+            Err(rejection) => (rejection.reason.as_str(), rejection.field.map(str::to_owned)),
+        };
+        if (verdict, &field) != (entry.verdict.as_str(), &entry.field) {
+            wrong.push(format!("{}: {verdict} {field:?}, not {}", entry.name, entry.verdict));
+        }
+        reasons.insert(verdict);
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(reasons.len(), 1 + Reason::ALL.len(), "every reason has a message that breaks it");
+}

@@ -9,6 +9,10 @@ use time::{Duration, OffsetDateTime, UtcOffset};
 /// Rounded here and not by the database, to nearest and ties to even like PostgreSQL's own
 /// rounding, because a duplicate is told from a replay by comparing with the stored value.
 pub(super) fn parse(text: &str) -> Option<OffsetDateTime> {
+    // The parser takes any byte between date and time.
+    if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {
+        return None;
+    }
     let parsed = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
     let excess = parsed.nanosecond() % 1_000;
     let microsecond_is_odd = (parsed.nanosecond() / 1_000) % 2 == 1;

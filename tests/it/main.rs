@@ -1,0 +1,11 @@
+//! The service against a real RabbitMQ and a real PostgreSQL, run by `script/test`.
+
+mod broker;
+mod counting;
+mod outage;
+mod poison;
+mod process;
+mod schema;
+mod start;
+mod support;
+mod telemetry;

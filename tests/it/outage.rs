@@ -1,0 +1,98 @@
+//! Servers that stop and come back, under load.
+
+use vote_aggregator::vote::Vote;
+
+use crate::support::{Servers, Service, Stage, eventually, votes};
+
+async fn until_some_counted(stage: &Stage<'_>, at_least: i64) {
+    eventually("some votes are counted", async || {
+        stage.number("SELECT count(*) FROM vote_audit").await >= at_least
+    })
+    .await;
+}
+
+async fn settle(stage: &Stage<'_>, service: Service, all: &[Vote]) -> String {
+    stage.until_counted(all.len()).await;
+    service.until_ready().await;
+    // Replays of what was committed but not acked may still be on their way.
+    let log = service.stop().await;
+    stage.assert_counted_exactly(all).await;
+    log
+}
+
+#[tokio::test]
+async fn a_broker_that_stops_and_starts_loses_nothing() {
+    let servers = Servers::private("broker");
+    let stage = Stage::migrated(&servers, "broker").await;
+    let all = votes(0, 30_000);
+    stage.publish_votes(&all).await;
+    let service = stage.start(&[]).await;
+    for (command, at_least) in [("stop", 1_000), ("kill", 5_000)] {
+        until_some_counted(&stage, at_least).await;
+        servers.script(&[command, "rabbitmq"]);
+        service.until_not_ready().await;
+        let reason = service.get("/readyz").await.json()["checks"]["rabbitmq"]["ok"].clone();
+        assert_eq!(reason, false);
+        servers.script(&["start", "rabbitmq"]);
+        service.until_ready().await;
+    }
+    settle(&stage, service, &all).await;
+    stage.assert_drained().await;
+}
+
+#[tokio::test]
+async fn postgresql_away_for_longer_than_all_retries_loses_nothing_and_requeues_once() {
+    let servers = Servers::private("postgres");
+    let stage = Stage::migrated(&servers, "postgres").await;
+    let all = votes(0, 30_000);
+    stage.publish_votes(&all).await;
+    let service = stage
+        .start(&[
+            ("MAX_RETRY_ATTEMPTS", "2"),
+            ("RETRY_DELAY_SECONDS", "0.1"),
+            ("BATCH_SIZE", "50"),
+            ("RABBITMQ_PREFETCH_COUNT", "200"),
+        ])
+        .await;
+    until_some_counted(&stage, 1_000).await;
+    servers.script(&["stop", "postgres"]);
+    service.until_logged("consuming stops until a write succeeds").await;
+    service.until_not_ready().await;
+    // All of it is back in the queue, and stays there: no redelivery loop.
+    eventually("everything is given back", async || {
+        stage.ready(&stage.queue).await.is_some_and(|ready| ready > 0)
+    })
+    .await;
+    let waiting = stage.ready(&stage.queue).await;
+    service.until_logged("probe write failed").await;
+    assert_eq!(stage.ready(&stage.queue).await, waiting);
+    let readiness = service.get("/readyz").await.json();
+    assert_eq!(readiness["checks"]["postgres"]["ok"], false);
+    assert_eq!(readiness["checks"]["rabbitmq"]["ok"], false, "not consuming, and it says so");
+    assert_eq!(service.logged("consuming stops until a write succeeds"), 1, "requeued once");
+
+    servers.script(&["start", "postgres"]);
+    let log = settle(&stage, service, &all).await;
+    assert!(log.contains("\"mode\":\"Trial\""), "came back half-open:\n{log}");
+    assert!(log.contains("PostgreSQL takes votes again"));
+    stage.assert_drained().await;
+}
+
+/// A crash of the database in the middle of commits, shorter than the retries: no requeue at all.
+#[tokio::test]
+async fn postgresql_killed_and_back_within_the_retries_is_ridden_out() {
+    let servers = Servers::private("crash");
+    let stage = Stage::migrated(&servers, "crash").await;
+    let all = votes(0, 30_000);
+    stage.publish_votes(&all).await;
+    let service = stage.start(&[("MAX_RETRY_ATTEMPTS", "8"), ("RETRY_DELAY_SECONDS", "0.2")]).await;
+    for at_least in [1_000, 8_000] {
+        until_some_counted(&stage, at_least).await;
+        servers.script(&["kill", "postgres"]);
+        servers.script(&["start", "postgres"]);
+    }
+    let log = settle(&stage, service, &all).await;
+    assert!(log.contains("batch not committed, trying again"), "{log}");
+    assert!(!log.contains("consuming stops"), "{log}");
+    stage.assert_drained().await;
+}

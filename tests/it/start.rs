@@ -1,0 +1,165 @@
+//! What keeps the service from starting, and what does not.
+
+use sqlx::AssertSqlSafe;
+use vote_aggregator::pipeline::ports::{Store, Votes};
+use vote_aggregator::store::StartError;
+
+use crate::support::{Servers, Service, Stage, votes};
+
+async fn execute(stage: &Stage<'_>, sql: String) {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&stage.sql).await.expect("executed");
+}
+
+#[tokio::test]
+async fn a_database_that_could_lose_commits_is_refused_unless_that_is_accepted() {
+    let stage = Stage::migrated(Servers::shared(), "lossy").await;
+    let database = &stage.database;
+    execute(&stage, format!("ALTER DATABASE {database} SET synchronous_commit = off")).await;
+    let refused = stage.prepare(&[]).await.err();
+    let Some(StartError::Lossy { settings, .. }) = &refused else { panic!("{refused:?}") };
+    assert_eq!(settings, "synchronous_commit=off");
+    assert!(refused.is_some_and(|e| e.to_string().contains("POSTGRES_ALLOW_LOSSY")));
+    stage.prepare(&[("POSTGRES_ALLOW_LOSSY", "true")]).await.expect("accepted");
+}
+
+#[tokio::test]
+async fn wrong_settings_are_all_named_with_where_they_come_from() {
+    let stage = Stage::new(Servers::shared(), "settings").await;
+    let mut service = stage
+        .spawn(&[
+            ("BATCH_SIZE", "many"),
+            ("POSTGRES_PORT", "99999"),
+            ("RABBITMQ_PREFETCH_COUNT", "0"),
+            ("LOG_LEVEL", "chatty"),
+        ])
+        .await;
+    assert_eq!(service.exit_code().await, Some(78));
+    let log = service.log();
+    for name in ["BATCH_SIZE", "POSTGRES_PORT", "LOG_LEVEL"] {
+        assert!(log.contains(&format!("environment variable {name}")), "{name} in {log}");
+    }
+    for value in ["many", "99999", "chatty"] {
+        assert!(log.contains(value), "{value} in {log}");
+    }
+    assert!(!log.contains(stage.servers.get("POSTGRES_PASSWORD")));
+}
+
+#[tokio::test]
+async fn a_prefetch_below_the_batch_size_is_refused() {
+    let stage = Stage::new(Servers::shared(), "prefetch").await;
+    let mut service = stage.spawn(&[("RABBITMQ_PREFETCH_COUNT", "50")]).await;
+    assert_eq!(service.exit_code().await, Some(78));
+    assert!(service.log().contains("RABBITMQ_PREFETCH_COUNT"), "{}", service.log());
+}
+
+#[tokio::test]
+async fn refused_credentials_end_with_77_and_missing_places_with_78() {
+    let stage = Stage::migrated(Servers::shared(), "refused").await;
+    let cases = [
+        ("POSTGRES_PASSWORD", "wrong-secret", 77, "POSTGRES_PASSWORD"),
+        ("RABBITMQ_PASSWORD", "wrong-secret", 77, "RABBITMQ_PASSWORD"),
+        ("POSTGRES_DB", "no_such_database", 78, "POSTGRES_DB"),
+        ("RABBITMQ_VHOST", "no-such-vhost", 78, "RABBITMQ_VHOST"),
+    ];
+    for (variable, value, code, hint) in cases {
+        let mut service = stage.spawn(&[(variable, value)]).await;
+        assert_eq!(service.exit_code().await, Some(code), "{variable}: {}", service.log());
+        let log = service.log();
+        assert!(log.contains(hint), "{hint} in {log}");
+        assert!(!log.contains("wrong-secret"), "{log}");
+    }
+}
+
+/// The smallest role that can run the service: what it may do, and what it may not.
+#[tokio::test]
+async fn a_role_with_the_least_privileges_is_enough() {
+    let stage = Stage::migrated(Servers::shared(), "least").await;
+    let role = format!("counter_{}", stage.database);
+    execute(
+        &stage,
+        format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'least'; \
+             GRANT SELECT ON _sqlx_migrations TO {role}; \
+             GRANT INSERT, SELECT ON vote_audit, duplicate_attempts TO {role}; \
+             GRANT INSERT, UPDATE, SELECT ON vote_results TO {role}"
+        ),
+    )
+    .await;
+    let store = stage
+        .prepare(&[("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")])
+        .await
+        .expect("enough to start");
+    let mut batch = votes(0, 10);
+    batch.push(batch[0].clone());
+    batch[10].citizen_id = "another".to_owned();
+    let counted = store.count(Votes::new(batch)).await.expect("enough to count");
+    assert_eq!((counted.added(), counted.attempts), (10, 1));
+    assert_eq!(store.totals().await.expect("enough to read").len(), 5);
+
+    for refused in [
+        "UPDATE vote_audit SET choice = 'non'",
+        "DELETE FROM vote_audit",
+        "TRUNCATE vote_audit, duplicate_attempts",
+        "DELETE FROM vote_results",
+        "DROP TABLE vote_audit",
+    ] {
+        let as_role = format!("SET ROLE {role}; {refused}");
+        let tried = sqlx::raw_sql(AssertSqlSafe(as_role)).execute(&stage.sql).await;
+        execute(&stage, "RESET ROLE".to_owned()).await;
+        assert!(tried.is_err(), "{refused}");
+    }
+
+    execute(&stage, format!("REVOKE INSERT ON duplicate_attempts FROM {role}")).await;
+    let refused = stage
+        .prepare(&[("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")])
+        .await
+        .err();
+    assert!(matches!(refused, Some(StartError::Credentials { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn servers_that_are_down_at_start_are_waited_for() {
+    let servers = Servers::private("late");
+    let stage = Stage::migrated(&servers, "late").await;
+    servers.script(&["stop", "rabbitmq"]);
+    servers.script(&["stop", "postgres"]);
+    let service = stage.spawn(&[]).await;
+    service.until_logged("waiting for PostgreSQL").await;
+    let readiness = service.get("/readyz").await;
+    assert_eq!(readiness.status, 503);
+    assert_eq!(service.get("/livez").await.status, 200, "alive, if not ready");
+    servers.script(&["start", "postgres"]);
+    service.until_logged("no session with RabbitMQ").await;
+    let checks = service.get("/readyz").await.json()["checks"].clone();
+    assert_eq!(checks["postgres"]["ok"], true);
+    assert_eq!(checks["rabbitmq"]["ok"], false);
+    servers.script(&["start", "rabbitmq"]);
+    service.until_ready().await;
+    let batch = votes(0, 150);
+    stage.publish_votes(&batch).await;
+    stage.until_counted(150).await;
+    service.stop().await;
+    stage.assert_counted_exactly(&batch).await;
+}
+
+#[tokio::test]
+async fn a_metrics_port_that_is_taken_is_a_clear_refusal() {
+    let stage = Stage::migrated(Servers::shared(), "port").await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("an address").port().to_string();
+    let mut service = stage.spawn(&[("PROMETHEUS_PORT", port.as_str())]).await;
+    assert_eq!(service.exit_code().await, Some(78));
+    assert!(service.log().contains("PROMETHEUS_PORT"), "{}", service.log());
+}
+
+#[tokio::test]
+async fn every_command_helps_with_an_example_and_wrong_usage_ends_with_2() {
+    for arguments in [&["--help"][..], &["migrate", "--help"], &["publish", "--help"]] {
+        let help = Service::output(arguments).await;
+        assert_eq!(help.0, Some(0));
+        assert!(help.1.contains("Examples:"), "{arguments:?}: {}", help.1);
+    }
+    for arguments in [&["--no-such-flag"][..], &["publish", "--malformed", "2"], &["count"]] {
+        assert_eq!(Service::output(arguments).await.0, Some(2), "{arguments:?}");
+    }
+}

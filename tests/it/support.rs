@@ -1,0 +1,79 @@
+//! Servers, a database and a queue for each test, and the service's binary as a process.
+
+mod process;
+mod servers;
+mod stage;
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
+use vote_aggregator::vote::{Choice, Vote};
+
+pub use self::process::Service;
+pub use self::servers::Servers;
+pub use self::stage::Stage;
+
+/// How long anything may take that should take moments: generous, since a busy machine is no
+/// failure, and a condition that holds ends the wait at once.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// When it does not within [`PATIENCE`], naming `what`.
+pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
+    eventually_within(PATIENCE, what, condition).await;
+}
+
+/// As [`eventually`], with a patience of its own.
+pub async fn eventually_within(
+    patience: Duration,
+    what: &str,
+    mut condition: impl AsyncFnMut() -> bool,
+) {
+    let deadline = Instant::now() + patience;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "still not so after {patience:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A valid vote; the number makes hash, citizen and time its own.
+pub fn vote(number: u64, law_id: &str, choice: Choice) -> Vote {
+    Vote {
+        vote_hash: format!("hash-{number:08}"),
+        citizen_id: format!("citizen-{number:08}"),
+        law_id: law_id.to_owned(),
+        choice,
+        timestamp: OffsetDateTime::UNIX_EPOCH
+            + time::Duration::seconds(1_763_000_000)
+            + time::Duration::milliseconds(i64::try_from(number).expect("a small number")),
+    }
+}
+
+/// `count` distinct votes from `first` on, over five laws and both choices.
+pub fn votes(first: u64, count: u64) -> Vec<Vote> {
+    let choose = |n: u64| if n.is_multiple_of(3) { Choice::Non } else { Choice::Oui };
+    (first..first + count).map(|n| vote(n, &format!("law-{:03}", n % 5), choose(n))).collect()
+}
+
+/// The message a publisher sends.
+pub fn message(vote: &Vote) -> Vec<u8> {
+    let timestamp = vote.timestamp.format(&Rfc3339).expect("a year RFC 3339 can write");
+    serde_json::json!({
+        "vote_hash": vote.vote_hash,
+        "citizen_id": vote.citizen_id,
+        "law_id": vote.law_id,
+        "choice": vote.choice.as_str(),
+        "timestamp": timestamp,
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// [`message`] of each.
+pub fn messages(votes: &[Vote]) -> Vec<Vec<u8>> {
+    votes.iter().map(message).collect()
+}

@@ -1,0 +1,154 @@
+//! The service's binary as a process of its own, ended with the value that stands for it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::{PATIENCE, eventually};
+
+/// A running service.
+pub struct Service {
+    child: Child,
+    log: PathBuf,
+}
+
+/// An answer of its HTTP port.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).expect("a JSON body")
+    }
+}
+
+impl Service {
+    /// Starts the binary with nothing in its environment but `environment`, in a directory of its
+    /// own, its log going to a file.
+    pub async fn spawn(
+        name: &str,
+        arguments: &[&str],
+        environment: &BTreeMap<String, String>,
+    ) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logs");
+        fs::create_dir_all(&logs).expect("a directory for logs");
+        let log = logs.join(format!("{name}-{}-{number}.log", std::process::id()));
+        let child = Command::new(env!("CARGO_BIN_EXE_vote-aggregator"))
+            .args(arguments)
+            .env_clear()
+            .envs(environment)
+            // No pipeline.toml and no .env to be found.
+            .current_dir(&logs)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).expect("a log file"))
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the binary runs");
+        Self { child, log }
+    }
+
+    /// Runs the binary to its end with an empty environment: exit code and standard output.
+    pub async fn output(arguments: &[&str]) -> (Option<i32>, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vote-aggregator"));
+        let output = command.args(arguments).env_clear().kill_on_drop(true).output();
+        let output =
+            timeout(PATIENCE, output).await.expect("ends in time").expect("the binary runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// All it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Log lines that contain `text`.
+    pub fn logged(&self, text: &str) -> usize {
+        self.log().lines().filter(|line| line.contains(text)).count()
+    }
+
+    pub async fn until_logged(&self, text: &str) {
+        eventually(&format!("{text:?} in {}", self.log.display()), async || self.logged(text) > 0)
+            .await;
+    }
+
+    /// The address of its HTTP port, once it has one.
+    pub async fn address(&self) -> String {
+        self.until_logged("metrics and health").await;
+        let log = self.log();
+        let line = log.lines().find(|line| line.contains("metrics and health"));
+        let line: Value = serde_json::from_str(line.expect("just seen")).expect("a JSON log line");
+        line["address"].as_str().expect("an address").to_owned()
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        let address = self.address().await;
+        let asked = timeout(PATIENCE, request(&address, path)).await.expect("an answer in time");
+        asked.expect("an HTTP answer")
+    }
+
+    pub async fn until_ready(&self) {
+        eventually(&format!("ready; see {}", self.log.display()), async || {
+            self.get("/readyz").await.status == 200
+        })
+        .await;
+    }
+
+    pub async fn until_not_ready(&self) {
+        eventually("not ready", async || self.get("/readyz").await.status == 503).await;
+    }
+
+    /// The value of one series of a scrape, e.g. `votes_replayed_total`; labels in the exporter's
+    /// order.
+    pub async fn metric(&self, series: &str) -> Option<f64> {
+        let scrape = self.get("/metrics").await.body;
+        let line = scrape
+            .lines()
+            .find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.map(|line| line.rsplit(' ').next().expect("a value").parse().expect("a number"))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        kill_process(pid.expect("still running"), signal).expect("signalled");
+    }
+
+    /// Waits for its end; the exit code, or `None` when a signal ended it.
+    pub async fn exit_code(&mut self) -> Option<i32> {
+        let ended = timeout(PATIENCE, self.child.wait()).await.expect("ends in time");
+        ended.expect("a child of ours").code()
+    }
+
+    /// SIGTERM, and an exit with code 0.
+    pub async fn stop(mut self) -> String {
+        self.signal(Signal::TERM);
+        let code = self.exit_code().await;
+        assert_eq!(code, Some(0), "exit code after SIGTERM; log:\n{}", self.log());
+        self.log()
+    }
+}
+
+async fn request(address: &str, path: &str) -> std::io::Result<Answer> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    Ok(Answer { status, body: body.to_owned() })
+}

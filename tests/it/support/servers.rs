@@ -1,0 +1,95 @@
+//! Private servers, started and stopped by `script/services`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// A RabbitMQ and a PostgreSQL of our own.
+pub struct Servers {
+    dir: PathBuf,
+    /// `script/services env`: addresses and credentials under the service's own variable names.
+    env: BTreeMap<String, String>,
+    /// Ours alone: ended with this value.
+    private: bool,
+}
+
+impl Servers {
+    /// The servers of the whole test run. Tests keep apart by database and queue, and never stop
+    /// these.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Servers> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let dir = std::env::var_os("SERVICES_DIR").expect(
+                "SERVICES_DIR is not set: run script/test, or first \
+                 `script/services up && eval \"$(script/services env)\"`",
+            );
+            Self::at(PathBuf::from(dir), false)
+        })
+    }
+
+    /// Servers for one test, which may stop and kill them.
+    pub fn private(name: &str) -> Self {
+        // Next to the shared ones, where script/test finds what a killed test left behind.
+        let dir = Self::shared().dir.with_file_name(format!("{name}-{}", std::process::id()));
+        // Owned before it is up, so that a failure half-way cleans up as well.
+        let mut servers = Self { dir, env: BTreeMap::new(), private: true };
+        servers.script(&["up"]);
+        servers.env = servers.read_env();
+        servers
+    }
+
+    fn at(dir: PathBuf, private: bool) -> Self {
+        let mut servers = Self { dir, env: BTreeMap::new(), private };
+        servers.env = servers.read_env();
+        servers
+    }
+
+    fn read_env(&self) -> BTreeMap<String, String> {
+        let lines = self.script(&["env"]);
+        let assignments =
+            lines.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+        assignments
+            .map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned()))
+            .collect()
+    }
+
+    /// One value of `script/services env`.
+    pub fn get(&self, name: &str) -> &str {
+        self.env.get(name).unwrap_or_else(|| panic!("script/services env names no {name}"))
+    }
+
+    /// `stop`, `start`, `restart`, `kill`, …, and its output.
+    pub fn script(&self, arguments: &[&str]) -> String {
+        let output = self.try_script(arguments);
+        assert!(
+            output.status.success(),
+            "script/services {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn try_script(&self, arguments: &[&str]) -> Output {
+        let (command, rest) = arguments.split_first().expect("a command");
+        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("script/services"))
+            .arg(command)
+            .arg("--dir")
+            .arg(&self.dir)
+            .args(rest)
+            .output()
+            .expect("script/services can be run")
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        if self.private {
+            // A panic here would hide the test's own.
+            let ended = self.try_script(&["down"]);
+            if !ended.status.success() {
+                eprintln!("script/services down: {}", String::from_utf8_lossy(&ended.stderr));
+            }
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! A database and a queue of a test's own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use lapin::options::{BasicGetOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Connection, ConnectionProperties};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Row};
+use time::OffsetDateTime;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use vote_aggregator::broker::RabbitMq;
+use vote_aggregator::config::{Config, Sources};
+use vote_aggregator::retry::Jitter;
+use vote_aggregator::store::{self, PgStore, StartError};
+use vote_aggregator::telemetry::Health;
+use vote_aggregator::vote::{Choice, Vote};
+
+use super::{PATIENCE, Servers, Service, eventually, message};
+
+/// Where one test takes place.
+pub struct Stage<'s> {
+    pub servers: &'s Servers,
+    pub database: String,
+    pub queue: String,
+    /// As the owner of everything, past the service's own connections.
+    pub sql: PgPool,
+}
+
+impl<'s> Stage<'s> {
+    /// An empty database and the name of a queue that does not exist yet.
+    pub async fn new(servers: &'s Servers, name: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let unique = format!("{name}_{}_{number}", std::process::id());
+        let options = PgConnectOptions::new_without_pgpass()
+            .host(servers.get("POSTGRES_HOST"))
+            .port(servers.get("POSTGRES_PORT").parse().expect("a port"))
+            .username(servers.get("POSTGRES_USER"))
+            .password(servers.get("POSTGRES_PASSWORD"));
+        let admin = PgPoolOptions::new()
+            .max_connections(1)
+            .connect_with(options.clone().database(servers.get("POSTGRES_DB")))
+            .await
+            .expect("the private PostgreSQL takes connections");
+        let create = format!("CREATE DATABASE {unique}");
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(&admin).await.expect("a new database");
+        admin.close().await;
+        let sql =
+            PgPoolOptions::new().max_connections(4).connect_lazy_with(options.database(&unique));
+        Self { servers, queue: format!("test.{unique}"), database: unique, sql }
+    }
+
+    /// With the tables in place.
+    pub async fn migrated(servers: &'s Servers, name: &str) -> Self {
+        let stage = Self::new(servers, name).await;
+        stage.store().await;
+        stage
+    }
+
+    /// The settings that lead to this stage, as environment variables.
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        let mut environment: BTreeMap<String, String> =
+            ["RABBITMQ_HOST", "RABBITMQ_PORT", "RABBITMQ_USER", "RABBITMQ_PASSWORD"]
+                .into_iter()
+                .chain(["POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_USER", "POSTGRES_PASSWORD"])
+                .map(|name| (name.to_owned(), self.servers.get(name).to_owned()))
+                .collect();
+        for (name, value) in [
+            ("POSTGRES_DB", self.database.as_str()),
+            ("RABBITMQ_QUEUE", &self.queue),
+            ("PROMETHEUS_HOST", "127.0.0.1"),
+            ("PROMETHEUS_PORT", "0"),
+            ("LOG_FORMAT", "json"),
+        ] {
+            environment.insert(name.to_owned(), value.to_owned());
+        }
+        environment
+    }
+
+    /// The configuration that `overrides` on top of [`Stage::environment`] make.
+    pub fn config(&self, overrides: &[(&str, &str)]) -> Config {
+        let mut environment = self.environment();
+        environment.extend(overrides.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
+        let environment = environment.into_iter().map(|(n, v)| (n, OsString::from(v))).collect();
+        Config::load(&Sources { environment, ..Sources::default() }).expect("a good configuration")
+    }
+
+    /// What `store::prepare` makes of this stage.
+    pub async fn prepare(&self, overrides: &[(&str, &str)]) -> Result<PgStore, StartError> {
+        let jitter = Jitter::seeded(1);
+        let never = CancellationToken::new();
+        let (config, health) = (self.config(overrides), Health::default());
+        let prepared = store::prepare(&config, &jitter, &health, &never);
+        // It waits for what may come back; what does not come back is a test that fails.
+        let prepared = timeout(PATIENCE, prepared).await.expect("prepared or refused in time");
+        prepared.map(|store| store.expect("nobody asked to stop"))
+    }
+
+    /// The store on this stage's database, migrated.
+    pub async fn store(&self) -> PgStore {
+        self.prepare(&[]).await.expect("the database is as it should be")
+    }
+
+    /// The service as a process, consuming.
+    pub async fn start(&self, overrides: &[(&str, &str)]) -> Service {
+        let service = self.spawn(overrides).await;
+        service.until_ready().await;
+        service
+    }
+
+    /// The service as a process, whatever becomes of it.
+    pub async fn spawn(&self, overrides: &[(&str, &str)]) -> Service {
+        let mut environment = self.environment();
+        environment.extend(overrides.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
+        Service::spawn(&self.queue, &["run"], &environment).await
+    }
+
+    pub async fn amqp(&self) -> Connection {
+        let [host, port, user, password] = ["HOST", "PORT", "USER", "PASSWORD"]
+            .map(|n| self.servers.get(&format!("RABBITMQ_{n}")));
+        let uri = format!("amqp://{user}:{password}@{host}:{port}/%2f");
+        Connection::connect(&uri, ConnectionProperties::default())
+            .await
+            .expect("the private RabbitMQ takes connections")
+    }
+
+    /// Publishes, confirmed; creates the queue as the service would when it does not exist.
+    pub async fn publish(&self, bodies: &[Vec<u8>]) {
+        let config = self.config(&[]);
+        let rabbitmq = RabbitMq::new(config.rabbitmq, Arc::new(Health::default()));
+        let publisher = rabbitmq.publisher().await.expect("RabbitMQ takes a publisher");
+        let mut confirms = Vec::with_capacity(bodies.len());
+        for body in bodies {
+            let confirm = publisher.publish(&self.queue, body, FieldTable::default()).await;
+            confirms.push(confirm.expect("published"));
+        }
+        for confirm in confirms {
+            confirm.await.expect("confirmed");
+        }
+        publisher.close().await.expect("closed");
+    }
+
+    pub async fn publish_votes(&self, votes: &[Vote]) {
+        self.publish(&votes.iter().map(message).collect::<Vec<_>>()).await;
+    }
+
+    /// A queue of the test's own making, with these arguments.
+    pub async fn declare(&self, durable: bool, arguments: &[(&str, AMQPValue)]) {
+        let connection = self.amqp().await;
+        let channel = connection.create_channel().await.expect("a channel");
+        let options = QueueDeclareOptions { durable, ..QueueDeclareOptions::default() };
+        let mut table = FieldTable::default();
+        for (name, value) in arguments {
+            table.insert((*name).into(), value.clone());
+        }
+        channel.queue_declare(self.queue.as_str().into(), options, table).await.expect("declared");
+        connection.close(200, "OK".into()).await.expect("closed");
+    }
+
+    pub async fn delete_queue(&self) {
+        let connection = self.amqp().await;
+        let channel = connection.create_channel().await.expect("a channel");
+        let deleted = channel.queue_delete(self.queue.as_str().into(), Default::default()).await;
+        deleted.expect("deleted");
+        connection.close(200, "OK".into()).await.expect("closed");
+    }
+
+    /// Messages ready in a queue, by a passive declare; `None` when there is no such queue.
+    pub async fn ready(&self, queue: &str) -> Option<u32> {
+        let connection = self.amqp().await;
+        let channel = connection.create_channel().await.expect("a channel");
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
+        let ready = declared.ok().map(|queue| queue.message_count());
+        connection.close(200, "OK".into()).await.expect("closed");
+        ready
+    }
+
+    pub fn dead_letter_queue(&self) -> String {
+        format!("{}.dlq", self.queue)
+    }
+
+    /// Takes all messages out of the dead-letter queue: bodies and headers.
+    pub async fn take_dead_letters(&self) -> Vec<(Vec<u8>, BTreeMap<String, AMQPValue>)> {
+        let connection = self.amqp().await;
+        let channel = connection.create_channel().await.expect("a channel");
+        let queue = self.dead_letter_queue();
+        let mut letters = Vec::new();
+        let no_ack = BasicGetOptions { no_ack: true };
+        while let Some(got) =
+            channel.basic_get(queue.as_str().into(), no_ack).await.expect("the queue is there")
+        {
+            let headers = got.delivery.properties.headers().as_ref().map(|headers| {
+                headers.inner().iter().map(|(n, v)| (n.to_string(), v.clone())).collect()
+            });
+            letters.push((got.delivery.data, headers.unwrap_or_default()));
+        }
+        connection.close(200, "OK".into()).await.expect("closed");
+        letters
+    }
+
+    /// Every row of vote_audit, as the votes they are.
+    pub async fn audit(&self) -> BTreeSet<Vote> {
+        let rows = sqlx::query(
+            "SELECT vote_hash, citizen_id, law_id, choice, \"timestamp\" FROM vote_audit",
+        )
+        .fetch_all(&self.sql)
+        .await
+        .expect("vote_audit can be read");
+        rows.iter()
+            .map(|row| {
+                let timestamp: OffsetDateTime = row.get("timestamp");
+                Vote {
+                    vote_hash: row.get("vote_hash"),
+                    citizen_id: row.get("citizen_id"),
+                    law_id: row.get("law_id"),
+                    choice: match row.get("choice") {
+                        "oui" => Choice::Oui,
+                        _ => Choice::Non,
+                    },
+                    timestamp,
+                }
+            })
+            .collect()
+    }
+
+    /// Every row of vote_results: `law_id` → `[oui, non]`.
+    pub async fn results(&self) -> BTreeMap<String, [i64; 2]> {
+        self.laws("SELECT law_id, oui_count, non_count FROM vote_results").await
+    }
+
+    /// What vote_results should be: recounted from vote_audit.
+    pub async fn recount(&self) -> BTreeMap<String, [i64; 2]> {
+        self.laws(
+            "SELECT law_id, count(*) FILTER (WHERE choice = 'oui') AS oui_count, \
+             count(*) FILTER (WHERE choice = 'non') AS non_count FROM vote_audit GROUP BY law_id",
+        )
+        .await
+    }
+
+    async fn laws(&self, query: &'static str) -> BTreeMap<String, [i64; 2]> {
+        let rows = sqlx::query(query).fetch_all(&self.sql).await.expect("the totals can be read");
+        rows.iter()
+            .map(|row| (row.get("law_id"), [row.get("oui_count"), row.get("non_count")]))
+            .collect()
+    }
+
+    /// One number out of a query.
+    pub async fn number(&self, query: &'static str) -> i64 {
+        sqlx::query_scalar(query).fetch_one(&self.sql).await.expect("a number")
+    }
+
+    /// Waits until nothing is left in the queue and `count` votes are in the audit.
+    pub async fn until_counted(&self, count: usize) {
+        eventually(&format!("{count} votes counted"), async || {
+            self.number("SELECT count(*) FROM vote_audit").await >= count as i64
+        })
+        .await;
+    }
+
+    /// Exactly these votes are counted, each once, with the content they were sent with; totals
+    /// and audit agree.
+    pub async fn assert_counted_exactly(&self, votes: &[Vote]) {
+        let expected: BTreeSet<Vote> = votes.iter().cloned().collect();
+        let audit = self.audit().await;
+        let missing = expected.difference(&audit).count();
+        let extra = audit.difference(&expected).count();
+        assert_eq!((missing, extra), (0, 0), "votes missing and extra in the audit");
+        assert_eq!(self.results().await, self.recount().await, "totals against the audit");
+    }
+
+    /// Nothing is left in the queue, neither ready nor unacked: with no consumer on it any more,
+    /// all that is unsettled is ready.
+    pub async fn assert_drained(&self) {
+        eventually("the queue is empty", async || self.ready(&self.queue).await == Some(0)).await;
+    }
+}
