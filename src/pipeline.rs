@@ -296,3 +296,6 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         Ended { failure: self.failure.into_inner(), batches }
     }
 }
+
+#[cfg(test)]
+mod tests;

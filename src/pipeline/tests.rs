@@ -1,0 +1,371 @@
+//! The chain's own laws, on a virtual clock, with a session and a store in memory.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use futures::stream::{self, BoxStream};
+use proptest::prelude::*;
+use time::OffsetDateTime;
+
+use super::ports::{Class, DeadLetter, LawCount};
+use super::*;
+use crate::telemetry::{Health, Metrics};
+
+/// What happened, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Event {
+    Stored(Vec<String>),
+    Acked(DeliveryTag),
+    Rejected(DeliveryTag),
+    DeadLettered(String),
+    Cancelled,
+}
+
+/// A channel that writes down what it is asked for, and a store that answers from a script.
+#[derive(Clone, Default)]
+struct World {
+    events: Arc<Mutex<Vec<Event>>>,
+    faults: Arc<Mutex<VecDeque<Class>>>,
+    refused: Option<String>,
+    ack_fails: bool,
+}
+
+impl World {
+    fn note(&self, event: Event) {
+        self.events.lock().expect("no panic while held").push(event);
+    }
+
+    fn events(&self) -> Vec<Event> {
+        self.events.lock().expect("no panic while held").clone()
+    }
+
+    fn stored(&self) -> Vec<Vec<String>> {
+        let stored = self.events().into_iter();
+        stored
+            .filter_map(|event| if let Event::Stored(v) = event { Some(v) } else { None })
+            .collect()
+    }
+}
+
+struct Memory {
+    world: World,
+    deliveries: Option<BoxStream<'static, Result<Delivery, Lost>>>,
+}
+
+impl Channel for World {
+    async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), Lost> {
+        if self.ack_fails {
+            return Err(Lost("dead channel".to_owned()));
+        }
+        self.note(Event::Acked(tag));
+        Ok(())
+    }
+
+    async fn reject(&self, tag: DeliveryTag) -> Result<(), Lost> {
+        self.note(Event::Rejected(tag));
+        Ok(())
+    }
+
+    async fn cancel(&self) -> Result<(), Lost> {
+        self.note(Event::Cancelled);
+        Ok(())
+    }
+}
+
+impl Session for Memory {
+    type Channel = World;
+    type Deliveries = BoxStream<'static, Result<Delivery, Lost>>;
+
+    fn split(&mut self) -> (&World, Self::Deliveries) {
+        (&self.world, self.deliveries.take().expect("taken once"))
+    }
+
+    async fn requeue(self) {}
+
+    async fn close(self) -> Result<(), Lost> {
+        Ok(())
+    }
+}
+
+impl Store for World {
+    async fn count(&self, votes: Votes) -> Result<Counted, Fault> {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let fault = |class| Fault { class, sqlstate: None, message: "scripted".to_owned() };
+        if let Some(class) = self.faults.lock().expect("no panic while held").pop_front() {
+            return Err(fault(class));
+        }
+        if votes.iter().any(|vote| Some(&vote.vote_hash) == self.refused.as_ref()) {
+            return Err(fault(Class::Isolate));
+        }
+        self.note(Event::Stored(votes.iter().map(|vote| vote.vote_hash.clone()).collect()));
+        let law =
+            |vote: &Vote| LawCount { law_id: vote.law_id.clone(), added: [1, 0], totals: [1, 0] };
+        Ok(Counted { laws: votes.iter().map(law).collect(), replays: 0, attempts: 0 })
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+impl DeadLetters for World {
+    async fn publish(&self, letter: &DeadLetter) -> Result<(), Lost> {
+        self.note(Event::DeadLettered(letter.vote_hash.clone()));
+        Ok(())
+    }
+}
+
+fn body(hash: &str) -> Vec<u8> {
+    let timestamp = OffsetDateTime::UNIX_EPOCH.year();
+    format!(
+        r#"{{"vote_hash":"{hash}","citizen_id":"c","law_id":"l","choice":"oui","timestamp":"{timestamp}-01-01T00:00:00Z"}}"#
+    )
+    .into_bytes()
+}
+
+fn limits(batch_size: usize, in_flight: usize) -> Limits {
+    Limits {
+        batch_size,
+        batch_timeout: Duration::from_secs(1),
+        in_flight,
+        max_message_bytes: 16_384,
+        retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },
+    }
+}
+
+/// Runs the chain over `deliveries` on a virtual clock; how it ended and how long it took.
+fn run_chain(
+    world: &World,
+    limits: &Limits,
+    mode: Mode,
+    deliveries: BoxStream<'static, Result<Delivery, Lost>>,
+    stop_after: Option<Duration>,
+) -> (Ended, Duration) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let metrics = Metrics::new(10, Arc::new(Health::default())).expect("metrics");
+        let tools = Tools {
+            store: world,
+            dead_letters: world,
+            limits,
+            budget: &IsolationBudget::default(),
+            jitter: &Jitter::seeded(1),
+            instruments: &metrics.instruments,
+        };
+        let mut session = Memory { world: world.clone(), deliveries: Some(deliveries) };
+        let stop = CancellationToken::new();
+        if let Some(after) = stop_after {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                stop.cancel();
+            });
+        }
+        let began = Instant::now();
+        (run(&mut session, &tools, mode, &stop).await, began.elapsed())
+    })
+}
+
+fn deliveries(bodies: Vec<Vec<u8>>) -> Vec<Result<Delivery, Lost>> {
+    let delivery = |(index, body)| Ok(Delivery { tag: index as u64 + 1, body });
+    bodies.into_iter().enumerate().map(delivery).collect()
+}
+
+fn votes_named(count: usize) -> Vec<Vec<u8>> {
+    (1..=count).map(|n| body(&format!("h{n}"))).collect()
+}
+
+/// A stream that ends only when it is told to.
+fn endless(items: Vec<Result<Delivery, Lost>>) -> BoxStream<'static, Result<Delivery, Lost>> {
+    stream::iter(items).chain(stream::pending()).boxed()
+}
+
+proptest! {
+    /// Batching loses, repeats and reorders nothing, whatever the sizes, the gaps between
+    /// deliveries and the malformed ones among them; acks move forward, cover only what is stored
+    /// or rejected, and in the end all.
+    #[test]
+    fn every_vote_is_stored_once_in_order_and_acked_behind_its_batch(
+        good in proptest::collection::vec(any::<bool>(), 1..120),
+        gaps in proptest::collection::vec(0_u64..1500, 1..8),
+        batch_size in 1_usize..12,
+        in_flight in 1_usize..4,
+    ) {
+        let bodies: Vec<Vec<u8>> = good
+            .iter()
+            .enumerate()
+            .map(|(n, good)| if *good { body(&format!("h{}", n + 1)) } else { b"bad".to_vec() })
+            .collect();
+        let paced = stream::iter(deliveries(bodies).into_iter().zip(gaps.into_iter().cycle()))
+            .then(|(delivery, gap)| async move {
+                tokio::time::sleep(Duration::from_millis(gap)).await;
+                delivery
+            })
+            .boxed();
+        let world = World::default();
+        let (ended, _) = run_chain(&world, &limits(batch_size, in_flight), Mode::Flowing, paced, None);
+        prop_assert_eq!(ended.failure, None);
+
+        let stored = world.stored();
+        prop_assert!(stored.iter().all(|batch| (1..=batch_size).contains(&batch.len())));
+        // Batches in flight may finish out of order; within a batch and in all, nothing is missing.
+        let mut all: Vec<String> = stored.concat();
+        all.sort_by_key(|hash| hash[1..].parse::<u64>().unwrap_or_default());
+        let expected: Vec<String> = (1..=good.len())
+            .filter(|n| good[n - 1])
+            .map(|n| format!("h{n}"))
+            .collect();
+        prop_assert_eq!(&all, &expected);
+        if in_flight == 1 {
+            prop_assert_eq!(&stored.concat(), &expected, "in order of arrival");
+        }
+
+        let mut settled: BTreeMap<DeliveryTag, bool> = BTreeMap::new();
+        let mut acked = 0;
+        for event in world.events() {
+            match event {
+                Event::Stored(hashes) => settled.extend(
+                    hashes.iter().map(|hash| (hash[1..].parse().unwrap_or_default(), true)),
+                ),
+                Event::Rejected(tag) => {
+                    prop_assert!(settled.insert(tag, false).is_none(), "settled once");
+                }
+                Event::Acked(tag) => {
+                    prop_assert!(tag > acked, "forward");
+                    prop_assert_eq!(settled.get(&tag), Some(&true), "names a stored one");
+                    prop_assert!((1..=tag).all(|tag| settled.contains_key(&tag)), "no gap");
+                    acked = tag;
+                }
+                Event::DeadLettered(_) | Event::Cancelled => {}
+            }
+        }
+        let last_good = (1..=good.len()).rev().find(|n| good[n - 1]).unwrap_or_default() as u64;
+        prop_assert_eq!(acked, last_good);
+    }
+}
+
+#[test]
+fn a_full_batch_goes_at_once_and_a_partial_one_after_the_timeout() {
+    let world = World::default();
+    let (_, took) = run_chain(
+        &world,
+        &limits(10, 1),
+        Mode::Flowing,
+        endless(deliveries(votes_named(25))),
+        Some(Duration::from_secs(30)),
+    );
+    let sizes: Vec<usize> = world.stored().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [10, 10, 5]);
+    assert_eq!(took.as_secs(), 30, "it waits for more until it is stopped");
+    assert_eq!(world.events().last(), Some(&Event::Cancelled));
+}
+
+#[test]
+fn a_stop_flushes_what_was_taken() {
+    let world = World::default();
+    let stop = Some(Duration::from_millis(300));
+    let items = endless(deliveries(votes_named(7)));
+    let (ended, took) = run_chain(&world, &limits(10, 1), Mode::Flowing, items, stop);
+    assert_eq!((ended.failure, ended.batches), (None, 1));
+    assert!(took < Duration::from_secs(1), "{took:?}: no wait for the batch timeout");
+    assert_eq!(world.events().last(), Some(&Event::Acked(7)));
+}
+
+#[test]
+fn retries_wait_1_2_4_seconds_and_then_the_chain_pauses_and_acks_nothing() {
+    let world = World::default();
+    world.faults.lock().expect("no panic").extend([Class::Reconnect; 4]);
+    let items = endless(deliveries(votes_named(5)));
+    let (ended, took) = run_chain(&world, &limits(5, 1), Mode::Flowing, items, None);
+    assert!(matches!(ended.failure, Some(Failure::Paused(_))), "{ended:?}");
+    assert!((7.0..7.0 * 1.25 + 0.1).contains(&took.as_secs_f64()), "{took:?}");
+    assert_eq!(world.events(), [], "nothing stored, nothing acked");
+}
+
+#[test]
+fn conflicts_are_tried_again_outside_the_attempts() {
+    let world = World::default();
+    world.faults.lock().expect("no panic").extend([Class::Retry; 12]);
+    let items = stream::iter(deliveries(votes_named(5))).boxed();
+    let (ended, took) = run_chain(&world, &limits(5, 1), Mode::Flowing, items, None);
+    assert_eq!(ended.failure, None);
+    assert!(took < Duration::from_secs(2), "{took:?}: 10 to 100 ms each");
+    assert_eq!(world.events().last(), Some(&Event::Acked(5)));
+}
+
+#[test]
+fn a_batch_is_halved_when_it_is_too_much_and_a_pause_pauses_at_once() {
+    let world = World::default();
+    world.faults.lock().expect("no panic").extend([Class::Split, Class::Split]);
+    let items = stream::iter(deliveries(votes_named(8))).boxed();
+    let (ended, _) = run_chain(&world, &limits(8, 1), Mode::Flowing, items, None);
+    assert_eq!(ended.failure, None);
+    assert_eq!(world.stored().iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 4]);
+    assert_eq!(world.stored().concat(), (1..=8).map(|n| format!("h{n}")).collect::<Vec<_>>());
+
+    for class in [Class::Pause, Class::Bug] {
+        let world = World::default();
+        world.faults.lock().expect("no panic").push_back(class);
+        let items = endless(deliveries(votes_named(8)));
+        let (ended, took) = run_chain(&world, &limits(8, 1), Mode::Flowing, items, None);
+        assert!(matches!(ended.failure, Some(Failure::Paused(_))), "{ended:?}");
+        assert!(took < Duration::from_millis(100), "{took:?}: no retries");
+    }
+}
+
+#[test]
+fn one_refused_vote_is_dead_lettered_before_its_batch_is_acked() {
+    let world = World { refused: Some("h3".to_owned()), ..World::default() };
+    let items = stream::iter(deliveries(votes_named(8))).boxed();
+    let (ended, _) = run_chain(&world, &limits(8, 1), Mode::Flowing, items, None);
+    assert_eq!(ended.failure, None);
+    let mut stored = world.stored().concat();
+    stored.sort();
+    assert_eq!(stored, ["h1", "h2", "h4", "h5", "h6", "h7", "h8"]);
+    let tail = &world.events()[world.events().len() - 2..];
+    assert_eq!(tail, [Event::DeadLettered("h3".to_owned()), Event::Acked(8)]);
+}
+
+#[test]
+fn an_error_of_the_source_or_of_an_ack_ends_the_chain_as_lost() {
+    let mut items = deliveries(votes_named(3));
+    items.push(Err(Lost("connection reset".to_owned())));
+    let world = World::default();
+    let (ended, _) = run_chain(&world, &limits(10, 1), Mode::Flowing, endless(items), None);
+    assert_eq!(ended.failure, Some(Failure::Lost(Lost("connection reset".to_owned()))));
+    assert_eq!(world.events(), [], "a batch cut off by the loss is dropped whole");
+
+    let world = World { ack_fails: true, ..World::default() };
+    let items = endless(deliveries(votes_named(30)));
+    let (ended, _) = run_chain(&world, &limits(10, 1), Mode::Flowing, items, None);
+    assert_eq!(ended.failure, Some(Failure::Lost(Lost("dead channel".to_owned()))));
+    assert_eq!(ended.batches, 0, "not acked is not done");
+}
+
+#[test]
+fn a_trial_ends_behind_its_first_commit() {
+    let world = World::default();
+    // As the broker: delivers no more once it is cancelled.
+    let watched = world.clone();
+    let items = stream::iter(deliveries(votes_named(12)))
+        .chain(stream::poll_fn(move |_| {
+            if watched.events().contains(&Event::Cancelled) {
+                std::task::Poll::Ready(None)
+            } else {
+                std::task::Poll::Pending
+            }
+        }))
+        .boxed();
+    let (ended, _) = run_chain(&world, &limits(5, 1), Mode::Trial, items, None);
+    assert_eq!(ended.failure, None);
+    assert_eq!(world.events()[1..3], [Event::Acked(5), Event::Cancelled]);
+    assert_eq!(
+        world.events().last(),
+        Some(&Event::Acked(12)),
+        "what was delivered is not given back"
+    );
+}
