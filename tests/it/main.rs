@@ -5,6 +5,7 @@ mod counting;
 mod outage;
 mod poison;
 mod process;
+mod readme;
 mod schema;
 mod start;
 mod support;

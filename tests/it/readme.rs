@@ -1,0 +1,237 @@
+//! The README is the product's face: what it tells people to run is run here, as written.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+use vote_aggregator::config::{keys, shipped_default};
+use vote_aggregator::vote;
+
+use crate::support::{Servers, Stage, eventually, votes};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const README: &str = include_str!("../../README.md");
+
+/// Bodies of the fenced blocks in `language`, in order.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let fence = format!("```{language}\n");
+    let mut found = Vec::new();
+    let mut rest = README;
+    while let Some((_, behind)) = rest.split_once(fence.as_str()) {
+        let (block, after) = behind.split_once("```").expect("every fence is closed");
+        found.push(block);
+        rest = after;
+    }
+    found
+}
+
+fn commands() -> Vec<&'static str> {
+    blocks("bash").into_iter().flat_map(str::lines).filter(|line| !line.is_empty()).collect()
+}
+
+/// A directory with the shipped files and the built binary under the names the README uses.
+struct Checkout {
+    dir: PathBuf,
+    path: String,
+}
+
+impl Checkout {
+    fn new() -> Self {
+        let dir =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("readme-{}", std::process::id()));
+        std::fs::remove_dir_all(&dir).ok();
+        let bin = dir.join("bin");
+        std::fs::create_dir_all(&bin).expect("a directory");
+        std::fs::create_dir_all(dir.join("target/release")).expect("a directory");
+        let binary = env!("CARGO_BIN_EXE_vote-aggregator");
+        symlink(binary, bin.join("vote-aggregator")).expect("a link");
+        symlink(binary, dir.join("target/release/vote-aggregator")).expect("a link");
+        symlink(format!("{ROOT}/init_db.sql"), dir.join("init_db.sql")).expect("a link");
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+        Self { dir, path }
+    }
+
+    /// The README names the default port; ours is another, so that a service that runs on this
+    /// machine is left alone. Everything else of the command stays as written.
+    fn lead_curl_to(&self, address: &str) {
+        let script = format!(
+            "#!/bin/sh\nPATH=${{PATH#*:}}\nexec curl --silent --show-error --fail \
+             --connect-to localhost:8001:{address} \"$@\"\n"
+        );
+        let file = self.dir.join("bin/curl");
+        std::fs::write(&file, script).expect("written");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))
+            .expect("executable");
+    }
+
+    async fn run(&self, command: &str, environment: &BTreeMap<String, String>) -> String {
+        let child = Command::new("bash")
+            .args(["-euo", "pipefail", "-c", command])
+            .current_dir(&self.dir)
+            .env("PATH", &self.path)
+            .envs(environment)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = timeout(Duration::from_secs(120), child).await.expect("ends in time");
+        let output = output.expect("bash runs");
+        assert!(
+            output.status.success(),
+            "{command}\n{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+#[tokio::test]
+async fn its_commands_work_as_written() {
+    let stage = Stage::new(Servers::shared(), "readme").await;
+    let checkout = Checkout::new();
+    let mut environment = stage.environment();
+    for (ours, theirs) in [("HOST", "PGHOST"), ("PORT", "PGPORT"), ("PASSWORD", "PGPASSWORD")] {
+        let value = stage.servers.get(&format!("POSTGRES_{ours}")).to_owned();
+        environment.insert(theirs.to_owned(), value);
+    }
+    // `-d election_votes` stands in the command: a service file can't change it, a database can.
+    let mut service = None;
+    let mut ran = 0;
+    for command in commands() {
+        match command {
+            // This is that run; and the demo has a test of its own below.
+            "script/test" | "script/demo" => continue,
+            // Built already, or this test would not run; its words are held to the lock file.
+            "cargo build --release --locked" => {
+                assert!(Path::new(ROOT).join("Cargo.lock").exists());
+                continue;
+            }
+            _ => {}
+        }
+        if command.starts_with("psql ") {
+            let shared = BTreeMap::from([(
+                "PGOPTIONS".to_owned(),
+                "-c search_path=readme_schema".to_owned(),
+            )]);
+            let admin = environment.clone().into_iter().chain(shared).collect();
+            checkout
+                .run(
+                    "psql -qU postgres -d election_votes -c 'CREATE SCHEMA readme_schema'",
+                    &environment,
+                )
+                .await;
+            checkout.run(command, &admin).await;
+            ran += 1;
+            continue;
+        }
+        if command.starts_with("vote-aggregator publish") && service.is_none() {
+            let started = stage.start(&[]).await;
+            checkout.lead_curl_to(&started.address().await);
+            service = Some(started);
+        }
+        let output = checkout.run(command, &environment).await;
+        assert!(!output.is_empty(), "{command} says something");
+        ran += 1;
+    }
+    assert_eq!(ran, 7, "every command of the README is accounted for");
+    let service = service.expect("started");
+    eventually("the line from standard input is counted", async || {
+        stage.number("SELECT count(*) FROM vote_audit WHERE vote_hash = 'readme-1'").await == 1
+    })
+    .await;
+    service.stop().await;
+
+    for (number, query) in blocks("sql").into_iter().enumerate() {
+        let role = query.replace("vote_counter", &format!("vote_counter_{}", stage.database));
+        let file = checkout.dir.join(format!("query-{number}.sql"));
+        std::fs::write(&file, role).expect("written");
+        let psql = format!(
+            "psql -X -v ON_ERROR_STOP=1 -U postgres -d {} -f {}",
+            stage.database,
+            file.display()
+        );
+        let answer = checkout.run(&psql, &environment).await;
+        if number == 0 {
+            assert!(answer.contains("oui_percentage"), "{answer}");
+            assert!(answer.trim_end().ends_with("(0 rows)"), "totals and audit agree: {answer}");
+        }
+    }
+}
+
+#[test]
+fn its_message_is_a_vote_and_its_readiness_is_json() {
+    let json = blocks("json");
+    let vote = vote::decode(json[0].as_bytes(), 16_384).expect("the example message is a vote");
+    assert_eq!(vote.law_id, "law-001");
+    let readiness: serde_json::Value = serde_json::from_str(json[1]).expect("JSON");
+    assert_eq!(readiness["checks"]["rabbitmq"]["reason"], "consuming");
+}
+
+#[tokio::test]
+async fn its_readiness_and_metrics_are_those_of_the_service() {
+    let stage = Stage::migrated(Servers::shared(), "readme_shape").await;
+    let service = stage.start(&[]).await;
+    stage.publish_votes(&votes(0, 10)).await;
+    stage.until_counted(10).await;
+
+    let documented: serde_json::Value = serde_json::from_str(blocks("json")[1]).expect("JSON");
+    let shape = |value: &serde_json::Value| -> Vec<String> {
+        let checks = value["checks"].as_object().expect("checks");
+        checks
+            .iter()
+            .flat_map(|(side, check)| {
+                let fields = check.as_object().expect("a check").keys();
+                fields.map(|field| format!("{side}.{field}")).collect::<Vec<_>>()
+            })
+            .collect()
+    };
+    assert_eq!(shape(&service.get("/readyz").await.json()), shape(&documented));
+
+    let scrape = service.get("/metrics").await.body;
+    let mut scraped: Vec<&str> = scrape
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    let table = README.split("| metric | type |").nth(1).expect("a table of metrics");
+    let mut documented: Vec<&str> = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .filter_map(|line| line.split('`').nth(1))
+        .collect();
+    scraped.sort_unstable();
+    documented.sort_unstable();
+    assert_eq!(scraped, documented, "metrics of a scrape and of the README");
+    service.stop().await;
+}
+
+#[test]
+fn its_configuration_table_is_that_of_the_code() {
+    let mut table = String::from("\n| variable | setting | default | |\n|---|---|---|---|\n");
+    for key in keys::SELECTORS.iter().chain(keys::ALL) {
+        let default = shipped_default(key).map(|value| format!("`{value}`")).unwrap_or_default();
+        let help = key.help.replace('|', "\\|");
+        writeln!(table, "| `{}` | `{}` | {default} | {help} |", key.variable, key.path)
+            .expect("written to a String");
+    }
+    table.push('\n');
+    let (_, rest) = README.split_once("<!-- configuration: begin -->\n").expect("a begin");
+    let (shown, _) = rest.split_once("<!-- configuration: end -->").expect("an end");
+    assert!(shown == table, "the configuration table should be:\n{table}");
+}
+
+#[test]
+fn what_it_names_exists() {
+    for name in
+        ["script/demo", "script/test", ".ci/run", ".env.example", "pipeline.toml", "LICENSE"]
+    {
+        assert!(README.contains(name), "{name} is named");
+        assert!(Path::new(ROOT).join(name).exists(), "{name} is there");
+    }
+}
