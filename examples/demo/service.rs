@@ -175,7 +175,8 @@ impl Drop for Service {
 pub struct Metrics(BTreeMap<String, u64>);
 
 impl Metrics {
-    fn parse(text: &str) -> Self {
+    /// From Prometheus' text format.
+    pub fn parse(text: &str) -> Self {
         let series = text.lines().filter(|line| !line.starts_with('#'));
         // Counts of votes are whole numbers; a duration is not, and is not asked for.
         Self(

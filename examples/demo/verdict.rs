@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
-use comfy_table::presets::ASCII_HORIZONTAL_ONLY;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde::Deserialize;
 
 use crate::human;
@@ -14,6 +13,10 @@ use crate::service::Metrics;
 
 /// Differences told in the last line; the tables show all.
 const TOLD: usize = 3;
+
+/// A line below the header and no others.
+const STYLE: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-'));
 
 /// What `publish --report` writes.
 #[derive(Deserialize)]
@@ -92,7 +95,7 @@ impl Evidence {
         let counted = sum(&self.results);
         Verdict {
             agrees: differences.is_empty(),
-            tables: format!("{laws}\n\n{}\n\n{table}\n\n{}\n", self.reasons(), self.rate()),
+            tables: format!("{laws}\n\n{}\n\n{table}\n\n {}\n", self.reasons(), self.rate()),
             line: line(counted, &differences),
         }
     }
@@ -182,9 +185,81 @@ const fn yes(agree: bool) -> &'static str {
 /// The first column is text, the others are numbers.
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(ASCII_HORIZONTAL_ONLY).set_header(header);
+    table.load_style(STYLE).set_header(header);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn laws(oui: u64, non: u64) -> Laws {
+        Laws::from([("law-001".to_owned(), [oui, non]), ("law-002".to_owned(), [1, 1])])
+    }
+
+    fn report() -> Report {
+        let expected = Expected { laws: laws(6, 4), replays: 2, attempts: 3, malformed: 1 };
+        Report { confirmed: 18, expected }
+    }
+
+    fn evidence() -> Evidence {
+        let metrics = Metrics::parse(
+            "# HELP votes_rejected_total Malformed messages\n\
+             batch_size_processed_total 17\n\
+             batch_processing_duration_seconds 0.004\n\
+             votes_rejected_total{reason=\"bad_choice\"} 1\n\
+             votes_rejected_total{reason=\"not_json\"} 0\n\
+             votes_replayed_total 2\n\
+             duplicate_attempts_total 3\n",
+        );
+        assert_eq!((metrics.votes(), metrics.settled()), (17, 18));
+        Evidence {
+            results: laws(6, 4),
+            audit: laws(6, 4),
+            attempts: 3,
+            dead_letters: 1,
+            left: 0,
+            rejected: metrics.by_label("votes_rejected_total"),
+            metrics,
+            elapsed: Duration::from_secs(2),
+        }
+    }
+
+    #[test]
+    fn equal_sides_agree() {
+        let verdict = evidence().compare(&report(), true);
+        assert!(verdict.agrees && verdict.line.starts_with("AGREE: 12 votes "), "{}", verdict.line);
+    }
+
+    #[test]
+    fn any_one_difference_disagrees() {
+        let differing = [
+            Evidence { results: laws(5, 4), ..evidence() },
+            Evidence { audit: laws(6, 5), ..evidence() },
+            Evidence { audit: Laws::new(), ..evidence() },
+            // The same total.
+            Evidence { results: laws(5, 5), audit: laws(5, 5), ..evidence() },
+            Evidence { attempts: 2, ..evidence() },
+            Evidence { dead_letters: 0, ..evidence() },
+            Evidence { left: 1, ..evidence() },
+            Evidence { metrics: Metrics::parse("votes_replayed_total 3"), ..evidence() },
+        ];
+        for (number, evidence) in differing.into_iter().enumerate() {
+            let verdict = evidence.compare(&report(), true);
+            assert!(!verdict.agrees && verdict.line.starts_with("DISAGREE: "), "number {number}");
+        }
+    }
+
+    #[test]
+    fn out_of_order_only_the_sums_are_fixed() {
+        let swapped = Evidence { results: laws(5, 5), audit: laws(5, 5), ..evidence() };
+        assert!(swapped.compare(&report(), false).agrees);
+        let lost = Evidence { results: laws(5, 4), audit: laws(5, 4), ..evidence() };
+        assert!(!lost.compare(&report(), false).agrees);
+        let unlike = Evidence { results: laws(5, 5), ..evidence() };
+        assert!(!unlike.compare(&report(), false).agrees);
+    }
 }
