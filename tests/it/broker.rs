@@ -145,14 +145,39 @@ async fn queues_of_every_kind_work_and_a_dead_letter_route_is_seen() {
         [("x-queue-type", text("quorum")), ("x-delivery-limit", AMQPValue::LongInt(3))];
     let lazy =
         [("x-queue-mode", text("lazy")), ("x-single-active-consumer", AMQPValue::Boolean(true))];
-    let cases: [(&str, bool, &[(&str, AMQPValue)], &str, &[&str]); 4] = [
-        // Its target does not exist, so a rejected message would vanish.
-        ("classic", true, &classic_with_route, "no", &["\\\"elsewhere\\\", which does not exist"]),
-        ("quorum", true, &quorum_plain, "unknown", &["x-delivery-limit=3"]),
-        ("lazy", true, &lazy, "unknown", &[]),
-        ("transient", false, &[], "unknown", &["not durable"]),
+    struct Case<'a> {
+        name: &'a str,
+        durable: bool,
+        arguments: &'a [(&'a str, AMQPValue)],
+        route: &'a str,
+        warnings: &'a [&'a str],
+    }
+    let cases = [
+        Case {
+            name: "classic",
+            durable: true,
+            arguments: &classic_with_route,
+            // Its target does not exist, so a rejected message would vanish.
+            route: "no",
+            warnings: &["\\\"elsewhere\\\", which does not exist"],
+        },
+        Case {
+            name: "quorum",
+            durable: true,
+            arguments: &quorum_plain,
+            route: "unknown",
+            warnings: &["x-delivery-limit=3"],
+        },
+        Case { name: "lazy", durable: true, arguments: &lazy, route: "unknown", warnings: &[] },
+        Case {
+            name: "transient",
+            durable: false,
+            arguments: &[],
+            route: "unknown",
+            warnings: &["not durable"],
+        },
     ];
-    for (name, durable, arguments, route, warnings) in cases {
+    for Case { name, durable, arguments, route, warnings } in cases {
         let stage = Stage::migrated(Servers::shared(), name).await;
         stage.declare(durable, arguments).await;
         let service = stage.start(&[]).await;

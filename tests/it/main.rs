@@ -2,6 +2,7 @@
 
 mod broker;
 mod counting;
+mod demo;
 mod outage;
 mod poison;
 mod process;

@@ -1,0 +1,130 @@
+//! What decoding costs per message, and what the chain itself costs per vote: with a session and
+//! a store that do nothing, all that is left is combinators, ledger and decoding.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tokio_util::sync::CancellationToken;
+use vote_aggregator::pipeline::ports::{
+    Channel, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store,
+    Votes,
+};
+use vote_aggregator::pipeline::{self, IsolationBudget, Limits, Mode, RetryPolicy, Tools};
+use vote_aggregator::publish::{Samples, Shape};
+use vote_aggregator::retry::Jitter;
+use vote_aggregator::telemetry::{Health, Metrics};
+use vote_aggregator::vote;
+
+const VOTES: usize = 10_000;
+
+fn samples(count: usize) -> Vec<Vec<u8>> {
+    Samples::new(Shape { count, laws: 5, duplicates: 0.0, malformed: 0.0, seed: 1 }).collect()
+}
+
+struct Nothing;
+
+impl Channel for Nothing {
+    async fn ack_up_to(&self, _: DeliveryTag) -> Result<(), Lost> {
+        Ok(())
+    }
+    async fn reject(&self, _: DeliveryTag) -> Result<(), Lost> {
+        Ok(())
+    }
+    async fn cancel(&self) -> Result<(), Lost> {
+        Ok(())
+    }
+}
+
+impl Store for Nothing {
+    async fn count(&self, votes: Votes) -> Result<Counted, Fault> {
+        black_box(&votes);
+        Ok(Counted::default())
+    }
+    async fn probe(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+impl DeadLetters for Nothing {
+    async fn publish(&self, _: &DeadLetter) -> Result<(), Lost> {
+        Ok(())
+    }
+}
+
+struct Memory(Nothing, Option<BoxStream<'static, Result<Delivery, Lost>>>);
+
+impl Session for Memory {
+    type Channel = Nothing;
+    type Deliveries = BoxStream<'static, Result<Delivery, Lost>>;
+
+    fn split(&mut self) -> (&Nothing, Self::Deliveries) {
+        (&self.0, self.1.take().unwrap_or_else(|| stream::empty().boxed()))
+    }
+    async fn requeue(self) {}
+    async fn close(self) -> Result<(), Lost> {
+        Ok(())
+    }
+}
+
+fn decode(criterion: &mut Criterion) {
+    let bodies = samples(1_000);
+    let mut group = criterion.benchmark_group("decode");
+    group.throughput(Throughput::Elements(bodies.len() as u64));
+    group.bench_function("valid votes", |bencher| {
+        bencher.iter(|| {
+            for body in &bodies {
+                black_box(vote::decode(black_box(body), 16_384)).ok();
+            }
+        });
+    });
+    group.finish();
+}
+
+fn chain(criterion: &mut Criterion) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let metrics = Metrics::new(100, Arc::new(Health::default())).expect("metrics");
+    let deliveries: Vec<Delivery> = samples(VOTES)
+        .into_iter()
+        .enumerate()
+        .map(|(index, body)| Delivery { tag: index as u64 + 1, body })
+        .collect();
+    let mut group = criterion.benchmark_group("chain");
+    group.throughput(Throughput::Elements(VOTES as u64));
+    for (name, batch_size, in_flight) in [("batches of 100", 100, 1), ("batches of 1000", 1_000, 4)]
+    {
+        let limits = Limits {
+            batch_size,
+            batch_timeout: Duration::from_secs(1),
+            in_flight,
+            max_message_bytes: 16_384,
+            retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },
+        };
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched(
+                || Memory(Nothing, Some(stream::iter(deliveries.clone()).map(Ok).boxed())),
+                |mut session| {
+                    let tools = Tools {
+                        store: &Nothing,
+                        dead_letters: &Nothing,
+                        limits: &limits,
+                        budget: &IsolationBudget::default(),
+                        jitter: &Jitter::seeded(1),
+                        instruments: &metrics.instruments,
+                    };
+                    let never = CancellationToken::new();
+                    runtime.block_on(pipeline::run(&mut session, &tools, Mode::Flowing, &never))
+                },
+                BatchSize::LargeInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode, chain);
+criterion_main!(benches);
