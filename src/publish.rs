@@ -3,12 +3,13 @@
 
 mod sample;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use lapin::types::FieldTable;
 use serde::Serialize;
 use tokio::fs::File;
@@ -195,15 +196,21 @@ fn bar(source: &Source) -> ProgressBar {
     let (bar, template) = match source {
         Source::Samples(samples) => (
             ProgressBar::new(samples.len() as u64),
-            "publishing {bar:40} {human_pos}/{human_len} ({per_sec}, {eta} left)",
+            "publishing {bar:40} {human_pos}/{human_len} ({rate}, {eta} left)",
         ),
         Source::Lines(_) => {
-            (ProgressBar::new_spinner(), "publishing {spinner} {human_pos} ({per_sec})")
+            (ProgressBar::new_spinner(), "publishing {spinner} {human_pos} ({rate})")
         }
     };
     bar.enable_steady_tick(TICK);
     match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
+        Ok(style) => bar.with_style(style.with_key("rate", rate)),
         Err(_) => bar,
     }
+}
+
+/// indicatif's own `per_sec` has decimals, which flicker.
+fn rate(state: &ProgressState, out: &mut dyn fmt::Write) {
+    // Nobody is left to tell of a bar that cannot be drawn.
+    write!(out, "{}/s", HumanCount(state.per_sec() as u64)).ok();
 }

@@ -8,13 +8,14 @@ mod service;
 mod verdict;
 
 use std::error::Error;
+use std::fmt::Write;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
@@ -145,14 +146,20 @@ async fn run(directory: &Path, arguments: &[&str]) -> Result<()> {
 /// What the service's own metrics say when nothing is left to count.
 struct Counted {
     metrics: service::Metrics,
+    /// From the first vote to the last, which waits up to a second for its batch to fill.
     elapsed: Duration,
 }
 
 /// Waits until the service has settled as many messages as were published and the queue is empty.
 async fn count(service: &mut Service, servers: &Servers, published: u64) -> Result<Counted> {
-    let bar = ProgressBar::new(published).with_style(ProgressStyle::with_template(
-        "counting {bar:40} {human_pos}/{human_len} ({per_sec}, {eta} left)",
-    )?);
+    let rate = |state: &ProgressState, out: &mut dyn Write| {
+        // Nobody is left to tell of a bar that cannot be drawn.
+        write!(out, "{}/s", human(state.per_sec() as u64)).ok();
+    };
+    let style = ProgressStyle::with_template(
+        "counting {bar:40} {human_pos}/{human_len} ({rate}, {eta} left)",
+    )?;
+    let bar = ProgressBar::new(published).with_style(style.with_key("rate", rate));
     let began = service.consuming().await?;
     let (mut progressed, mut before, mut all_settled) = (began, 0, None);
     loop {
@@ -204,13 +211,14 @@ fn left_running(servers: &Servers, service: &Service) {
   health      http://{metrics}/readyz
   service     process {}, log in target/demo/service.log
 Publish more:
-  (eval \"$(script/services env --dir target/services/demo)\"; target/release/vote-aggregator publish --count 1000)
+  RABBITMQ_URL={} target/release/vote-aggregator publish --count 1000
 Stop it all:
   script/demo --stop
 ",
         servers.amqp,
         servers.postgres,
-        service.id()
+        service.id(),
+        servers.amqp
     );
 }
 
