@@ -58,7 +58,8 @@ BEGIN
     END IF;
 END
 $$;
-ALTER TABLE vote_audit ADD COLUMN IF NOT EXISTS recorded_at timestamptz DEFAULT now();
+ALTER TABLE vote_audit ADD COLUMN IF NOT EXISTS recorded_at timestamptz;
+ALTER TABLE vote_audit ALTER COLUMN recorded_at SET DEFAULT now();
 ALTER TABLE duplicate_attempts ADD COLUMN IF NOT EXISTS law_id varchar(50);
 ALTER TABLE duplicate_attempts ADD COLUMN IF NOT EXISTS choice varchar(3);
 
@@ -83,7 +84,7 @@ FROM vote_audit
 GROUP BY citizen_id, law_id
 HAVING count(*) > 1;
 INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-VALUES (1, 'votes', true, '\xc5b273345a1aa53d0f51055a584218c84561286311bdb1ea23524be73f0c251ee28d75aab2d000a66a53f3796c569f5d', 0)
+VALUES (1, 'votes', true, '\xbc229564682cff17e0f73ba4e595508b28ac75b9c1cd5c67c261949568d7a661d3c519afab05fe577123a3a2cd1d7607', 0)
 ON CONFLICT (version) DO NOTHING;
 
 COMMIT;

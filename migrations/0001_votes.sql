@@ -42,7 +42,8 @@ BEGIN
     END IF;
 END
 $$;
-ALTER TABLE vote_audit ADD COLUMN IF NOT EXISTS recorded_at timestamptz DEFAULT now();
+ALTER TABLE vote_audit ADD COLUMN IF NOT EXISTS recorded_at timestamptz;
+ALTER TABLE vote_audit ALTER COLUMN recorded_at SET DEFAULT now();
 ALTER TABLE duplicate_attempts ADD COLUMN IF NOT EXISTS law_id varchar(50);
 ALTER TABLE duplicate_attempts ADD COLUMN IF NOT EXISTS choice varchar(3);
 

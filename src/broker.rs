@@ -11,23 +11,25 @@ mod session;
 mod topology;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use lapin::Connection;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 pub use self::publisher::{Confirm, Publisher};
 pub use self::session::{RabbitChannel, RabbitSession};
-pub use self::topology::Found;
+use self::topology::{Examined, Found};
 use crate::config::RabbitMq as Config;
 use crate::pipeline::ports::{Broker, DeadLetter, DeadLetters, Lost, OpenError};
 use crate::telemetry::Health;
 
 /// From the first byte to consuming; a broker that takes longer is not well.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+/// A queue may be made anew with other arguments while we are away.
+const EXAMINED_FOR: Duration = Duration::from_secs(60);
 /// Longest wait for the confirm of a dead letter. A blocked connection (memory or disk alarm of
 /// the broker) takes no publishes at all.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,8 +38,8 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct RabbitMq {
     config: Config,
     health: Arc<Health>,
-    /// Examining costs a dozen channels, each answered by an error: done once for each queue.
-    examined: AtomicBool,
+    /// Examining costs a dozen channels, each answered by an error: not done at every reconnect.
+    examined: Mutex<Option<(Instant, Vec<String>)>>,
     /// On a connection of its own: a blocked connection must not hold up acks.
     dead_letters: Mutex<Option<Publisher>>,
 }
@@ -45,7 +47,7 @@ pub struct RabbitMq {
 impl RabbitMq {
     /// A broker that tells `health` what it finds out about its queue. Connects on first use.
     pub fn new(config: Config, health: Arc<Health>) -> Self {
-        Self { config, health, examined: AtomicBool::new(false), dead_letters: Mutex::new(None) }
+        Self { config, health, examined: Mutex::new(None), dead_letters: Mutex::new(None) }
     }
 
     async fn open_session(&self, prefetch: u16) -> Result<RabbitSession, OpenError> {
@@ -53,14 +55,7 @@ impl RabbitMq {
         let refused = |error: &lapin::Error| connect::refused(config, error);
         let connection = connect::open(config, "consumer").await?;
         let found = topology::ensure(&connection, config).await.map_err(|e| refused(&e))?;
-        if found == Found::Created || !self.examined.load(Ordering::Relaxed) {
-            let examined = topology::examine(&connection, config).await;
-            for warning in &examined.warnings {
-                tracing::warn!(queue = config.queue, "{warning}");
-            }
-            self.health.queue_examined(examined.route, examined.warnings);
-            self.examined.store(true, Ordering::Relaxed);
-        }
+        self.examine(&connection, found).await;
 
         let channel = connection.create_channel().await.map_err(|e| refused(&e))?;
         let each_consumer = BasicQosOptions { global: false };
@@ -77,20 +72,42 @@ impl RabbitMq {
         Ok(RabbitSession::new(connection, channel, consumer))
     }
 
+    /// Tells of what can lose votes; of the same only once.
+    async fn examine(&self, connection: &Connection, found: Found) {
+        let mut last = self.examined.lock().await;
+        let recently = last.as_ref().is_some_and(|(when, _)| when.elapsed() < EXAMINED_FOR);
+        if found == Found::Existing && recently {
+            return;
+        }
+        let Examined { route, warnings } = topology::examine(connection, &self.config).await;
+        for warning in &warnings {
+            if last.as_ref().is_none_or(|(_, told)| !told.contains(warning)) {
+                tracing::warn!(queue = self.config.queue, "{warning}");
+            }
+        }
+        self.health.queue_examined(route, warnings.clone());
+        *last = Some((Instant::now(), warnings));
+    }
+
     async fn publish_dead_letter(&self, letter: &DeadLetter) -> Result<(), Lost> {
         let mut slot = self.dead_letters.lock().await;
         // Taken out: a publish that fails or is dropped must not leave a doubtful channel behind.
-        let publisher = match slot.take() {
-            Some(publisher) => publisher,
-            None => self.open_dead_letters().await.map_err(|error| Lost(error.to_string()))?,
-        };
-        let mut headers = FieldTable::default();
-        headers.insert("x-sqlstate".into(), long_string(&letter.sqlstate));
-        headers.insert("x-vote-hash".into(), long_string(&letter.vote_hash));
-        let queue = &self.config.dead_letter_queue;
-        publisher.publish(queue, &letter.body, headers).await?.await?;
-        *slot = Some(publisher);
+        // One that was kept may have died since; twice is no loss, a dead letter may be repeated.
+        if let Some(kept) = slot.take()
+            && self.publish_on(&kept, letter).await.is_ok()
+        {
+            *slot = Some(kept);
+            return Ok(());
+        }
+        let fresh = self.open_dead_letters().await.map_err(|error| Lost(error.to_string()))?;
+        self.publish_on(&fresh, letter).await?;
+        *slot = Some(fresh);
         Ok(())
+    }
+
+    async fn publish_on(&self, publisher: &Publisher, letter: &DeadLetter) -> Result<(), Lost> {
+        let headers = [("x-sqlstate", &*letter.sqlstate), ("x-vote-hash", &letter.vote_hash)];
+        publisher.publish(&self.config.dead_letter_queue, &letter.body, &headers).await?.await
     }
 
     async fn open_dead_letters(&self) -> Result<Publisher, OpenError> {

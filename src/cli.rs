@@ -103,13 +103,17 @@ pub fn main() -> ExitCode {
             return ExitCode::from(exit::INTERNAL);
         }
     };
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         match command.unwrap_or(Command::Run) {
             Command::Run => run::run(config).await,
             Command::Migrate(_) => migrate::migrate(&config).await,
             Command::Publish(arguments) => publish::publish(&config, arguments).await,
         }
-    })
+    });
+    // A name that is still being looked up, or a read of standard input, blocks a thread that
+    // nothing can end; dropping the runtime would wait for it, past any deadline.
+    runtime.shutdown_background();
+    code
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

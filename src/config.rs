@@ -45,7 +45,6 @@ use reader::Reader;
 pub use postgres::{Postgres, PostgresSsl, SslMode};
 pub use problems::{ConfigErrors, Problem};
 pub use rabbitmq::{ManagementUrl, RabbitMq, RabbitMqTls};
-pub use rules::{ATTEMPT_OVERHEAD, JITTER};
 pub use service::{Batch, LogFormat, LogLevel, Monitoring, Retry};
 pub use sources::{Overrides, Sources};
 

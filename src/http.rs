@@ -17,15 +17,16 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::{Health, Metrics};
 
 /// Connections served at a time; further ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 128;
+const MAX_CONNECTIONS: usize = 512;
 /// From the first byte of a request to the end of its headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// From accept to the last byte of the answer.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest request line and headers, in bytes.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
@@ -34,6 +35,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 pub struct Sources {
     pub metrics: Metrics,
     pub health: Arc<Health>,
+    /// Once it is cancelled the service is on its way out, and not ready.
+    pub stop: CancellationToken,
 }
 
 /// Binds `address`; port 0 takes a free one.
@@ -112,6 +115,9 @@ async fn livez() -> Json<serde_json::Value> {
 
 /// Both sides work: votes are being counted, or would be.
 async fn readyz(State(sources): State<Sources>) -> Response {
+    if sources.stop.is_cancelled() {
+        sources.health.rabbitmq_failed("stopping");
+    }
     let report = sources.health.report();
     let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(report)).into_response()

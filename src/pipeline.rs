@@ -15,6 +15,7 @@ mod settlement;
 mod upsert;
 
 use std::future::ready;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +75,9 @@ pub enum Failure {
     Lost(Lost),
     /// The store takes no votes for now; what is held has to be given back.
     Paused(Fault),
+    /// A vote that the store refuses can't be published to the dead-letter queue; neither it nor
+    /// what is behind it may be acked.
+    Undeliverable(Lost),
 }
 
 /// How a chain ended.
@@ -81,8 +85,10 @@ pub enum Failure {
 pub struct Ended {
     /// `None`: it was asked to stop, or its trial is passed, and all it took is settled.
     pub failure: Option<Failure>,
-    /// Batches committed and acked.
-    pub batches: u64,
+    /// Something of the session was acked: it was of use.
+    pub acked: bool,
+    /// A batch committed in which at least one vote was counted or found counted.
+    pub committed: bool,
 }
 
 /// Runs the chain on one session until `stop`, a failure, or the end of a trial.
@@ -133,7 +139,15 @@ struct Flow<'a, C, T, D> {
     /// The first failure; all later ones follow from it.
     failure: OnceLock<Failure>,
     halt: CancellationToken,
-    batches: Mutex<u64>,
+    acked: AtomicBool,
+    committed: AtomicBool,
+}
+
+/// A committed batch.
+struct Settled {
+    tags: Vec<DeliveryTag>,
+    /// Votes that were counted or found counted; the others were refused and dead-lettered.
+    stored: u64,
 }
 
 impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
@@ -145,7 +159,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             ledger: Mutex::default(),
             failure: OnceLock::new(),
             halt: CancellationToken::new(),
-            batches: Mutex::default(),
+            acked: AtomicBool::new(false),
+            committed: AtomicBool::new(false),
         }
     }
 
@@ -214,8 +229,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         None
     }
 
-    /// Commits one batch and gives the tags that may be acked, in any case run to its end.
-    async fn upsert(&self, batch: Vec<Ballot>) -> Option<Vec<DeliveryTag>> {
+    /// Commits one batch; run to its end in any case.
+    async fn upsert(&self, batch: Vec<Ballot>) -> Option<Settled> {
         if self.halt.is_cancelled() {
             return None;
         }
@@ -236,7 +251,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             Ok(counted) => {
                 self.log(&counted, tags.len(), began);
                 instruments.batch_committed(&counted, began.elapsed());
-                Some(tags)
+                let stored = counted.added() + counted.replays + counted.attempts;
+                Some(Settled { tags, stored })
             }
             Err(Unsettled::Halted) => None,
             Err(Unsettled::Failed(failure)) => {
@@ -247,24 +263,22 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     /// Acks as far as everything is settled: at most one frame a batch.
-    async fn ack(&self, settled: Option<Vec<DeliveryTag>>) {
-        let Some(tags) = settled else { return };
+    async fn ack(&self, settled: Option<Settled>) {
+        let Some(Settled { tags, stored }) = settled else { return };
         let point = {
             let mut ledger = self.ledger();
             tags.into_iter().for_each(|tag| ledger.done(tag));
             ledger.ack_point()
         };
-        if let Some(tag) = point
-            && let Err(lost) = self.channel.ack_up_to(tag).await
-        {
-            return self.fail(Failure::Lost(lost));
+        if let Some(tag) = point {
+            match self.channel.ack_up_to(tag).await {
+                Ok(()) => self.acked.store(true, Ordering::Relaxed),
+                Err(lost) => return self.fail(Failure::Lost(lost)),
+            }
         }
-        let batches = {
-            let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
-            *batches += 1;
-            *batches
-        };
-        if self.mode == Mode::Trial && batches == 1 {
+        // A batch of which every vote was refused proves nothing about the store.
+        let first = stored > 0 && !self.committed.swap(true, Ordering::Relaxed);
+        if self.mode == Mode::Trial && first {
             self.cancel().await;
         }
     }
@@ -292,8 +306,11 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     fn ended(self) -> Ended {
-        let batches = self.batches.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ended { failure: self.failure.into_inner(), batches }
+        Ended {
+            failure: self.failure.into_inner(),
+            acked: self.acked.into_inner(),
+            committed: self.committed.into_inner(),
+        }
     }
 }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
-use lapin::types::FieldTable;
 use serde::Serialize;
 use tokio::fs::File;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -151,7 +150,7 @@ impl Run<'_> {
         while self.unconfirmed.len() >= UNCONFIRMED_AT_MOST {
             self.confirm_one().await?;
         }
-        let sent = self.publisher.publish(self.queue, body, FieldTable::default()).await;
+        let sent = self.publisher.publish(self.queue, body, &[]).await;
         self.unconfirmed.push(sent.map_err(|lost| self.lost(lost))?);
         Ok(())
     }

@@ -13,10 +13,12 @@ use crate::http;
 use crate::pipeline::ports::{Fault, OpenError};
 use crate::pipeline::{Limits, RetryPolicy};
 use crate::retry::Jitter;
-use crate::store::{self, PgStore, StartError};
+use crate::store::{self, PgStore, StartError, Totals};
 use crate::supervisor::Supervisor;
 use crate::telemetry::{Health, Instruments, Metrics, MetricsError};
 
+/// At least this often the database is asked for something.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 /// How long closing the pool may take: by then nothing is in a transaction.
 const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -49,22 +51,23 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), Servic
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "metrics and health");
     }
-    let sources = http::Sources { metrics, health: Arc::clone(&health) };
+    let sources = http::Sources { metrics, health: Arc::clone(&health), stop: stop.clone() };
     let _http = AbortOnDrop(tokio::spawn(http::serve(listener, sources)));
 
     let Some(store) = store::prepare(config, &jitter, &health, stop).await? else {
         return Ok(());
     };
     health.postgres_answers();
+    let watch = Watch {
+        store: store.clone(),
+        instruments: instruments.clone(),
+        health: Arc::clone(&health),
+        max_laws: config.monitoring.max_laws,
+        refresh: config.monitoring.totals_refresh,
+    };
     // Before the first vote is counted, so that the gauges are right from the first scrape on.
-    refresh_totals(&store, &instruments, &health).await;
-    let refreshing = refresh_forever(
-        store.clone(),
-        instruments.clone(),
-        Arc::clone(&health),
-        config.monitoring.totals_refresh,
-    );
-    let _refreshing = AbortOnDrop(tokio::spawn(refreshing));
+    watch.refresh_totals().await;
+    let _watch = AbortOnDrop(tokio::spawn(watch.run()));
 
     let broker = RabbitMq::new(config.rabbitmq.clone(), Arc::clone(&health));
     let supervisor = Supervisor {
@@ -95,33 +98,47 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-/// Totals that other instances changed show up here, too; the read doubles as a sign of life.
-async fn refresh_forever(
+/// Looks after what no batch tells: totals that other instances change, a database that goes away
+/// while no vote comes.
+struct Watch {
     store: PgStore,
     instruments: Instruments,
     health: Arc<Health>,
-    every: Duration,
-) {
-    loop {
-        tokio::time::sleep(every).await;
-        refresh_totals(&store, &instruments, &health).await;
-    }
+    max_laws: usize,
+    refresh: Duration,
 }
 
-async fn refresh_totals(store: &PgStore, instruments: &Instruments, health: &Health) {
-    let mark = instruments.refresh_begins();
-    match store.totals().await {
-        Ok(totals) => {
-            instruments.totals_refreshed(mark, totals);
-            health.postgres_answers();
+impl Watch {
+    async fn run(self) {
+        let mut refreshed = Instant::now();
+        loop {
+            tokio::time::sleep(self.refresh.min(SIGN_OF_LIFE)).await;
+            if refreshed.elapsed() >= self.refresh {
+                self.refresh_totals().await;
+                refreshed = Instant::now();
+            } else {
+                self.note(self.store.ping().await);
+            }
         }
-        Err(fault) => note_silence(health, &fault),
     }
-}
 
-fn note_silence(health: &Health, fault: &Fault) {
-    health.postgres_failed(&fault.to_string());
-    tracing::debug!(sqlstate = fault.sqlstate, "totals not refreshed: {fault}");
+    async fn refresh_totals(&self) {
+        let mark = self.instruments.refresh_begins();
+        let totals = self.store.totals(self.instruments.named_laws(), self.max_laws).await;
+        self.note(totals.map(|Totals { laws, rest }| {
+            self.instruments.totals_refreshed(mark, laws, rest);
+        }));
+    }
+
+    fn note(&self, answered: Result<(), Fault>) {
+        match answered {
+            Ok(()) => self.health.postgres_answers(),
+            Err(fault) => {
+                tracing::debug!(sqlstate = fault.sqlstate, "PostgreSQL does not answer: {fault}");
+                self.health.postgres_failed(&fault.to_string());
+            }
+        }
+    }
 }
 
 /// A task that ends with its owner.

@@ -13,20 +13,17 @@ mod transaction;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPool};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use self::connection::Distrust;
 pub use self::connection::options;
-use self::connection::{CONNECT_TIMEOUT, Distrust};
 pub use self::migrate::init_script;
 pub use self::sqlstate::{classify, fatal_at_start};
 pub use self::start::{StartError, migrate, prepare};
 use crate::config::Postgres;
 use crate::pipeline::ports::{Class, Counted, Fault, Store, Votes};
-
-/// How much longer than the server's own `statement_timeout` we wait for an answer. A connection
-/// that is half open never gives one.
-const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 
 /// The store: a pool, and one task a transaction.
 #[derive(Clone)]
@@ -36,6 +33,8 @@ pub struct PgStore {
     distrust: Arc<Distrust>,
     /// Longest time one transaction may take, in all.
     deadline: Duration,
+    /// For reading totals: reads must neither wait for the batches' connections nor take one.
+    reader: Arc<Mutex<Option<PgConnection>>>,
 }
 
 impl PgStore {
@@ -46,22 +45,52 @@ impl PgStore {
             pool: connection::pool(config, options.clone(), Arc::clone(&distrust)),
             options,
             distrust,
-            deadline: config.statement_timeout + ANSWER_MARGIN,
+            deadline: config.transaction_deadline(),
+            reader: Arc::default(),
         }
     }
 
-    /// Totals of all laws as `(law_id, [oui, non])`, most votes first.
+    /// Totals by law: of the laws `named`, of as many others as `max` leaves room for, most votes
+    /// first, and the sum of all the rest under no name; a law called `other` is in the rest.
     ///
     /// # Errors
     /// [`Fault`] when the database does not answer.
-    pub async fn totals(&self) -> Result<Vec<(String, [u64; 2])>, Fault> {
-        let pool = self.pool.clone();
-        self.watched(async move { transaction::totals(&pool).await }).await
+    pub async fn totals(&self, named: Vec<String>, max: usize) -> Result<Totals, Fault> {
+        self.read(async move |connection: &mut PgConnection| {
+            transaction::totals(connection, &named, max).await
+        })
+        .await
+    }
+
+    /// Asks for a sign of life.
+    ///
+    /// # Errors
+    /// [`Fault`] when there is none.
+    pub async fn ping(&self) -> Result<(), Fault> {
+        self.read(transaction::ping).await
     }
 
     /// Closes the pool; connections in use are waited for.
     pub async fn close(&self) {
         self.pool.close().await;
+    }
+
+    async fn read<R: Send + 'static>(
+        &self,
+        ask: impl AsyncFnOnce(&mut PgConnection) -> Result<R, Fault>,
+    ) -> Result<R, Fault> {
+        let asking = async {
+            let mut kept = self.reader.lock().await;
+            // Taken out: an answer that does not come leaves no doubtful connection behind.
+            let mut connection = match kept.take() {
+                Some(connection) => connection,
+                None => connection::connect(&self.options).await?,
+            };
+            let answer = ask(&mut connection).await?;
+            *kept = Some(connection);
+            Ok(answer)
+        };
+        within(self.deadline, asking).await
     }
 
     /// Runs `work` in a task of its own and waits for it until the deadline. The task, and not the
@@ -73,7 +102,7 @@ impl PgStore {
         work: impl Future<Output = Result<R, Fault>> + Send + 'static,
     ) -> Result<R, Fault> {
         let mut task = tokio::spawn(work);
-        let result = match timeout(self.deadline, &mut task).await {
+        match timeout(self.deadline, &mut task).await {
             Ok(Ok(result)) => result,
             Ok(Err(panicked)) => Err(Fault {
                 class: Class::Bug,
@@ -82,41 +111,59 @@ impl PgStore {
             }),
             Err(_) => {
                 task.abort();
-                Err(Fault {
-                    class: Class::UnknownOutcome,
-                    sqlstate: None,
-                    message: format!("no answer from PostgreSQL within {:?}", self.deadline),
-                })
+                Err(no_answer(Class::UnknownOutcome, self.deadline))
             }
-        };
-        if let Err(Fault { class: Class::Reconnect | Class::UnknownOutcome, .. }) = &result {
-            // What broke this connection most likely broke its older sisters in the pool.
-            self.distrust.all_until_now();
         }
-        result
+    }
+}
+
+/// Totals by law; see [`PgStore::totals`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// `(law_id, [oui, non])`.
+    pub laws: Vec<(String, [u64; 2])>,
+    /// `[oui, non]` of all other laws together.
+    pub rest: [u64; 2],
+}
+
+fn no_answer(class: Class, deadline: Duration) -> Fault {
+    Fault {
+        class,
+        sqlstate: None,
+        message: format!("no answer from PostgreSQL within {deadline:?}"),
+    }
+}
+
+/// Bounds work on a connection that is not pooled: dropping it half-way closes it.
+async fn within<R>(
+    deadline: Duration,
+    work: impl Future<Output = Result<R, Fault>>,
+) -> Result<R, Fault> {
+    match timeout(deadline, work).await {
+        Ok(result) => result,
+        Err(_) => Err(no_answer(Class::Reconnect, deadline)),
     }
 }
 
 impl Store for PgStore {
     async fn count(&self, votes: Votes) -> Result<Counted, Fault> {
         let pool = self.pool.clone();
-        self.watched(async move { transaction::count(&pool, &votes).await }).await
+        let result = self.watched(async move { transaction::count(&pool, &votes).await }).await;
+        if let Err(fault) = &result
+            && !matches!(fault.class, Class::Isolate | Class::Split | Class::Retry)
+        {
+            // What broke this connection most likely broke its older sisters in the pool.
+            self.distrust.all_until_now();
+        }
+        result
     }
 
     async fn probe(&self) -> Result<(), Fault> {
         // On a connection of its own: the pool reports only that it timed out, not why.
-        let options = self.options.clone();
-        let probed = self.watched(async move {
-            let mut connection = connection::connect(&options).await?;
-            transaction::rehearse(&mut connection).await
-        });
-        match timeout(CONNECT_TIMEOUT + self.deadline, probed).await {
-            Ok(result) => result,
-            Err(_) => Err(Fault {
-                class: Class::Reconnect,
-                sqlstate: None,
-                message: "no answer to the probe".to_owned(),
-            }),
-        }
+        within(self.deadline, async {
+            let mut connection = connection::connect(&self.options).await?;
+            transaction::probe(&mut connection).await
+        })
+        .await
     }
 }

@@ -74,14 +74,14 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 break;
             };
             let ended = self.consume(&mut session, mode, &budget, stop).await;
-            if ended.batches > 0 {
+            if ended.acked {
                 reopening.reset();
-                if mode == Mode::Trial {
-                    tracing::info!("PostgreSQL takes votes again");
-                    self.health.breaker_closed("counting");
-                    probing.reset();
-                    breaker = Breaker::Closed;
-                }
+            }
+            if mode == Mode::Trial && ended.committed {
+                tracing::info!("PostgreSQL takes votes again");
+                self.health.breaker_closed("counting");
+                probing.reset();
+                breaker = Breaker::Closed;
             }
             match ended.failure {
                 None => {
@@ -101,9 +101,22 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                     breaker = Breaker::Open;
                     session.requeue().await;
                 }
+                Some(Failure::Undeliverable(lost)) => {
+                    self.instruments.broker_fault();
+                    self.health
+                        .rabbitmq_failed(&format!("no dead letter can be published: {lost}"));
+                    tracing::error!(
+                        "a vote that the database refuses can't be dead-lettered, and may not be \
+                         lost: {lost}; what is held goes back to the queue, trying again later"
+                    );
+                    // Each try gives everything held back once more: one batch, seldom.
+                    probing.jump_to_cap();
+                    breaker = Breaker::Open;
+                    session.requeue().await;
+                }
             }
         }
-        self.health.rabbitmq_failed("stopped");
+        self.health.rabbitmq_failed("stopping");
         Ok(())
     }
 
@@ -196,6 +209,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                     return true;
                 }
                 Err(fault) => {
+                    self.instruments.database_fault(fault.class);
                     self.health.breaker_open(&format!("PostgreSQL takes no votes: {fault}"));
                     tracing::warn!(sqlstate = fault.sqlstate, "probe write failed: {fault}");
                 }

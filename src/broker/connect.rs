@@ -90,10 +90,15 @@ fn tls(config: &Config) -> Result<OwnedTLSConfig, OpenError> {
     };
     let cert_chain = match &tls.ca_file {
         None => None,
-        Some(path) => Some(
-            String::from_utf8(read(path)?)
-                .map_err(|_| OpenError::Configuration(format!("{} is not PEM", path.display())))?,
-        ),
+        Some(path) => match String::from_utf8(read(path)?) {
+            Ok(pem) if pem.contains("-----BEGIN CERTIFICATE-----") => Some(pem),
+            _ => {
+                return Err(OpenError::Configuration(format!(
+                    "RABBITMQ_TLS_CA_FILE: {} holds no certificate in PEM form",
+                    path.display()
+                )));
+            }
+        },
     };
     let identity = match (&tls.cert_file, &tls.key_file) {
         (Some(cert), Some(key)) => Some(OwnedIdentity::PKCS8 { pem: read(cert)?, key: read(key)? }),

@@ -16,6 +16,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
 struct Queue {
+    durable: bool,
+    auto_delete: bool,
     #[serde(default)]
     arguments: BTreeMap<String, Value>,
     /// Absent, or an empty list, when no policy applies.
@@ -23,14 +25,15 @@ struct Queue {
     effective_policy_definition: Value,
 }
 
-/// The queue's arguments with what policies add to them, under the arguments' names.
+/// The queue's arguments with what policies add to them, under the arguments' names, and whether it
+/// is durable and auto-delete.
 ///
 /// # Errors
 /// What went wrong, for a person; the URL's credentials are not in it.
-pub(super) async fn effective_arguments(
+pub(super) async fn queue(
     management: &ManagementUrl,
     config: &Config,
-) -> Result<BTreeMap<String, AMQPValue>, String> {
+) -> Result<(BTreeMap<String, AMQPValue>, [bool; 2]), String> {
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let base = management.url.as_str().trim_end_matches('/');
     let url = format!("{base}/api/queues/{}/{}", encode(&config.vhost), encode(&config.queue));
@@ -44,7 +47,9 @@ pub(super) async fn effective_arguments(
         effective.extend(policy.into_iter().map(|(name, value)| (format!("x-{name}"), value)));
     }
     effective.extend(queue.arguments);
-    Ok(effective.into_iter().filter_map(|(name, value)| Some((name, amqp(&value)?))).collect())
+    let arguments =
+        effective.into_iter().filter_map(|(name, value)| Some((name, amqp(&value)?))).collect();
+    Ok((arguments, [queue.durable, queue.auto_delete]))
 }
 
 fn ask(url: &str, user: &str, password: &str) -> Result<Queue, String> {

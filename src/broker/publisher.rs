@@ -8,6 +8,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Confirmation, Connection, PublisherConfirm};
 
+use super::long_string;
 use crate::pipeline::ports::Lost;
 
 /// AMQP's delivery mode for messages that survive a restart of the broker.
@@ -27,7 +28,7 @@ impl Publisher {
         Ok(Self { connection, channel })
     }
 
-    /// Sends one message to `queue` through the default exchange. The [`Confirm`] tells whether
+    /// Sends one message to `queue` through the default exchange, with these headers. The [`Confirm`] tells whether
     /// the broker has taken responsibility; nothing is certain before.
     ///
     /// # Errors
@@ -36,12 +37,16 @@ impl Publisher {
         &self,
         queue: &str,
         body: &[u8],
-        headers: FieldTable,
+        headers: &[(&str, &str)],
     ) -> Result<Confirm, Lost> {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert((*name).into(), long_string(value));
+        }
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_content_type("application/json".into())
-            .with_headers(headers);
+            .with_headers(table);
         let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         self.channel
             .basic_publish("".into(), queue.into(), mandatory, body, properties)

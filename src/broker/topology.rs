@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use lapin::options::QueueDeclareOptions;
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, Error};
 
@@ -15,7 +15,7 @@ use crate::telemetry::DeadLetterRoute;
 /// High enough that no outage drops a vote, finite because RabbitMQ 3.10 takes -1 for "none" and
 /// drops at the first requeue.
 const DELIVERY_LIMIT: i64 = 1000;
-/// A limit below this can drop good votes in a long outage.
+/// A limit up to this, RabbitMQ 4's own default, can drop good votes in a long outage.
 const LOW_DELIVERY_LIMIT: i64 = 20;
 /// More rounds of redeclaring than a queue has arguments.
 const MAX_ROUNDS: usize = 24;
@@ -120,8 +120,11 @@ async fn declare(
 /// redeclaring.
 pub(super) async fn examine(connection: &Connection, config: &Config) -> Examined {
     let known = match &config.management_url {
-        Some(url) => match management::effective_arguments(url, config).await {
-            Ok(arguments) => Some(Known { arguments, flags: Flags::DURABLE, policies: true }),
+        Some(url) => match management::queue(url, config).await {
+            Ok((arguments, [durable, auto_delete])) => {
+                let flags = Flags { durable, auto_delete, exclusive: false };
+                Some(Known { arguments, flags, policies: true })
+            }
             Err(error) => {
                 tracing::warn!("RABBITMQ_MANAGEMENT_URL: {error}");
                 None
@@ -138,11 +141,38 @@ pub(super) async fn examine(connection: &Connection, config: &Config) -> Examine
                        are kept is unknown";
         return Examined { route: DeadLetterRoute::Unknown, warnings: vec![warning.to_owned()] };
     };
-    let dead_letter_queue_missing = match known.default_exchange_target() {
-        Some(queue) => matches!(exists(connection, &queue).await, Ok(false)).then_some(queue),
-        None => None,
+    let target = match known.target() {
+        Target::Queue(name) if matches!(exists(connection, &name).await, Ok(false)) => {
+            Target::Missing(format!("the queue {name:?}"))
+        }
+        Target::Exchange(name) if exchange_is_missing(connection, &name).await => {
+            Target::Missing(format!("the exchange {name:?}"))
+        }
+        target => target,
     };
-    assess(&known, dead_letter_queue_missing)
+    assess(&known, &target)
+}
+
+async fn exchange_is_missing(connection: &Connection, exchange: &str) -> bool {
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let Ok(channel) = connection.create_channel().await else { return false };
+    // Of a passive declare only the name counts.
+    let kind = lapin::ExchangeKind::Direct;
+    let declared = channel.exchange_declare(exchange.into(), kind, passive, FieldTable::default());
+    matches!(declared.await, Err(error) if amqp_code(&error) == Some(404))
+}
+
+/// Where rejected messages go.
+#[derive(Debug, PartialEq)]
+enum Target {
+    Queue(String),
+    /// Through an exchange, whose bindings AMQP does not show.
+    Exchange(String),
+    /// To the default exchange under the key they came with: into this very queue.
+    Itself,
+    /// Somewhere that does not exist.
+    Missing(String),
+    Nowhere,
 }
 
 /// What is known of a queue.
@@ -165,10 +195,14 @@ impl Known {
         self.arguments.get(name).and_then(number)
     }
 
-    /// The queue that dead letters go to, when they go through the default exchange.
-    fn default_exchange_target(&self) -> Option<String> {
-        let exchange = self.text("x-dead-letter-exchange")?;
-        if exchange.is_empty() { self.text("x-dead-letter-routing-key") } else { None }
+    fn target(&self) -> Target {
+        let key = self.text("x-dead-letter-routing-key");
+        match (self.text("x-dead-letter-exchange"), key) {
+            (None, _) => Target::Nowhere,
+            (Some(exchange), _) if !exchange.is_empty() => Target::Exchange(exchange),
+            (Some(_), Some(queue)) => Target::Queue(queue),
+            (Some(_), None) => Target::Itself,
+        }
     }
 }
 
@@ -185,33 +219,49 @@ fn number(value: &AMQPValue) -> Option<i64> {
     }
 }
 
-fn assess(known: &Known, missing_target: Option<String>) -> Examined {
-    let mut warnings = Vec::new();
-    let route = match (known.text("x-dead-letter-exchange"), missing_target, known.policies) {
-        (Some(_), Some(queue), _) => {
-            warnings.push(format!(
-                "rejected messages are routed to {queue:?}, which does not exist: they vanish"
-            ));
-            DeadLetterRoute::No
-        }
-        (Some(_), None, _) => DeadLetterRoute::Yes,
-        (None, _, true) => {
-            warnings.push(
+fn assess(known: &Known, target: &Target) -> Examined {
+    use DeadLetterRoute::{No, Unknown, Yes};
+    let (route, warning) = match target {
+        Target::Queue(_) => (Yes, None),
+        Target::Exchange(name) => (
+            Unknown,
+            Some(format!(
+                "rejected messages go to the exchange {name:?}; whether a queue is bound to it \
+                 can't be seen, and if none is they vanish"
+            )),
+        ),
+        Target::Itself => (
+            No,
+            Some(
+                "rejected messages go to the default exchange under the key they came with: back \
+                 into this queue, or nowhere; set x-dead-letter-routing-key"
+                    .to_owned(),
+            ),
+        ),
+        Target::Missing(what) => (
+            No,
+            Some(format!(
+                "rejected messages are routed to {what}, which does not exist: they vanish"
+            )),
+        ),
+        Target::Nowhere if known.policies => (
+            No,
+            Some(
                 "the queue has no dead-letter exchange: a rejected message vanishes; set one by \
                  a policy"
                     .to_owned(),
-            );
-            DeadLetterRoute::No
-        }
-        (None, _, false) => {
-            warnings.push(
+            ),
+        ),
+        Target::Nowhere => (
+            Unknown,
+            Some(
                 "the queue was declared without a dead-letter exchange: unless a policy sets one \
                  (RABBITMQ_MANAGEMENT_URL lets us see it), a rejected message vanishes"
                     .to_owned(),
-            );
-            DeadLetterRoute::Unknown
-        }
+            ),
+        ),
     };
+    let mut warnings = Vec::from_iter(warning);
     if let Some(ttl) = known.number("x-message-ttl") {
         warnings.push(format!("x-message-ttl={ttl}: votes older than {ttl} ms are dropped"));
     }
@@ -230,7 +280,7 @@ fn assess(known: &Known, missing_target: Option<String>) -> Examined {
         }
     }
     if let Some(limit) = known.number("x-delivery-limit")
-        && limit < LOW_DELIVERY_LIMIT
+        && limit <= LOW_DELIVERY_LIMIT
     {
         warnings.push(format!(
             "x-delivery-limit={limit}: votes given back {limit} times in an outage are dropped"
@@ -380,7 +430,7 @@ mod tests {
     fn assessed(arguments: &[(&str, AMQPValue)], policies: bool) -> Examined {
         let arguments = arguments.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
         let known = Known { arguments: arguments.collect(), flags: Flags::DURABLE, policies };
-        assess(&known, None)
+        assess(&known, &known.target())
     }
 
     #[test]
@@ -388,6 +438,7 @@ mod tests {
         let config: Vec<(&str, AMQPValue)> = vec![
             ("x-queue-type", long_string("quorum")),
             ("x-dead-letter-exchange", long_string("")),
+            ("x-dead-letter-routing-key", long_string("votes.dlq")),
             ("x-overflow", long_string("reject-publish")),
             ("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT)),
         ];
@@ -420,8 +471,21 @@ mod tests {
         let bounded = [
             ("x-max-length", AMQPValue::LongInt(10)),
             ("x-overflow", long_string("reject-publish")),
-            ("x-dead-letter-exchange", long_string("dlx")),
+            ("x-dead-letter-exchange", long_string("")),
+            ("x-dead-letter-routing-key", long_string("votes.dlq")),
         ];
         assert_eq!(assessed(&bounded, true).warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_route_is_only_a_route_when_it_leads_somewhere_else() {
+        let default = ("x-dead-letter-exchange", long_string(""));
+        assert_eq!(
+            assessed(std::slice::from_ref(&default), true).route,
+            DeadLetterRoute::No,
+            "a loop"
+        );
+        let exchange = ("x-dead-letter-exchange", long_string("dlx"));
+        assert_eq!(assessed(&[exchange], true).route, DeadLetterRoute::Unknown, "bindings unseen");
     }
 }

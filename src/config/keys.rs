@@ -106,7 +106,7 @@ keys! {
     RABBITMQ_TLS "rabbitmq.tls" plain
         "Whether RabbitMQ is reached over TLS; an amqps URL implies it.";
     RABBITMQ_TLS_CA_FILE "rabbitmq.tls_ca_file" plain
-        "PEM file of the authorities that may sign RabbitMQ's certificate; unset: the system's.";
+        "PEM file of authorities trusted to sign RabbitMQ's certificate, beside the system's.";
     RABBITMQ_TLS_CERT_FILE "rabbitmq.tls_cert_file" plain
         "PEM file of this client's certificate for RabbitMQ.";
     RABBITMQ_TLS_KEY_FILE "rabbitmq.tls_key_file" plain
@@ -134,7 +134,7 @@ keys! {
     POSTGRES_SSLMODE "postgres.sslmode" plain
         "disable, allow, prefer, require, verify-ca or verify-full.";
     POSTGRES_SSLROOTCERT "postgres.sslrootcert" plain
-        "PEM file of the authorities that may sign PostgreSQL's certificate.";
+        "PEM file of authorities trusted to sign PostgreSQL's certificate, beside the system's.";
     POSTGRES_SSLCERT "postgres.sslcert" plain
         "PEM file of this client's certificate for PostgreSQL.";
     POSTGRES_SSLKEY "postgres.sslkey" plain

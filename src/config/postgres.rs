@@ -160,3 +160,11 @@ fn ssl(reader: &mut Reader) -> Option<PostgresSsl> {
         rules::certificate_and_key(reader, [&keys::POSTGRES_SSLCERT, &keys::POSTGRES_SSLKEY]);
     Some(PostgresSsl { mode: mode?, root_cert: root_cert?, cert: cert?, key: key? })
 }
+
+impl Postgres {
+    /// The longest time one transaction may take, in all; a connection that is half open never
+    /// answers, and after this nobody waits for it any more.
+    pub fn transaction_deadline(&self) -> Duration {
+        rules::transaction_deadline(self.statement_timeout)
+    }
+}

@@ -7,13 +7,21 @@ use super::keys::{self, Key};
 use super::reader::Reader;
 use super::values::{seconds, whole};
 use super::{Batch, Retry};
+use crate::retry;
 
 /// Jitter lengthens a delay between retries by at most this factor.
-pub const JITTER: f64 = 1.25;
+const JITTER: f64 = 1.0 + retry::JITTER;
 
-/// What one attempt at a batch may take beyond its statement's timeout: a connection to get, a
-/// round trip, a commit.
-pub const ATTEMPT_OVERHEAD: Duration = Duration::from_secs(5);
+/// Statements of one transaction that may each take as long as the statement timeout allows.
+const STATEMENTS: u32 = 2;
+
+/// What one attempt at a batch may take beyond its statements: a connection to get, a commit.
+const ATTEMPT_OVERHEAD: Duration = Duration::from_secs(5);
+
+/// The longest time one attempt at a batch may take.
+pub(super) fn transaction_deadline(statement_timeout: Duration) -> Duration {
+    statement_timeout * STATEMENTS + ATTEMPT_OVERHEAD
+}
 
 /// The values that rules of more than one section are about; none when refused, which is noted.
 pub(super) struct Shared {
@@ -86,7 +94,7 @@ fn prefetch(reader: &mut Reader, batch_size: Option<u16>) -> Option<u16> {
 /// longest.
 pub(super) fn retry_horizon(retry: &Retry, batch: &Batch, statement_timeout: Duration) -> Duration {
     let attempts = f64::from(retry.max_attempts) + 1.0;
-    let attempt = (statement_timeout + ATTEMPT_OVERHEAD).as_secs_f64();
+    let attempt = transaction_deadline(statement_timeout).as_secs_f64();
     let horizon = total_delay(retry) * JITTER + attempts * attempt + batch.timeout.as_secs_f64();
     Duration::try_from_secs_f64(horizon).unwrap_or(Duration::MAX)
 }
@@ -116,7 +124,7 @@ fn check_horizon(reader: &mut Reader, shared: &Shared) {
     let wrong = format!(
         "must be more than twice the longest time a batch can be held, {} s: delays of {} s in \
          total ({attempts} of them, from {} s, doubled each time) x {JITTER} for jitter \
-         + {} attempts x ({} s for the statement + {} s) + {} s for the batch to fill",
+         + {} attempts x ({STATEMENTS} statements of {} s + {} s) + {} s for the batch to fill",
         horizon.as_secs_f64(),
         total_delay(retry),
         retry.delay.as_secs_f64(),

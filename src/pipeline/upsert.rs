@@ -1,7 +1,7 @@
 //! One batch, from its votes to its commit: retried, split and bisected as the store's faults
 //! call for, its unstorable votes dead-lettered.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,10 +32,11 @@ const CONFLICT_DELAYS: (Duration, Duration) =
 const MAX_ISOLATED_PER_MINUTE: usize = 20;
 
 /// Guards against dead-lettering good votes for a fault that is not theirs: a constraint added by
-/// mistake refuses every vote with the same SQLSTATE as one bad vote.
+/// mistake refuses every vote with the same SQLSTATE as one bad vote. Votes are counted, not their
+/// deliveries: one bad vote that its publisher repeats must not stop everything for good.
 #[derive(Debug, Default)]
 pub struct IsolationBudget {
-    recent: Mutex<VecDeque<Instant>>,
+    recent: Mutex<VecDeque<(Instant, String)>>,
 }
 
 impl IsolationBudget {
@@ -44,18 +45,25 @@ impl IsolationBudget {
         isolated > 3.max(size / 20)
     }
 
-    /// Books `count` votes; `false`, and nothing booked, when the minute has no room for them.
-    fn take(&self, count: usize) -> bool {
+    /// Whether the last minute has room for these votes, by hash.
+    fn has_room(&self, mut hashes: BTreeSet<&str>) -> bool {
         let now = Instant::now();
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        while recent.front().is_some_and(|then| now - *then >= Duration::from_secs(60)) {
+        while recent.front().is_some_and(|(then, _)| now - *then >= Duration::from_secs(60)) {
             recent.pop_front();
         }
-        let fits = recent.len() + count <= MAX_ISOLATED_PER_MINUTE;
-        if fits {
-            recent.extend(std::iter::repeat_n(now, count));
+        for (_, booked) in recent.iter() {
+            hashes.remove(booked.as_str());
         }
-        fits
+        recent.len() + hashes.len() <= MAX_ISOLATED_PER_MINUTE
+    }
+
+    /// Books one vote: only what was really dead-lettered counts towards the minute.
+    fn book(&self, hash: &str) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if !recent.iter().any(|(_, booked)| booked == hash) {
+            recent.push_back((Instant::now(), hash.to_owned()));
+        }
     }
 }
 
@@ -86,10 +94,9 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         votes: Votes,
         bodies: Vec<Vec<u8>>,
     ) -> Result<Counted, Unsettled> {
-        let size = votes.len();
         let (counted, refused) = self.count(votes.clone()).await?;
         if !refused.is_empty() {
-            self.dead_letter(&votes, bodies, refused, size).await?;
+            self.dead_letter(&votes, bodies, refused).await?;
         }
         Ok(counted)
     }
@@ -103,7 +110,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         let mut counted = Counted::default();
         let mut refused = Vec::new();
         // A stack, so that parts are tried in the order of their votes.
-        let mut parts = vec![batch];
+        let mut parts = vec![batch.clone()];
 
         while let Some(part) = parts.pop() {
             let fault = match self.store.count(part.clone()).await {
@@ -127,6 +134,9 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                     attempts += 1;
                     self.jitter.stretch(backoff.next_delay())
                 }
+                // Halving is for one vote among many to be found; a batch that takes too long is
+                // halved once, or a slow database would be waited for a hundred times.
+                (Class::Split, Some(_)) if part.len() < size => return Err(paused(fault)),
                 (Class::Split | Class::Isolate, Some([first, second])) => {
                     tracing::debug!(votes = part.len(), %fault, "halving the batch");
                     parts.extend([second, first]);
@@ -134,8 +144,9 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 }
                 (Class::Isolate, None) => {
                     refused.push(Refused { index: part.range().start, fault: fault.clone() });
-                    if IsolationBudget::exceeds_batch(refused.len(), size) {
-                        return Err(systemic(refused.len(), size, &fault));
+                    let hashes = hashes(&batch, &refused).len();
+                    if IsolationBudget::exceeds_batch(hashes, size) {
+                        return Err(self.systemic(hashes, size, &fault));
                     }
                     continue;
                 }
@@ -164,12 +175,12 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         votes: &Votes,
         mut bodies: Vec<Vec<u8>>,
         refused: Vec<Refused>,
-        size: usize,
     ) -> Result<(), Unsettled> {
-        if !self.budget.take(refused.len())
+        let hashes = hashes(votes, &refused);
+        if !self.budget.has_room(hashes.clone())
             && let Some(Refused { fault, .. }) = refused.first()
         {
-            return Err(systemic(refused.len(), size, fault));
+            return Err(self.systemic(hashes.len(), votes.len(), fault));
         }
         for Refused { index, fault } in refused {
             let letter = DeadLetter {
@@ -185,10 +196,24 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
             self.dead_letters
                 .publish(&letter)
                 .await
-                .map_err(|lost| Unsettled::Failed(Failure::Lost(lost)))?;
+                .map_err(|lost| Unsettled::Failed(Failure::Undeliverable(lost)))?;
+            self.budget.book(&letter.vote_hash);
             self.instruments.isolated();
         }
         Ok(())
+    }
+
+    fn systemic(&self, refused: usize, size: usize, fault: &Fault) -> Unsettled {
+        self.instruments.database_fault(Class::Pause);
+        paused(Fault {
+            class: Class::Pause,
+            sqlstate: fault.sqlstate.clone(),
+            message: format!(
+                "{refused} of a batch of {size} votes refused: too many for faults of single \
+                 votes; look for a constraint or trigger that refuses good votes: {}",
+                fault.message
+            ),
+        })
     }
 }
 
@@ -198,18 +223,11 @@ struct Refused {
     fault: Fault,
 }
 
-const fn paused(fault: Fault) -> Unsettled {
-    Unsettled::Failed(Failure::Paused(fault))
+/// The refused votes, each once however often it was delivered.
+fn hashes<'v>(votes: &'v Votes, refused: &[Refused]) -> BTreeSet<&'v str> {
+    refused.iter().map(|Refused { index, .. }| votes[*index].vote_hash.as_str()).collect()
 }
 
-fn systemic(refused: usize, size: usize, fault: &Fault) -> Unsettled {
-    paused(Fault {
-        class: Class::Pause,
-        sqlstate: fault.sqlstate.clone(),
-        message: format!(
-            "{refused} of a batch of {size} votes refused: too many for faults of single votes; \
-             look for a constraint or trigger that refuses good votes: {}",
-            fault.message
-        ),
-    })
+const fn paused(fault: Fault) -> Unsettled {
+    Unsettled::Failed(Failure::Paused(fault))
 }

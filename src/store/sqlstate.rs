@@ -41,6 +41,16 @@ pub fn classify(sqlstate: &str, constraint: Option<&str>) -> Class {
     }
 }
 
+/// Whether the code is one whose message is the server's own and tells of no value: a trigger may
+/// raise any other with words of its making.
+pub fn is_listed(sqlstate: &str) -> bool {
+    let classes = [
+        "08", "21", "25", "26", "28", "40", "53", "55", "57", "58", "0A", "3D", "3F", "42", "54",
+        "XX",
+    ];
+    sqlstate.get(..2).is_some_and(|class| classes.contains(&class)) || sqlstate == "23505"
+}
+
 /// Whether waiting can't mend this at start: credentials, a missing database, missing grants.
 /// After the first success the same codes pause, since somebody may be mending them.
 pub fn fatal_at_start(sqlstate: &str) -> bool {

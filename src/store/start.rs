@@ -6,11 +6,11 @@ use sqlx::Row;
 use sqlx::postgres::PgConnection;
 use tokio_util::sync::CancellationToken;
 
-use super::PgStore;
 use super::connection::{connect, describe, options, with_session_limits};
 use super::migrate::{SchemaState, apply, state};
 use super::sqlstate::fatal_at_start;
-use super::transaction::{fault, rehearse};
+use super::transaction::{Rehearsed, fault, rehearse};
+use super::{PgStore, within};
 use crate::config::Config;
 use crate::pipeline::ports::{Class, Fault};
 use crate::retry::{Backoff, Jitter};
@@ -51,15 +51,22 @@ pub async fn prepare(
     health: &Health,
     stop: &CancellationToken,
 ) -> Result<Option<PgStore>, StartError> {
-    let connect_options = options(&config.postgres);
-    let limits = with_session_limits(connect_options, config.postgres.statement_timeout);
-    let migrate = config.postgres.migrate_on_start;
+    let limited = with_session_limits(options(&config.postgres), config.postgres.statement_timeout);
+    let deadline = config.postgres.transaction_deadline();
     let ready = async || {
-        let mut connection = checked(config, migrate).await?;
-        rehearse(&mut connection).await.map_err(|fault| unfit(config, fault))
+        migrated(config, config.postgres.migrate_on_start).await?;
+        let checking = async {
+            let mut connection = connect(&limited).await?;
+            let lossy = lossy_settings(&mut connection).await?;
+            Ok((lossy, rehearse(&mut connection).await))
+        };
+        let (lossy, rehearsed) =
+            within(deadline, checking).await.map_err(|fault| gone(config, fault))?;
+        refuse_lossy(config, &lossy)?;
+        fits(config, rehearsed)
     };
     let ready = wait(jitter, health, stop, ready).await?;
-    Ok(ready.map(|()| PgStore::new(&config.postgres, limits)))
+    Ok(ready.map(|()| PgStore::new(&config.postgres, limited)))
 }
 
 /// Waits for the database and applies pending migrations. Gives the number of those, `None` when
@@ -73,12 +80,7 @@ pub async fn migrate(
     health: &Health,
     stop: &CancellationToken,
 ) -> Result<Option<usize>, StartError> {
-    let pending = async || {
-        let mut connection =
-            connect(&options(&config.postgres)).await.map_err(|f| gone(config, f))?;
-        migrate_schema(config, &mut connection, true).await
-    };
-    wait(jitter, health, stop, pending).await
+    wait(jitter, health, stop, async || migrated(config, true).await).await
 }
 
 async fn wait<R>(
@@ -89,7 +91,13 @@ async fn wait<R>(
 ) -> Result<Option<R>, StartError> {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
     loop {
-        let fault = match attempt().await {
+        // Dropped half-way, an attempt closes its connection; none of it is pooled.
+        let attempted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(None),
+            attempted = attempt() => attempted,
+        };
+        let fault = match attempted {
             Ok(done) => return Ok(Some(done)),
             Err(Attempt::Fatal(error)) => return Err(error),
             Err(Attempt::Wait(fault)) => fault,
@@ -105,28 +113,21 @@ async fn wait<R>(
     }
 }
 
-async fn checked(config: &Config, may_migrate: bool) -> Result<PgConnection, Attempt> {
-    let mut connection = connect(&options(&config.postgres)).await.map_err(|f| gone(config, f))?;
-    refuse_lossy(config, &mut connection).await?;
-    migrate_schema(config, &mut connection, may_migrate).await?;
-    Ok(connection)
-}
-
 /// Reads what the server does with a COMMIT. With `synchronous_commit=off`, 10–25 acknowledged
 /// commits were lost each time PostgreSQL was killed (measured on 15.18).
-async fn refuse_lossy(config: &Config, connection: &mut PgConnection) -> Result<(), Attempt> {
-    let row = sqlx::query(
-        "SELECT name, setting FROM pg_settings WHERE setting = 'off' \
+async fn lossy_settings(connection: &mut PgConnection) -> Result<Vec<String>, Fault> {
+    let rows = sqlx::query(
+        "SELECT name || '=off' AS lossy FROM pg_settings WHERE setting = 'off' \
          AND name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY name",
     )
     .fetch_all(connection)
     .await
-    .map_err(|error| gone(config, fault(&error)))?;
-    let lossy: Vec<String> = row
-        .iter()
-        .filter_map(|row| row.try_get::<String, _>("name").ok())
-        .map(|name| format!("{name}=off"))
-        .collect();
+    .map_err(|error| fault(&error))?;
+    let lossy = rows.iter().map(|row| row.try_get("lossy")).collect::<Result<_, _>>();
+    lossy.map_err(|error| fault(&error))
+}
+
+fn refuse_lossy(config: &Config, lossy: &[String]) -> Result<(), Attempt> {
     if lossy.is_empty() {
         return Ok(());
     }
@@ -141,18 +142,26 @@ async fn refuse_lossy(config: &Config, connection: &mut PgConnection) -> Result<
     Err(Attempt::Fatal(StartError::Lossy { settings, place: describe(config) }))
 }
 
-async fn migrate_schema(
-    config: &Config,
-    connection: &mut PgConnection,
-    may_migrate: bool,
-) -> Result<usize, Attempt> {
+/// Brings the schema to this version, or says why not. On a connection without session limits,
+/// since a migration of a large table takes its time; what is only asked has a deadline.
+async fn migrated(config: &Config, may_migrate: bool) -> Result<usize, Attempt> {
+    let deadline = config.postgres.transaction_deadline();
+    let asking = async {
+        let mut connection = connect(&options(&config.postgres)).await?;
+        let found = state(&mut connection).await.map_err(|error| fault(&error))?;
+        Ok((connection, found))
+    };
+    let (mut connection, found) =
+        within(deadline, asking).await.map_err(|fault| gone(config, fault))?;
     let unfit = |reason| Attempt::Fatal(StartError::Schema { reason, place: describe(config) });
-    let found = state(connection).await.map_err(|error| gone(config, fault(&error)))?;
     match found {
         SchemaState::Current => Ok(0),
         SchemaState::Pending(versions) if may_migrate => {
-            tracing::info!(?versions, "applying migrations");
-            match apply(connection).await {
+            tracing::info!(
+                ?versions,
+                "applying migrations; waits for another instance that is at it"
+            );
+            match apply(&mut connection).await {
                 Ok(()) => Ok(versions.len()),
                 Err(
                     sqlx::migrate::MigrateError::Execute(error)
@@ -199,19 +208,31 @@ fn migration_failed(config: &Config, fault: Fault) -> Attempt {
     }
 }
 
-/// A batch could not be rehearsed: tables that are not as the statement needs them are fatal.
-fn unfit(config: &Config, fault: Fault) -> Attempt {
-    let misfit = match fault.sqlstate.as_deref() {
-        Some("42501") => false,
-        Some(code) => code.starts_with("42"),
-        // A column of a type that the statement's rows can't be read from.
-        None => fault.class == Class::Bug,
+/// Whether a batch can be counted: tables that are not as the statements need them are fatal.
+fn fits(config: &Config, rehearsed: Result<Rehearsed, Fault>) -> Result<(), Attempt> {
+    let fault = match rehearsed {
+        Ok(Rehearsed::Counted) => return Ok(()),
+        // A column too short, or one that we do not know and that must not be NULL: good votes
+        // would be dead-lettered. Whatever else refuses made-up votes may take real ones.
+        Ok(Rehearsed::Refused(fault)) => match fault.sqlstate.as_deref() {
+            Some(code) if code.starts_with("22") || code == "23502" => fault,
+            _ => return Ok(()),
+        },
+        Err(fault) => {
+            let misfit = match fault.sqlstate.as_deref() {
+                Some("42501") => false,
+                Some(code) => code.starts_with("42"),
+                // A column of a type that the statement's rows can't be read from.
+                None => fault.class == Class::Bug,
+            };
+            if !misfit {
+                return Err(gone(config, fault));
+            }
+            fault
+        }
     };
-    if misfit {
-        return Attempt::Fatal(StartError::Schema {
-            reason: format!("counting a vote fails: {fault}; compare it with init_db.sql"),
-            place: describe(config),
-        });
-    }
-    gone(config, fault)
+    Err(Attempt::Fatal(StartError::Schema {
+        reason: format!("counting a vote fails: {fault}; compare it with init_db.sql"),
+        place: describe(config),
+    }))
 }

@@ -4,14 +4,16 @@ use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{Error, Executor, Row};
 use time::OffsetDateTime;
 
+use super::Totals;
 use super::columns::Distinct;
-use super::connection::Lease;
-use super::sqlstate::classify;
+use super::connection::{CONNECT_TIMEOUT, Lease};
+use super::sqlstate::{classify, is_listed};
 use crate::pipeline::ports::{Class, Counted, Fault, LawCount};
-use crate::vote::{Choice, Vote};
+use crate::vote::{Choice, MAX_CITIZEN_ID, MAX_LAW_ID, Vote};
 
 const COUNT: &str = include_str!("count.sql");
 const CLASSIFY: &str = include_str!("classify.sql");
+const TOTALS: &str = include_str!("totals.sql");
 
 /// Counts a batch in one READ COMMITTED transaction.
 pub(super) async fn count(pool: &PgPool, votes: &[Vote]) -> Result<Counted, Fault> {
@@ -19,15 +21,16 @@ pub(super) async fn count(pool: &PgPool, votes: &[Vote]) -> Result<Counted, Faul
     let mut connection = Lease::from(pool).await?;
     match begin_and_count(&mut connection, &batch).await {
         Ok(counted) => {
-            // An error with no SQLSTATE from here on leaves the outcome open.
+            // From here on an error with no SQLSTATE, and a cancel, leave the outcome open.
             run(&mut connection, "COMMIT").await.map_err(unknown_outcome)?;
             connection.release();
             Ok(counted)
         }
         Err(fault) => {
-            // A server that answered is worth keeping: bisecting would open many connections.
-            if fault.sqlstate.is_some()
-                && fault.class != Class::Reconnect
+            // Worth keeping where it is sure to be tried again at once, since bisecting would open
+            // many. Else a new one: a prepared statement, say, may no longer fit the tables.
+            if matches!(fault.class, Class::Isolate | Class::Split | Class::Retry)
+                && fault.sqlstate.is_some()
                 && run(&mut connection, "ROLLBACK").await.is_ok()
             {
                 connection.release();
@@ -37,25 +40,39 @@ pub(super) async fn count(pool: &PgPool, votes: &[Vote]) -> Result<Counted, Faul
     }
 }
 
-/// Counts two made-up votes of one hash as a batch would, and rolls back: tables, columns, keys,
-/// grants and a writable disk are all there when it succeeds.
-pub(super) async fn rehearse(connection: &mut PgConnection) -> Result<(), Fault> {
-    let vote = |citizen_id: &str| Vote {
-        vote_hash: format!("probe-{}", fastrand::u128(..)),
-        citizen_id: citizen_id.to_owned(),
-        law_id: "probe".to_owned(),
+/// What came of a rehearsal that the server answered.
+#[derive(Debug)]
+pub(super) enum Rehearsed {
+    /// A batch would be counted.
+    Counted,
+    /// The made-up votes were refused for what is in them.
+    Refused(Fault),
+}
+
+/// Succeeds when the database takes writes: tables, columns, keys, grants and a writable disk are
+/// all there. A trigger or a foreign key that takes real laws only is no reason to wait.
+pub(super) async fn probe(connection: &mut PgConnection) -> Result<(), Fault> {
+    rehearse(connection).await.map(drop)
+}
+
+/// Counts two made-up votes of one hash, each field as long as it may be, the way a batch is
+/// counted, and rolls back.
+pub(super) async fn rehearse(connection: &mut PgConnection) -> Result<Rehearsed, Fault> {
+    let first = Vote {
+        vote_hash: format!("probe-{:x<58}", fastrand::u128(..)),
+        citizen_id: format!("{:c<MAX_CITIZEN_ID$}", "probe-first"),
+        law_id: format!("{:l<MAX_LAW_ID$}", "probe"),
         choice: Choice::Oui,
         timestamp: OffsetDateTime::UNIX_EPOCH,
     };
-    let first = vote("first");
-    let second = Vote { vote_hash: first.vote_hash.clone(), ..vote("second") };
+    let citizen_id = format!("{:c<MAX_CITIZEN_ID$}", "probe-second");
+    let second = Vote { citizen_id, ..first.clone() };
     let counted = begin_and_count(connection, &Distinct::of(&[first, second])).await;
     let undone = run(connection, "ROLLBACK").await;
     match counted {
-        // A trigger or a foreign key that takes real laws only: the database does write.
-        Err(fault) if fault.class == Class::Isolate => undone,
+        Err(fault) if fault.class == Class::Isolate => undone.map(|()| Rehearsed::Refused(fault)),
         Err(fault) => Err(fault),
-        Ok(_) => undone,
+        Ok(_) => undone.map(|()| Rehearsed::Counted),
     }
 }
 
@@ -76,7 +93,8 @@ async fn begin_and_count(
     if counted.added() < hashes || (batch.len() as u64) > hashes {
         counted.attempts = classify_known(connection, batch).await?;
     }
-    counted.replays = batch.deliveries - counted.added() - counted.attempts;
+    // A trigger that adds rows of its own must not turn this into a huge number.
+    counted.replays = batch.deliveries.saturating_sub(counted.added() + counted.attempts);
     Ok(counted)
 }
 
@@ -110,26 +128,34 @@ fn law_count(row: &PgRow) -> Result<LawCount, Error> {
     })
 }
 
-/// Totals of all laws, most votes first.
-pub(super) async fn totals(pool: &PgPool) -> Result<Vec<(String, [u64; 2])>, Fault> {
-    let mut connection = Lease::from(pool).await?;
-    let rows = sqlx::query(
-        "SELECT law_id, oui_count, non_count FROM vote_results \
-         ORDER BY oui_count + non_count DESC, law_id",
-    )
-    .fetch_all(&mut *connection)
-    .await
-    .map_err(|e| fault(&e))?;
-    let totals = rows
-        .iter()
-        .map(|row| {
-            let counts = [unsigned(row, "oui_count")?, unsigned(row, "non_count")?];
-            Ok((row.try_get("law_id")?, counts))
-        })
-        .collect::<Result<_, Error>>()
+/// See [`super::PgStore::totals`].
+pub(super) async fn totals(
+    connection: &mut PgConnection,
+    named: &[String],
+    max: usize,
+) -> Result<Totals, Fault> {
+    let rows = sqlx::query(TOTALS)
+        .bind(named)
+        .bind(i64::try_from(max).unwrap_or(i64::MAX))
+        .fetch_all(connection)
+        .await
         .map_err(|e| fault(&e))?;
-    connection.release();
+    let mut totals = Totals::default();
+    for row in &rows {
+        let read = |row: &PgRow| -> Result<(Option<String>, [u64; 2]), Error> {
+            Ok((row.try_get("law_id")?, [unsigned(row, "oui_count")?, unsigned(row, "non_count")?]))
+        };
+        match read(row).map_err(|e| fault(&e))? {
+            (Some(law_id), counts) => totals.laws.push((law_id, counts)),
+            (None, counts) => totals.rest = counts,
+        }
+    }
     Ok(totals)
+}
+
+/// A round trip.
+pub(super) async fn ping(connection: &mut PgConnection) -> Result<(), Fault> {
+    run(connection, "SELECT 1").await
 }
 
 fn unsigned(row: &PgRow, column: &str) -> Result<u64, Error> {
@@ -145,9 +171,9 @@ async fn run(connection: &mut PgConnection, command: &'static str) -> Result<(),
 }
 
 fn unknown_outcome(fault: Fault) -> Fault {
-    match fault.sqlstate {
-        Some(_) => fault,
-        None => Fault { class: Class::UnknownOutcome, ..fault },
+    match (&fault.sqlstate, fault.class) {
+        (None, _) | (_, Class::Split) => Fault { class: Class::UnknownOutcome, ..fault },
+        _ => fault,
     }
 }
 
@@ -157,10 +183,11 @@ pub(super) fn fault(error: &Error) -> Fault {
         Error::Database(database) => {
             let sqlstate = database.code().unwrap_or_default().into_owned();
             let class = classify(&sqlstate, database.constraint());
-            // The server quotes the refused value, and in the detail the whole row.
-            let message = if class == Class::Isolate {
+            // The server quotes a refused value, and in the detail the whole row; a trigger may
+            // say anything under a code of its own. Its words go on only where they are known.
+            let message = if class == Class::Isolate || !is_listed(&sqlstate) {
                 let place = [database.table(), database.constraint()].map(|s| s.unwrap_or("-"));
-                format!("value refused by table {}, constraint {}", place[0], place[1])
+                format!("refused by table {}, constraint {}", place[0], place[1])
             } else {
                 database.message().to_owned()
             };
@@ -172,7 +199,12 @@ pub(super) fn fault(error: &Error) -> Fault {
         | Error::Encode(_) => {
             Fault { class: Class::Bug, sqlstate: None, message: error.to_string() }
         }
-        // Sockets, TLS, protocol, a pool that timed out: the connection is at fault.
+        Error::PoolTimedOut => Fault {
+            class: Class::Reconnect,
+            sqlstate: None,
+            message: format!("the pool gave no connection within {CONNECT_TIMEOUT:?}"),
+        },
+        // Sockets, TLS, protocol: the connection is at fault.
         _ => Fault { class: Class::Reconnect, sqlstate: None, message: error.to_string() },
     }
 }

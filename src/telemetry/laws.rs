@@ -83,10 +83,11 @@ impl Laws {
         let clock = state.clock;
         for LawCount { law_id, added, totals } in laws {
             let (series, named) = state.series(law_id, self.max);
-            // Batches commit out of order, and totals only grow.
-            series.totals =
-                if named { max(series.totals, *totals) } else { plus(series.totals, *added) };
-            series.touched = clock;
+            if named {
+                // Batches commit out of order, and totals only grow.
+                series.totals = max(series.totals, *totals);
+                series.touched = clock;
+            }
             counter(&series.labels, *added);
         }
     }
@@ -96,16 +97,22 @@ impl Laws {
         RefreshMark(self.state().clock)
     }
 
-    /// Takes in all totals as the database has them: authoritative, other instances' votes too.
-    /// `fresh` gets the labels of every series that is new.
+    /// The laws that have series of their own.
+    pub(super) fn named(&self) -> Vec<String> {
+        self.state().named.keys().cloned().collect()
+    }
+
+    /// Takes in totals as the database has them: authoritative, other instances' votes too. What
+    /// is not among `laws` is summed up in `rest`. `fresh` gets the labels of every new series.
     pub(super) fn refreshed(
         &self,
         mark: RefreshMark,
-        laws: impl IntoIterator<Item = (String, [u64; 2])>,
+        laws: Vec<(String, [u64; 2])>,
+        rest: [u64; 2],
         mut fresh: impl FnMut(&Labels),
     ) {
         let mut state = self.state();
-        let mut other = [0; 2];
+        let mut other = rest;
         for (law_id, totals) in laws {
             let known = state.named.contains_key(&law_id);
             match state.series(&law_id, self.max) {
@@ -115,10 +122,13 @@ impl Laws {
                         fresh(&series.labels);
                     }
                 }
+                // A batch took the last place for another law meanwhile.
                 (_, false) => other = plus(other, totals),
             }
         }
-        state.other.refresh(other, mark.0);
+        // Not raised by commits, which can't tell whether a read has seen them already.
+        state.other.totals = other;
+        state.overflown |= other != [0, 0];
     }
 
     /// Every series with its totals.
@@ -187,7 +197,8 @@ mod tests {
         // Read before that commit; meanwhile somebody corrected b downwards.
         let mut fresh = 0;
         let read = [("a", [9, 0]), ("b", [1, 0]), ("c", [4, 4])];
-        laws.refreshed(mark, read.map(|(id, t)| (id.to_owned(), t)), |_| fresh += 1);
+        let read = read.map(|(id, totals)| (id.to_owned(), totals)).to_vec();
+        laws.refreshed(mark, read, [0, 0], |_| fresh += 1);
         assert_eq!(
             shown(&laws),
             BTreeMap::from([
@@ -210,11 +221,16 @@ mod tests {
         }
         let expected = [("a", 1), ("b", 2), ("other", 71)];
         assert_eq!(added, expected.map(|(id, n)| (id.to_owned(), n)).into());
-        assert_eq!(shown(&laws), expected.map(|(id, n)| (id.to_owned(), [n, 0])).into());
-
+        // The gauge of the rest is what the database says, no sooner and no later.
+        assert_eq!(shown(&laws)["other"], [0, 0]);
         let mark = laws.refresh_begins();
-        let read = [("e", [7, 0]), ("a", [3, 0])];
-        laws.refreshed(mark, read.map(|(id, t)| (id.to_owned(), t)), |_| {});
-        assert_eq!(shown(&laws)["other"], [7, 0]);
+        laws.refreshed(
+            mark,
+            vec![("a".to_owned(), [3, 0]), ("e".to_owned(), [7, 0])],
+            [64, 5],
+            |_| {},
+        );
+        assert_eq!(shown(&laws)["other"], [71, 5]);
+        assert_eq!(shown(&laws)["a"], [3, 0]);
     }
 }

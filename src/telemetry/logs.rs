@@ -26,6 +26,8 @@ pub fn init(level: LogLevel, format: LogFormat) {
     let filter = Targets::new()
         .with_default(ours.min(LevelFilter::WARN))
         .with_target("lapin", LevelFilter::OFF)
+        // What a trigger says about a row, word for word.
+        .with_target("sqlx::postgres::notice", LevelFilter::OFF)
         .with_target("vote_aggregator", ours);
     let writer = fmt::layer().with_writer(std::io::stderr);
     let layer = match format {

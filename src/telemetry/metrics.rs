@@ -53,6 +53,7 @@ impl ErrorType {
 #[derive(Clone, Debug)]
 pub struct Instruments {
     laws: Arc<Laws>,
+    health: Arc<Health>,
     tally: Arc<Tally>,
     votes_aggregated: Counter<u64>,
     batch_processing_duration: Gauge<f64>,
@@ -66,7 +67,7 @@ pub struct Instruments {
 
 impl Instruments {
     fn new(meter: &Meter, laws: Arc<Laws>, health: Arc<Health>) -> Self {
-        let gauged = Arc::clone(&laws);
+        let (gauged, examined) = (Arc::clone(&laws), Arc::clone(&health));
         // The SDK keeps the callback; the handle itself is not needed.
         let _current_vote_totals = meter
             .u64_observable_gauge("current_vote_totals")
@@ -83,7 +84,7 @@ impl Instruments {
             .u64_observable_gauge("dead_letter_route")
             .with_description("Whether the broker keeps rejected messages: 1 on the state it is in")
             .with_callback(move |gauge| {
-                let found = health.dead_letter_route();
+                let found = examined.dead_letter_route();
                 for state in DeadLetterRoute::ALL {
                     let label = KeyValue::new("state", state.as_str());
                     gauge.observe(u64::from(state == found), &[label]);
@@ -93,6 +94,7 @@ impl Instruments {
 
         let instruments = Self {
             laws,
+            health,
             tally: Arc::default(),
             votes_aggregated: meter
                 .u64_counter("votes_aggregated")
@@ -153,6 +155,7 @@ impl Instruments {
 
     /// A batch is committed; `elapsed` since its chunk was complete.
     pub fn batch_committed(&self, counted: &Counted, elapsed: Duration) {
+        self.health.postgres_answers();
         self.laws.committed(&counted.laws, |labels, added| {
             for (labels, votes) in labels.iter().zip(added) {
                 self.votes_aggregated.add(votes, labels);
@@ -205,9 +208,20 @@ impl Instruments {
         self.laws.refresh_begins()
     }
 
-    /// Takes in the totals of all laws, `(law_id, [oui, non])`, as the database has them.
-    pub fn totals_refreshed(&self, mark: RefreshMark, totals: Vec<(String, [u64; 2])>) {
-        self.laws.refreshed(mark, totals, |labels| {
+    /// The laws that have series of their own.
+    pub fn named_laws(&self) -> Vec<String> {
+        self.laws.named()
+    }
+
+    /// Takes in totals as the database has them: `(law_id, [oui, non])`, and of all other laws the
+    /// sum.
+    pub fn totals_refreshed(
+        &self,
+        mark: RefreshMark,
+        laws: Vec<(String, [u64; 2])>,
+        rest: [u64; 2],
+    ) {
+        self.laws.refreshed(mark, laws, rest, |labels| {
             for labels in labels {
                 self.votes_aggregated.add(0, labels);
             }

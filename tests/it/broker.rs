@@ -257,7 +257,7 @@ async fn a_queue_deleted_while_consuming_is_made_anew() {
     let service = stage.start(&[]).await;
     stage.publish_votes(&votes(0, 50)).await;
     stage.until_counted(50).await;
-    stage.delete_queue().await;
+    stage.delete(&stage.queue).await;
     service.until_logged("the broker ended the consumer").await;
     eventually("the queue is there again", async || stage.ready(&stage.queue).await.is_some())
         .await;

@@ -96,3 +96,41 @@ async fn a_table_that_is_missing_pauses_until_it_is_back() {
     stage.assert_drained().await;
     assert_eq!(stage.ready(&stage.dead_letter_queue()).await, Some(0));
 }
+
+/// A dead-letter queue that takes nothing: the vote may be neither lost nor acked, the good ones
+/// beside it are counted, and what is held does not go round in circles.
+#[tokio::test]
+async fn a_dead_letter_that_cannot_be_published_is_kept_and_tried_again() {
+    let stage = Stage::migrated(Servers::shared(), "undeliverable").await;
+    forbid(&stage, FORBID_LAW_X).await;
+    stage
+        .declare_queue(
+            &stage.dead_letter_queue(),
+            true,
+            &[
+                ("x-max-length", AMQPValue::LongInt(0)),
+                ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+            ],
+        )
+        .await;
+    let good = votes(0, 60);
+    let mut mixed = good.clone();
+    mixed.insert(30, vote(1_000, "law-x", Choice::Oui));
+    stage.publish_votes(&mixed).await;
+    let service = stage.spawn(&[]).await;
+    service.until_logged("can't be dead-lettered").await;
+    stage.until_counted(good.len()).await;
+    service.until_not_ready().await;
+    assert_eq!(stage.ready(&stage.queue).await, Some(61), "given back, not lost");
+    assert_eq!(service.logged("can't be dead-lettered"), 1, "no storm");
+    stage.delete(&stage.dead_letter_queue()).await;
+    // The service creates it anew; the longest wait before it tries is what this takes.
+    eventually("dead-lettered at last", async || {
+        stage.ready(&stage.dead_letter_queue()).await == Some(1)
+    })
+    .await;
+    service.until_ready().await;
+    service.stop().await;
+    stage.assert_counted_exactly(&good).await;
+    stage.assert_drained().await;
+}

@@ -161,6 +161,18 @@ async fn its_commands_work_as_written() {
             assert!(answer.trim_end().ends_with("(0 rows)"), "totals and audit agree: {answer}");
         }
     }
+
+    // The comparison sees a difference on either side.
+    let compare = checkout.dir.join("query-0.sql");
+    for differing in [
+        "INSERT INTO vote_results VALUES ('law-nowhere', 1, 0)",
+        "DELETE FROM vote_results; INSERT INTO vote_results VALUES ('law-empty', 0, 0)",
+    ] {
+        sqlx::raw_sql(differing).execute(&stage.sql).await.expect("altered");
+        let psql = format!("psql -X -U postgres -d {} -f {}", stage.database, compare.display());
+        let answer = checkout.run(&psql, &environment).await;
+        assert!(!answer.trim_end().ends_with("(0 rows)"), "{differing}: {answer}");
+    }
 }
 
 #[test]

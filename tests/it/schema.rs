@@ -97,6 +97,44 @@ async fn tables_that_do_not_fit_are_refused_at_start_and_not_at_the_first_vote()
     assert!(reason.contains("42P10"), "{reason}");
 }
 
+/// Each of these would take made-up short votes and refuse real ones.
+#[tokio::test]
+async fn columns_that_would_refuse_good_votes_are_refused_at_start() {
+    for (name, alter) in [
+        (
+            "narrow_citizen",
+            "DROP VIEW citizens_with_multiple_votes; \
+             ALTER TABLE vote_audit ALTER COLUMN citizen_id TYPE varchar(60)",
+        ),
+        ("narrow_hash", "ALTER TABLE duplicate_attempts ALTER COLUMN law_id TYPE varchar(20)"),
+        ("extra", "ALTER TABLE vote_audit ADD COLUMN station text NOT NULL"),
+        ("extra_attempt", "ALTER TABLE duplicate_attempts ADD COLUMN station text NOT NULL"),
+    ] {
+        let stage = Stage::migrated(Servers::shared(), name).await;
+        sqlx::raw_sql(alter).execute(&stage.sql).await.expect("altered");
+        let refused = stage.prepare(&[]).await.err();
+        assert!(matches!(refused, Some(StartError::Schema { .. })), "{alter}: {refused:?}");
+    }
+}
+
+/// Made-up votes are refused by rules for real laws; that says nothing about real votes.
+#[tokio::test]
+async fn a_foreign_key_on_real_laws_is_no_misfit() {
+    let stage = Stage::migrated(Servers::shared(), "foreignkey").await;
+    sqlx::raw_sql(
+        "CREATE TABLE laws (law_id varchar(50) PRIMARY KEY); \
+         INSERT INTO laws SELECT 'law-00' || n FROM generate_series(0, 4) AS n; \
+         ALTER TABLE vote_results ADD FOREIGN KEY (law_id) REFERENCES laws",
+    )
+    .execute(&stage.sql)
+    .await
+    .expect("a foreign key");
+    let store = stage.prepare(&[]).await.expect("fits");
+    let counted = store.count(Votes::new(votes(0, 10))).await.expect("counted");
+    assert_eq!(counted.added(), 10);
+    store.probe().await.expect("a probe passes, too");
+}
+
 /// The contract's tables as its document lists them, with rows in them.
 #[tokio::test]
 async fn the_predecessors_tables_are_taken_over_with_what_they_hold() {

@@ -94,7 +94,8 @@ async fn a_role_with_the_least_privileges_is_enough() {
     batch[10].citizen_id = "another".to_owned();
     let counted = store.count(Votes::new(batch)).await.expect("enough to count");
     assert_eq!((counted.added(), counted.attempts), (10, 1));
-    assert_eq!(store.totals().await.expect("enough to read").len(), 5);
+    let totals = store.totals(Vec::new(), 3).await.expect("enough to read");
+    assert_eq!((totals.laws.len(), totals.rest), (3, [2, 2]), "three, and the other two summed");
 
     for refused in [
         "UPDATE vote_audit SET choice = 'non'",
@@ -162,4 +163,23 @@ async fn every_command_helps_with_an_example_and_wrong_usage_ends_with_2() {
     for arguments in [&["--no-such-flag"][..], &["publish", "--malformed", "2"], &["count"]] {
         assert_eq!(Service::output(arguments).await.0, Some(2), "{arguments:?}");
     }
+}
+
+/// Somebody holds a lock on a table for as long as it takes: the start waits, says so, and can be
+/// stopped like anything else.
+#[tokio::test]
+async fn a_locked_table_at_start_is_waited_for_and_a_stop_is_a_stop() {
+    let stage = Stage::migrated(Servers::shared(), "lockedstart").await;
+    let mut other = stage.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("LOCK TABLE vote_audit").execute(&mut *other).await.expect("locked");
+    let stopped = stage.spawn(&[]).await;
+    stopped.until_logged("waiting for PostgreSQL").await;
+    stopped.stop().await;
+
+    let patient = stage.spawn(&[]).await;
+    patient.until_logged("waiting for PostgreSQL").await;
+    assert!(patient.log().contains("55P03"), "{}", patient.log());
+    other.rollback().await.expect("unlocked");
+    patient.until_ready().await;
+    patient.stop().await;
 }

@@ -103,7 +103,8 @@ async fn totals_are_right_from_the_first_scrape_after_a_restart() {
 #[tokio::test]
 async fn series_stay_bounded_whatever_law_ids_arrive() {
     let stage = Stage::migrated(Servers::shared(), "bounded").await;
-    let service = stage.start(&[("METRICS_MAX_LAWS", "20")]).await;
+    let service =
+        stage.start(&[("METRICS_MAX_LAWS", "20"), ("TOTALS_REFRESH_SECONDS", "0.2")]).await;
     let hostile: Vec<_> = (0..3_000).map(|n| vote(n, &format!("law-{n}"), Choice::Oui)).collect();
     stage.publish_votes(&hostile).await;
     stage.until_counted(3_000).await;
@@ -111,6 +112,9 @@ async fn series_stay_bounded_whatever_law_ids_arrive() {
         service.metric("batch_size_processed_total").await == Some(3_000.0)
     })
     .await;
+    let rest = "current_vote_totals{choice=\"oui\",law_id=\"other\"}";
+    eventually("the totals are read again", async || service.metric(rest).await == Some(2_980.0))
+        .await;
     let (series, _) = parse(&service.get("/metrics").await.body);
     for name in ["votes_aggregated_total", "current_vote_totals"] {
         let of_name: Vec<_> =

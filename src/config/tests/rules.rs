@@ -53,21 +53,21 @@ fn batches_in_flight_follow_prefetch_and_pool() {
 
 #[test]
 fn the_retry_horizon_is_the_longest_hold_of_a_batch() {
-    // 7 s of delays x 1.25, 4 attempts of 15 s, 1 s to fill.
-    assert_eq!(load(&[]).retry_horizon(), Duration::from_secs_f64(69.75));
+    // 7 s of delays x 1.25, 4 attempts of 25 s, 1 s to fill.
+    assert_eq!(load(&[]).retry_horizon(), Duration::from_secs_f64(109.75));
     let none = load(&[("MAX_RETRY_ATTEMPTS", "0")]);
-    assert_eq!(none.retry_horizon(), Duration::from_secs(16));
+    assert_eq!(none.retry_horizon(), Duration::from_secs(26));
 }
 
 #[test]
 fn a_retry_horizon_beyond_half_of_the_consumer_timeout_is_refused() {
-    assert!(Config::load(&environment(&[("RABBITMQ_CONSUMER_TIMEOUT_SECONDS", "140")])).is_ok());
-    let low = problem(&[("RABBITMQ_CONSUMER_TIMEOUT_SECONDS", "139.5")]);
+    assert!(Config::load(&environment(&[("RABBITMQ_CONSUMER_TIMEOUT_SECONDS", "220")])).is_ok());
+    let low = problem(&[("RABBITMQ_CONSUMER_TIMEOUT_SECONDS", "219.5")]);
     assert_eq!(low.set_by, "environment variable RABBITMQ_CONSUMER_TIMEOUT_SECONDS");
 
     let long = problem(&[("MAX_RETRY_ATTEMPTS", "10")]);
     assert_eq!(long.key, "rabbitmq.consumer_timeout_seconds");
-    for part in ["1444.75 s", "1023 s", "10 of them", "1.25", "11 attempts", "10 s", "5 s", "1 s"] {
+    for part in ["1554.75 s", "1023 s", "10 of them", "1.25", "11 attempts", "10 s", "5 s", "1 s"] {
         assert!(long.wrong.contains(part), "{part}: {}", long.wrong);
     }
     assert!(long.help.contains("retry.max_attempts (environment variable MAX_RETRY_ATTEMPTS)"));

@@ -136,7 +136,7 @@ impl<'s> Stage<'s> {
         let publisher = rabbitmq.publisher().await.expect("RabbitMQ takes a publisher");
         let mut confirms = Vec::with_capacity(bodies.len());
         for body in bodies {
-            let confirm = publisher.publish(&self.queue, body, FieldTable::default()).await;
+            let confirm = publisher.publish(&self.queue, body, &[]).await;
             confirms.push(confirm.expect("published"));
         }
         for confirm in confirms {
@@ -149,8 +149,12 @@ impl<'s> Stage<'s> {
         self.publish(&votes.iter().map(message).collect::<Vec<_>>()).await;
     }
 
-    /// A queue of the test's own making, with these arguments.
+    /// The test's queue, of its own making, with these arguments.
     pub async fn declare(&self, durable: bool, arguments: &[(&str, AMQPValue)]) {
+        self.declare_queue(&self.queue, durable, arguments).await;
+    }
+
+    pub async fn declare_queue(&self, queue: &str, durable: bool, arguments: &[(&str, AMQPValue)]) {
         let connection = self.amqp().await;
         let channel = connection.create_channel().await.expect("a channel");
         let options = QueueDeclareOptions { durable, ..QueueDeclareOptions::default() };
@@ -158,14 +162,14 @@ impl<'s> Stage<'s> {
         for (name, value) in arguments {
             table.insert((*name).into(), value.clone());
         }
-        channel.queue_declare(self.queue.as_str().into(), options, table).await.expect("declared");
+        channel.queue_declare(queue.into(), options, table).await.expect("declared");
         connection.close(200, "OK".into()).await.expect("closed");
     }
 
-    pub async fn delete_queue(&self) {
+    pub async fn delete(&self, queue: &str) {
         let connection = self.amqp().await;
         let channel = connection.create_channel().await.expect("a channel");
-        let deleted = channel.queue_delete(self.queue.as_str().into(), Default::default()).await;
+        let deleted = channel.queue_delete(queue.into(), Default::default()).await;
         deleted.expect("deleted");
         connection.close(200, "OK".into()).await.expect("closed");
     }
