@@ -1,7 +1,7 @@
 //! One batch, from its votes to its commit: retried, split and bisected as the store's faults
 //! call for, its unstorable votes dead-lettered.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,10 +32,11 @@ const CONFLICT_DELAYS: (Duration, Duration) =
 const MAX_ISOLATED_PER_MINUTE: usize = 20;
 
 /// Guards against dead-lettering good votes for a fault that is not theirs: a constraint added by
-/// mistake refuses every vote with the same SQLSTATE as one bad vote.
+/// mistake refuses every vote with the same SQLSTATE as one bad vote. Votes are counted, not their
+/// deliveries: one bad vote that its publisher repeats must not stop everything for good.
 #[derive(Debug, Default)]
 pub struct IsolationBudget {
-    recent: Mutex<VecDeque<Instant>>,
+    recent: Mutex<VecDeque<(Instant, String)>>,
 }
 
 impl IsolationBudget {
@@ -44,16 +45,19 @@ impl IsolationBudget {
         isolated > 3.max(size / 20)
     }
 
-    /// Books `count` votes; `false`, and nothing booked, when the minute has no room for them.
-    fn take(&self, count: usize) -> bool {
+    /// Books votes by hash; `false`, and nothing booked, when the minute has no room for them.
+    fn take(&self, mut hashes: BTreeSet<&str>) -> bool {
         let now = Instant::now();
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        while recent.front().is_some_and(|then| now - *then >= Duration::from_secs(60)) {
+        while recent.front().is_some_and(|(then, _)| now - *then >= Duration::from_secs(60)) {
             recent.pop_front();
         }
-        let fits = recent.len() + count <= MAX_ISOLATED_PER_MINUTE;
+        for (_, booked) in recent.iter() {
+            hashes.remove(booked.as_str());
+        }
+        let fits = recent.len() + hashes.len() <= MAX_ISOLATED_PER_MINUTE;
         if fits {
-            recent.extend(std::iter::repeat_n(now, count));
+            recent.extend(hashes.into_iter().map(|hash| (now, hash.to_owned())));
         }
         fits
     }
@@ -103,7 +107,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         let mut counted = Counted::default();
         let mut refused = Vec::new();
         // A stack, so that parts are tried in the order of their votes.
-        let mut parts = vec![batch];
+        let mut parts = vec![batch.clone()];
 
         while let Some(part) = parts.pop() {
             let fault = match self.store.count(part.clone()).await {
@@ -134,8 +138,9 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 }
                 (Class::Isolate, None) => {
                     refused.push(Refused { index: part.range().start, fault: fault.clone() });
-                    if IsolationBudget::exceeds_batch(refused.len(), size) {
-                        return Err(systemic(refused.len(), size, &fault));
+                    let hashes = hashes(&batch, &refused).len();
+                    if IsolationBudget::exceeds_batch(hashes, size) {
+                        return Err(systemic(hashes, size, &fault));
                     }
                     continue;
                 }
@@ -166,7 +171,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         refused: Vec<Refused>,
         size: usize,
     ) -> Result<(), Unsettled> {
-        if !self.budget.take(refused.len())
+        if !self.budget.take(hashes(votes, &refused))
             && let Some(Refused { fault, .. }) = refused.first()
         {
             return Err(systemic(refused.len(), size, fault));
@@ -196,6 +201,11 @@ struct Refused {
     /// Position in the batch.
     index: usize,
     fault: Fault,
+}
+
+/// The refused votes, each once however often it was delivered.
+fn hashes<'v>(votes: &'v Votes, refused: &[Refused]) -> BTreeSet<&'v str> {
+    refused.iter().map(|Refused { index, .. }| votes[*index].vote_hash.as_str()).collect()
 }
 
 const fn paused(fault: Fault) -> Unsettled {
