@@ -21,7 +21,7 @@ pub struct Message {
     requeued: u32,
 }
 
-/// How a message came into the dead-letter queue, or would have.
+/// How a message came into the dead-letter queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
     Rejected,
@@ -102,7 +102,7 @@ pub struct Server {
     last_served: SessionId,
     /// Nobody can connect or publish before.
     pub down_until: Option<Instant>,
-    /// With a dead-letter route the queue; without one, what has vanished.
+    /// Without a dead-letter route, what is rejected vanishes.
     pub dead_letters: Vec<(usize, How)>,
     /// By item: how often it is in the queue for certain.
     pub landed: Vec<u32>,
@@ -305,7 +305,9 @@ impl Server {
                     return self.precondition_failed(world, id, "reject", tag);
                 };
                 world.trace(|| format!("broker: {tag} rejected on {id}"));
-                self.dead_letters.push((message.item, How::Rejected));
+                if world.plan.dead_letter_route {
+                    self.dead_letters.push((message.item, How::Rejected));
+                }
                 self.dispatch(world);
             }
             Frame::RequeueAll => self.give_back(world, id),

@@ -21,6 +21,8 @@ use crate::world::{Process, Tracing, World, live, lock};
 const DRAIN_LIMIT: Duration = Duration::from_secs(60 + 38);
 /// As `SHUTDOWN_TIMEOUT_SECONDS`.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
+/// Longer than any call of the service waits for an answer.
+const LONGEST_HANG: Duration = Duration::from_secs(40);
 const LONGEST_BROKER_RESTART_MS: u64 = 20_000;
 const LONGEST_RESTART_MS: u64 = 5_000;
 
@@ -123,6 +125,8 @@ impl Simulation {
         }
         let drained_in = world.now().saturating_sub(healed);
 
+        // What hung when all healed may hang until its deadline.
+        sleep_until(world.instant(world.plan.heals_at + LONGEST_HANG)).await;
         self.closing.cancel();
         lock(&self.current).iter().for_each(|process| process.stop.cancel());
         let stopping = async { while instances.join_next().await.is_some() {} };
