@@ -256,9 +256,8 @@ impl Server {
 
     /// Channels with a delivery older than this, in order.
     pub fn overdue(&self, timeout: std::time::Duration) -> Vec<SessionId> {
-        let late = |c: &Connection| {
-            c.up && c.unacked.values().any(|(_, since)| since.elapsed() > timeout)
-        };
+        let late =
+            |c: &Connection| c.up && c.unacked.values().any(|(_, since)| since.elapsed() > timeout);
         self.connections.iter().filter(|(_, c)| late(c)).map(|(id, _)| *id).collect()
     }
 
@@ -267,7 +266,7 @@ impl Server {
         loop {
             let now = Instant::now();
             let Some(connection) = self.connections.get_mut(&id) else { return };
-            if !connection.outgoing.front().is_some_and(|(due, _)| *due <= now) {
+            if connection.outgoing.front().is_none_or(|(due, _)| *due > now) {
                 return;
             }
             let Some((_, frame)) = connection.outgoing.pop_front() else { return };
@@ -283,10 +282,10 @@ impl Server {
         }
         if !connection.up {
             // The client hears of it through the end of the channel.
-            if let Frame::Cancel(reply) | Frame::Close(reply) = frame {
-                if !connection.noticed {
-                    connection.unanswered.push(reply);
-                }
+            if let Frame::Cancel(reply) | Frame::Close(reply) = frame
+                && !connection.noticed
+            {
+                connection.unanswered.push(reply);
             }
             return;
         }

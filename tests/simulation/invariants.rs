@@ -30,7 +30,8 @@ pub fn check_ack(world: &World, session: SessionId, tag: DeliveryTag) {
             Some(vote) => lock(&world.database).has(vote) || published.contains(&item),
         };
         if !settled {
-            world.violation(format!("I8: ack {tag} covers {covered_tag}, item {item}: not settled"));
+            world
+                .violation(format!("I8: ack {tag} covers {covered_tag}, item {item}: not settled"));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One run: publishers, instances, chaos; then everything heals, drains and stops.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -41,8 +42,15 @@ pub struct Outcome {
     pub drained_in: Duration,
 }
 
-/// Runs a plan on a paused clock, to its end or its first violation.
+/// Runs a plan on a paused clock, to its end or its first violation. A panic is one, too.
 pub fn run(plan: Plan, tracing: Tracing, instruments: &Instruments) -> Outcome {
+    catch_unwind(AssertUnwindSafe(|| run_to_end(plan, tracing, instruments))).unwrap_or_else(|_| {
+        let violations = vec!["panicked, see standard error".to_owned()];
+        Outcome { violations, ..Outcome::default() }
+    })
+}
+
+fn run_to_end(plan: Plan, tracing: Tracing, instruments: &Instruments) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)

@@ -122,7 +122,8 @@ impl World {
     /// What is wrong with the store right now.
     fn trouble(&self) -> Option<Trouble> {
         let now = self.now();
-        let current = |outage: &&Outage| !self.is_healed() && (outage.from..outage.to).contains(&now);
+        let current =
+            |outage: &&Outage| !self.is_healed() && (outage.from..outage.to).contains(&now);
         self.plan.faults.outages.iter().find(current).map(|outage| outage.trouble.clone())
     }
 }
