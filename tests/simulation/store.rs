@@ -1,0 +1,297 @@
+//! The model store: counts in the plainest way, in transactions that lock, hang, get lost and come
+//! back as zombies.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{sleep, timeout};
+use vote_aggregator::pipeline::ports::{Class, Counted, Fault, LawCount, Store, Votes};
+use vote_aggregator::store::classify;
+use vote_aggregator::vote::Vote;
+
+use crate::plan::{Mishap, Outage, POISON, Trouble};
+use crate::world::{Process, World, lock};
+
+/// As the service waits for its store.
+const DEADLINE: Duration = Duration::from_secs(15);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+/// The server ends what has been idle in a transaction for that long.
+const LONGEST_IDLE_MS: u64 = 10_000;
+
+/// What is committed, and who holds what.
+#[derive(Default)]
+pub struct Database {
+    pub audit: BTreeMap<String, Vote>,
+    pub attempts: BTreeSet<Vote>,
+    pub totals: BTreeMap<String, [u64; 2]>,
+    /// Votes that were refused alone, for what is in them.
+    pub refused: BTreeSet<Vote>,
+    locks: BTreeSet<String>,
+    freed: Arc<Notify>,
+    pub commits: u64,
+}
+
+impl Database {
+    /// The counting rule: by hash the first wins; equals are replays; what differs is an attempt.
+    fn count(&mut self, world: &World, votes: &[Vote]) -> Counted {
+        let before = self.totals.clone();
+        let mut counted = Counted::default();
+        for vote in votes {
+            match self.audit.get(&vote.vote_hash) {
+                None => {
+                    self.audit.insert(vote.vote_hash.clone(), vote.clone());
+                    let totals = self.totals.entry(vote.law_id.clone()).or_default();
+                    totals[LawCount::index(vote.choice)] += 1;
+                }
+                Some(first) if first == vote => counted.replays += 1,
+                Some(_) => {
+                    counted.attempts += 1;
+                    self.attempts.insert(vote.clone());
+                }
+            }
+        }
+        for (law_id, totals) in &self.totals {
+            let old = before.get(law_id).copied().unwrap_or_default();
+            if totals[0] < old[0] || totals[1] < old[1] {
+                world.violation(format!("totals of {law_id} decreased"));
+            }
+            let added = [totals[0] - old[0], totals[1] - old[1]];
+            if added != [0, 0] {
+                counted.laws.push(LawCount { law_id: law_id.clone(), added, totals: *totals });
+            }
+        }
+        self.commits += 1;
+        counted
+    }
+
+    /// Whether the effect of this vote is committed.
+    pub fn has(&self, vote: &Vote) -> bool {
+        self.audit.get(&vote.vote_hash) == Some(vote) || self.attempts.contains(vote)
+    }
+}
+
+/// The store as one process sees it.
+pub struct SimStore {
+    pub world: Arc<World>,
+    pub process: Arc<Process>,
+}
+
+impl Store for SimStore {
+    async fn count(&self, votes: Votes) -> Result<Counted, Fault> {
+        self.process.point().await;
+        let (answer, answered) = oneshot::channel();
+        let transaction = Transaction {
+            world: Arc::clone(&self.world),
+            process: Arc::clone(&self.process),
+            votes,
+            answer: Some(answer),
+        };
+        // A transaction outlives whoever waits for it.
+        tokio::spawn(transaction.run());
+        let result = match timeout(DEADLINE, answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(fault("no answer", Class::UnknownOutcome, None)),
+            Err(_) => Err(fault("no answer in time", Class::UnknownOutcome, None)),
+        };
+        self.process.point().await;
+        result
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        self.process.point().await;
+        let world = &self.world;
+        world.sleep_up_to(world.plan.disk_ms).await;
+        let result = match world.trouble() {
+            Some(Trouble::Down) => Err(down()),
+            Some(Trouble::Refuses(code)) => Err(refusal(code)),
+            Some(Trouble::Silent) => {
+                sleep(DEADLINE).await;
+                Err(fault("no answer", Class::UnknownOutcome, None))
+            }
+            Some(Trouble::LawRefused(..) | Trouble::SlowAbove(_)) | None => Ok(()),
+        };
+        world.trace(|| format!("{}: probe {result:?}", self.process.name));
+        self.process.point().await;
+        result
+    }
+}
+
+impl World {
+    /// What is wrong with the store right now.
+    fn trouble(&self) -> Option<Trouble> {
+        let now = self.now();
+        let current =
+            |outage: &&Outage| !self.is_healed() && (outage.from..outage.to).contains(&now);
+        self.plan.faults.outages.iter().find(current).map(|outage| outage.trouble.clone())
+    }
+}
+
+struct Transaction {
+    world: Arc<World>,
+    process: Arc<Process>,
+    votes: Votes,
+    answer: Option<oneshot::Sender<Result<Counted, Fault>>>,
+}
+
+/// How a transaction ends, once it got as far as its COMMIT.
+type Ending = (bool, Result<(), Fault>);
+
+impl Transaction {
+    async fn run(mut self) {
+        let world = Arc::clone(&self.world);
+        let disk = world.plan.disk_ms;
+        world.sleep_up_to(disk).await;
+        match world.trouble() {
+            Some(Trouble::Down) => return self.tell(Err(down())),
+            Some(Trouble::Refuses(code)) => return self.tell(Err(refusal(code))),
+            Some(Trouble::Silent) => return sleep(2 * DEADLINE).await,
+            Some(Trouble::LawRefused(..) | Trouble::SlowAbove(_)) | None => {}
+        }
+        let keys = self.keys();
+        if timeout(LOCK_TIMEOUT, acquire(&world, &keys)).await.is_err() {
+            return self.tell(Err(refusal("55P03")));
+        }
+        let _locks = Locks { world: Arc::clone(&world), keys };
+        world.sleep_up_to(disk).await;
+        if self.process.is_dead() {
+            // Nobody is there to commit; the server may take its time to find out.
+            return self.linger(0.2).await;
+        }
+        if let Some(code) = self.refusal() {
+            return self.tell(Err(refusal(code)));
+        }
+        let (commits, ending) = self.ending().await;
+        // COMMIT is sent. The crash of the process no longer decides alone.
+        world.sleep_up_to(disk).await;
+        let survives = !self.process.is_dead() || world.chance(world.plan.commit_survives);
+        if !commits || !survives || matches!(world.trouble(), Some(Trouble::Down)) {
+            let lost = fault("connection lost at COMMIT", Class::UnknownOutcome, None);
+            return self.tell(Err(ending.err().unwrap_or(lost)));
+        }
+        let counted = lock(&world.database).count(&world, &self.votes);
+        world.trace(|| {
+            format!("{}: committed {} {:?}", self.process.name, self.votes.len(), counted)
+        });
+        drop(_locks);
+        world.sleep_up_to(disk).await;
+        self.tell(ending.map(|()| counted));
+    }
+
+    /// Draws how it goes on from here: whether it commits, and what the client is told. Of a
+    /// zombie the client is told before.
+    async fn ending(&mut self) -> Ending {
+        let world = Arc::clone(&self.world);
+        let faults = &world.plan.faults;
+        let unknown = || fault("connection lost at COMMIT", Class::UnknownOutcome, None);
+        let mishap = world.mishap(faults.transaction).then(|| world.choose(&faults.mishaps));
+        let Some(mishap) = mishap.flatten() else { return (true, Ok(())) };
+        world.trace(|| format!("{}: {mishap:?}", self.process.name));
+        match mishap {
+            Mishap::Fails(code) => (false, Err(refusal(code))),
+            Mishap::AnswerLost => (true, Err(unknown())),
+            Mishap::LostBeforeCommit => (false, Err(unknown())),
+            Mishap::Zombie => {
+                self.tell(Err(unknown()));
+                sleep(world.millis(LONGEST_IDLE_MS)).await;
+                (world.chance(0.7), Err(unknown()))
+            }
+            Mishap::Hangs => {
+                let late = world.chance(0.5);
+                sleep(if late { DEADLINE } else { Duration::ZERO } + world.millis(2_000)).await;
+                let never_told = self.answer.take();
+                tokio::spawn(async move {
+                    sleep(2 * DEADLINE).await;
+                    drop(never_told);
+                });
+                (world.chance(0.5), Err(unknown()))
+            }
+            Mishap::Slow => {
+                sleep(world.millis(8_000)).await;
+                (true, Ok(()))
+            }
+        }
+    }
+
+    /// Rows and totals that it locks, all at once: sorted batches do not deadlock.
+    fn keys(&self) -> BTreeSet<String> {
+        let laws = self.votes.iter().map(|vote| format!("law {}", vote.law_id));
+        laws.chain(self.votes.iter().map(|vote| vote.vote_hash.clone())).collect()
+    }
+
+    /// The SQLSTATE with which the server refuses these votes.
+    fn refusal(&self) -> Option<&'static str> {
+        let trouble = self.world.trouble();
+        if let Some(Trouble::SlowAbove(most)) = trouble
+            && self.votes.len() > most
+        {
+            return Some("57014");
+        }
+        let code = self.votes.iter().find_map(|vote| match &trouble {
+            _ if vote.citizen_id == POISON => Some("22021"),
+            Some(Trouble::LawRefused(law, code)) if *law == vote.law_id => Some(*code),
+            _ => None,
+        })?;
+        if let [alone] = &*self.votes {
+            lock(&self.world.database).refused.insert(alone.clone());
+        }
+        Some(code)
+    }
+
+    async fn linger(&self, probability: f64) {
+        if self.world.mishap(probability) {
+            sleep(self.world.millis(LONGEST_IDLE_MS)).await;
+        }
+    }
+
+    fn tell(&mut self, result: Result<Counted, Fault>) {
+        if let Some(answer) = self.answer.take() {
+            if let Err(fault) = &result {
+                self.world.trace(|| format!("{}: told {fault:?}", self.process.name));
+            }
+            // Nobody waits any more: the process has ended, or its deadline has passed.
+            let _unheard = answer.send(result);
+        }
+    }
+}
+
+/// Locks that go with whoever holds them.
+struct Locks {
+    world: Arc<World>,
+    keys: BTreeSet<String>,
+}
+
+impl Drop for Locks {
+    fn drop(&mut self) {
+        let mut database = lock(&self.world.database);
+        database.locks.retain(|key| !self.keys.contains(key));
+        database.freed.notify_waiters();
+    }
+}
+
+async fn acquire(world: &World, keys: &BTreeSet<String>) {
+    loop {
+        let freed = {
+            let mut database = lock(&world.database);
+            if database.locks.is_disjoint(keys) {
+                database.locks.extend(keys.iter().cloned());
+                return;
+            }
+            Arc::clone(&database.freed).notified_owned()
+        };
+        freed.await;
+    }
+}
+
+fn fault(message: &str, class: Class, sqlstate: Option<&str>) -> Fault {
+    Fault { class, sqlstate: sqlstate.map(str::to_owned), message: message.to_owned() }
+}
+
+fn refusal(code: &'static str) -> Fault {
+    fault("refused", classify(code, None), Some(code))
+}
+
+fn down() -> Fault {
+    fault("connection refused", Class::Reconnect, None)
+}
