@@ -14,12 +14,13 @@ pub mod ports;
 mod settlement;
 mod upsert;
 
-use std::future::ready;
+use std::future::{Future, ready};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::channel::mpsc;
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -102,16 +103,15 @@ pub async fn run<S: Session, T: Store, D: DeadLetters>(
     let flow = Flow::new(channel, tools, mode);
     let Limits { batch_size, batch_timeout, in_flight, .. } = *tools.limits;
 
-    let ballots = deliveries
-        .take_until(flow.quiet(stop))
-        .filter_map(|delivery| ready(flow.hold(delivery)))
+    let (take, taken) = flow.take(deliveries.take_until(flow.quiet(stop)));
+    let ballots = taken
         .map(|delivery| flow.decode(delivery))
         .filter_map(|verdict| flow.reject_malformed(verdict));
-    tokio_stream::StreamExt::chunks_timeout(ballots, batch_size, batch_timeout)
+    let chain = tokio_stream::StreamExt::chunks_timeout(ballots, batch_size, batch_timeout)
         .map(|batch| flow.upsert(batch))
         .buffered(in_flight)
-        .for_each(|settled| flow.ack(settled))
-        .await;
+        .for_each(|settled| flow.ack(settled));
+    futures::join!(take, chain);
 
     flow.ended()
 }
@@ -184,18 +184,22 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         }
     }
 
-    /// Enters a delivery into the ledger; an error of the source ends the chain.
-    fn hold(&self, delivery: Result<Delivery, Lost>) -> Option<Delivery> {
-        match delivery {
-            Ok(delivery) => {
+    /// Takes deliveries as they come, also while the chain is full and asks for none: a full chain
+    /// is waiting for the store, and must hear that its session is lost. At most the prefetch
+    /// waits in between.
+    fn take(
+        &self,
+        deliveries: impl Stream<Item = Result<Delivery, Lost>>,
+    ) -> (impl Future<Output = ()>, impl Stream<Item = Delivery>) {
+        let (sender, taken) = mpsc::unbounded();
+        let take = deliveries
+            .map_err(|lost| self.fail(Failure::Lost(lost)))
+            .try_for_each(move |delivery| {
                 self.ledger().hold(delivery.tag);
-                Some(delivery)
-            }
-            Err(lost) => {
-                self.fail(Failure::Lost(lost));
-                None
-            }
-        }
+                ready(sender.unbounded_send(delivery).map_err(drop))
+            })
+            .map(drop);
+        (take, taken)
     }
 
     fn decode(&self, Delivery { tag, body }: Delivery) -> Result<Ballot, Malformed> {

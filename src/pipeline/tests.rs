@@ -369,3 +369,19 @@ fn a_trial_ends_behind_its_first_commit() {
         "what was delivered is not given back"
     );
 }
+
+#[test]
+fn a_lost_session_is_noticed_while_the_chain_is_full_and_waits_for_the_store() {
+    let world = World::default();
+    world.faults.lock().expect("no panic").extend([Class::Reconnect; 4]);
+    let lost = stream::once(async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        Err(Lost("consumer time-out".to_owned()))
+    });
+    let items =
+        stream::iter(deliveries(votes_named(5))).chain(lost).chain(stream::pending()).boxed();
+    let (ended, took) = run_chain(&world, &limits(5, 1), Mode::Flowing, items, None);
+    assert_eq!(ended.failure, Some(Failure::Lost(Lost("consumer time-out".to_owned()))));
+    assert!(took < Duration::from_millis(600), "{took:?}: it does not wait for the retries");
+    assert_eq!(world.events(), []);
+}

@@ -1,5 +1,6 @@
 //! Servers that stop and come back, under load.
 
+use rustix::process::{Pid, Signal, kill_process};
 use vote_aggregator::vote::Vote;
 
 use crate::support::{Servers, Service, Stage, eventually, votes};
@@ -94,5 +95,107 @@ async fn postgresql_killed_and_back_within_the_retries_is_ridden_out() {
     let log = settle(&stage, service, &all).await;
     assert!(log.contains("batch not committed, trying again"), "{log}");
     assert!(!log.contains("consuming stops"), "{log}");
+    stage.assert_drained().await;
+}
+
+/// Stopped processes hold their connections and answer nothing, as a host does that hangs. They go
+/// on when this value goes.
+struct Frozen(Vec<Pid>);
+
+impl Frozen {
+    /// Freezes a process and its children.
+    fn tree(root: &str) -> Self {
+        let root: i32 = root.trim().parse().expect("a process id");
+        let mut tree = vec![root];
+        for entry in std::fs::read_dir("/proc").expect("procfs").flatten() {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            // `pid (name) state ppid …`; the name may hold anything but ends with the last bracket.
+            let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
+            if parent.and_then(|pid| pid.parse().ok()) == Some(root)
+                && let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+            {
+                tree.push(pid);
+            }
+        }
+        let frozen = Self(tree.into_iter().filter_map(Pid::from_raw).collect());
+        frozen.signal(Signal::STOP);
+        frozen
+    }
+
+    fn signal(&self, signal: Signal) {
+        for pid in &self.0 {
+            // A child may have ended meanwhile.
+            kill_process(*pid, signal).ok();
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.signal(Signal::CONT);
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_broker_shows_after_two_heartbeats_and_is_left() {
+    let servers = Servers::private("frozenbroker");
+    let stage = Stage::migrated(&servers, "frozenbroker").await;
+    let all = votes(0, 30_000);
+    stage.publish_votes(&all).await;
+    let service = stage.start(&[("RABBITMQ_HEARTBEAT_SECONDS", "1")]).await;
+    until_some_counted(&stage, 1_000).await;
+    let frozen = Frozen::tree(&servers.script(&["pid", "rabbitmq"]));
+    service.until_not_ready().await;
+    drop(frozen);
+    settle(&stage, service, &all).await;
+    stage.assert_drained().await;
+}
+
+#[tokio::test]
+async fn a_frozen_database_runs_into_the_deadline_and_counts_nothing_twice() {
+    let servers = Servers::private("frozenpostgres");
+    let stage = Stage::migrated(&servers, "frozenpostgres").await;
+    let all = votes(0, 30_000);
+    stage.publish_votes(&all).await;
+    let service = stage
+        .start(&[
+            ("POSTGRES_STATEMENT_TIMEOUT_SECONDS", "1"),
+            ("RETRY_DELAY_SECONDS", "0.1"),
+            ("BATCH_SIZE", "50"),
+            ("RABBITMQ_PREFETCH_COUNT", "200"),
+        ])
+        .await;
+    until_some_counted(&stage, 1_000).await;
+    let frozen = Frozen::tree(&servers.script(&["pid", "postgres"]));
+    service.until_logged("no answer from PostgreSQL within").await;
+    service.until_not_ready().await;
+    drop(frozen);
+    settle(&stage, service, &all).await;
+    stage.assert_drained().await;
+}
+
+/// The broker takes a consumer that holds its deliveries for too long for dead, and closes its
+/// channel while the connection stays open.
+#[tokio::test]
+async fn a_channel_closed_by_the_brokers_consumer_timeout_is_a_new_session() {
+    let servers = Servers::private("consumertimeout");
+    let stage = Stage::migrated(&servers, "consumertimeout").await;
+    servers.script(&[
+        "ctl",
+        "--",
+        "-q",
+        "eval",
+        "application:set_env(rabbit, consumer_timeout, 1000), \
+         application:set_env(rabbit, channel_tick_interval, 500).",
+    ]);
+    let service = stage.start(&[]).await;
+    let mut other = stage.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("LOCK TABLE vote_audit").execute(&mut *other).await.expect("locked");
+    let all = votes(0, 150);
+    stage.publish_votes(&all).await;
+    service.until_logged("session with RabbitMQ lost").await;
+    assert!(service.log().contains("timed out"), "{}", service.log());
+    other.rollback().await.expect("unlocked");
+    settle(&stage, service, &all).await;
     stage.assert_drained().await;
 }
