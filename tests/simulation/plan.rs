@@ -162,7 +162,8 @@ impl Plan {
             network_ms: *rng.choice(&[0, 1, 5, 50]).unwrap_or(&0),
             disk_ms: *rng.choice(&[1, 5, 100]).unwrap_or(&1),
             dead_letter_route: rng.u8(..8) > 0,
-            delivery_limit: 60,
+            // Far above what any chaos takes in its time, far below what a loop does.
+            delivery_limit: 200,
             consumer_timeout: (rng.u8(..4) == 0).then(|| Duration::from_secs(rng.u64(20..120))),
             requeue_to_front: rng.u8(..4) > 0,
             crash_points: Vec::new(),

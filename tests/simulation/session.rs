@@ -25,8 +25,8 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 const HEARTBEATS_MS: u64 = 20_000;
 /// Sessions that one process may open within a second: more is a hot loop.
 const MOST_OPENS: usize = 3;
-/// Twice what the service allows itself a minute, since a publish may take its time.
-const MOST_LETTERS: usize = 40;
+/// Votes of one batch that may be dead-lettered, with batches of this size.
+const MOST_LETTERS: usize = 3;
 
 /// The broker as one process sees it.
 pub struct SimBroker {
@@ -34,7 +34,6 @@ pub struct SimBroker {
     process: Arc<Process>,
     ever_opened: AtomicBool,
     opens: Mutex<VecDeque<Instant>>,
-    letters: Mutex<VecDeque<Instant>>,
 }
 
 impl SimBroker {
@@ -44,18 +43,15 @@ impl SimBroker {
             process: Arc::clone(process),
             ever_opened: AtomicBool::new(false),
             opens: Mutex::default(),
-            letters: Mutex::default(),
         }
     }
 
-    /// How often something happened within the last `window`, this time included.
-    fn rate(events: &Mutex<VecDeque<Instant>>, window: Duration) -> usize {
-        let mut events = lock(events);
-        events.push_back(Instant::now());
-        while events.front().is_some_and(|then| then.elapsed() >= window) {
-            events.pop_front();
-        }
-        events.len()
+    /// Sessions opened within the last second, this one included.
+    fn opens(&self) -> usize {
+        let mut opens = lock(&self.opens);
+        opens.push_back(Instant::now());
+        opens.retain(|then| then.elapsed() < Duration::from_secs(1));
+        opens.len()
     }
 
     async fn refuse(&self) -> OpenError {
@@ -82,7 +78,7 @@ impl Broker for SimBroker {
         if prefetch == 0 || prefetch > world.plan.prefetch {
             world.violation(format!("{} asks for a prefetch of {prefetch}", process.name));
         }
-        if Self::rate(&self.opens, Duration::from_secs(1)) > MOST_OPENS {
+        if self.opens() > MOST_OPENS {
             world.violation(format!("{} opens session after session", process.name));
         }
         world.sleep_up_to(world.plan.network_ms).await;
@@ -98,6 +94,7 @@ impl Broker for SimBroker {
             id,
             cancelled: AtomicBool::new(false),
         };
+        lock(&process.letters).clear();
         // From here on its drop ends the connection.
         let session = SimSession(channel);
         self.ever_opened.store(true, Ordering::Relaxed);
@@ -111,7 +108,14 @@ impl DeadLetters for SimBroker {
         let (world, process) = (&self.world, &self.process);
         process.point().await;
         world.sleep_up_to(world.plan.network_ms).await;
-        if Self::rate(&self.letters, Duration::from_secs(60)) > MOST_LETTERS {
+        // Of each batch in flight a few; more without an ack in between are of a batch that should
+        // have been given back.
+        let letters = {
+            let mut letters = lock(&process.letters);
+            letters.insert(letter.vote_hash.clone());
+            letters.len()
+        };
+        if letters > MOST_LETTERS * world.plan.limits.in_flight {
             world.violation(format!("{} dead-letters vote after vote", process.name));
         }
         let item = invariants::check_letter(world, letter);
@@ -219,6 +223,7 @@ impl Channel for SimChannel {
         }
         self.world.trace(|| format!("{}: acks up to {tag} on {}", self.process.name, self.id));
         invariants::check_ack(&self.world, self.id, tag);
+        lock(&self.process.letters).clear();
         self.send(Frame::AckUpTo(tag));
         self.process.point().await;
         Ok(())

@@ -1,6 +1,7 @@
 //! What all models of one run share: the plan, virtual time, the one source of chance, the trace,
 //! what went wrong, and the processes that may crash at any point.
 
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -153,6 +154,8 @@ pub struct Process {
     points: AtomicU64,
     crash_at: AtomicU64,
     dead: AtomicBool,
+    /// Votes it has dead-lettered since its last ack or session.
+    pub letters: Mutex<BTreeSet<String>>,
     /// Ends it at once.
     pub kill: CancellationToken,
     /// Asks it to stop.
@@ -167,6 +170,7 @@ impl Process {
             points: AtomicU64::new(0),
             crash_at: AtomicU64::new(crash_at.unwrap_or(u64::MAX)),
             dead: AtomicBool::new(false),
+            letters: Mutex::default(),
             kill: CancellationToken::new(),
             stop: CancellationToken::new(),
         })
