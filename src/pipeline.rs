@@ -254,7 +254,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         match stage.settle(Votes::new(votes), bodies).await {
             Ok(counted) => {
                 self.log(&counted, tags.len(), began);
-                instruments.batch_committed(&counted, began.elapsed());
+                instruments.batch_settled(began.elapsed());
                 let stored = counted.added() + counted.replays + counted.attempts;
                 Some(Settled { tags, stored })
             }

@@ -115,6 +115,8 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         while let Some(part) = parts.pop() {
             let fault = match self.store.count(part.clone()).await {
                 Ok(done) => {
+                    // At once: the parts that did commit count, whatever becomes of the others.
+                    self.instruments.committed(&done);
                     counted.absorb(done);
                     continue;
                 }

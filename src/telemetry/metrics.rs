@@ -153,8 +153,8 @@ impl Instruments {
         }
     }
 
-    /// A batch is committed; `elapsed` since its chunk was complete.
-    pub fn batch_committed(&self, counted: &Counted, elapsed: Duration) {
+    /// A transaction is committed.
+    pub fn committed(&self, counted: &Counted) {
         self.health.postgres_answers();
         self.laws.committed(&counted.laws, |labels, added| {
             for (labels, votes) in labels.iter().zip(added) {
@@ -166,6 +166,10 @@ impl Instruments {
         self.duplicate_attempts.add(counted.attempts, &[]);
         let votes = counted.added() + counted.replays + counted.attempts;
         self.batch_size_processed.add(votes, &[]);
+    }
+
+    /// All of a batch is committed or dead-lettered; `elapsed` since its chunk was complete.
+    pub fn batch_settled(&self, elapsed: Duration) {
         self.batch_processing_duration.record(elapsed.as_secs_f64(), &[]);
     }
 
