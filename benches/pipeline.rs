@@ -9,11 +9,11 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio_util::sync::CancellationToken;
-use vote_aggregator::pipeline::ports::{
+use vote_aggregator::pipeline::{self, IsolationBudget, Limits, Mode, RetryPolicy, Tools};
+use vote_aggregator::ports::{
     Channel, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store,
     Votes,
 };
-use vote_aggregator::pipeline::{self, IsolationBudget, Limits, Mode, RetryPolicy, Tools};
 use vote_aggregator::publish::{Samples, Shape};
 use vote_aggregator::retry::Jitter;
 use vote_aggregator::telemetry::{Health, Metrics};

@@ -23,7 +23,7 @@ pub use self::publisher::{Confirm, Publisher};
 pub use self::session::{RabbitChannel, RabbitSession};
 use self::topology::{Examined, Found};
 use crate::config::RabbitMq as Config;
-use crate::pipeline::ports::{Broker, DeadLetter, DeadLetters, Lost, OpenError};
+use crate::ports::{Broker, DeadLetter, DeadLetters, Lost, OpenError};
 use crate::telemetry::Health;
 
 /// From the first byte to consuming; a broker that takes longer is not well.

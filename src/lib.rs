@@ -5,7 +5,8 @@
 //!
 //! | room | knows | never knows |
 //! |---|---|---|
-//! | [`pipeline`] | the chain, its ports | AMQP, SQL |
+//! | [`pipeline`] | the chain | AMQP, SQL |
+//! | [`ports`] | what the chain needs from the outside: session, store, dead letters | how it is done |
 //! | [`vote`] | the message | I/O |
 //! | [`broker`] | AMQP | SQL |
 //! | [`store`] | SQL, SQLSTATE | AMQP |
@@ -14,11 +15,14 @@
 //! | [`telemetry`] | names, units, help texts | who calls |
 //! | [`http`] | `/metrics`, `/livez`, `/readyz` | the pipeline's inside |
 //! | [`config`] | every setting | everything else |
+//! | [`publish`] | sample votes, files of votes | how votes are counted |
+//! | [`service`] | all of them, in the order of a start | |
 
 pub mod broker;
 pub mod config;
 pub mod http;
 pub mod pipeline;
+pub mod ports;
 pub mod publish;
 pub mod retry;
 pub mod service;

@@ -10,7 +10,6 @@
 //! here knows AMQP or SQL; no ack leaves before the votes it covers are committed; the stream is
 //! always run to its end, so a failure drops no transaction half-way.
 
-pub mod ports;
 mod settlement;
 mod upsert;
 
@@ -24,12 +23,12 @@ use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::ports::{
-    Channel, Counted, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store, Votes,
-};
 pub use self::settlement::Settlement;
 pub use self::upsert::{IsolationBudget, RetryPolicy};
 use self::upsert::{Unsettled, Upsert};
+use crate::ports::{
+    Channel, Counted, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store, Votes,
+};
 use crate::retry::Jitter;
 use crate::telemetry::Instruments;
 use crate::vote::{self, Rejection, Vote};

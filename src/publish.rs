@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 pub use self::sample::{Expected, Samples, Shape};
 use crate::broker::{Confirm, Publisher};
-use crate::pipeline::ports::Lost;
+use crate::ports::Lost;
 
 /// Messages on their way to a confirm at a time.
 const UNCONFIRMED_AT_MOST: usize = 2_000;

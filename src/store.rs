@@ -23,7 +23,7 @@ pub use self::migrate::init_script;
 pub use self::sqlstate::{classify, fatal_at_start};
 pub use self::start::{StartError, migrate, prepare};
 use crate::config::Postgres;
-use crate::pipeline::ports::{Class, Counted, Fault, Store, Votes};
+use crate::ports::{Class, Counted, Fault, Store, Votes};
 
 /// The store: a pool, and one task a transaction.
 #[derive(Clone)]

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::pipeline::ports::{Broker, Fault, OpenError, Session, Store};
 use crate::pipeline::{self, Failure, IsolationBudget, Limits, Mode, Tools};
+use crate::ports::{Broker, Fault, OpenError, Session, Store};
 use crate::retry::{Backoff, Jitter};
 use crate::telemetry::{Health, Instruments};
 

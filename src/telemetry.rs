@@ -1,5 +1,5 @@
 //! What the service tells about itself: metrics, health, logs. Every metric's name, unit and help
-//! text stands in [`metrics`], once.
+//! text stands in `telemetry/metrics.rs`, once.
 //!
 //! Architecture invariant: nothing here knows who calls.
 

@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
 use crate::config::RabbitMq as Config;
-use crate::pipeline::ports::OpenError;
+use crate::ports::OpenError;
 
 /// Longest wait for TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

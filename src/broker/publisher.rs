@@ -9,7 +9,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Confirmation, Connection, PublisherConfirm};
 
 use super::long_string;
-use crate::pipeline::ports::Lost;
+use crate::ports::Lost;
 
 /// AMQP's delivery mode for messages that survive a restart of the broker.
 const PERSISTENT: u8 = 2;

@@ -11,7 +11,7 @@ use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicNackOptions, Basi
 use lapin::{Connection, Consumer};
 use tokio::time::timeout;
 
-use crate::pipeline::ports::{Channel, Delivery, DeliveryTag, Lost, Session};
+use crate::ports::{Channel, Delivery, DeliveryTag, Lost, Session};
 
 /// Longest wait for the broker's reply to a close; a frozen broker never sends one.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

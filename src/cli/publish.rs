@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use vote_aggregator::broker::RabbitMq;
 use vote_aggregator::config::Config;
-use vote_aggregator::pipeline::ports::OpenError;
+use vote_aggregator::ports::OpenError;
 use vote_aggregator::publish::{self, Report, Samples, Shape, Source};
 use vote_aggregator::telemetry::Health;
 

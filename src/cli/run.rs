@@ -10,7 +10,7 @@ use futures::FutureExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
-use vote_aggregator::pipeline::ports::OpenError;
+use vote_aggregator::ports::OpenError;
 use vote_aggregator::service::{self, ServiceError};
 use vote_aggregator::store::StartError;
 

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::ports::DeliveryTag;
+use crate::ports::DeliveryTag;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {

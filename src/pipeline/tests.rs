@@ -7,8 +7,8 @@ use futures::stream::{self, BoxStream};
 use proptest::prelude::*;
 use time::OffsetDateTime;
 
-use super::ports::{Class, DeadLetter, LawCount};
 use super::*;
+use crate::ports::{Class, DeadLetter, LawCount};
 use crate::telemetry::{Health, Metrics};
 
 /// What happened, in order.

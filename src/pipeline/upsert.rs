@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
-use super::ports::{Class, Counted, DeadLetter, DeadLetters, Fault, Store, Votes};
+use crate::ports::{Class, Counted, DeadLetter, DeadLetters, Fault, Store, Votes};
 use crate::retry::{Backoff, Jitter};
 use crate::telemetry::Instruments;
 

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::transaction::fault;
 use crate::config::{self, Config};
-use crate::pipeline::ports::{Class, Fault};
+use crate::ports::{Class, Fault};
 
 /// Longest wait for a connection: to open one, or to get one from the pool.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

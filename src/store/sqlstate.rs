@@ -1,6 +1,6 @@
 //! What each SQLSTATE calls for. sqlx itself calls two codes transient; this table is total.
 
-use crate::pipeline::ports::Class;
+use crate::ports::Class;
 
 /// Names of the constraints under which a repeated vote_hash would be reported.
 const VOTE_HASH_KEYS: [&str; 2] = ["vote_audit_pkey", "vote_audit_vote_hash_key"];

@@ -12,7 +12,7 @@ use super::sqlstate::fatal_at_start;
 use super::transaction::{Rehearsed, fault, rehearse};
 use super::{PgStore, within};
 use crate::config::Config;
-use crate::pipeline::ports::{Class, Fault};
+use crate::ports::{Class, Fault};
 use crate::retry::{Backoff, Jitter};
 use crate::telemetry::Health;
 

@@ -8,7 +8,7 @@ use super::Totals;
 use super::columns::Distinct;
 use super::connection::{CONNECT_TIMEOUT, Lease};
 use super::sqlstate::{classify, is_listed};
-use crate::pipeline::ports::{Class, Counted, Fault, LawCount};
+use crate::ports::{Class, Counted, Fault, LawCount};
 use crate::vote::{Choice, MAX_CITIZEN_ID, MAX_LAW_ID, Vote};
 
 const COUNT: &str = include_str!("count.sql");

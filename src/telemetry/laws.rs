@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use opentelemetry::KeyValue;
 
-use crate::pipeline::ports::LawCount;
+use crate::ports::LawCount;
 use crate::vote::Choice;
 
 /// Label of all laws without a series of their own.

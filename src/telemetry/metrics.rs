@@ -16,7 +16,7 @@ use prometheus::{Registry, TextEncoder};
 
 use super::health::{DeadLetterRoute, Health};
 use super::laws::{Laws, RefreshMark};
-use crate::pipeline::ports::{Class, Counted};
+use crate::ports::{Class, Counted};
 use crate::vote::Reason;
 
 /// Value of the label `error_type`.

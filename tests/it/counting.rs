@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sqlx::Row;
 use time::OffsetDateTime;
-use vote_aggregator::pipeline::ports::{Class, Counted, Store, Votes};
+use vote_aggregator::ports::{Class, Counted, Store, Votes};
 use vote_aggregator::store::PgStore;
 use vote_aggregator::vote::{self, Choice, Vote};
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use sqlx::Row;
-use vote_aggregator::pipeline::ports::{Store, Votes};
+use vote_aggregator::ports::{Store, Votes};
 use vote_aggregator::store::{self, StartError};
 use vote_aggregator::vote::Choice;
 

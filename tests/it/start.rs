@@ -1,7 +1,7 @@
 //! What keeps the service from starting, and what does not.
 
 use sqlx::AssertSqlSafe;
-use vote_aggregator::pipeline::ports::{Store, Votes};
+use vote_aggregator::ports::{Store, Votes};
 use vote_aggregator::store::StartError;
 
 use crate::support::{Servers, Service, Stage, votes};

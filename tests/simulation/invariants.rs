@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
-use vote_aggregator::pipeline::ports::{DeadLetter, DeliveryTag, LawCount};
+use vote_aggregator::ports::{DeadLetter, DeliveryTag, LawCount};
 use vote_aggregator::vote::Vote;
 
 use crate::broker::{How, SessionId};

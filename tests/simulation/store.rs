@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
-use vote_aggregator::pipeline::ports::{Class, Counted, Fault, LawCount, Store, Votes};
+use vote_aggregator::ports::{Class, Counted, Fault, LawCount, Store, Votes};
 use vote_aggregator::store::classify;
 use vote_aggregator::vote::Vote;
 
