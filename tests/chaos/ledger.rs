@@ -6,6 +6,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use serde_json::json;
+use tokio::time::Instant;
 use vote_aggregator::vote::Vote;
 
 use crate::Result;
@@ -15,8 +16,8 @@ use crate::traffic::Message;
 pub struct Ledger {
     /// `vote_hash` → every different content that was sent under it.
     pub votes: BTreeMap<String, Vec<Cast>>,
-    /// Bodies that belong on the dead-letter queue, and whether the broker confirmed them.
-    pub refused: BTreeMap<Vec<u8>, bool>,
+    /// Bodies that belong on the dead-letter queue, and when the broker confirmed them.
+    pub refused: BTreeMap<Vec<u8>, Option<Instant>>,
     pub counts: Counts,
     file: BufWriter<File>,
 }
@@ -61,7 +62,7 @@ impl Ledger {
             None => {
                 self.refused.entry(message.body.clone()).or_insert_with(|| {
                     self.counts.malformed += 1;
-                    false
+                    None
                 });
             }
         }
@@ -81,7 +82,7 @@ impl Ledger {
                 }
             }
             None => {
-                self.refused.insert(message.body.clone(), true);
+                self.refused.insert(message.body.clone(), Some(Instant::now()));
             }
         }
         self.note(&json!({ "confirmed": message.number }))

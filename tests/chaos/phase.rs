@@ -212,9 +212,13 @@ impl Setup {
         drop((progress, field));
 
         let seen = self.stop(all, keepers).await?;
-        let broker_may_lose = self.queue_type == QueueType::Classic
-            && outcomes.iter().any(|outcome| outcome.kind == Some(Kind::KillBroker));
-        let evidence = self.evidence(drained_after, watched, seen, broker_may_lose).await?;
+        let killed = outcomes.iter().filter(|outcome| outcome.kind == Some(Kind::KillBroker));
+        let killed = killed.map(|outcome| began + Duration::from_secs_f64(outcome.began));
+        let classic_killed = match self.queue_type {
+            QueueType::Classic => killed.collect(),
+            QueueType::Quorum => Vec::new(),
+        };
+        let evidence = self.evidence(drained_after, watched, seen, classic_killed).await?;
         let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Phase {
             queue: self.queue_type.name(),
@@ -321,7 +325,7 @@ impl Setup {
         drained_after: Option<f64>,
         watched: watch::Watched,
         seen: Vec<Seen>,
-        broker_may_lose: bool,
+        classic_killed: Vec<Instant>,
     ) -> Result<Evidence> {
         let connection = self.servers.amqp().await?;
         let mut sql = self.servers.sql(&self.database()).await?;
@@ -338,7 +342,7 @@ impl Setup {
             drained_after,
             watched,
             seen,
-            broker_may_lose,
+            classic_killed,
         })
     }
 }

@@ -26,6 +26,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// Without a confirm for so long, the connection is given up. Longer than a memory alarm, so that
 /// some alarms end with the same connection.
 const SILENCE: Duration = Duration::from_secs(15);
+/// Messages until the publisher itself falls over, without waiting for what is unconfirmed: most of
+/// that arrives, and nobody knows.
+const STUMBLE_AFTER: std::ops::Range<usize> = 3_000..10_000;
 /// For what is left when the traffic ends.
 const LAST_CONFIRMS: Duration = Duration::from_secs(60);
 
@@ -110,6 +113,7 @@ impl Publisher {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         let mut due = 0.0;
+        let mut left = self.rng.usize(STUMBLE_AFTER);
         loop {
             tokio::select! {
                 Some((number, sure)) = confirms.next() => {
@@ -148,6 +152,10 @@ impl Publisher {
                 match sent {
                     Ok(Ok(confirm)) => confirms.push(confirmed(number, confirm).boxed()),
                     Ok(Err(_)) | Err(_) => return Ok(false),
+                }
+                left -= 1;
+                if left == 0 {
+                    return Ok(false);
                 }
             }
         }

@@ -68,7 +68,7 @@ impl Traffic {
             citizen_id: format!("citizen-{}", self.made),
             law_id: format!("law-{law:03}"),
             choice: if self.rng.f64() < 0.55 { Choice::Oui } else { Choice::Non },
-            timestamp: FIRST_CAST + Duration::microseconds(self.rng.i64(..1_000_000_000_000)),
+            timestamp: FIRST_CAST + Duration::microseconds(self.rng.i64(0..1_000_000_000_000)),
         }
     }
 
