@@ -111,7 +111,7 @@ async fn unmount(place: &Path) {
     std::fs::remove_dir(place).ok();
 }
 
-/// A run that was killed could not.
+/// A run that was killed could not unmount.
 async fn unmount_left_behind() {
     for entry in std::fs::read_dir(PLACE).into_iter().flatten().flatten() {
         let name = entry.file_name();

@@ -80,7 +80,7 @@ impl QueueType {
 /// Kills, freezes, cuts and fills what the service depends on, and the service, while votes are
 /// published; then checks that every vote was counted exactly once.
 #[derive(Parser)]
-#[command(name = "script/chaos", after_help = EXAMPLES)]
+#[command(name = "chaos", bin_name = "script/chaos", after_help = EXAMPLES)]
 struct Arguments {
     /// Minutes of traffic, shared by the queue types [default: 1.6]
     #[arg(long, value_parser = minutes)]
@@ -103,9 +103,11 @@ struct Arguments {
     /// As cargo test takes it: runs nothing unless it is part of "chaos"
     #[arg(hide = true)]
     filter: Option<String>,
-    /// What cargo test passes to tests with a harness
+    /// What people pass to tests with a harness
     #[arg(long, hide = true)]
     nocapture: bool,
+    #[arg(long, hide = true)]
+    test_threads: Option<u32>,
 }
 
 fn minutes(text: &str) -> std::result::Result<f64, String> {
