@@ -240,9 +240,15 @@ fn its_configuration_table_is_that_of_the_code() {
 
 #[test]
 fn what_it_names_exists() {
-    for name in
-        ["script/demo", "script/test", ".ci/run", ".env.example", "pipeline.toml", "LICENSE"]
-    {
+    for name in [
+        "script/chaos",
+        "script/demo",
+        "script/test",
+        ".ci/run",
+        ".env.example",
+        "pipeline.toml",
+        "LICENSE",
+    ] {
         assert!(README.contains(name), "{name} is named");
         assert!(Path::new(ROOT).join(name).exists(), "{name} is there");
     }

@@ -1,0 +1,148 @@
+//! The servers that are harmed: a RabbitMQ and a PostgreSQL of this run's own.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use lapin::{Connection, ConnectionProperties};
+use rustix::process::{Pid, Signal, kill_process};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, PgConnection};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::{PATIENCE, Result};
+
+/// Started and ended by `script/services`.
+pub struct Servers {
+    dir: PathBuf,
+    env: BTreeMap<String, String>,
+}
+
+impl Servers {
+    /// Beside the servers of the test run, where script/test finds what a killed run left behind.
+    pub fn new() -> Self {
+        let name = format!("chaos-{}", std::process::id());
+        let dir = match std::env::var_os("SERVICES_DIR") {
+            Some(shared) => PathBuf::from(shared).with_file_name(name),
+            None => Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("services").join(name),
+        };
+        Self { dir, env: BTreeMap::new() }
+    }
+
+    pub async fn up(&mut self) -> Result<()> {
+        self.script(&["up"]).await?;
+        let lines = self.script(&["env"]).await?;
+        self.env = lines
+            .lines()
+            .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned()))
+            .collect();
+        Ok(())
+    }
+
+    /// Ends both, whatever state they are in, and deletes their data.
+    pub async fn down(&self) -> Result<()> {
+        self.script(&["down"]).await.map(drop)
+    }
+
+    /// One value of `script/services env`.
+    pub fn get(&self, name: &str) -> &str {
+        self.env.get(name).map_or("", String::as_str)
+    }
+
+    pub fn address(&self, server: &str) -> Result<SocketAddr> {
+        let (host, port) = (format!("{server}_HOST"), format!("{server}_PORT"));
+        Ok(format!("{}:{}", self.get(&host), self.get(&port)).parse()?)
+    }
+
+    /// Runs a command of script/services; gives its output.
+    pub async fn script(&self, arguments: &[&str]) -> Result<String> {
+        let Some((command, rest)) = arguments.split_first() else { return Ok(String::new()) };
+        let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("script/services"))
+            .arg(command)
+            .arg("--dir")
+            .arg(&self.dir)
+            .args(rest)
+            .output()
+            .await?;
+        if !output.status.success() {
+            let told = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("script/services {}: {told}", arguments.join(" ")).into());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Sends a signal to a server's process and all below it: PostgreSQL's are one each connection.
+    pub async fn signal(&self, server: &str, signal: Signal) -> Result<()> {
+        let root: i32 = self.script(&["pid", server]).await?.trim().parse()?;
+        for id in process_tree(root)? {
+            if let Some(pid) = Pid::from_raw(id) {
+                // It may have ended since it was listed.
+                kill_process(pid, signal).ok();
+            }
+        }
+        Ok(())
+    }
+
+    /// The account that PostgreSQL runs as.
+    pub async fn postgres_owner(&self) -> Result<u32> {
+        use std::os::unix::fs::MetadataExt;
+        let pid = self.script(&["pid", "postgres"]).await?;
+        Ok(std::fs::metadata(format!("/proc/{}", pid.trim()))?.uid())
+    }
+
+    pub fn database(&self, database: &str) -> Result<PgConnectOptions> {
+        Ok(PgConnectOptions::new_without_pgpass()
+            .host(self.get("POSTGRES_HOST"))
+            .port(self.get("POSTGRES_PORT").parse()?)
+            .username(self.get("POSTGRES_USER"))
+            .password(self.get("POSTGRES_PASSWORD"))
+            .database(database)
+            .disable_statement_logging())
+    }
+
+    /// A connection past every proxy, as the owner of everything.
+    pub async fn sql(&self, database: &str) -> Result<PgConnection> {
+        Ok(timeout(PATIENCE, self.database(database)?.connect()).await??)
+    }
+
+    /// Runs statements without parameters, on a connection of their own.
+    pub async fn execute(&self, database: &str, statements: &str) -> Result<()> {
+        let mut connection = self.sql(database).await?;
+        let run = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection);
+        timeout(PATIENCE, run).await??;
+        connection.close().await?;
+        Ok(())
+    }
+
+    /// A connection past every proxy. Its heartbeat tells a broker that stands still.
+    pub async fn amqp(&self) -> Result<Connection> {
+        let [host, port, user, password] =
+            ["HOST", "PORT", "USER", "PASSWORD"].map(|name| self.get(&format!("RABBITMQ_{name}")));
+        let uri = format!("amqp://{user}:{password}@{host}:{port}/%2f?heartbeat=5");
+        let connecting = Connection::connect(&uri, ConnectionProperties::default());
+        Ok(timeout(PATIENCE, connecting).await??)
+    }
+}
+
+/// A process and all below it.
+fn process_tree(root: i32) -> Result<Vec<i32>> {
+    let mut parents = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Ok(id) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
+        // Behind the name, which is in parentheses and may hold anything: state, parent, …
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{id}/stat")) else { continue };
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        if let Some(parent) = parent.and_then(|parent| parent.parse::<i32>().ok()) {
+            parents.insert(id, parent);
+        }
+    }
+    let mut tree = vec![root];
+    let mut next = 0;
+    while let Some(parent) = tree.get(next).copied() {
+        tree.extend(parents.iter().filter(|(_, p)| **p == parent).map(|(id, _)| *id));
+        next += 1;
+    }
+    Ok(tree)
+}

@@ -1,0 +1,142 @@
+//! The messages of a run, repeatable by seed.
+
+use serde_json::json;
+use time::format_description::well_known::Rfc3339;
+use time::macros::datetime;
+use time::{Duration, OffsetDateTime, UtcOffset};
+use vote_aggregator::vote::{self, Choice, Vote};
+
+use crate::Result;
+
+const FIRST_CAST: OffsetDateTime = datetime!(2025-11-14 12:00 UTC);
+/// A duplicate repeats one of this many votes before it.
+const MEMORY: usize = 5_000;
+/// The database refuses votes of such citizens, by a constraint of the run's own.
+pub const POISONOUS: &str = "poison";
+
+/// A message and what it is.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub number: u64,
+    pub body: Vec<u8>,
+    /// `None`: it belongs on the dead-letter queue.
+    pub vote: Option<Vote>,
+}
+
+pub struct Traffic {
+    rng: fastrand::Rng,
+    made: u64,
+    recent: Vec<Vote>,
+    poison_every: u64,
+}
+
+impl Traffic {
+    /// Votes of which one in `poison_every` is refused by the database.
+    pub fn new(seed: u64, poison_every: u64) -> Self {
+        Self { rng: fastrand::Rng::with_seed(seed), made: 0, recent: Vec::new(), poison_every }
+    }
+
+    pub fn next(&mut self) -> Message {
+        self.made += 1;
+        if self.made.is_multiple_of(self.poison_every) {
+            let poison = Vote { citizen_id: format!("{POISONOUS}-{}", self.made), ..self.fresh() };
+            return Message { number: self.made, body: self.body(&poison), vote: None };
+        }
+        if self.rng.f64() < 0.01 {
+            return Message { number: self.made, body: self.malformed(), vote: None };
+        }
+        let vote = if self.rng.f64() < 0.1 && !self.recent.is_empty() {
+            self.duplicate()
+        } else {
+            let fresh = self.fresh();
+            if self.recent.len() < MEMORY {
+                self.recent.push(fresh.clone());
+            } else {
+                let forgotten = self.rng.usize(..MEMORY);
+                self.recent[forgotten] = fresh.clone();
+            }
+            fresh
+        };
+        Message { number: self.made, body: self.body(&vote), vote: Some(vote) }
+    }
+
+    fn fresh(&mut self) -> Vote {
+        // One law with most of the votes: its row is where all transactions meet.
+        let law = if self.rng.f64() < 0.8 { 0 } else { self.rng.u8(1..12) };
+        Vote {
+            vote_hash: format!("{:032x}{:032x}", self.rng.u128(..), self.made),
+            citizen_id: format!("citizen-{}", self.made),
+            law_id: format!("law-{law:03}"),
+            choice: if self.rng.f64() < 0.55 { Choice::Oui } else { Choice::Non },
+            timestamp: FIRST_CAST + Duration::microseconds(self.rng.i64(0..1_000_000_000_000)),
+        }
+    }
+
+    /// Half of them equal in every field, half under the same hash with something else.
+    fn duplicate(&mut self) -> Vote {
+        let known = self.rng.usize(..self.recent.len());
+        let mut vote = self.recent[known].clone();
+        match self.rng.u8(..8) {
+            0 => {
+                vote.choice = match vote.choice {
+                    Choice::Oui => Choice::Non,
+                    Choice::Non => Choice::Oui,
+                }
+            }
+            1 => vote.citizen_id = format!("thief-{}", self.rng.u8(..4)),
+            2 => vote.law_id = "law-099".to_owned(),
+            3 => vote.timestamp += Duration::microseconds(1),
+            _ => {}
+        }
+        vote
+    }
+
+    /// The same vote is not always the same bytes.
+    fn body(&mut self, vote: &Vote) -> Vec<u8> {
+        let offset = UtcOffset::from_hms(self.rng.i8(-11..12), 0, 0).unwrap_or(UtcOffset::UTC);
+        let cast = vote.timestamp.to_offset(offset).format(&Rfc3339).unwrap_or_default();
+        let mut body = json!({
+            "vote_hash": vote.vote_hash,
+            "citizen_id": vote.citizen_id,
+            "law_id": vote.law_id,
+            "choice": vote.choice.as_str(),
+            "timestamp": cast,
+        });
+        if self.rng.bool() {
+            body["metadata"] = json!({ "ip": "192.0.2.1", "user_agent": "chaos" });
+        }
+        body.to_string().into_bytes()
+    }
+
+    /// Each different, so that none stands in for another on the dead-letter queue.
+    fn malformed(&mut self) -> Vec<u8> {
+        let mut vote = self.fresh();
+        vote.law_id = "law-000".to_owned();
+        vote.choice = Choice::Oui;
+        let body = String::from_utf8_lossy(&self.body(&vote)).into_owned();
+        match self.rng.u8(..7) {
+            0 => body.replace("\"oui\"", "\"peut-être\""),
+            1 => body.replace("law-000", "law 000"),
+            2 => body.replace("\"citizen_id\"", "\"citizen\""),
+            3 => body.replace("\"law-000\"", "0"),
+            4 => body.replace("citizen-", "\\u0000"),
+            5 => format!("{body}{body}"),
+            _ => return [body.as_bytes(), b"\xff"].concat(),
+        }
+        .into_bytes()
+    }
+}
+
+/// Fails the run before it begins when its messages are not what it takes them for.
+pub fn self_check() -> Result<()> {
+    let mut traffic = Traffic::new(1, 500);
+    for _ in 0..2_000 {
+        let Message { body, vote, .. } = traffic.next();
+        let decoded = vote::decode(&body, 16_384);
+        let poison = decoded.as_ref().is_ok_and(|vote| vote.citizen_id.starts_with(POISONOUS));
+        if !poison && decoded.ok() != vote {
+            return Err(format!("mistaken for {vote:?}: {}", body.escape_ascii()).into());
+        }
+    }
+    Ok(())
+}
