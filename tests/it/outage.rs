@@ -199,3 +199,31 @@ async fn a_channel_closed_by_the_brokers_consumer_timeout_is_a_new_session() {
     settle(&stage, service, &all).await;
     stage.assert_drained().await;
 }
+
+/// A failover leaves the connections on a server that is a standby now: it takes no writes (25006)
+/// until a primary is back under the same address.
+#[tokio::test]
+async fn a_failover_to_a_read_only_server_is_waited_for() {
+    let servers = Servers::private("readonly");
+    let stage = Stage::migrated(&servers, "readonly").await;
+    let all = votes(0, 30_000);
+    stage.publish_votes(&all).await;
+    let service = stage.start(&[("MAX_RETRY_ATTEMPTS", "2"), ("RETRY_DELAY_SECONDS", "0.1")]).await;
+    until_some_counted(&stage, 1_000).await;
+    let read_only = async |setting: &'static str| {
+        sqlx::raw_sql(setting).execute(&stage.sql).await.expect("set");
+        sqlx::raw_sql("SELECT pg_reload_conf()").execute(&stage.sql).await.expect("reloaded");
+    };
+    read_only("ALTER SYSTEM SET default_transaction_read_only = on").await;
+    service.until_logged("consuming stops until a write succeeds").await;
+    service.until_logged("probe write failed").await;
+    service.until_not_ready().await;
+    assert_eq!(stage.ready(&stage.dead_letter_queue()).await, Some(0), "no vote is at fault");
+    let tripped = service.log();
+    let tripped = tripped.lines().find(|line| line.contains("consuming stops")).unwrap_or("");
+    assert!(tripped.contains("25006"), "{tripped}");
+
+    read_only("ALTER SYSTEM RESET default_transaction_read_only").await;
+    settle(&stage, service, &all).await;
+    stage.assert_drained().await;
+}

@@ -70,6 +70,19 @@ impl Servers {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// What the servers have to say about a test that fails, before it is deleted with them.
+    fn keep_logs(&self) {
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logs");
+        for server in ["rabbitmq", "postgres"] {
+            let name = self.dir.file_name().unwrap_or_default().to_string_lossy();
+            let (from, to) = (format!("{server}.log"), format!("{name}-{server}.log"));
+            match std::fs::copy(self.dir.join(from), kept.join(&to)) {
+                Ok(_) => eprintln!("log of {server}: {}", kept.join(to).display()),
+                Err(error) => eprintln!("no log of {server} is kept: {error}"),
+            }
+        }
+    }
+
     fn try_script(&self, arguments: &[&str]) -> Output {
         let (command, rest) = arguments.split_first().expect("a command");
         Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("script/services"))
@@ -85,6 +98,9 @@ impl Servers {
 impl Drop for Servers {
     fn drop(&mut self) {
         if self.private {
+            if std::thread::panicking() {
+                self.keep_logs();
+            }
             // A panic here would hide the test's own.
             let ended = self.try_script(&["down"]);
             if !ended.status.success() {
