@@ -42,8 +42,8 @@ struct Arguments {
     /// Replay one seed and print what happens in it.
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
-    /// How many seeds to run.
-    #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
+    /// How many seeds to run [default: SIMULATION_SEEDS, or 10000].
+    #[arg(long, value_name = "COUNT", default_value_t = usual_seeds(), hide_default_value = true)]
     seeds: u64,
     /// The first of them.
     #[arg(long, value_name = "SEED", default_value_t = 0)]
@@ -64,6 +64,12 @@ struct Arguments {
     exact: bool,
     #[arg(long, hide = true)]
     test_threads: Option<usize>,
+}
+
+/// From the environment, too: `cargo test` has one command line for all tests.
+fn usual_seeds() -> u64 {
+    let seeds = std::env::var("SIMULATION_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
+    seeds.unwrap_or(10_000)
 }
 
 fn main() -> ExitCode {
