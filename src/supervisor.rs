@@ -15,6 +15,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::pipeline::{self, Failure, IsolationBudget, Limits, Mode, Tools};
@@ -73,8 +74,10 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
             else {
                 break;
             };
+            let opened = Instant::now();
             let ended = self.consume(&mut session, mode, &budget, stop).await;
-            if ended.acked {
+            // An empty queue gives nothing to ack: a session that lasted was of use, too.
+            if ended.acked || opened.elapsed() > LONGEST_WAIT {
                 reopening.reset();
             }
             if mode == Mode::Trial && ended.committed {
@@ -225,3 +228,6 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
