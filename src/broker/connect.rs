@@ -57,7 +57,7 @@ fn not_opened(config: &Config, error: &Error) -> OpenError {
             // What a port with TLS does to a client without, and a broker that is stopping, too.
             None => format!("{told}. If that port takes TLS only, set RABBITMQ_TLS=true"),
             Some(_) => format!(
-                "{told}. If that goes on, the broker may refuse our certificate \
+                "{told}. If that goes on, the broker may refuse our certificate or the lack of one \
                  (RABBITMQ_TLS_CERT_FILE) without saying so; see its log"
             ),
         }),

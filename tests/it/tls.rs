@@ -111,6 +111,7 @@ async fn votes_are_counted_over_tls_and_what_does_not_verify_counts_nothing() {
     assert_eq!(stage.number("SELECT count(*) FROM vote_audit").await, 0, "nothing is counted");
     assert_eq!(stage.ready(&stage.queue).await, Some(150), "nothing is taken");
 
+    trusts_the_systems_authorities_as_well(&encrypted, &stage).await;
     let service = spawn(&stage, &[&encrypted.verified()]).await;
     service.until_ready().await;
     stage.until_counted(150).await;
@@ -245,6 +246,19 @@ async fn refuses_servers_that_do_not_verify(encrypted: &Encrypted, stage: &Stage
         let changed: Vec<(&str, &str)> = changed.iter().map(|(n, v)| (*n, v.as_str())).collect();
         stage.prepare(&changed).await.expect("encrypted");
     }
+}
+
+/// A CA file adds to the system's authorities, which this variable leads to, and replaces none.
+async fn trusts_the_systems_authorities_as_well(encrypted: &Encrypted, stage: &Stage<'_>) {
+    let stranger = encrypted.files.write("stranger.pem", &Authority::new("a stranger").pem);
+    let by_system = set(&[
+        ("SSL_CERT_FILE", &encrypted.ca_file),
+        ("RABBITMQ_TLS_CA_FILE", &stranger),
+        ("POSTGRES_SSLROOTCERT", &stranger),
+    ]);
+    let service = spawn(stage, &[&encrypted.verified(), &by_system]).await;
+    service.until_ready().await;
+    service.stop().await;
 }
 
 /// A broker that stops hangs up as well: waited for, with the likelier reason in the words.
