@@ -170,3 +170,44 @@ fn tls(config: &Config) -> Result<OwnedTLSConfig, OpenError> {
     };
     Ok(OwnedTLSConfig { identity, cert_chain })
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{AlertDescription, CertificateError, Error as TlsError};
+
+    use super::*;
+    use crate::config::{Config as Whole, Sources};
+
+    fn judged(tls: TlsError) -> OpenError {
+        let config = Whole::load(&Sources::default()).expect("the defaults are good");
+        let error = Error::from(io::Error::new(io::ErrorKind::InvalidData, tls));
+        not_opened(&config.rabbitmq, &error)
+    }
+
+    #[test]
+    fn tls_is_fatal_at_start_unless_a_certificate_can_be_renewed() {
+        let unknown = judged(TlsError::InvalidCertificate(CertificateError::UnknownIssuer));
+        assert!(matches!(unknown, OpenError::Configuration(_)), "{unknown:?}");
+        let refused = judged(TlsError::AlertReceived(AlertDescription::CertificateRequired));
+        assert!(matches!(refused, OpenError::Credentials(_)), "{refused:?}");
+        let expired = judged(TlsError::InvalidCertificate(CertificateError::Expired));
+        assert!(matches!(expired, OpenError::Unavailable(_)), "{expired:?}");
+        for error in [unknown, refused, expired] {
+            let told = error.to_string();
+            assert!(told.contains("RabbitMQ on localhost:5672"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_broker_that_hangs_up_is_waited_for_with_a_hint() {
+        let config = Whole::load(&Sources::default()).expect("the defaults are good");
+        let reset = Error::from(io::Error::from(io::ErrorKind::ConnectionReset));
+        let told = not_opened(&config.rabbitmq, &reset);
+        assert!(
+            matches!(&told, OpenError::Unavailable(text) if text.contains("RABBITMQ_TLS=true"))
+        );
+        let refused = Error::from(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let told = not_opened(&config.rabbitmq, &refused);
+        assert!(matches!(&told, OpenError::Unavailable(text) if !text.contains("RABBITMQ_TLS")));
+    }
+}
