@@ -17,9 +17,9 @@ pub mod exit {
     pub const INTERNAL: u8 = 70;
     /// The shutdown deadline passed; what was not committed is not acked.
     pub const DEADLINE: u8 = 75;
-    /// RabbitMQ or PostgreSQL refused the credentials, or a permission is missing.
+    /// RabbitMQ or PostgreSQL refused us: password, client certificate, a missing permission.
     pub const CREDENTIALS: u8 = 77;
-    /// The configuration, the schema, or a database that could lose commits.
+    /// The configuration, the schema, a database that could lose commits, a server that we refuse.
     pub const CONFIG: u8 = 78;
     /// Findings or differences; for `publish`: not everything was confirmed.
     pub const FINDINGS: u8 = 1;
@@ -32,8 +32,8 @@ Exit codes:
   2      wrong usage
   70     internal error
   75     the shutdown deadline passed before everything was committed
-  77     RabbitMQ or PostgreSQL refused the credentials
-  78     configuration, schema, or a database that could lose commits
+  77     RabbitMQ or PostgreSQL refused us: password, permission, client certificate
+  78     configuration, schema, a database that could lose commits, a certificate we refuse
   128+n  ended at once by a second signal n
 
 Settings come from pipeline.toml, .env and the environment; README.md lists them.";

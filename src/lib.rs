@@ -10,6 +10,7 @@
 //! | [`vote`] | the message | I/O |
 //! | [`broker`] | AMQP | SQL |
 //! | [`store`] | SQL, SQLSTATE | AMQP |
+//! | [`tls`] | rustls, PEM files | AMQP, SQL |
 //! | [`supervisor`] | sessions, the breaker | AMQP, SQL |
 //! | [`retry`] | time | what is retried |
 //! | [`telemetry`] | names, units, help texts | who calls |
@@ -29,4 +30,5 @@ pub mod service;
 pub mod store;
 pub mod supervisor;
 pub mod telemetry;
+pub mod tls;
 pub mod vote;

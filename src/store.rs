@@ -17,8 +17,8 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use self::connection::Distrust;
 pub use self::connection::options;
+use self::connection::{Address, Distrust};
 pub use self::migrate::init_script;
 pub use self::sqlstate::{classify, fatal_at_start};
 pub use self::start::{StartError, migrate, prepare};
@@ -29,7 +29,7 @@ use crate::ports::{Class, Counted, Fault, Store, Votes};
 #[derive(Clone)]
 pub struct PgStore {
     pool: PgPool,
-    options: PgConnectOptions,
+    address: Address,
     distrust: Arc<Distrust>,
     /// Longest time one transaction may take, in all.
     deadline: Duration,
@@ -43,7 +43,7 @@ impl PgStore {
         let distrust = Arc::new(Distrust::default());
         Self {
             pool: connection::pool(config, options.clone(), Arc::clone(&distrust)),
-            options,
+            address: Address::new(config, options),
             distrust,
             deadline: config.transaction_deadline(),
             reader: Arc::default(),
@@ -84,7 +84,7 @@ impl PgStore {
             // Taken out: an answer that does not come leaves no doubtful connection behind.
             let mut connection = match kept.take() {
                 Some(connection) => connection,
-                None => connection::connect(&self.options).await?,
+                None => self.address.connect().await?,
             };
             let answer = ask(&mut connection).await?;
             *kept = Some(connection);
@@ -135,13 +135,13 @@ fn no_answer(class: Class, deadline: Duration) -> Fault {
 }
 
 /// Bounds work on a connection that is not pooled: dropping it half-way closes it.
-async fn within<R>(
+async fn within<R, E: From<Fault>>(
     deadline: Duration,
-    work: impl Future<Output = Result<R, Fault>>,
-) -> Result<R, Fault> {
+    work: impl Future<Output = Result<R, E>>,
+) -> Result<R, E> {
     match timeout(deadline, work).await {
         Ok(result) => result,
-        Err(_) => Err(no_answer(Class::Reconnect, deadline)),
+        Err(_) => Err(no_answer(Class::Reconnect, deadline).into()),
     }
 }
 
@@ -161,7 +161,7 @@ impl Store for PgStore {
     async fn probe(&self) -> Result<(), Fault> {
         // On a connection of its own: the pool reports only that it timed out, not why.
         within(self.deadline, async {
-            let mut connection = connection::connect(&self.options).await?;
+            let mut connection = self.address.connect().await?;
             transaction::probe(&mut connection).await
         })
         .await

@@ -1,5 +1,6 @@
 //! One AMQP connection: address, TLS, heartbeat, and what a refusal means.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::config::RabbitMq as Config;
 use crate::ports::OpenError;
+use crate::tls::{self, Side, Variables, Verdict};
 
 /// Longest wait for TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,7 +26,7 @@ pub(super) async fn open(config: &Config, purpose: &str) -> Result<Connection, O
     let connecting = Connection::connect_uri_with_config(uri(config), properties, tls, runtime);
     match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(refused(config, &error)),
+        Ok(Err(error)) => Err(not_opened(config, &error)),
         Err(_) => Err(OpenError::Unavailable(format!(
             "{} did not answer within {CONNECT_TIMEOUT:?}",
             describe(config)
@@ -36,6 +38,62 @@ pub(super) async fn open(config: &Config, purpose: &str) -> Result<Connection, O
 pub(super) fn describe(config: &Config) -> String {
     let Config { host, port, vhost, user, .. } = config;
     format!("RabbitMQ on {host}:{port}, virtual host {vhost:?}, user {user:?}")
+}
+
+/// What an error means that came before the broker said a word of AMQP.
+fn not_opened(config: &Config, error: &Error) -> OpenError {
+    if let ErrorKind::IOError(cause) = error.kind()
+        && let Some(trouble) = side(config).trouble(&**cause)
+    {
+        let told = trouble.at(&describe(config));
+        return match trouble.verdict {
+            Verdict::Mismatch => OpenError::Configuration(told),
+            Verdict::Refused => OpenError::Credentials(told),
+            Verdict::OutOfDate => OpenError::Unavailable(told),
+        };
+    }
+    match (refused(config, error), is_hang_up(error)) {
+        (OpenError::Unavailable(told), true) => OpenError::Unavailable(match &config.tls {
+            // What a port with TLS does to a client without, and a broker that is stopping, too.
+            None => format!("{told}. If that port takes TLS only, set RABBITMQ_TLS=true"),
+            Some(_) => format!(
+                "{told}. If that goes on, the broker may refuse our certificate or the lack of one \
+                 (RABBITMQ_TLS_CERT_FILE) without saying so; see its log"
+            ),
+        }),
+        (other, _) => other,
+    }
+}
+
+/// Whether the other end hung up, or answered in another protocol.
+fn is_hang_up(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::IOError(cause) => matches!(
+            cause.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+        ),
+        ErrorKind::ParsingError(_) => true,
+        _ => false,
+    }
+}
+
+fn side(config: &Config) -> Side {
+    let (ca_file, cert_file) = match &config.tls {
+        Some(tls) => (tls.ca_file.clone(), tls.cert_file.clone()),
+        None => (None, None),
+    };
+    let variables = Variables {
+        host: "RABBITMQ_HOST",
+        port: "RABBITMQ_PORT",
+        mode: "RABBITMQ_TLS",
+        ca_file: "RABBITMQ_TLS_CA_FILE",
+        cert_file: "RABBITMQ_TLS_CERT_FILE",
+        key_file: "RABBITMQ_TLS_KEY_FILE",
+    };
+    Side { host: config.host.clone(), ca_file, cert_file, variables }
 }
 
 /// What an error of the broker means for whoever wanted to open something.
@@ -81,28 +139,75 @@ fn uri(config: &Config) -> AMQPUri {
     }
 }
 
+/// Reads the files anew for each connection, so that renewed ones need no restart. They were in
+/// order at start; what replaced them may not be.
 fn tls(config: &Config) -> Result<OwnedTLSConfig, OpenError> {
-    let Some(tls) = &config.tls else { return Ok(OwnedTLSConfig::default()) };
-    let read = |path: &Path| {
-        std::fs::read(path).map_err(|error| {
-            OpenError::Configuration(format!("cannot read {}: {error}", path.display()))
-        })
+    let Some(files) = &config.tls else { return Ok(OwnedTLSConfig::default()) };
+    let wrong = |variable: &str, path: &Path, what: String| {
+        OpenError::Configuration(format!("{variable}: {} {what}", path.display()))
     };
-    let cert_chain = match &tls.ca_file {
+    let read = |variable: &str, path: &Path| {
+        std::fs::read(path).map_err(|e| wrong(variable, path, format!("cannot be read ({e})")))
+    };
+    let Variables { ca_file, cert_file, key_file, .. } = side(config).variables;
+    let cert_chain = match &files.ca_file {
         None => None,
-        Some(path) => match String::from_utf8(read(path)?) {
-            Ok(pem) if pem.contains("-----BEGIN CERTIFICATE-----") => Some(pem),
-            _ => {
-                return Err(OpenError::Configuration(format!(
-                    "RABBITMQ_TLS_CA_FILE: {} holds no certificate in PEM form",
-                    path.display()
-                )));
-            }
-        },
+        Some(path) => {
+            let pem = read(ca_file, path)?;
+            tls::authorities(&pem).map_err(|what| wrong(ca_file, path, what))?;
+            // Only comments can be anything but ASCII.
+            Some(String::from_utf8_lossy(&pem).into_owned())
+        }
     };
-    let identity = match (&tls.cert_file, &tls.key_file) {
-        (Some(cert), Some(key)) => Some(OwnedIdentity::PKCS8 { pem: read(cert)?, key: read(key)? }),
+    let identity = match (&files.cert_file, &files.key_file) {
+        (Some(cert), Some(key)) => {
+            let (pem, private) = (read(cert_file, cert)?, read(key_file, key)?);
+            tls::check_key(&private).map_err(|what| wrong(key_file, key, what))?;
+            tls::check_identity(&pem, &private).map_err(|what| wrong(cert_file, cert, what))?;
+            Some(OwnedIdentity::PKCS8 { pem, key: private })
+        }
         _ => None,
     };
     Ok(OwnedTLSConfig { identity, cert_chain })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{AlertDescription, CertificateError, Error as TlsError};
+
+    use super::*;
+    use crate::config::{Config as Whole, Sources};
+
+    fn judged(tls: TlsError) -> OpenError {
+        let config = Whole::load(&Sources::default()).expect("the defaults are good");
+        let error = Error::from(io::Error::new(io::ErrorKind::InvalidData, tls));
+        not_opened(&config.rabbitmq, &error)
+    }
+
+    #[test]
+    fn tls_is_fatal_at_start_unless_a_certificate_can_be_renewed() {
+        let unknown = judged(TlsError::InvalidCertificate(CertificateError::UnknownIssuer));
+        assert!(matches!(unknown, OpenError::Configuration(_)), "{unknown:?}");
+        let refused = judged(TlsError::AlertReceived(AlertDescription::CertificateRequired));
+        assert!(matches!(refused, OpenError::Credentials(_)), "{refused:?}");
+        let expired = judged(TlsError::InvalidCertificate(CertificateError::Expired));
+        assert!(matches!(expired, OpenError::Unavailable(_)), "{expired:?}");
+        for error in [unknown, refused, expired] {
+            let told = error.to_string();
+            assert!(told.contains("RabbitMQ on localhost:5672"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_broker_that_hangs_up_is_waited_for_with_a_hint() {
+        let config = Whole::load(&Sources::default()).expect("the defaults are good");
+        let reset = Error::from(io::Error::from(io::ErrorKind::ConnectionReset));
+        let told = not_opened(&config.rabbitmq, &reset);
+        assert!(
+            matches!(&told, OpenError::Unavailable(text) if text.contains("RABBITMQ_TLS=true"))
+        );
+        let refused = Error::from(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let told = not_opened(&config.rabbitmq, &refused);
+        assert!(matches!(&told, OpenError::Unavailable(text) if !text.contains("RABBITMQ_TLS")));
+    }
 }

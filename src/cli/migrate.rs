@@ -30,7 +30,7 @@ pub(super) async fn migrate(config: &Config) -> ExitCode {
         Err(error) => {
             tracing::error!("cannot migrate: {error}");
             return ExitCode::from(match error {
-                StartError::Credentials { .. } => exit::CREDENTIALS,
+                StartError::Credentials { .. } | StartError::Certificate(_) => exit::CREDENTIALS,
                 _ => exit::CONFIG,
             });
         }

@@ -77,7 +77,7 @@ fn code(ended: Result<Result<(), ServiceError>, Box<dyn Any + Send>>) -> ExitCod
     };
     tracing::error!("cannot start: {error}");
     ExitCode::from(match error {
-        ServiceError::Store(StartError::Credentials { .. })
+        ServiceError::Store(StartError::Credentials { .. } | StartError::Certificate(_))
         | ServiceError::Broker(OpenError::Credentials(_)) => exit::CREDENTIALS,
         ServiceError::Store(_) | ServiceError::Broker(_) | ServiceError::Bind(_) => exit::CONFIG,
         ServiceError::Metrics(_) => exit::INTERNAL,

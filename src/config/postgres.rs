@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::keys;
+use super::keys::{self, Key};
 use super::problems::Refusal;
 use super::reader::Reader;
 use super::rules;
@@ -43,13 +43,13 @@ pub struct Postgres {
     pub migrate_on_start: bool,
 }
 
-/// Encryption of the connection to PostgreSQL; the files existed and could be read when the
-/// configuration was.
+/// Encryption of the connection to PostgreSQL; the files held what they should when the
+/// configuration was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PostgresSsl {
     /// How much encryption and proof is asked for.
     pub mode: SslMode,
-    /// Authorities that may sign the server's certificate; none: the system's.
+    /// Authorities that may sign the server's certificate, beside the system's.
     pub root_cert: Option<PathBuf>,
     /// This client's certificate; given together with the key or not at all.
     pub cert: Option<PathBuf>,
@@ -62,7 +62,7 @@ pub struct PostgresSsl {
 pub enum SslMode {
     /// Never encrypt.
     Disable,
-    /// Encrypt only when the server insists.
+    /// As [`SslMode::Prefer`]: nothing is gained by starting in clear.
     Allow,
     /// Encrypt when the server can; the certificate is not checked.
     Prefer,
@@ -155,10 +155,28 @@ fn min_connections(reader: &mut Reader, max: Option<u32>) -> Option<u32> {
 
 fn ssl(reader: &mut Reader) -> Option<PostgresSsl> {
     let mode = reader.required(&keys::POSTGRES_SSLMODE, SslMode::parse);
-    let root_cert = reader.file(&keys::POSTGRES_SSLROOTCERT);
+    let root_cert = reader.authorities(&keys::POSTGRES_SSLROOTCERT);
     let [cert, key] =
         rules::certificate_and_key(reader, [&keys::POSTGRES_SSLCERT, &keys::POSTGRES_SSLKEY]);
-    Some(PostgresSsl { mode: mode?, root_cert: root_cert?, cert: cert?, key: key? })
+    let (mode, root_cert, cert, key) = (mode?, root_cert?, cert?, key?);
+    // Somebody who names a file believes that it is used.
+    let useless: &[&Key] = match mode {
+        SslMode::VerifyCa | SslMode::VerifyFull => &[],
+        SslMode::Disable => {
+            &[&keys::POSTGRES_SSLROOTCERT, &keys::POSTGRES_SSLCERT, &keys::POSTGRES_SSLKEY]
+        }
+        SslMode::Allow | SslMode::Prefer | SslMode::Require => &[&keys::POSTGRES_SSLROOTCERT],
+    };
+    for key in useless {
+        if let Some(found) = reader.find(key) {
+            let mode_key = &keys::POSTGRES_SSLMODE;
+            let wrong = format!("has no effect with {} = {mode}", mode_key.path);
+            let help = format!("set {}=verify-full, or remove it", mode_key.variable);
+            reader.refuse(key, &found, wrong, help);
+            return None;
+        }
+    }
+    Some(PostgresSsl { mode, root_cert, cert, key })
 }
 
 impl Postgres {

@@ -47,10 +47,10 @@ pub struct RabbitMq {
     pub management_url: Option<ManagementUrl>,
 }
 
-/// Certificates for RabbitMQ; the files existed and could be read when the configuration was.
+/// Certificates for RabbitMQ; the files held what they should when the configuration was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RabbitMqTls {
-    /// Authorities that may sign the server's certificate; none: the system's.
+    /// Authorities that may sign the server's certificate, beside the system's.
     pub ca_file: Option<PathBuf>,
     /// This client's certificate; given together with the key or not at all.
     pub cert_file: Option<PathBuf>,
@@ -139,7 +139,7 @@ fn dead_letter_queue(reader: &mut Reader, votes: Option<&str>) -> Option<String>
 fn tls(reader: &mut Reader) -> Option<Option<RabbitMqTls>> {
     let on = reader.required(&keys::RABBITMQ_TLS, boolean);
     let on = if contradicted(reader, on) { None } else { on };
-    let ca_file = reader.file(&keys::RABBITMQ_TLS_CA_FILE);
+    let ca_file = reader.authorities(&keys::RABBITMQ_TLS_CA_FILE);
     let [cert_file, key_file] = rules::certificate_and_key(
         reader,
         [&keys::RABBITMQ_TLS_CERT_FILE, &keys::RABBITMQ_TLS_KEY_FILE],

@@ -11,7 +11,8 @@ use super::keys::Key;
 use super::layers::{Found, Layers};
 use super::problems::{Problem, Refusal};
 use super::urls::Parts;
-use super::values::readable_file;
+use super::values::pem_file;
+use crate::tls;
 
 /// Largest password file, in bytes; what is larger is another file by mistake.
 const LARGEST_PASSWORD_FILE: u64 = 65_536;
@@ -95,10 +96,21 @@ impl Reader {
         }
     }
 
-    /// The path of a file that can be read, if one is set. Options as for [`Reader::optional`].
-    pub fn file(&mut self, key: &'static Key) -> Option<Option<PathBuf>> {
+    /// Path and bytes of a PEM file that `check` takes, if one is set. Options as for
+    /// [`Reader::optional`].
+    pub fn pem(
+        &mut self,
+        key: &'static Key,
+        check: impl Fn(&[u8]) -> Result<(), String>,
+    ) -> Option<Option<(PathBuf, Vec<u8>)>> {
         let base = self.base.clone();
-        self.optional(key, readable_file(&base))
+        self.optional(key, pem_file(&base, check))
+    }
+
+    /// The path of a file of authorities, if one is set. Options as for [`Reader::optional`].
+    pub fn authorities(&mut self, key: &'static Key) -> Option<Option<PathBuf>> {
+        let file = self.pem(key, |pem| tls::authorities(pem).map(drop))?;
+        Some(file.map(|(path, _)| path))
     }
 
     /// Replaces the URL that holds by the settings it stands for. Of the URLs of several layers

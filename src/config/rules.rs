@@ -7,7 +7,7 @@ use super::keys::{self, Key};
 use super::reader::Reader;
 use super::values::{seconds, whole};
 use super::{Batch, Retry};
-use crate::retry;
+use crate::{retry, tls};
 
 /// Jitter lengthens a delay between retries by at most this factor.
 const JITTER: f64 = 1.0 + retry::JITTER;
@@ -157,7 +157,6 @@ pub(super) fn certificate_and_key(
     reader: &mut Reader,
     both: [&'static Key; 2],
 ) -> [Option<Option<PathBuf>>; 2] {
-    let files = both.map(|key| reader.file(key));
     for (present, missing) in [(both[0], both[1]), (both[1], both[0])] {
         if let (Some(found), None) = (reader.find(present), reader.find(missing)) {
             let wrong = format!("is given without {}", missing.path);
@@ -166,5 +165,10 @@ pub(super) fn certificate_and_key(
             return [None, None];
         }
     }
-    files
+    let [certificate_key, key_key] = both;
+    // The private key first: the certificate is held to it.
+    let key = reader.pem(key_key, tls::check_key);
+    let private = key.clone().flatten().map(|(_, pem)| pem).unwrap_or_default();
+    let certificate = reader.pem(certificate_key, |pem| tls::check_identity(pem, &private));
+    [certificate, key].map(|file| file.map(|given| given.map(|(path, _)| path)))
 }

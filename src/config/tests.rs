@@ -55,6 +55,14 @@ fn setting(config: &Config, path: &str) -> Setting {
     settings.find(|setting| setting.path == path).expect("every setting is listed")
 }
 
+/// A certificate that may sign others, and its private key, as one PEM file.
+fn pem() -> String {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    let certificate = params.self_signed(&key).expect("a certificate");
+    certificate.pem() + &key.serialize_pem()
+}
+
 /// A directory that is removed at the end of a test.
 struct Directory(PathBuf);
 

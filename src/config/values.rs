@@ -5,6 +5,7 @@
 //! stays the text it was.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +14,9 @@ use super::problems::Refusal;
 
 /// Longest AMQP name (a short string), in bytes.
 const LONGEST_AMQP_NAME: usize = 255;
+
+/// Largest PEM file, in bytes: several times a system's whole bundle of authorities.
+const LARGEST_PEM_FILE: u64 = 4_194_304;
 
 /// A whole number between two bounds, both included.
 pub(super) fn whole<T: TryFrom<u64>>(least: u64, most: u64) -> impl Fn(&str) -> Result<T, Refusal> {
@@ -122,19 +126,29 @@ pub(super) fn address(text: &str) -> Result<IpAddr, Refusal> {
     })
 }
 
-/// A file that exists and can be read. A relative path starts at `base`.
-pub(super) fn readable_file(base: &Path) -> impl Fn(&str) -> Result<PathBuf, Refusal> {
+/// A PEM file: its path and its bytes, which `check` may refuse. A relative path starts at `base`.
+pub(super) fn pem_file<'a>(
+    base: &'a Path,
+    check: impl Fn(&[u8]) -> Result<(), String> + 'a,
+) -> impl Fn(&str) -> Result<(PathBuf, Vec<u8>), Refusal> + 'a {
     move |text| {
         let path = base.join(text);
-        let refused =
-            |why: String| Refusal::new(why, "give the path of a file that this service may read");
-        let file =
-            File::open(&path).map_err(|error| refused(format!("cannot be read ({error})")))?;
-        match file.metadata() {
-            Ok(metadata) if metadata.is_dir() => Err(refused("is a directory".to_owned())),
-            Ok(_) => Ok(path),
-            Err(error) => Err(refused(format!("cannot be read ({error})"))),
+        let unreadable = |error| {
+            Refusal::new(
+                format!("cannot be read ({error})"),
+                "give the path of a file that this service may read",
+            )
+        };
+        let mut bytes = Vec::new();
+        File::open(&path)
+            .and_then(|file| file.take(LARGEST_PEM_FILE + 1).read_to_end(&mut bytes))
+            .map_err(unreadable)?;
+        let refused = |why| Refusal::new(why, "name the right file, in PEM form");
+        if bytes.len() as u64 > LARGEST_PEM_FILE {
+            return Err(refused("is too large for a PEM file".to_owned()));
         }
+        check(&bytes).map_err(refused)?;
+        Ok((path, bytes))
     }
 }
 
@@ -221,8 +235,11 @@ mod tests {
     #[test]
     fn files_must_be_there_and_be_files() {
         let base = Path::new(env!("CARGO_MANIFEST_DIR"));
-        assert_eq!(readable_file(base)("Cargo.toml"), Ok(base.join("Cargo.toml")));
-        assert!(wrong(readable_file(base)("no-such-file.pem")).contains("cannot be read"));
-        assert!(wrong(readable_file(base)("src")).contains("directory"));
+        let any = pem_file(base, |_| Ok(()));
+        assert_eq!(any("Cargo.toml").map(|(path, _)| path), Ok(base.join("Cargo.toml")));
+        assert!(wrong(any("no-such-file.pem")).contains("cannot be read"));
+        assert!(wrong(any("src")).contains("directory"));
+        assert!(wrong(any("/dev/zero")).contains("too large"));
+        assert_eq!(wrong(pem_file(base, |_| Err("is odd".to_owned()))("Cargo.toml")), "is odd");
     }
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection, Postgres, pool::PoolConnection};
+use sqlx::{ConnectOptions, Connection, Error, Postgres, pool::PoolConnection};
 use tokio::time::{Instant, timeout};
 
 use super::transaction::fault;
-use crate::config::{self, Config};
+use crate::config;
 use crate::ports::{Class, Fault};
+use crate::tls::{Side, Trouble, Variables, Verdict};
 
 /// Longest wait for a connection: to open one, or to get one from the pool.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -34,8 +35,8 @@ pub fn options(config: &config::Postgres) -> PgConnectOptions {
         .application_name("vote-aggregator")
         .ssl_mode(match ssl.mode {
             config::SslMode::Disable => PgSslMode::Disable,
-            config::SslMode::Allow => PgSslMode::Allow,
-            config::SslMode::Prefer => PgSslMode::Prefer,
+            // sqlx's own `Allow` never encrypts, not even where the server insists.
+            config::SslMode::Allow | config::SslMode::Prefer => PgSslMode::Prefer,
             config::SslMode::Require => PgSslMode::Require,
             config::SslMode::VerifyCa => PgSslMode::VerifyCa,
             config::SslMode::VerifyFull => PgSslMode::VerifyFull,
@@ -97,22 +98,95 @@ pub(super) fn pool(
         .connect_lazy_with(options)
 }
 
-/// One connection outside the pool, opened within [`CONNECT_TIMEOUT`].
-pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, Fault> {
-    match timeout(CONNECT_TIMEOUT, options.connect()).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(fault(&error)),
-        Err(_) => Err(Fault {
-            class: Class::Reconnect,
-            sqlstate: None,
-            message: format!("no connection within {CONNECT_TIMEOUT:?}"),
-        }),
+/// Where connections outside the pool lead, and what there is to say of it when they fail.
+#[derive(Clone)]
+pub(super) struct Address {
+    options: PgConnectOptions,
+    place: String,
+    ssl_mode: config::SslMode,
+    side: Side,
+}
+
+/// Why there is no connection.
+pub(super) struct NotConnected {
+    pub(super) fault: Fault,
+    /// Set when TLS is to blame.
+    pub(super) verdict: Option<Verdict>,
+}
+
+impl From<Fault> for NotConnected {
+    fn from(fault: Fault) -> Self {
+        Self { fault, verdict: None }
+    }
+}
+
+impl From<NotConnected> for Fault {
+    fn from(not: NotConnected) -> Self {
+        not.fault
+    }
+}
+
+impl Address {
+    pub(super) fn new(config: &config::Postgres, options: PgConnectOptions) -> Self {
+        let side = Side {
+            host: config.host.clone(),
+            ca_file: config.ssl.root_cert.clone(),
+            cert_file: config.ssl.cert.clone(),
+            variables: Variables {
+                host: "POSTGRES_HOST",
+                port: "POSTGRES_PORT",
+                mode: "POSTGRES_SSLMODE",
+                ca_file: "POSTGRES_SSLROOTCERT",
+                cert_file: "POSTGRES_SSLCERT",
+                key_file: "POSTGRES_SSLKEY",
+            },
+        };
+        Self { options, place: describe(config), ssl_mode: config.ssl.mode, side }
+    }
+
+    /// A connection, opened within [`CONNECT_TIMEOUT`].
+    pub(super) async fn connect(&self) -> Result<PgConnection, NotConnected> {
+        let error = match timeout(CONNECT_TIMEOUT, self.options.connect()).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                let message = format!("no connection within {CONNECT_TIMEOUT:?}; {}", self.place);
+                return Err(Fault { class: Class::Reconnect, sqlstate: None, message }.into());
+            }
+        };
+        let fault = fault(&error);
+        if fault.sqlstate.is_some() {
+            return Err(fault.into());
+        }
+        let trouble = self.trouble(&error);
+        let message = match &trouble {
+            Some(trouble) => trouble.at(&self.place),
+            None => format!("{}; {}", fault.message, self.place),
+        };
+        let verdict = trouble.map(|trouble| trouble.verdict);
+        Err(NotConnected { fault: Fault { message, ..fault }, verdict })
+    }
+
+    fn trouble(&self, error: &Error) -> Option<Trouble> {
+        match error {
+            Error::Io(error) => self.side.trouble(error),
+            Error::Tls(error) => Some(self.side.trouble(&**error).unwrap_or_else(|| Trouble {
+                verdict: Verdict::Mismatch,
+                what: format!("no TLS with the server ({error})"),
+                advice: format!(
+                    "POSTGRES_SSLMODE={} needs a server with ssl = on: check POSTGRES_HOST and \
+                     POSTGRES_PORT, and the server's settings",
+                    self.ssl_mode
+                ),
+            })),
+            _ => None,
+        }
     }
 }
 
 /// Where and as whom we connect, for messages: never the password.
-pub(super) fn describe(config: &Config) -> String {
-    let config::Postgres { host, port, database, user, .. } = &config.postgres;
+pub(super) fn describe(config: &config::Postgres) -> String {
+    let config::Postgres { host, port, database, user, .. } = config;
     format!("database {database:?} on {host}:{port} as user {user:?}")
 }
 

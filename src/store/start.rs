@@ -6,24 +6,28 @@ use sqlx::Row;
 use sqlx::postgres::PgConnection;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{connect, describe, options, with_session_limits};
+use super::connection::{Address, NotConnected, describe, options, with_session_limits};
 use super::migrate::{SchemaState, apply, state};
 use super::sqlstate::fatal_at_start;
 use super::transaction::{Rehearsed, fault, rehearse};
 use super::{PgStore, within};
-use crate::config::Config;
+use crate::config::{Config, Postgres};
 use crate::ports::{Class, Fault};
 use crate::retry::{Backoff, Jitter};
 use crate::telemetry::Health;
+use crate::tls::Verdict;
 
 /// What waiting does not mend.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error(
-        "PostgreSQL refuses us: {fault}; {place}. Check POSTGRES_USER and POSTGRES_PASSWORD \
-         (or DATABASE_URL) and the role's grants"
-    )]
-    Credentials { fault: Fault, place: String },
+    #[error("PostgreSQL refuses us: {fault}; {place}. {advice}")]
+    Credentials { fault: Fault, place: String, advice: String },
+    /// The server does not take our certificate, or asks for one.
+    #[error("PostgreSQL refuses us: {0}")]
+    Certificate(Fault),
+    /// We refuse the server, or there is no TLS to be had.
+    #[error("no encrypted connection to PostgreSQL: {0}")]
+    Tls(Fault),
     #[error("PostgreSQL has no such database: {fault}; {place}. Create it, or set POSTGRES_DB")]
     NoDatabase { fault: Fault, place: String },
     #[error("the schema does not fit: {reason}; {place}")]
@@ -52,16 +56,17 @@ pub async fn prepare(
     stop: &CancellationToken,
 ) -> Result<Option<PgStore>, StartError> {
     let limited = with_session_limits(options(&config.postgres), config.postgres.statement_timeout);
+    let address = Address::new(&config.postgres, limited.clone());
     let deadline = config.postgres.transaction_deadline();
     let ready = async || {
         migrated(config, config.postgres.migrate_on_start).await?;
         let checking = async {
-            let mut connection = connect(&limited).await?;
+            let mut connection = address.connect().await?;
             let lossy = lossy_settings(&mut connection).await?;
             Ok((lossy, rehearse(&mut connection).await))
         };
         let (lossy, rehearsed) =
-            within(deadline, checking).await.map_err(|fault| gone(config, fault))?;
+            within(deadline, checking).await.map_err(|not| not_connected(config, not))?;
         refuse_lossy(config, &lossy)?;
         fits(config, rehearsed)
     };
@@ -139,7 +144,7 @@ fn refuse_lossy(config: &Config, lossy: &[String]) -> Result<(), Attempt> {
         );
         return Ok(());
     }
-    Err(Attempt::Fatal(StartError::Lossy { settings, place: describe(config) }))
+    Err(Attempt::Fatal(StartError::Lossy { settings, place: describe(&config.postgres) }))
 }
 
 /// Brings the schema to this version, or says why not. On a connection without session limits,
@@ -147,13 +152,15 @@ fn refuse_lossy(config: &Config, lossy: &[String]) -> Result<(), Attempt> {
 async fn migrated(config: &Config, may_migrate: bool) -> Result<usize, Attempt> {
     let deadline = config.postgres.transaction_deadline();
     let asking = async {
-        let mut connection = connect(&options(&config.postgres)).await?;
+        let address = Address::new(&config.postgres, options(&config.postgres));
+        let mut connection = address.connect().await?;
         let found = state(&mut connection).await.map_err(|error| fault(&error))?;
         Ok((connection, found))
     };
     let (mut connection, found) =
-        within(deadline, asking).await.map_err(|fault| gone(config, fault))?;
-    let unfit = |reason| Attempt::Fatal(StartError::Schema { reason, place: describe(config) });
+        within(deadline, asking).await.map_err(|not| not_connected(config, not))?;
+    let unfit =
+        |reason| Attempt::Fatal(StartError::Schema { reason, place: describe(&config.postgres) });
     match found {
         SchemaState::Current => Ok(0),
         SchemaState::Pending(versions) if may_migrate => {
@@ -186,14 +193,44 @@ async fn migrated(config: &Config, may_migrate: bool) -> Result<usize, Attempt> 
 }
 
 /// A failure to get as far as a question.
+fn not_connected(config: &Config, not: NotConnected) -> Attempt {
+    match not.verdict {
+        Some(Verdict::Mismatch) => Attempt::Fatal(StartError::Tls(not.fault)),
+        Some(Verdict::Refused) => Attempt::Fatal(StartError::Certificate(not.fault)),
+        // A server whose certificate is renewed is one that comes back.
+        Some(Verdict::OutOfDate) => Attempt::Wait(not.fault),
+        None => gone(config, not.fault),
+    }
+}
+
 fn gone(config: &Config, fault: Fault) -> Attempt {
-    let place = describe(config);
+    let place = describe(&config.postgres);
     match fault.sqlstate.as_deref() {
         Some("3D000") => Attempt::Fatal(StartError::NoDatabase { fault, place }),
         Some(code) if fatal_at_start(code) => {
-            Attempt::Fatal(StartError::Credentials { fault, place })
+            let advice = advice(&config.postgres, code);
+            Attempt::Fatal(StartError::Credentials { fault, place, advice })
         }
         _ => Attempt::Wait(fault),
+    }
+}
+
+/// What to do about a refusal. 28000 is the server's answer to a role that may not log in, to a
+/// connection that pg_hba.conf does not take, in clear say, and to a missing certificate.
+fn advice(config: &Postgres, sqlstate: &str) -> String {
+    match sqlstate {
+        "42501" => "Check POSTGRES_USER and the role's grants (roles.sql)".to_owned(),
+        "28000" => format!(
+            "Check POSTGRES_USER (or DATABASE_URL) and what the server's pg_hba.conf asks of this \
+             connection: POSTGRES_SSLMODE is {}, POSTGRES_SSLCERT is {}",
+            config.ssl.mode,
+            config
+                .ssl
+                .cert
+                .as_ref()
+                .map_or("not set".to_owned(), |path| path.display().to_string()),
+        ),
+        _ => "Check POSTGRES_USER and POSTGRES_PASSWORD (or DATABASE_URL)".to_owned(),
     }
 }
 
@@ -203,7 +240,7 @@ fn migration_failed(config: &Config, fault: Fault) -> Attempt {
         _ if fault.sqlstate.as_deref().is_some_and(fatal_at_start) => gone(config, fault),
         _ => Attempt::Fatal(StartError::Schema {
             reason: format!("a migration failed: {fault}"),
-            place: describe(config),
+            place: describe(&config.postgres),
         }),
     }
 }
@@ -233,6 +270,6 @@ fn fits(config: &Config, rehearsed: Result<Rehearsed, Fault>) -> Result<(), Atte
     };
     Err(Attempt::Fatal(StartError::Schema {
         reason: format!("counting a vote fails: {fault}; compare it with init_db.sql"),
-        place: describe(config),
+        place: describe(&config.postgres),
     }))
 }

@@ -51,7 +51,9 @@ impl Checkout {
         let binary = env!("CARGO_BIN_EXE_vote-aggregator");
         symlink(binary, bin.join("vote-aggregator")).expect("a link");
         symlink(binary, dir.join("target/release/vote-aggregator")).expect("a link");
-        symlink(format!("{ROOT}/init_db.sql"), dir.join("init_db.sql")).expect("a link");
+        for script in ["init_db.sql", "roles.sql"] {
+            symlink(format!("{ROOT}/{script}"), dir.join(script)).expect("a link");
+        }
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
         Self { dir, path }
     }
@@ -121,7 +123,7 @@ async fn its_commands_work_as_written() {
             let admin = environment.clone().into_iter().chain(shared).collect();
             checkout
                 .run(
-                    "psql -qU postgres -d election_votes -c 'CREATE SCHEMA readme_schema'",
+                    "psql -qU postgres -d election_votes -c 'CREATE SCHEMA IF NOT EXISTS readme_schema'",
                     &environment,
                 )
                 .await;
@@ -138,7 +140,7 @@ async fn its_commands_work_as_written() {
         assert!(!output.is_empty(), "{command} says something");
         ran += 1;
     }
-    assert_eq!(ran, 7, "every command of the README is accounted for");
+    assert_eq!(ran, 8, "every command of the README is accounted for");
     let service = service.expect("started");
     eventually("the line from standard input is counted", async || {
         stage.number("SELECT count(*) FROM vote_audit WHERE vote_hash = 'readme-1'").await == 1
@@ -147,7 +149,7 @@ async fn its_commands_work_as_written() {
     service.stop().await;
 
     for (number, query) in blocks("sql").into_iter().enumerate() {
-        let role = query.replace("vote_counter", &format!("vote_counter_{}", stage.database));
+        let role = query.replace("election_counter", &format!("counter_{}", stage.database));
         let file = checkout.dir.join(format!("query-{number}.sql"));
         std::fs::write(&file, role).expect("written");
         let psql = format!(
@@ -247,6 +249,7 @@ fn what_it_names_exists() {
         ".ci/run",
         ".env.example",
         "pipeline.toml",
+        "roles.sql",
         "LICENSE",
     ] {
         assert!(README.contains(name), "{name} is named");

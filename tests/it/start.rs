@@ -1,7 +1,6 @@
 //! What keeps the service from starting, and what does not.
 
 use sqlx::AssertSqlSafe;
-use vote_aggregator::ports::{Store, Votes};
 use vote_aggregator::store::StartError;
 
 use crate::support::{Servers, Service, Stage, votes};
@@ -68,54 +67,6 @@ async fn refused_credentials_end_with_77_and_missing_places_with_78() {
         assert!(log.contains(hint), "{hint} in {log}");
         assert!(!log.contains("wrong-secret"), "{log}");
     }
-}
-
-/// The smallest role that can run the service: what it may do, and what it may not.
-#[tokio::test]
-async fn a_role_with_the_least_privileges_is_enough() {
-    let stage = Stage::migrated(Servers::shared(), "least").await;
-    let role = format!("counter_{}", stage.database);
-    execute(
-        &stage,
-        format!(
-            "CREATE ROLE {role} LOGIN PASSWORD 'least'; \
-             GRANT SELECT ON _sqlx_migrations TO {role}; \
-             GRANT INSERT, SELECT ON vote_audit, duplicate_attempts TO {role}; \
-             GRANT INSERT, UPDATE, SELECT ON vote_results TO {role}"
-        ),
-    )
-    .await;
-    let store = stage
-        .prepare(&[("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")])
-        .await
-        .expect("enough to start");
-    let mut batch = votes(0, 10);
-    batch.push(batch[0].clone());
-    batch[10].citizen_id = "another".to_owned();
-    let counted = store.count(Votes::new(batch)).await.expect("enough to count");
-    assert_eq!((counted.added(), counted.attempts), (10, 1));
-    let totals = store.totals(Vec::new(), 3).await.expect("enough to read");
-    assert_eq!((totals.laws.len(), totals.rest), (3, [2, 2]), "three, and the other two summed");
-
-    for refused in [
-        "UPDATE vote_audit SET choice = 'non'",
-        "DELETE FROM vote_audit",
-        "TRUNCATE vote_audit, duplicate_attempts",
-        "DELETE FROM vote_results",
-        "DROP TABLE vote_audit",
-    ] {
-        let as_role = format!("SET ROLE {role}; {refused}");
-        let tried = sqlx::raw_sql(AssertSqlSafe(as_role)).execute(&stage.sql).await;
-        execute(&stage, "RESET ROLE".to_owned()).await;
-        assert!(tried.is_err(), "{refused}");
-    }
-
-    execute(&stage, format!("REVOKE INSERT ON duplicate_attempts FROM {role}")).await;
-    let refused = stage
-        .prepare(&[("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")])
-        .await
-        .err();
-    assert!(matches!(refused, Some(StartError::Credentials { .. })), "{refused:?}");
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ fn the_throughput_profile_has_larger_batches_and_prefetch() {
 /// Every variable under its own name: a value that differs from the default arrives.
 #[test]
 fn every_variable_is_read() {
-    let directory = Directory::new(&[("file.pem", "x"), ("password", "from file\n")]);
+    let directory = Directory::new(&[("file.pem", &pem()), ("password", "from file\n")]);
     let pem = directory.file("file.pem");
     let variables = [
         ("RABBITMQ_HOST", "mq", "mq"),

@@ -138,7 +138,7 @@ fn values_out_of_range_are_refused() {
 
 #[test]
 fn tls_wants_its_files_and_a_key_with_each_certificate() {
-    let directory = Directory::new(&[("a.pem", "x")]);
+    let directory = Directory::new(&[("a.pem", &pem())]);
     let pem = directory.file("a.pem");
     let on = ("RABBITMQ_TLS", "true");
 
@@ -162,6 +162,53 @@ fn tls_wants_its_files_and_a_key_with_each_certificate() {
     // A relative path starts at the working directory.
     let sources = directory.sources(&[on, ("RABBITMQ_TLS_CA_FILE", "a.pem")]);
     assert_eq!(loaded(&sources).rabbitmq.tls.and_then(|tls| tls.ca_file), Some(pem.into()));
+}
+
+/// A client that trusts nobody, or has nothing to show, would find out only from the server.
+#[test]
+fn a_file_that_holds_something_else_is_refused() {
+    let directory =
+        Directory::new(&[("good.pem", &pem()), ("other.pem", &pem()), ("bad.pem", "-- oops --")]);
+    let [good, other, bad] = ["good.pem", "other.pem", "bad.pem"].map(|name| directory.file(name));
+    let on = [("RABBITMQ_TLS", "true"), ("POSTGRES_SSLMODE", "verify-full")];
+    let with = |more: &[(&str, &str)]| problem(&[&on[..], more].concat());
+    for ca in ["RABBITMQ_TLS_CA_FILE", "POSTGRES_SSLROOTCERT"] {
+        let refused = with(&[(ca, &bad)]);
+        assert!(refused.wrong.contains("no certificate"), "{refused}");
+        assert!(refused.set_by.contains(ca), "{refused}");
+        assert!(refused.to_string().contains("bad.pem"), "{refused}");
+    }
+    for [cert, key] in [
+        ["RABBITMQ_TLS_CERT_FILE", "RABBITMQ_TLS_KEY_FILE"],
+        ["POSTGRES_SSLCERT", "POSTGRES_SSLKEY"],
+    ] {
+        for (cert_file, key_file, wrong, at) in [
+            (&bad, &good, "no certificate", cert),
+            (&good, &bad, "no private key", key),
+            (&good, &other, "not the certificate of the private key", cert),
+        ] {
+            let refused = with(&[(cert, cert_file), (key, key_file)]);
+            assert!(refused.wrong.contains(wrong), "{refused}");
+            assert!(refused.set_by.ends_with(at), "{refused}");
+        }
+    }
+}
+
+/// Whoever names an authority believes that the server's certificate is checked.
+#[test]
+fn an_sslrootcert_that_nothing_is_checked_against_is_refused() {
+    let directory = Directory::new(&[("a.pem", &pem())]);
+    let pem = directory.file("a.pem");
+    for mode in ["disable", "allow", "prefer", "require"] {
+        let unused = problem(&[("POSTGRES_SSLMODE", mode), ("POSTGRES_SSLROOTCERT", &pem)]);
+        assert_eq!(unused.key, "postgres.sslrootcert");
+        assert!(unused.help.contains("POSTGRES_SSLMODE=verify-full"), "{unused}");
+    }
+    load(&[("POSTGRES_SSLMODE", "verify-ca"), ("POSTGRES_SSLROOTCERT", &pem)]);
+    let client = [("POSTGRES_SSLCERT", pem.as_str()), ("POSTGRES_SSLKEY", &pem)];
+    load(&[&[("POSTGRES_SSLMODE", "require")], &client[..]].concat());
+    let plain = problem(&[&[("POSTGRES_SSLMODE", "disable")], &client[..]].concat());
+    assert!(plain.wrong.contains("no effect"), "{plain}");
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn a_password_in_a_url_wins_over_a_password_file() {
 
 #[test]
 fn a_database_url_gives_parts_and_ssl() {
-    let directory = Directory::new(&[("ca.pem", "x")]);
+    let directory = Directory::new(&[("ca.pem", &pem())]);
     let url = format!(
         "postgresql://u:p@pg:5433/votes?sslmode=verify-ca&sslrootcert={}",
         directory.file("ca.pem")

@@ -30,11 +30,16 @@ impl Servers {
 
     /// Servers for one test, which may stop and kill them.
     pub fn private(name: &str) -> Self {
+        Self::private_with(name, &[])
+    }
+
+    /// The same with options of `up`.
+    pub fn private_with(name: &str, options: &[&str]) -> Self {
         // Next to the shared ones, where script/test finds what a killed test left behind.
         let dir = Self::shared().dir.with_file_name(format!("{name}-{}", std::process::id()));
         // Owned before it is up, so that a failure half-way cleans up as well.
         let mut servers = Self { dir, env: BTreeMap::new(), private: true };
-        servers.script(&["up"]);
+        servers.script(&[&["up"], options].concat());
         servers.env = servers.read_env();
         servers
     }

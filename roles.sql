@@ -1,0 +1,69 @@
+-- Group roles with the least privileges for vote-aggregator's tables: psql -d election_votes -f roles.sql
+-- Run it after init_db.sql (or `vote-aggregator migrate`), as the owner of the tables, who must be
+-- allowed to create roles; and again after an upgrade. Then grant the groups to login roles:
+--
+--   CREATE ROLE counter LOGIN PASSWORD '...' IN ROLE vote_service;
+--
+-- Nobody but the owner can change or delete an audit row, and no group owns anything.
+\set ON_ERROR_STOP on
+BEGIN;
+
+-- Roles belong to the whole server: another database of it may have them already, or be making
+-- them at this moment.
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['vote_service', 'vote_results_reader', 'vote_auditor'] LOOP
+        BEGIN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', name);
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            NULL;
+        END;
+    END LOOP;
+END
+$$;
+
+-- What was granted before goes first, so that what follows is all there is.
+REVOKE ALL ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, vote_statistics,
+    citizens_with_multiple_votes
+    FROM PUBLIC, vote_service, vote_results_reader, vote_auditor;
+
+-- The service itself: counts, records attempts, reads which migrations there are.
+GRANT SELECT ON _sqlx_migrations TO vote_service;
+GRANT SELECT, INSERT ON vote_audit, duplicate_attempts TO vote_service;
+GRANT SELECT, INSERT, UPDATE ON vote_results TO vote_service;
+
+-- Results, which name nobody.
+GRANT SELECT ON vote_results, vote_statistics TO vote_results_reader;
+
+-- Auditors read everything: who voted what is in it.
+GRANT SELECT ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, vote_statistics,
+    citizens_with_multiple_votes
+    TO vote_auditor;
+
+DO $$
+DECLARE
+    sequence text;
+BEGIN
+    -- A database that began before PostgreSQL 15 lets everybody create tables in its schema public.
+    EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC, vote_service, vote_results_reader, '
+                   'vote_auditor', current_schema());
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO vote_service, vote_results_reader, vote_auditor',
+                   current_schema());
+    -- Tables that the service's predecessor left number their rows: to insert is to ask for the
+    -- next number.
+    FOR sequence IN
+        SELECT pg_get_serial_sequence(format('%I.%I', table_schema, table_name), column_name)
+        FROM information_schema.columns
+        WHERE table_schema = current_schema()
+          AND table_name IN ('vote_audit', 'duplicate_attempts', 'vote_results')
+    LOOP
+        IF sequence IS NOT NULL THEN
+            EXECUTE 'GRANT USAGE ON SEQUENCE ' || sequence || ' TO vote_service';
+        END IF;
+    END LOOP;
+END
+$$;
+
+COMMIT;
