@@ -35,6 +35,8 @@ use crate::vote::{self, Rejection, Vote};
 
 /// How long the broker may take to confirm that it stopped delivering.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+/// What the log says of a message that is no vote; a flood of those is told in fewer lines.
+const MALFORMED: &str = "malformed message rejected";
 
 /// Sizes and times of the chain.
 #[derive(Clone, Debug)]
@@ -222,14 +224,17 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             Ok(()) => {
                 self.ledger().rejected(tag);
                 self.tools.instruments.rejected(rejection.reason);
-                tracing::warn!(
-                    reason = rejection.reason.as_str(),
-                    field = rejection.field,
-                    delivery_tag = tag,
-                    size,
-                    vote_hash = rejection.vote_hash,
-                    "malformed message rejected"
-                );
+                let reason = rejection.reason.as_str();
+                if self.tools.instruments.repeats().admit(MALFORMED, reason) {
+                    tracing::warn!(
+                        reason,
+                        field = rejection.field,
+                        delivery_tag = tag,
+                        size,
+                        vote_hash = rejection.vote_hash,
+                        "{MALFORMED}"
+                    );
+                }
             }
             Err(lost) => self.fail(Failure::Lost(lost)),
         }
