@@ -1,9 +1,9 @@
 //! The dataflow, whole: deliveries in, exact counts out, acks behind them.
 //!
 //! ```text
-//! deliveries ─ take_until(stop) ─ decode ─ filter (reject what is malformed)
-//!            ─ chunks_timeout(size, timeout) ─ map(upsert with retry) ─ buffered(in flight)
-//!            ─ ack the contiguous settled prefix
+//! deliveries ─ take_until(stop) ─ hold, decode (what is malformed keeps no body) ─ take
+//!            ─ filter (reject what is malformed) ─ chunks_timeout(size, timeout)
+//!            ─ map(upsert with retry) ─ buffered(in flight) ─ ack the contiguous settled prefix
 //! ```
 //!
 //! Generic over the session with the broker and over the store. Architecture invariants: nothing
@@ -35,6 +35,8 @@ use crate::vote::{self, Rejection, Vote};
 
 /// How long the broker may take to confirm that it stopped delivering.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+/// What the log says of a message that is no vote; a flood of those is told in fewer lines.
+const MALFORMED: &str = "malformed message rejected";
 
 /// Sizes and times of the chain.
 #[derive(Clone, Debug)]
@@ -102,10 +104,10 @@ pub async fn run<S: Session, T: Store, D: DeadLetters>(
     let flow = Flow::new(channel, tools, mode);
     let Limits { batch_size, batch_timeout, in_flight, .. } = *tools.limits;
 
-    let (take, taken) = flow.take(deliveries.take_until(flow.quiet(stop)));
-    let ballots = taken
-        .map(|delivery| flow.decode(delivery))
-        .filter_map(|verdict| flow.reject_malformed(verdict));
+    let verdicts =
+        deliveries.take_until(flow.quiet(stop)).map_ok(|delivery| flow.decode(flow.hold(delivery)));
+    let (take, taken) = flow.take(verdicts);
+    let ballots = taken.filter_map(|verdict| flow.reject_malformed(verdict));
     let chain = tokio_stream::StreamExt::chunks_timeout(ballots, batch_size, batch_timeout)
         .map(|batch| flow.upsert(batch))
         .buffered(in_flight)
@@ -122,7 +124,8 @@ struct Ballot {
     vote: Vote,
 }
 
-/// A malformed message, and all that may be told of it.
+/// A malformed message, and all that may be told of it. Its body is gone: nobody needs it, and it
+/// may be of any size.
 struct Malformed {
     tag: DeliveryTag,
     size: usize,
@@ -183,20 +186,23 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         }
     }
 
-    /// Takes deliveries as they come, also while the chain is full and asks for none: a full chain
+    /// Notes a delivery as it arrives, in the order of the tags.
+    fn hold(&self, delivery: Delivery) -> Delivery {
+        self.ledger().hold(delivery.tag);
+        delivery
+    }
+
+    /// Takes verdicts as they come, also while the chain is full and asks for none: a full chain
     /// is waiting for the store, and must hear that its session is lost. At most the prefetch
-    /// waits in between.
-    fn take(
+    /// waits in between, and of that only votes with their bodies.
+    fn take<V>(
         &self,
-        deliveries: impl Stream<Item = Result<Delivery, Lost>>,
-    ) -> (impl Future<Output = ()>, impl Stream<Item = Delivery>) {
+        verdicts: impl Stream<Item = Result<V, Lost>>,
+    ) -> (impl Future<Output = ()>, impl Stream<Item = V>) {
         let (sender, taken) = mpsc::unbounded();
-        let take = deliveries
+        let take = verdicts
             .map_err(|lost| self.fail(Failure::Lost(lost)))
-            .try_for_each(move |delivery| {
-                self.ledger().hold(delivery.tag);
-                ready(sender.unbounded_send(delivery).map_err(drop))
-            })
+            .try_for_each(move |verdict| ready(sender.unbounded_send(verdict).map_err(drop)))
             .map(drop);
         (take, taken)
     }
@@ -218,14 +224,17 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             Ok(()) => {
                 self.ledger().rejected(tag);
                 self.tools.instruments.rejected(rejection.reason);
-                tracing::warn!(
-                    reason = rejection.reason.as_str(),
-                    field = rejection.field,
-                    delivery_tag = tag,
-                    size,
-                    vote_hash = rejection.vote_hash,
-                    "malformed message rejected"
-                );
+                let reason = rejection.reason.as_str();
+                if self.tools.instruments.repeats().admit(MALFORMED, reason) {
+                    tracing::warn!(
+                        reason,
+                        field = rejection.field,
+                        delivery_tag = tag,
+                        size,
+                        vote_hash = rejection.vote_hash,
+                        "{MALFORMED}"
+                    );
+                }
             }
             Err(lost) => self.fail(Failure::Lost(lost)),
         }

@@ -15,7 +15,7 @@ use crate::ports::{Fault, OpenError};
 use crate::retry::Jitter;
 use crate::store::{self, PgStore, StartError, Totals};
 use crate::supervisor::Supervisor;
-use crate::telemetry::{Health, Instruments, Metrics, MetricsError};
+use crate::telemetry::{Health, Instruments, Metrics, MetricsError, Suppressed};
 
 /// At least this often the database is asked for something.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
@@ -68,6 +68,9 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), Servic
     // Before the first vote is counted, so that the gauges are right from the first scrape on.
     watch.refresh_totals().await;
     let _watch = AbortOnDrop(tokio::spawn(watch.run()));
+    let repeated = instruments.clone();
+    let _repeats =
+        AbortOnDrop(tokio::spawn(async move { repeated.repeats().run(tell_suppressed).await }));
 
     let broker = RabbitMq::new(config.rabbitmq.clone(), Arc::clone(&health));
     let supervisor = Supervisor {
@@ -80,12 +83,18 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), Servic
         health: &health,
     };
     supervisor.run(stop).await?;
+    instruments.repeats().flush().iter().for_each(tell_suppressed);
 
     if tokio::time::timeout(POOL_CLOSE_TIMEOUT, store.close()).await.is_err() {
         tracing::warn!("the connections to PostgreSQL did not close in time");
     }
     tracing::info!(uptime_s = began.elapsed().as_secs(), "stopped; {}", instruments.summary());
     Ok(())
+}
+
+fn tell_suppressed(suppressed: &Suppressed) {
+    let Suppressed { reason, lines, .. } = suppressed;
+    tracing::warn!(reason, suppressed = lines, "{suppressed}");
 }
 
 fn limits(config: &Config) -> Limits {

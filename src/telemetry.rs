@@ -7,7 +7,9 @@ mod health;
 mod laws;
 mod logs;
 mod metrics;
+mod repeats;
 
 pub use self::health::{Check, DeadLetterRoute, Health, Report};
 pub use self::logs::init as init_logs;
 pub use self::metrics::{ErrorType, Instruments, Metrics, MetricsError};
+pub use self::repeats::{Repeats, Suppressed};

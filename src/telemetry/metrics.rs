@@ -16,6 +16,7 @@ use prometheus::{Registry, TextEncoder};
 
 use super::health::{DeadLetterRoute, Health};
 use super::laws::{Laws, RefreshMark};
+use super::repeats::Repeats;
 use crate::ports::{Class, Counted};
 use crate::vote::Reason;
 
@@ -55,6 +56,7 @@ pub struct Instruments {
     laws: Arc<Laws>,
     health: Arc<Health>,
     tally: Arc<Tally>,
+    repeats: Arc<Repeats>,
     votes_aggregated: Counter<u64>,
     batch_processing_duration: Gauge<f64>,
     batch_size_processed: Counter<u64>,
@@ -96,6 +98,7 @@ impl Instruments {
             laws,
             health,
             tally: Arc::default(),
+            repeats: Arc::default(),
             votes_aggregated: meter
                 .u64_counter("votes_aggregated")
                 .with_description("Votes added to the totals by this process")
@@ -200,6 +203,11 @@ impl Instruments {
     /// A session with the broker failed, or could not be opened.
     pub fn broker_fault(&self) {
         self.errors(ErrorType::Broker, 1);
+    }
+
+    /// Keeps log lines about single messages from becoming as many as those.
+    pub fn repeats(&self) -> &Repeats {
+        &self.repeats
     }
 
     /// What this process did with its deliveries so far, in one line.

@@ -2,9 +2,11 @@
 //! anybody's vote in them, and a port that hostile clients can't hurt.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use vote_aggregator::vote::{Choice, Reason};
 
 use crate::support::{Servers, Stage, eventually, message, messages, vote, votes};
@@ -102,28 +104,41 @@ async fn totals_are_right_from_the_first_scrape_after_a_restart() {
 
 #[tokio::test]
 async fn series_stay_bounded_whatever_law_ids_arrive() {
+    const LAWS: u64 = 12_000;
+    const NAMED: u64 = 50;
     let stage = Stage::migrated(Servers::shared(), "bounded").await;
-    let service =
-        stage.start(&[("METRICS_MAX_LAWS", "20"), ("TOTALS_REFRESH_SECONDS", "0.2")]).await;
-    let hostile: Vec<_> = (0..3_000).map(|n| vote(n, &format!("law-{n}"), Choice::Oui)).collect();
+    let overrides = [("METRICS_MAX_LAWS", "50"), ("TOTALS_REFRESH_SECONDS", "0.2")];
+    let service = stage.start(&overrides).await;
+    // Each valid, of the longest length, and no two the same.
+    let hostile: Vec<_> =
+        (0..LAWS).map(|n| vote(n, &format!("Law_{n:x<45}:"), Choice::Oui)).collect();
     stage.publish_votes(&hostile).await;
-    stage.until_counted(3_000).await;
+    stage.until_counted(hostile.len()).await;
     eventually("all are processed", async || {
-        service.metric("batch_size_processed_total").await == Some(3_000.0)
+        service.metric("batch_size_processed_total").await == Some(LAWS as f64)
     })
     .await;
     let rest = "current_vote_totals{choice=\"oui\",law_id=\"other\"}";
-    eventually("the totals are read again", async || service.metric(rest).await == Some(2_980.0))
+    let others = (LAWS - NAMED) as f64;
+    eventually("the totals are read again", async || service.metric(rest).await == Some(others))
         .await;
-    let (series, _) = parse(&service.get("/metrics").await.body);
+    let began = Instant::now();
+    let scrape = service.get("/metrics").await.body;
+    let took = began.elapsed();
+    let (series, _) = parse(&scrape);
     for name in ["votes_aggregated_total", "current_vote_totals"] {
         let of_name: Vec<_> =
             series.iter().filter(|(series, _)| series.starts_with(name)).collect();
-        assert_eq!(of_name.len(), 2 * 21, "{name}: twenty laws and other, two choices each");
-        assert_eq!(of_name.iter().map(|(_, votes)| **votes).sum::<f64>(), 3_000.0, "{name}");
-        assert_eq!(series[&format!("{name}{{choice=\"oui\",law_id=\"other\"}}")], 2_980.0);
+        let expected = 2 * (NAMED as usize + 1);
+        assert_eq!(of_name.len(), expected, "{name}: fifty laws and other, two choices each");
+        assert_eq!(of_name.iter().map(|(_, votes)| **votes).sum::<f64>(), LAWS as f64, "{name}");
+        assert_eq!(series[&format!("{name}{{choice=\"oui\",law_id=\"other\"}}")], others);
     }
     assert!(!series.keys().any(|series| series.contains("otel_")), "no library label leaks");
+    assert!(scrape.len() < 64 * 1_024, "{} bytes", scrape.len());
+    // Milliseconds, on a machine that does nothing else.
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    println!("{LAWS} laws: a scrape of {} bytes took {took:?}", scrape.len());
     service.stop().await;
 }
 

@@ -122,6 +122,14 @@ impl Service {
         line.map(|line| line.rsplit(' ').next().expect("a value").parse().expect("a number"))
     }
 
+    /// The most memory it has had in use so far, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let id = self.child.id().expect("still running");
+        let status = fs::read_to_string(format!("/proc/{id}/status")).expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a size");
+        line.trim_end_matches("kB").trim().parse::<u64>().expect("kilobytes") * 1_024
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         kill_process(pid.expect("still running"), signal).expect("signalled");

@@ -1,6 +1,6 @@
 //! A database and a queue of a test's own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,6 +21,9 @@ use vote_aggregator::telemetry::Health;
 use vote_aggregator::vote::{Choice, Vote};
 
 use super::{PATIENCE, Servers, Service, eventually, message};
+
+/// Messages on their way to a confirm at a time.
+const UNCONFIRMED: usize = 5_000;
 
 /// Where one test takes place.
 pub struct Stage<'s> {
@@ -131,13 +134,22 @@ impl<'s> Stage<'s> {
 
     /// Publishes, confirmed; creates the queue as the service would when it does not exist.
     pub async fn publish(&self, bodies: &[Vec<u8>]) {
+        self.publish_each(bodies).await;
+    }
+
+    /// As [`Stage::publish`], of bodies that need not all be in memory at the same time.
+    pub async fn publish_each(&self, bodies: impl IntoIterator<Item = impl AsRef<[u8]>>) {
         let config = self.config(&[]);
         let rabbitmq = RabbitMq::new(config.rabbitmq, Arc::new(Health::default()));
         let publisher = rabbitmq.publisher().await.expect("RabbitMQ takes a publisher");
-        let mut confirms = Vec::with_capacity(bodies.len());
+        let mut confirms = VecDeque::new();
         for body in bodies {
-            let confirm = publisher.publish(&self.queue, body, &[]).await;
-            confirms.push(confirm.expect("published"));
+            let confirm = publisher.publish(&self.queue, body.as_ref(), &[]).await;
+            confirms.push_back(confirm.expect("published"));
+            if confirms.len() > UNCONFIRMED {
+                let oldest = confirms.pop_front().expect("there are some");
+                oldest.await.expect("confirmed");
+            }
         }
         for confirm in confirms {
             confirm.await.expect("confirmed");

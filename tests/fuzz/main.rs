@@ -1,0 +1,105 @@
+//! What `script/fuzz` checks on millions of inputs, on those that are kept: so the checks can't
+//! rot, and what fuzzing finds is a line of the corpus away from a test.
+
+mod config;
+mod decode;
+mod seeds;
+
+use std::fs;
+use std::path::PathBuf;
+
+/// A directory of a test's own, gone with it.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).expect("a directory can be made");
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // What can't be removed is below target/.
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+#[test]
+fn the_decoder_holds_what_is_checked_of_it_on_the_corpus_and_on_damaged_copies() {
+    let corpus = seeds::messages();
+    let mut random = fastrand::Rng::with_seed(1);
+    for (_, body) in &corpus {
+        decode::check(body);
+        if body.len() <= 1_000 {
+            for _ in 0..50 {
+                let mut body = body.clone();
+                let (_, other) = &corpus[random.usize(..corpus.len())];
+                damage(&mut body, other, &mut random);
+                decode::check(&body);
+            }
+        }
+    }
+}
+
+/// Replaces a few bytes of `body`, or a part of it by a part of `other`.
+fn damage(body: &mut Vec<u8>, other: &[u8], random: &mut fastrand::Rng) {
+    let at = random.usize(..=body.len());
+    if random.bool() {
+        let from = random.usize(..=other.len().min(1_000));
+        let to = random.usize(from..=other.len().min(1_000));
+        body.splice(at.., other[from..to].iter().copied());
+    } else {
+        for byte in body.iter_mut().skip(at).take(random.usize(1..4)) {
+            *byte = random.u8(..);
+        }
+    }
+}
+
+/// A stack has some megabytes; a decoder that recurses would need one frame a bracket.
+#[test]
+fn a_hundred_thousand_brackets_are_no_stack_overflow() {
+    let valid = r#"{"vote_hash":"h","citizen_id":"c","law_id":"l","choice":"oui","timestamp":"2025-11-14T12:00:00Z","deep":"#;
+    let depth = 100_000;
+    for (open, inner, close) in [("[", "", "]"), ("{\"k\":", "1", "}"), ("[{\"k\":", "1", "}]")] {
+        let deep = [&open.repeat(depth), inner, &close.repeat(depth)].concat();
+        let decoded = |body: &str| vote_aggregator::vote::decode(body.as_bytes(), usize::MAX);
+        assert!(decoded(&format!("{valid}{deep}}}")).is_ok(), "ignored, {depth} deep");
+        assert!(decoded(&format!("{valid}{}}}", open.repeat(depth))).is_err(), "never closed");
+        assert!(decoded(&valid.replace("\"oui\"", &deep)).is_err());
+        assert!(decoded(&deep).is_err());
+        assert!(decoded(&open.repeat(depth)).is_err());
+    }
+}
+
+#[test]
+fn no_configuration_panics_or_shows_a_password() {
+    let dir = Directory::new("fuzz-config");
+    let seeds = seeds::configurations();
+    let mut random = fastrand::Rng::with_seed(2);
+    for (_, seed) in &seeds {
+        config::check(seed, &dir.0);
+        for _ in 0..2 {
+            let mut seed = seed.clone();
+            let (_, other) = &seeds[random.usize(..seeds.len())];
+            damage(&mut seed, other, &mut random);
+            config::check(&seed, &dir.0);
+        }
+    }
+}
+
+/// Writes the seeds of both targets, for `script/fuzz`.
+#[test]
+#[ignore = "writes files: script/fuzz asks for it"]
+fn write_seeds() {
+    let root = PathBuf::from(std::env::var_os("FUZZ_SEEDS").expect("FUZZ_SEEDS names a directory"));
+    for (target, seeds) in [("decode", seeds::messages()), ("config", seeds::configurations())] {
+        let dir = root.join(target);
+        fs::create_dir_all(&dir).expect("a directory can be made");
+        for (name, seed) in seeds {
+            fs::write(dir.join(name), seed).expect("a seed can be written");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Input made to do harm by its mass or its size: every vote among it is counted, everything else
+//! is dead-lettered, and memory and log stay small.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use vote_aggregator::vote::{Choice, Vote};
+
+use crate::support::{Servers, Service, Stage, eventually_within, message, vote, votes};
+
+const MIB: u64 = 1_024 * 1_024;
+/// `MAX_MESSAGE_BYTES` unless it is set.
+const MAX_MESSAGE_BYTES: usize = 16_384;
+/// Prefetch of the profile `throughput`.
+const PREFETCH: usize = 4_000;
+
+/// Malformed in one of eight ways, and no two alike.
+fn malformed(number: u64) -> Vec<u8> {
+    let good = message(&vote(number, "law-000", Choice::Oui));
+    let text = String::from_utf8_lossy(&good);
+    match number % 8 {
+        0 => format!("{number}: no JSON").into_bytes(),
+        1 => [b"\xff\xfe", good.as_slice()].concat(),
+        2 => format!("[{text}]").into_bytes(),
+        3 => text.replacen('{', "{\"choice\":\"oui\",", 1).into_bytes(),
+        4 => text.replace("\"law_id\"", "\"lawId\"").into_bytes(),
+        5 => text.replace("law-000", "l\\u0000w").into_bytes(),
+        6 => text.replace("law-000", "l\u{430}w").into_bytes(),
+        _ => text.replace("\"oui\"", "1e400").into_bytes(),
+    }
+}
+
+/// `script/flood` runs this with a million.
+#[tokio::test]
+async fn a_flood_of_malformed_messages_harms_nothing() {
+    let count: u64 = match std::env::var("FLOOD_MESSAGES") {
+        Ok(count) => count.parse().expect("FLOOD_MESSAGES is a number of messages"),
+        Err(_) => 30_000,
+    };
+    let patience = Duration::from_secs(60 + count / 1_000);
+    let stage = Stage::migrated(Servers::shared(), "flood").await;
+    let service = stage.start(&[]).await;
+    // One vote behind every hundred malformed messages, and a batch behind them all.
+    let between = count / 100;
+    let good = votes(count, between + 100);
+    let mixed = (0..count).flat_map(|n| {
+        let behind = ((n + 1) % 100 == 0).then(|| message(&good[(n / 100) as usize]));
+        std::iter::once(malformed(n)).chain(behind)
+    });
+    let began = Instant::now();
+    stage.publish_each(mixed.chain(good[between as usize..].iter().map(message))).await;
+    let published = began.elapsed();
+    until_settled(&stage, patience, good.len(), count).await;
+    let settled = began.elapsed();
+
+    let rejected = "aggregation_errors_total{error_type=\"malformed\"}";
+    assert_eq!(service.metric(rejected).await, Some(count as f64));
+    assert_eq!(
+        service.metric("votes_rejected_total{reason=\"not_json\"}").await,
+        Some((count / 8) as f64)
+    );
+    let peak = peak_below(&service, 96 * MIB);
+    let log = service.stop().await;
+    stage.assert_counted_exactly(&good).await;
+    stage.assert_drained().await;
+
+    // Ten lines and one for the rest, a reason and minute; and what a start and a stop say.
+    let minutes = settled.as_secs() as usize / 60 + 2;
+    let lines = log.lines().count();
+    assert!(lines <= 30 + minutes * 8 * 11, "{lines} lines in {minutes} minutes");
+    // None went by untold.
+    let told: u64 = log
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a JSON log line"))
+        .filter(|line: &serde_json::Value| line["reason"].is_string())
+        .map(|line| line["suppressed"].as_u64().unwrap_or(1))
+        .sum();
+    assert_eq!(told, count, "malformed messages in the log, one by one or in a summary");
+    println!(
+        "{count} malformed messages and {} votes: published in {:.1} s, settled after {:.1} s, \
+         peak {} MiB, log of {lines} lines, {} bytes",
+        good.len(),
+        published.as_secs_f64(),
+        settled.as_secs_f64(),
+        peak / MIB,
+        log.len(),
+    );
+}
+
+/// All votes in the audit, and so many messages dead-lettered.
+async fn until_settled(stage: &Stage<'_>, patience: Duration, votes: usize, letters: u64) {
+    eventually_within(patience, &format!("{votes} counted, {letters} dead-lettered"), async || {
+        stage.number("SELECT count(*) FROM vote_audit").await >= votes as i64
+            && stage.ready(&stage.dead_letter_queue()).await.map(u64::from) >= Some(letters)
+    })
+    .await;
+    assert_eq!(stage.ready(&stage.dead_letter_queue()).await.map(u64::from), Some(letters));
+}
+
+fn peak_below(service: &Service, bound: u64) -> u64 {
+    let peak = service.peak_memory();
+    assert!(peak < bound, "{} MiB, and not below {} MiB", peak / MIB, bound / MIB);
+    peak
+}
+
+/// A valid vote, made as long as a message may be by a field that nobody asked for.
+fn padded(vote: &Vote) -> Vec<u8> {
+    let mut body = message(vote);
+    assert_eq!(body.pop(), Some(b'}'));
+    body.extend_from_slice(b",\"metadata\":\"");
+    body.resize(MAX_MESSAGE_BYTES - 2, b'x');
+    body.extend_from_slice(b"\"}");
+    body
+}
+
+/// The store takes nothing, and everything that the prefetch allows waits in memory. Bounded by
+/// prefetch x `MAX_MESSAGE_BYTES`, 63 MiB, for the votes, which may yet have to be dead-lettered as
+/// they are; as much again for what the allocator and the client keep; and by two or three of the
+/// bodies of 10 MB, which are let go as they arrive.
+#[tokio::test]
+async fn huge_bodies_do_not_pile_up_while_the_store_hangs() {
+    const HUGE: u64 = 60;
+    let stage = Stage::migrated(Servers::shared(), "huge").await;
+    let prefetch = PREFETCH.to_string();
+    let service = stage
+        .start(&[("RABBITMQ_PREFETCH_COUNT", &prefetch), ("POSTGRES_MAX_CONNECTIONS", "4")])
+        .await;
+    let idle = service.peak_memory();
+    let mut blocker = stage.sql.begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE vote_audit").execute(&mut *blocker).await.expect("locked");
+
+    // Behind these the chain is full.
+    let good = votes(0, 3_000);
+    let (before, behind) = good.split_at(1_500);
+    stage.publish_each(before.iter().map(padded)).await;
+    let huge = vec![b'{'; 10_000_000];
+    stage.publish_each((0..HUGE).map(|_| &huge)).await;
+    stage.publish_each(behind.iter().map(padded)).await;
+    eventually_within(Duration::from_secs(60), "all are delivered", async || {
+        stage.ready(&stage.queue).await == Some(0)
+    })
+    .await;
+    let while_hanging = peak_below(&service, 192 * MIB);
+    blocker.rollback().await.expect("unlocked");
+
+    until_settled(&stage, Duration::from_secs(120), good.len(), HUGE).await;
+    let too_large = service.metric("votes_rejected_total{reason=\"too_large\"}").await;
+    assert_eq!(too_large, Some(HUGE as f64));
+    let peak = peak_below(&service, 192 * MIB);
+    println!(
+        "peak: {} MiB idle, {} with a store that hangs, {} in all",
+        idle / MIB,
+        while_hanging / MIB,
+        peak / MIB
+    );
+    service.stop().await;
+    stage.assert_counted_exactly(&good).await;
+    stage.assert_drained().await;
+}
+
+/// A full prefetch of the largest votes there are.
+#[tokio::test]
+async fn bodies_of_exactly_the_limit_are_counted_in_bounded_memory() {
+    let stage = Stage::migrated(Servers::shared(), "limit").await;
+    let good = votes(0, 2 * PREFETCH as u64);
+    stage.publish_each(good.iter().map(padded)).await;
+    let mut long = padded(&good[0]);
+    long.push(b' ');
+    stage.publish(&[long]).await;
+    let service = stage.spawn(&[("PIPELINE_PROFILE", "throughput")]).await;
+    until_settled(&stage, Duration::from_secs(120), good.len(), 1).await;
+    let peak = peak_below(&service, 192 * MIB);
+    println!("peak: {} MiB", peak / MIB);
+    service.stop().await;
+    stage.assert_counted_exactly(&good).await;
+    stage.assert_drained().await;
+}
