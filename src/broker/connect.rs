@@ -107,6 +107,11 @@ pub(super) fn refused(config: &Config, error: &Error) -> OpenError {
         Some(530) => OpenError::Configuration(format!(
             "{told}. Check RABBITMQ_VHOST and the user's access to it"
         )),
+        // RabbitMQ 3.10, killed just after a start, can come back with a queue that stays without a
+        // leader: its dead-letter supervisor has given up and is not started again.
+        Some(541) => OpenError::Unavailable(format!(
+            "{told}. RabbitMQ failed inside, its log says why; when this goes on, restart it"
+        )),
         _ => OpenError::Unavailable(told),
     }
 }

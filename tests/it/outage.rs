@@ -3,7 +3,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 use vote_aggregator::vote::Vote;
 
-use crate::support::{Servers, Service, Stage, eventually, votes};
+use crate::support::{PATIENCE, Servers, Service, Stage, eventually, eventually_within, votes};
 
 async fn until_some_counted(stage: &Stage<'_>, at_least: i64) {
     eventually("some votes are counted", async || {
@@ -21,6 +21,24 @@ async fn settle(stage: &Stage<'_>, service: Service, all: &[Vote]) -> String {
     log
 }
 
+/// RabbitMQ 3.10.8, killed within seconds of a start, sometimes comes back with a quorum queue that
+/// has no leader and gets none: applying its log again, the leader looks for messages that are gone
+/// (`lists:zipwith` in `rabbit_fifo`), and takes the supervisor of dead-lettering with it. Every open
+/// is answered by 541 then; what helps is another restart, as the service's own message says.
+async fn until_ready_or_restarted(servers: &Servers, service: &Service) {
+    let mut restarted = 0;
+    eventually_within(PATIENCE * 3, "ready, if need be after a restart of RabbitMQ", async || {
+        let failures = service.logged("when this goes on, restart it");
+        // One may be a queue that is still electing its leader.
+        if failures >= restarted + 2 {
+            restarted = failures;
+            servers.script(&["restart", "rabbitmq"]);
+        }
+        service.get("/readyz").await.status == 200
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_broker_that_stops_and_starts_loses_nothing() {
     let servers = Servers::private("broker");
@@ -35,7 +53,7 @@ async fn a_broker_that_stops_and_starts_loses_nothing() {
         let reason = service.get("/readyz").await.json()["checks"]["rabbitmq"]["ok"].clone();
         assert_eq!(reason, false);
         servers.script(&["start", "rabbitmq"]);
-        service.until_ready().await;
+        until_ready_or_restarted(&servers, &service).await;
     }
     settle(&stage, service, &all).await;
     stage.assert_drained().await;
