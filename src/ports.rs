@@ -76,10 +76,11 @@ pub trait Session: Send {
 /// Why no session could be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// Credentials or permissions (AMQP 403).
+    /// Credentials or permissions (AMQP 403), or a client's certificate that the broker refuses.
     #[error("{0}")]
     Credentials(String),
-    /// Something that the configuration names is not there (AMQP 530: the virtual host).
+    /// Something that the configuration names is not there (AMQP 530: the virtual host), or the
+    /// broker is none that we trust.
     #[error("{0}")]
     Configuration(String),
     /// Anything else: the broker is down, or coming up.

@@ -285,6 +285,7 @@ async fn outlives_a_certificate_that_expires(
     let postgres = format!("on {HOST}:{postgres_port} as user");
 
     encrypted.renew(Validity::Past);
+    stage.publish_votes(&votes(150, 50)).await;
     let expired = ["has expired on 20", "certificate expired", "Renew it on the server"];
     let for_postgres = spawn(stage, &[&verified]).await;
     let for_rabbitmq = spawn(stage, &[&verified, &unchecked]).await;
@@ -295,13 +296,15 @@ async fn outlives_a_certificate_that_expires(
     assert_unready(running, "postgres", &words(postgres.as_str())).await;
     assert_waiting(running, "rabbitmq", &words(rabbitmq.as_str())).await;
 
+    assert_eq!(stage.number("SELECT count(*) FROM vote_audit").await, 150, "nothing is counted");
+    assert_eq!(stage.ready(&stage.queue).await, Some(50), "nothing is taken");
+
     encrypted.renew(Validity::Today);
     for service in [running, &for_postgres, &for_rabbitmq] {
         service.until_ready().await;
     }
     for_postgres.stop().await;
     for_rabbitmq.stop().await;
-    stage.publish_votes(&votes(150, 50)).await;
     stage.until_counted(200).await;
 }
 
