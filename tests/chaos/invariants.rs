@@ -41,6 +41,8 @@ pub struct Evidence {
     pub drained_after: Option<f64>,
     pub watched: Watched,
     pub seen: Vec<Seen>,
+    /// In PostgreSQL's log.
+    pub deadlocks: usize,
     /// When the broker was killed under a classic queue, which dead-letters without confirms of
     /// its own: what it was about to move then may be lost, whatever its consumers do.
     pub classic_killed: Vec<Instant>,
@@ -121,6 +123,11 @@ pub fn judge(ledger: &Ledger, evidence: &Evidence) -> Vec<Verdict> {
         ),
         memory(&evidence.seen),
         endings(&evidence.seen),
+        verdict(
+            "no deadlock in PostgreSQL's log",
+            evidence.deadlocks == 0,
+            format!("{} deadlocks", evidence.deadlocks),
+        ),
     ]
 }
 
