@@ -14,7 +14,7 @@ use vote_aggregator::vote::{Choice, Vote};
 
 use crate::Result;
 use crate::instances::Seen;
-use crate::ledger::Ledger;
+use crate::ledger::{Confirmed, Ledger};
 use crate::watch::{self, Totals, Watched};
 
 /// A drain within this many seconds.
@@ -22,7 +22,7 @@ const DRAIN_LIMIT: f64 = 60.0;
 /// Far above what prefetch and pool need, far below what a backlog would take.
 const RSS_LIMIT_KIB: u64 = 64 * 1024;
 
-/// From a publish to its dead-lettering and beyond, unless there is a backlog.
+/// From the end of a message's time in the queue to its dead-lettering and beyond.
 const SHORTLY: Duration = Duration::from_secs(5);
 
 /// All that is known when a run is over.
@@ -41,6 +41,8 @@ pub struct Evidence {
     pub drained_after: Option<f64>,
     pub watched: Watched,
     pub seen: Vec<Seen>,
+    /// In PostgreSQL's log.
+    pub deadlocks: usize,
     /// When the broker was killed under a classic queue, which dead-letters without confirms of
     /// its own: what it was about to move then may be lost, whatever its consumers do.
     pub classic_killed: Vec<Instant>,
@@ -121,6 +123,11 @@ pub fn judge(ledger: &Ledger, evidence: &Evidence) -> Vec<Verdict> {
         ),
         memory(&evidence.seen),
         endings(&evidence.seen),
+        verdict(
+            "no deadlock in PostgreSQL's log",
+            evidence.deadlocks == 0,
+            format!("{} deadlocks", evidence.deadlocks),
+        ),
     ]
 }
 
@@ -136,19 +143,22 @@ fn differing(one: &Totals, other: &Totals) -> usize {
 fn dead_letters(ledger: &Ledger, evidence: &Evidence) -> Verdict {
     let there = &evidence.dead_letters;
     let missing = ledger.refused.iter().filter(|(body, _)| !there.contains(*body));
-    let missing: Vec<Instant> = missing.filter_map(|(_, confirmed)| *confirmed).collect();
+    let missing: Vec<Confirmed> = missing.filter_map(|(_, confirmed)| *confirmed).collect();
     let foreign = there.iter().filter(|body| !ledger.refused.contains_key(*body)).count();
     let mut detail = format!(
         "{} different bodies; confirmed and missing {}, good votes among them {foreign}",
         there.len(),
         missing.len(),
     );
-    let excused = missing.iter().all(|confirmed| {
-        let age = |killed: &Instant| killed.checked_duration_since(*confirmed);
-        evidence.classic_killed.iter().filter_map(age).any(|age| age < SHORTLY)
+    // In the queue shortly before: with a backlog, that is not when it was published.
+    let about_to_move = |message: &Confirmed, killed: Instant| {
+        message.at <= killed && message.behind >= evidence.watched.counted_by(killed - SHORTLY)
+    };
+    let excused = missing.iter().all(|message| {
+        evidence.classic_killed.iter().any(|killed| about_to_move(message, *killed))
     });
     if excused && !missing.is_empty() {
-        detail.push_str("; published just before RabbitMQ was killed, see README");
+        detail.push_str("; on their way when RabbitMQ was killed, see README");
     }
     let held = foreign == 0 && excused && !there.is_empty();
     verdict("I5 dead letters = malformed and unstorable", held, detail)

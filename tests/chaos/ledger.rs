@@ -16,8 +16,8 @@ use crate::traffic::Message;
 pub struct Ledger {
     /// `vote_hash` → every different content that was sent under it.
     pub votes: BTreeMap<String, Vec<Cast>>,
-    /// Bodies that belong on the dead-letter queue, and when the broker confirmed them.
-    pub refused: BTreeMap<Vec<u8>, Option<Instant>>,
+    /// Bodies that belong on the dead-letter queue, and what is known of those confirmed.
+    pub refused: BTreeMap<Vec<u8>, Option<Confirmed>>,
     pub counts: Counts,
     file: BufWriter<File>,
 }
@@ -27,6 +27,14 @@ pub struct Cast {
     pub vote: Vote,
     /// At least once; otherwise indeterminate, it may have arrived or not.
     pub confirmed: bool,
+}
+
+/// When the broker took a message over, and how many votes it had confirmed by then: most of them
+/// are counted before the message comes out of the queue.
+#[derive(Clone, Copy)]
+pub struct Confirmed {
+    pub at: Instant,
+    pub behind: u64,
 }
 
 /// Messages, not votes.
@@ -82,7 +90,9 @@ impl Ledger {
                 }
             }
             None => {
-                self.refused.insert(message.body.clone(), Some(Instant::now()));
+                let confirmed =
+                    Confirmed { at: Instant::now(), behind: self.counts.votes_confirmed };
+                self.refused.insert(message.body.clone(), Some(confirmed));
             }
         }
         self.note(&json!({ "confirmed": message.number }))

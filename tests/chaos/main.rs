@@ -7,8 +7,10 @@
 //!     └─ ledger ─────────────────── invariants ◄─────────────────────────────┘
 //! ```
 //!
-//! With no arguments a short run, as a part of `cargo test`. Servers: `script/services`.
+//! With no arguments a short run. Not part of a plain `cargo test`: `script/chaos` runs it, and
+//! `script/test` does as its last part. Servers: `script/services`.
 
+mod deadlocks;
 mod disk;
 mod faults;
 mod instances;
@@ -47,7 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A fault begins this often on average.
 const FAULT_EVERY: Duration = Duration::from_millis(3_300);
 /// Traffic on each queue type when nothing else is said.
-const SHORT: Duration = Duration::from_secs(48);
+const SHORT: Duration = Duration::from_secs(54);
 /// No fault of a short run lasts longer.
 const SHORT_HOLD: Duration = Duration::from_secs(5);
 /// From this length on, faults last as long as they like.
@@ -55,7 +57,7 @@ const LONG: Duration = Duration::from_secs(180);
 
 const EXAMPLES: &str = "\
 Examples:
-  script/chaos                                    a minute and a half, both queue types
+  script/chaos                                    two minutes, both queue types
   script/chaos --minutes 20 --seed 1              20 minutes, about 360 faults
   script/chaos --minutes 5 --queue quorum --instances 5
 
@@ -82,7 +84,7 @@ impl QueueType {
 #[derive(Parser)]
 #[command(name = "chaos", bin_name = "script/chaos", after_help = EXAMPLES)]
 struct Arguments {
-    /// Minutes of traffic, shared by the queue types [default: 1.6]
+    /// Minutes of traffic, shared by the queue types [default: 1.8]
     #[arg(long, value_parser = minutes)]
     minutes: Option<f64>,
     /// Same faults at the same times, same messages [default: another each time; it is printed]
@@ -97,6 +99,9 @@ struct Arguments {
     /// Messages a second
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     rate: u32,
+    /// Print the tables only when an invariant is broken
+    #[arg(long)]
+    brief: bool,
     /// The service's binary
     #[arg(long, default_value = env!("CARGO_BIN_EXE_vote-aggregator"))]
     binary: PathBuf,
@@ -193,6 +198,7 @@ async fn run(
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("chaos");
     let directory = directory.join(format!("{}-seed-{seed}", std::process::id()));
     let instances = usize::from(arguments.instances);
+    deadlocks::self_check(servers).await?;
     eprintln!("chaos: seed {seed}, {instances} instances; logs in {}", directory.display());
 
     // One deck for all: the second queue type gets the kinds that the first did not.
@@ -211,6 +217,7 @@ async fn run(
             rate: arguments.rate,
             seed: seed.wrapping_add(number),
             plan: deck.plan(length, FAULT_EVERY, longest, instances),
+            brief: arguments.brief,
         };
         let phase = setup.run().await?;
         if phase.verdicts.iter().all(|verdict| verdict.held) {
@@ -227,7 +234,11 @@ async fn run(
     let report = Report::new(seed, instances, binary.display().to_string(), disk_full, phases);
     let path = directory.join("report.json");
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)?;
-    println!("{}", report.text());
+    if arguments.brief && report.failed == 0 {
+        println!("{}", report.line_each());
+    } else {
+        println!("{}{}", report.text(), report.failures());
+    }
     println!("Report: {}", path.display());
     println!("Again: script/chaos --seed {seed} (with the other arguments as they were)");
     println!("{} passed, {} failed", report.passed, report.failed);

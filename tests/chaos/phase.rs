@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::deadlocks;
 use crate::disk::Disk;
 use crate::faults::{Field, Outcome, inflict};
 use crate::instances::{self, Instance, Recipe, Seen};
@@ -44,6 +45,8 @@ pub struct Setup {
     pub rate: u32,
     pub seed: u64,
     pub plan: Vec<Planned>,
+    /// No line that tells what goes on.
+    pub brief: bool,
 }
 
 impl Setup {
@@ -141,6 +144,7 @@ impl Setup {
     pub async fn run(self) -> Result<Phase> {
         let database = self.database();
         self.prepare().await?;
+        let deadlocks_before = deadlocks::logged(&self.servers).await?;
         let mut keepers = Vec::new();
         let mut all = Vec::new();
         for index in 0..self.instances {
@@ -190,7 +194,8 @@ impl Setup {
             numbers: AtomicU64::new(0),
         });
         let began = field.began;
-        let progress = Progress::show(self.queue_type, &field, &ledger, &counted);
+        let progress =
+            (!self.brief).then(|| Progress::show(self.queue_type, &field, &ledger, &counted));
         let (struck, mut last) = self.strike(&field, &drained).await?;
         let Struck { mut recovering, missed } = struck;
 
@@ -218,7 +223,8 @@ impl Setup {
             QueueType::Classic => killed.collect(),
             QueueType::Quorum => Vec::new(),
         };
-        let evidence = self.evidence(drained_after, watched, seen, classic_killed).await?;
+        let mut evidence = self.evidence(drained_after, watched, seen, classic_killed).await?;
+        evidence.deadlocks = deadlocks::logged(&self.servers).await? - deadlocks_before;
         let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Phase {
             queue: self.queue_type.name(),
@@ -342,6 +348,7 @@ impl Setup {
             drained_after,
             watched,
             seen,
+            deadlocks: 0,
             classic_killed,
         })
     }

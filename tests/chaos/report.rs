@@ -75,6 +75,37 @@ impl Report {
         }
     }
 
+    /// One line a queue type, when there is nothing to look into.
+    pub fn line_each(&self) -> String {
+        let line = |phase: &Phase| {
+            format!(
+                "{}: {} faults in {:.0} s, {} messages published, {} votes counted, {} attempts, \
+                 {} dead letters, drained in {} s: {} invariants hold",
+                phase.queue,
+                phase.outcomes.len(),
+                phase.seconds,
+                HumanCount(phase.messages.attempted),
+                number(phase.votes_counted),
+                number(phase.attempts_recorded),
+                number(phase.dead_letters),
+                seconds(phase.drained_after),
+                phase.verdicts.iter().filter(|verdict| verdict.held).count(),
+            )
+        };
+        self.phases.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    /// One line a broken invariant.
+    pub fn failures(&self) -> String {
+        let mut failures = String::new();
+        for phase in &self.phases {
+            for Verdict { name, detail, .. } in phase.verdicts.iter().filter(|v| !v.held) {
+                failures += &format!("FAILED {}: {name}: {detail}\n", phase.queue);
+            }
+        }
+        failures
+    }
+
     /// The three tables.
     pub fn text(&self) -> String {
         let mut faults =
@@ -115,7 +146,6 @@ impl Report {
             ],
             &[1, 2, 3, 4, 5, 6, 7, 8, 9],
         );
-        let number = |count: usize| HumanCount(count as u64).to_string();
         for phase in &self.phases {
             votes.add_row(vec![
                 phase.queue.to_owned(),
@@ -167,6 +197,10 @@ fn spread<'o>(outcomes: impl Iterator<Item = &'o Outcome>) -> (Option<f64>, Opti
 
 fn seconds(value: Option<f64>) -> String {
     value.map_or("-".to_owned(), |value| format!("{value:.1}"))
+}
+
+fn number(count: usize) -> String {
+    HumanCount(count as u64).to_string()
 }
 
 fn table(header: &[&str], right: &[usize]) -> Table {

@@ -11,6 +11,9 @@ use crate::Result;
 const FIRST_CAST: OffsetDateTime = datetime!(2025-11-14 12:00 UTC);
 /// A duplicate repeats one of this many votes before it.
 const MEMORY: usize = 5_000;
+/// Of the duplicates, the share that repeats the newest vote: two instances have both in flight at
+/// the same time then.
+const TWINS: f64 = 0.5;
 /// The database refuses votes of such citizens, by a constraint of the run's own.
 pub const POISONOUS: &str = "poison";
 
@@ -27,13 +30,15 @@ pub struct Traffic {
     rng: fastrand::Rng,
     made: u64,
     recent: Vec<Vote>,
+    newest: Option<Vote>,
     poison_every: u64,
 }
 
 impl Traffic {
     /// Votes of which one in `poison_every` is refused by the database.
     pub fn new(seed: u64, poison_every: u64) -> Self {
-        Self { rng: fastrand::Rng::with_seed(seed), made: 0, recent: Vec::new(), poison_every }
+        let rng = fastrand::Rng::with_seed(seed);
+        Self { rng, made: 0, recent: Vec::new(), newest: None, poison_every }
     }
 
     pub fn next(&mut self) -> Message {
@@ -45,10 +50,10 @@ impl Traffic {
         if self.rng.f64() < 0.01 {
             return Message { number: self.made, body: self.malformed(), vote: None };
         }
-        let vote = if self.rng.f64() < 0.1 && !self.recent.is_empty() {
-            self.duplicate()
-        } else {
+        let duplicate = if self.rng.f64() < 0.1 { self.duplicate() } else { None };
+        let vote = duplicate.unwrap_or_else(|| {
             let fresh = self.fresh();
+            self.newest = Some(fresh.clone());
             if self.recent.len() < MEMORY {
                 self.recent.push(fresh.clone());
             } else {
@@ -56,7 +61,7 @@ impl Traffic {
                 self.recent[forgotten] = fresh.clone();
             }
             fresh
-        };
+        });
         Message { number: self.made, body: self.body(&vote), vote: Some(vote) }
     }
 
@@ -73,9 +78,10 @@ impl Traffic {
     }
 
     /// Half of them equal in every field, half under the same hash with something else.
-    fn duplicate(&mut self) -> Vote {
-        let known = self.rng.usize(..self.recent.len());
-        let mut vote = self.recent[known].clone();
+    fn duplicate(&mut self) -> Option<Vote> {
+        let twin = self.rng.f64() < TWINS;
+        let known = if twin { self.newest.as_ref() } else { self.rng.choice(&self.recent) };
+        let mut vote = known?.clone();
         match self.rng.u8(..8) {
             0 => {
                 vote.choice = match vote.choice {
@@ -88,13 +94,15 @@ impl Traffic {
             3 => vote.timestamp += Duration::microseconds(1),
             _ => {}
         }
-        vote
+        Some(vote)
     }
 
-    /// The same vote is not always the same bytes.
+    /// The same vote is not always the same bytes: not even in its timestamp, which counts to the
+    /// microsecond.
     fn body(&mut self, vote: &Vote) -> Vec<u8> {
         let offset = UtcOffset::from_hms(self.rng.i8(-11..12), 0, 0).unwrap_or(UtcOffset::UTC);
-        let cast = vote.timestamp.to_offset(offset).format(&Rfc3339).unwrap_or_default();
+        let cast = vote.timestamp + Duration::nanoseconds(self.rng.i64(-499..500));
+        let cast = cast.to_offset(offset).format(&Rfc3339).unwrap_or_default();
         let mut body = json!({
             "vote_hash": vote.vote_hash,
             "citizen_id": vote.citizen_id,
@@ -130,13 +138,24 @@ impl Traffic {
 /// Fails the run before it begins when its messages are not what it takes them for.
 pub fn self_check() -> Result<()> {
     let mut traffic = Traffic::new(1, 500);
+    let mut before: Option<Vote> = None;
+    let mut twins = [0, 0];
     for _ in 0..2_000 {
         let Message { body, vote, .. } = traffic.next();
+        if let (Some(one), Some(other)) = (&before, &vote)
+            && one.vote_hash == other.vote_hash
+        {
+            twins[usize::from(one == other)] += 1;
+        }
+        before.clone_from(&vote);
         let decoded = vote::decode(&body, 16_384);
         let poison = decoded.as_ref().is_ok_and(|vote| vote.citizen_id.starts_with(POISONOUS));
         if !poison && decoded.ok() != vote {
             return Err(format!("mistaken for {vote:?}: {}", body.escape_ascii()).into());
         }
+    }
+    if twins.contains(&0) {
+        return Err(format!("no attempts or no replays right behind their vote: {twins:?}").into());
     }
     Ok(())
 }

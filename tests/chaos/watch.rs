@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::{PgConnection, Row};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::Result;
@@ -23,6 +23,8 @@ pub type Totals = BTreeMap<String, [i64; 2]>;
 #[derive(Debug, Default)]
 pub struct Watched {
     pub looks: u64,
+    /// Votes counted, at each look.
+    pub counted: Vec<(Instant, u64)>,
     pub decreases: Vec<String>,
 }
 
@@ -49,12 +51,20 @@ pub async fn watch(
         connection = Some(current);
         watched.compare(&mut highest, &totals);
         let sum: i64 = totals.values().flatten().sum();
-        counted.store(u64::try_from(sum).unwrap_or_default(), Ordering::Relaxed);
+        let sum = u64::try_from(sum).unwrap_or_default();
+        watched.counted.push((Instant::now(), sum));
+        counted.store(sum, Ordering::Relaxed);
     }
     watched
 }
 
 impl Watched {
+    /// Votes that were seen to be counted by then.
+    pub fn counted_by(&self, then: Instant) -> u64 {
+        let looks = self.counted.partition_point(|(at, _)| *at <= then);
+        looks.checked_sub(1).and_then(|last| self.counted.get(last)).map_or(0, |look| look.1)
+    }
+
     fn compare(&mut self, highest: &mut Totals, totals: &Totals) {
         self.looks += 1;
         for (law, before) in highest.iter() {

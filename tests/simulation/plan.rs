@@ -298,6 +298,8 @@ fn items(rng: &mut Rng, count: usize) -> Vec<Item> {
 /// A valid message.
 pub fn item(vote: Vote) -> Item {
     let Vote { vote_hash, citizen_id, law_id, choice, timestamp } = &vote;
+    // Finer than the database keeps it: the vote is the one that is rounded to the microsecond.
+    let timestamp = *timestamp + Duration::from_nanos(400);
     let (choice, timestamp) = (choice.as_str(), timestamp.format(&Rfc3339).unwrap_or_default());
     let body = format!(
         "{{\"vote_hash\":\"{vote_hash}\",\"citizen_id\":\"{citizen_id}\",\"law_id\":\"{law_id}\",\
