@@ -15,6 +15,7 @@ use crate::disk::Disk;
 use crate::instances::Instance;
 use crate::plan::{Kind, Planned};
 use crate::proxy::{Place, Proxy, Trouble};
+use crate::revival::revive;
 use crate::servers::Servers;
 use crate::{PATIENCE, Result};
 
@@ -28,12 +29,15 @@ pub struct Field {
     pub servers: Arc<Servers>,
     pub disk: Arc<Disk>,
     pub database: String,
+    pub queue: String,
     pub instances: Vec<Arc<Instance>>,
     pub began: Instant,
     pub broker: Lock<()>,
     pub postgres: Lock<()>,
     pub under_way: Mutex<BTreeMap<u64, Kind>>,
     pub numbers: AtomicU64,
+    /// Restarts of a broker that came back without its queue.
+    pub revivals: AtomicU64,
 }
 
 /// A fault that came to be.
@@ -212,6 +216,8 @@ impl Field {
             Kind::KillBroker => {
                 servers.script(&["kill", "rabbitmq"]).await?;
                 servers.script(&["start", "rabbitmq"]).await?;
+                let revivals = revive(servers, &self.queue).await?;
+                self.revivals.fetch_add(revivals, Ordering::Relaxed);
             }
             Kind::FreezeBroker => {
                 servers.signal("rabbitmq", Signal::STOP).await?;

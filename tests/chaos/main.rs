@@ -23,6 +23,7 @@ mod progress;
 mod proxy;
 mod publisher;
 mod report;
+mod revival;
 mod servers;
 mod traffic;
 mod watch;

@@ -186,12 +186,14 @@ impl Setup {
             servers: Arc::clone(&self.servers),
             disk: Arc::clone(&self.disk),
             database: database.clone(),
+            queue: self.queue(),
             instances: all.clone(),
             began: Instant::now(),
             broker: Lock::default(),
             postgres: Lock::default(),
             under_way: Mutex::default(),
             numbers: AtomicU64::new(0),
+            revivals: AtomicU64::new(0),
         });
         let began = field.began;
         let progress =
@@ -214,6 +216,7 @@ impl Setup {
         outcomes.sort_by(|a: &Outcome, b| a.began.total_cmp(&b.began));
         over.cancel();
         let watched = watching.join_next().await.ok_or("the watch is gone")??;
+        let broker_revivals = field.revivals.load(Ordering::Relaxed);
         drop((progress, field));
 
         let seen = self.stop(all, keepers).await?;
@@ -236,6 +239,7 @@ impl Setup {
             dead_letters: evidence.dead_letters.len(),
             drained_after,
             missed,
+            broker_revivals,
             outcomes,
         })
     }

@@ -36,6 +36,8 @@ pub struct Phase {
     pub drained_after: Option<f64>,
     /// Planned faults that found no transaction to catch; not among the outcomes.
     pub missed: usize,
+    /// Restarts of a RabbitMQ that came back from a kill without its queue: see `revival`.
+    pub broker_revivals: u64,
     pub outcomes: Vec<Outcome>,
     pub verdicts: Vec<Verdict>,
 }
@@ -92,7 +94,17 @@ impl Report {
                 phase.verdicts.iter().filter(|verdict| verdict.held).count(),
             )
         };
-        self.phases.iter().map(line).collect::<Vec<_>>().join("\n")
+        self.phases.iter().map(line).collect::<Vec<_>>().join("\n") + &self.revivals()
+    }
+
+    /// What was done for the broker's own fault, when it was.
+    fn revivals(&self) -> String {
+        match self.phases.iter().map(|phase| phase.broker_revivals).sum::<u64>() {
+            0 => String::new(),
+            times => format!(
+                "\nRabbitMQ came back from a kill without its queue and was restarted: {times} x"
+            ),
+        }
     }
 
     /// One line a broken invariant.
@@ -168,10 +180,10 @@ impl Report {
                 verdicts.add_row(vec![phase.queue, name, word, detail]);
             }
         }
-        let disk = &self.disk_full;
+        let (disk, revivals) = (&self.disk_full, self.revivals());
         format!(
             "\n{faults}\nSeconds from a fault's end to the next commit of every instance that it \
-             struck.\nDisk full: {disk}\n\n{votes}\n\n{verdicts}\n"
+             struck.\nDisk full: {disk}{revivals}\n\n{votes}\n\n{verdicts}\n"
         )
     }
 }
