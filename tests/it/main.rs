@@ -5,6 +5,7 @@ mod counting;
 mod demo;
 mod hostile;
 mod outage;
+mod planted;
 mod poison;
 mod process;
 mod readme;
