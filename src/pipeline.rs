@@ -16,7 +16,7 @@ mod upsert;
 use std::future::{Future, ready};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::channel::mpsc;
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
@@ -85,6 +85,8 @@ pub enum Failure {
 pub struct Ended {
     /// `None`: it was asked to stop, or its trial is passed, and all it took is settled.
     pub failure: Option<Failure>,
+    /// Deliveries taken and not settled: with the session they go back to the queue.
+    pub held: usize,
     /// Something of the session was acked: it was of use.
     pub acked: bool,
     /// A batch committed in which at least one vote was counted or found counted.
@@ -120,6 +122,8 @@ struct Ballot {
     tag: DeliveryTag,
     body: Vec<u8>,
     vote: Vote,
+    published_at: Option<SystemTime>,
+    taken: Instant,
 }
 
 /// A malformed message, and all that may be told of it.
@@ -195,15 +199,18 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             .map_err(|lost| self.fail(Failure::Lost(lost)))
             .try_for_each(move |delivery| {
                 self.ledger().hold(delivery.tag);
+                self.gauge();
                 ready(sender.unbounded_send(delivery).map_err(drop))
             })
             .map(drop);
         (take, taken)
     }
 
-    fn decode(&self, Delivery { tag, body }: Delivery) -> Result<Ballot, Malformed> {
+    fn decode(&self, delivery: Delivery) -> Result<Ballot, Malformed> {
+        let Delivery { tag, body, published_at } = delivery;
+        let taken = Instant::now();
         match vote::decode(&body, self.tools.limits.max_message_bytes) {
-            Ok(vote) => Ok(Ballot { tag, body, vote }),
+            Ok(vote) => Ok(Ballot { tag, body, vote, published_at, taken }),
             Err(rejection) => Err(Malformed { tag, size: body.len(), rejection }),
         }
     }
@@ -226,6 +233,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
                     vote_hash = rejection.vote_hash,
                     "malformed message rejected"
                 );
+                self.gauge();
             }
             Err(lost) => self.fail(Failure::Lost(lost)),
         }
@@ -238,13 +246,17 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             return None;
         }
         let began = Instant::now();
+        let waited = batch.first().map(|first| began.saturating_duration_since(first.taken));
+        let _in_flight = self.tools.instruments.batch_complete(waited.unwrap_or_default());
         let mut tags = Vec::with_capacity(batch.len());
         let mut bodies = Vec::with_capacity(batch.len());
         let mut votes = Vec::with_capacity(batch.len());
+        let mut published = Vec::with_capacity(batch.len());
         for ballot in batch {
             tags.push(ballot.tag);
             bodies.push(ballot.body);
             votes.push(ballot.vote);
+            published.extend(ballot.published_at);
         }
         let Tools { store, dead_letters, limits, budget, jitter, instruments } = *self.tools;
         let retry = &limits.retry;
@@ -253,7 +265,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         match stage.settle(Votes::new(votes), bodies).await {
             Ok(counted) => {
                 self.log(&counted, tags.len(), began);
-                instruments.batch_settled(began.elapsed());
+                instruments.batch_settled(tags.len(), began.elapsed(), &published);
                 let stored = counted.added() + counted.replays + counted.attempts;
                 Some(Settled { tags, stored })
             }
@@ -275,7 +287,10 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         };
         if let Some(tag) = point {
             match self.channel.ack_up_to(tag).await {
-                Ok(()) => self.acked.store(true, Ordering::Relaxed),
+                Ok(()) => {
+                    self.acked.store(true, Ordering::Relaxed);
+                    self.gauge();
+                }
                 Err(lost) => return self.fail(Failure::Lost(lost)),
             }
         }
@@ -296,6 +311,11 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn gauge(&self) {
+        let ledger = self.ledger();
+        self.tools.instruments.unacked(ledger.unsettled(), ledger.oldest());
+    }
+
     fn log(&self, counted: &Counted, votes: usize, began: Instant) {
         tracing::debug!(
             votes,
@@ -309,7 +329,11 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     fn ended(self) -> Ended {
+        let held = self.ledger().unsettled();
+        // The tags end with the session, one way or the other.
+        self.tools.instruments.unacked(0, None);
         Ended {
+            held,
             failure: self.failure.into_inner(),
             acked: self.acked.into_inner(),
             committed: self.committed.into_inner(),

@@ -6,6 +6,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures::Stream;
 
@@ -20,6 +21,15 @@ pub type DeliveryTag = u64;
 pub struct Delivery {
     pub tag: DeliveryTag,
     pub body: Vec<u8>,
+    /// When it was published, if its publisher said so. Measured by, and never decided by.
+    pub published_at: Option<SystemTime>,
+}
+
+impl Delivery {
+    /// A delivery of which nothing but its body is known.
+    pub const fn new(tag: DeliveryTag, body: Vec<u8>) -> Self {
+        Self { tag, body, published_at: None }
+    }
 }
 
 /// Leaves the body out: it tells who voted what.

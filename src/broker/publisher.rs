@@ -8,7 +8,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Confirmation, Connection, PublisherConfirm};
 
-use super::long_string;
+use super::{headers, long_string};
 use crate::ports::Lost;
 
 /// AMQP's delivery mode for messages that survive a restart of the broker.
@@ -28,8 +28,8 @@ impl Publisher {
         Ok(Self { connection, channel })
     }
 
-    /// Sends one message to `queue` through the default exchange, with these headers. The [`Confirm`] tells whether
-    /// the broker has taken responsibility; nothing is certain before.
+    /// Sends one message to `queue` through the default exchange, with these headers. The
+    /// [`Confirm`] tells whether the broker has taken responsibility; nothing is certain before.
     ///
     /// # Errors
     /// [`Lost`] when it could not be sent.
@@ -43,6 +43,20 @@ impl Publisher {
         for (name, value) in headers {
             table.insert((*name).into(), long_string(value));
         }
+        self.send(queue, body, table).await
+    }
+
+    /// Sends one vote to `queue` as [`Publisher::publish`] does, with the time it is published at.
+    ///
+    /// # Errors
+    /// [`Lost`] when it could not be sent.
+    pub async fn publish_vote(&self, queue: &str, body: &[u8]) -> Result<Confirm, Lost> {
+        let mut table = FieldTable::default();
+        headers::stamp(&mut table);
+        self.send(queue, body, table).await
+    }
+
+    async fn send(&self, queue: &str, body: &[u8], table: FieldTable) -> Result<Confirm, Lost> {
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_content_type("application/json".into())

@@ -11,6 +11,7 @@ use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicNackOptions, Basi
 use lapin::{Connection, Consumer};
 use tokio::time::timeout;
 
+use super::headers;
 use crate::ports::{Channel, Delivery, DeliveryTag, Lost, Session};
 
 /// Longest wait for the broker's reply to a close; a frozen broker never sends one.
@@ -124,7 +125,11 @@ impl Stream for Deliveries {
         };
         let end = match next {
             Some(Ok(delivery)) => {
-                let delivery = Delivery { tag: delivery.delivery_tag, body: delivery.data };
+                let delivery = Delivery {
+                    tag: delivery.delivery_tag,
+                    published_at: headers::published_at(&delivery.properties),
+                    body: delivery.data,
+                };
                 return Poll::Ready(Some(Ok(delivery)));
             }
             Some(Err(error)) => Some(lost("consume", &error)),

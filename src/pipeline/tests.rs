@@ -171,7 +171,7 @@ fn run_chain(
 }
 
 fn deliveries(bodies: Vec<Vec<u8>>) -> Vec<Result<Delivery, Lost>> {
-    let delivery = |(index, body)| Ok(Delivery { tag: index as u64 + 1, body });
+    let delivery = |(index, body)| Ok(Delivery::new(index as u64 + 1, body));
     bodies.into_iter().enumerate().map(delivery).collect()
 }
 

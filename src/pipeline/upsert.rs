@@ -167,6 +167,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 () = self.halt.cancelled() => return Err(Unsettled::Halted),
                 () = tokio::time::sleep(delay) => {}
             }
+            self.instruments.retried(fault.sqlstate.as_deref());
             parts.push(part);
         }
         Ok((counted, refused))
