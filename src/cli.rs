@@ -1,5 +1,6 @@
 //! The command line: arguments to commands, results to exit codes.
 
+mod health_check;
 mod migrate;
 mod publish;
 mod run;
@@ -21,14 +22,14 @@ pub mod exit {
     pub const CREDENTIALS: u8 = 77;
     /// The configuration, the schema, or a database that could lose commits.
     pub const CONFIG: u8 = 78;
-    /// Findings or differences; for `publish`: not everything was confirmed.
+    /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no.
     pub const FINDINGS: u8 = 1;
 }
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0      done
-  1      findings or differences; publish: not everything was confirmed
+  1      findings or differences; publish: not everything was confirmed; health-check: no
   2      wrong usage
   70     internal error
   75     the shutdown deadline passed before everything was committed
@@ -43,7 +44,8 @@ Examples:
   vote-aggregator                               count votes, settings from the environment
   vote-aggregator --profile throughput run      larger batches and prefetch
   vote-aggregator migrate                       create or upgrade the tables
-  vote-aggregator publish --count 1000          publish 1,000 sample votes";
+  vote-aggregator publish --count 1000          publish 1,000 sample votes
+  vote-aggregator health-check                  ask the service on this host whether it is ready";
 
 /// Counts votes from a RabbitMQ queue into PostgreSQL, each exactly once.
 #[derive(Parser)]
@@ -76,6 +78,8 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Publish sample votes, or the lines of a file, to the queue
     Publish(publish::Arguments),
+    /// Ask the service on this host whether it is ready: exit code 0 or 1
+    HealthCheck(health_check::Arguments),
 }
 
 pub fn main() -> ExitCode {
@@ -92,9 +96,15 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(problems) => {
             eprintln!("{problems}");
-            return ExitCode::from(exit::CONFIG);
+            return ExitCode::from(match command {
+                Some(Command::HealthCheck(_)) => exit::FINDINGS,
+                _ => exit::CONFIG,
+            });
         }
     };
+    if let Some(Command::HealthCheck(arguments)) = &command {
+        return health_check::check(&config, arguments);
+    }
     telemetry::init_logs(config.monitoring.log_level, config.monitoring.log_format);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -108,6 +118,8 @@ pub fn main() -> ExitCode {
             Command::Run => run::run(config).await,
             Command::Migrate(_) => migrate::migrate(&config).await,
             Command::Publish(arguments) => publish::publish(&config, arguments).await,
+            // Answered above, without a runtime.
+            Command::HealthCheck(arguments) => health_check::check(&config, &arguments),
         }
     });
     // A name that is still being looked up, or a read of standard input, blocks a thread that

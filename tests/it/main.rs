@@ -3,6 +3,7 @@
 mod broker;
 mod counting;
 mod demo;
+mod health;
 mod metrics;
 mod outage;
 mod poison;

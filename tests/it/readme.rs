@@ -131,14 +131,18 @@ async fn its_commands_work_as_written() {
         }
         if command.starts_with("vote-aggregator publish") && service.is_none() {
             let started = stage.start(&[]).await;
-            checkout.lead_curl_to(&started.address().await);
+            let address = started.address().await;
+            checkout.lead_curl_to(&address);
+            // For the health check, which asks the port that is configured.
+            let port = address.rsplit(':').next().expect("a port").to_owned();
+            environment.insert("PROMETHEUS_PORT".to_owned(), port);
             service = Some(started);
         }
         let output = checkout.run(command, &environment).await;
         assert!(!output.is_empty(), "{command} says something");
         ran += 1;
     }
-    assert_eq!(ran, 7, "every command of the README is accounted for");
+    assert_eq!(ran, 9, "every command of the README is accounted for");
     let service = service.expect("started");
     eventually("the line from standard input is counted", async || {
         stage.number("SELECT count(*) FROM vote_audit WHERE vote_hash = 'readme-1'").await == 1
