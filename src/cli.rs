@@ -7,10 +7,11 @@ mod run;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use vote_aggregator::config::{Config, Overrides, Sources};
-use vote_aggregator::telemetry;
+use vote_aggregator::telemetry::{self, Traces};
 
 /// How the process ends; the codes from 64 up are those of sysexits.h.
 pub mod exit {
@@ -25,6 +26,9 @@ pub mod exit {
     /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no.
     pub const FINDINGS: u8 = 1;
 }
+
+/// How long the last spans may take on their way to the collector.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -105,19 +109,30 @@ pub fn main() -> ExitCode {
     if let Some(Command::HealthCheck(arguments)) = &command {
         return health_check::check(&config, arguments);
     }
-    telemetry::init_logs(config.monitoring.log_level, config.monitoring.log_format);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!("cannot start the runtime: {error}");
+            eprintln!("cannot start the runtime: {error}");
             return ExitCode::from(exit::INTERNAL);
         }
     };
     let code = runtime.block_on(async {
+        let traces = match Traces::from_env(config.batch.size) {
+            Ok(traces) => traces,
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::from(exit::CONFIG);
+            }
+        };
+        telemetry::init_logs(config.monitoring.log_level, config.monitoring.log_format, &traces);
         match command.unwrap_or(Command::Run) {
-            Command::Run => run::run(config).await,
+            Command::Run => run::run(config, traces).await,
             Command::Migrate(_) => migrate::migrate(&config).await,
-            Command::Publish(arguments) => publish::publish(&config, arguments).await,
+            Command::Publish(arguments) => {
+                let code = publish::publish(&config, arguments).await;
+                traces.flush(FLUSH_TIMEOUT).await;
+                code
+            }
             // Answered above, without a runtime.
             Command::HealthCheck(arguments) => health_check::check(&config, &arguments),
         }

@@ -22,12 +22,14 @@ use futures::channel::mpsc;
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 pub use self::settlement::Settlement;
 pub use self::upsert::{IsolationBudget, RetryPolicy};
 use self::upsert::{Unsettled, Upsert};
 use crate::ports::{
-    Channel, Counted, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store, Votes,
+    Channel, Counted, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store,
+    TraceContext, Votes,
 };
 use crate::retry::Jitter;
 use crate::telemetry::Instruments;
@@ -109,7 +111,10 @@ pub async fn run<S: Session, T: Store, D: DeadLetters>(
         .map(|delivery| flow.decode(delivery))
         .filter_map(|verdict| flow.reject_malformed(verdict));
     let chain = tokio_stream::StreamExt::chunks_timeout(ballots, batch_size, batch_timeout)
-        .map(|batch| flow.upsert(batch))
+        .map(|batch| {
+            let span = tools.instruments.spans.batch(batch.iter().map(|ballot| &ballot.trace));
+            flow.upsert(batch, span.clone()).instrument(span)
+        })
         .buffered(in_flight)
         .for_each(|settled| flow.ack(settled));
     futures::join!(take, chain);
@@ -123,6 +128,7 @@ struct Ballot {
     body: Vec<u8>,
     vote: Vote,
     published_at: Option<SystemTime>,
+    trace: TraceContext,
     taken: Instant,
 }
 
@@ -151,6 +157,7 @@ struct Settled {
     tags: Vec<DeliveryTag>,
     /// Votes that were counted or found counted; the others were refused and dead-lettered.
     stored: u64,
+    span: Span,
 }
 
 impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
@@ -207,10 +214,10 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     fn decode(&self, delivery: Delivery) -> Result<Ballot, Malformed> {
-        let Delivery { tag, body, published_at } = delivery;
+        let Delivery { tag, body, published_at, trace } = delivery;
         let taken = Instant::now();
         match vote::decode(&body, self.tools.limits.max_message_bytes) {
-            Ok(vote) => Ok(Ballot { tag, body, vote, published_at, taken }),
+            Ok(vote) => Ok(Ballot { tag, body, vote, published_at, trace, taken }),
             Err(rejection) => Err(Malformed { tag, size: body.len(), rejection }),
         }
     }
@@ -241,7 +248,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     /// Commits one batch; run to its end in any case.
-    async fn upsert(&self, batch: Vec<Ballot>) -> Option<Settled> {
+    async fn upsert(&self, batch: Vec<Ballot>, span: Span) -> Option<Settled> {
         if self.halt.is_cancelled() {
             return None;
         }
@@ -267,7 +274,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
                 self.log(&counted, tags.len(), began);
                 instruments.batch_settled(tags.len(), began.elapsed(), &published);
                 let stored = counted.added() + counted.replays + counted.attempts;
-                Some(Settled { tags, stored })
+                Some(Settled { tags, stored, span })
             }
             Err(Unsettled::Halted) => None,
             Err(Unsettled::Failed(failure)) => {
@@ -279,14 +286,15 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
 
     /// Acks as far as everything is settled: at most one frame a batch.
     async fn ack(&self, settled: Option<Settled>) {
-        let Some(Settled { tags, stored }) = settled else { return };
+        let Some(Settled { tags, stored, span }) = settled else { return };
         let point = {
             let mut ledger = self.ledger();
             tags.into_iter().for_each(|tag| ledger.done(tag));
             ledger.ack_point()
         };
         if let Some(tag) = point {
-            match self.channel.ack_up_to(tag).await {
+            let acking = self.channel.ack_up_to(tag);
+            match self.tools.instruments.spans.ack(&span, acking).await {
                 Ok(()) => {
                     self.acked.store(true, Ordering::Relaxed);
                     self.gauge();

@@ -15,7 +15,7 @@ use crate::ports::{Fault, OpenError};
 use crate::retry::Jitter;
 use crate::store::{self, PgStore, StartError, Totals};
 use crate::supervisor::Supervisor;
-use crate::telemetry::{Health, Instruments, Metrics, MetricsError, QueueDepths};
+use crate::telemetry::{Health, Instruments, Metrics, MetricsError, QueueDepths, Spans};
 
 /// At least this often the database is asked for something.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
@@ -46,7 +46,8 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), Servic
     let began = Instant::now();
     let health = Arc::new(Health::default());
     let metrics = Metrics::new(config.monitoring.max_laws, Arc::clone(&health))?;
-    let instruments = metrics.instruments.clone();
+    let mut instruments = metrics.instruments.clone();
+    instruments.spans = Spans::new(config);
     let jitter = Jitter::from_entropy();
 
     let address = SocketAddr::new(config.monitoring.host, config.monitoring.port);

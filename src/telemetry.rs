@@ -1,4 +1,4 @@
-//! What the service tells about itself: metrics, health, logs. Every metric's name, unit, help
+//! What the service tells about itself: metrics, health, logs, traces. Every metric's name, unit, help
 //! text and buckets stand in `telemetry/metrics/catalogue.rs`, once.
 //!
 //! Architecture invariant: nothing here knows who calls.
@@ -7,6 +7,8 @@ mod health;
 mod laws;
 mod logs;
 mod metrics;
+pub mod spans;
+mod traces;
 
 pub use self::health::{Check, DeadLetterRoute, Health, Report};
 pub use self::logs::init as init_logs;
@@ -14,3 +16,5 @@ pub use self::metrics::{
     BreakerState, ErrorType, InFlight, Instruments, Metrics, MetricsError, PoolUse, QueueDepths,
     SessionState,
 };
+pub use self::spans::Spans;
+pub use self::traces::{Traces, TracesError, traces_on};

@@ -5,8 +5,13 @@ use std::time::{Duration, SystemTime};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
+use super::long_string;
+use crate::ports::TraceContext;
+
 /// Microseconds since the Unix epoch at which the message was published.
 const PUBLISHED_AT: &str = "x-published-at-us";
+/// W3C trace context.
+const TRACEPARENT: &str = "traceparent";
 
 /// Notes that the message is published now.
 pub(super) fn stamp(headers: &mut FieldTable) {
@@ -25,6 +30,24 @@ pub(super) fn published_at(properties: &BasicProperties) -> Option<SystemTime> {
         None => Duration::from_secs((*properties.timestamp())?),
     };
     SystemTime::UNIX_EPOCH.checked_add(since_epoch)
+}
+
+/// Makes the message part of a trace.
+pub(super) fn join(headers: &mut FieldTable, trace: &TraceContext) {
+    if let Some(traceparent) = trace.traceparent() {
+        headers.insert(TRACEPARENT.into(), long_string(traceparent));
+    }
+}
+
+/// The trace that the message is part of.
+pub(super) fn trace(properties: &BasicProperties) -> TraceContext {
+    let header = properties.headers().as_ref().and_then(|all| all.inner().get(TRACEPARENT));
+    match header {
+        Some(AMQPValue::LongString(text)) => {
+            TraceContext::new(std::str::from_utf8(text.as_bytes()).unwrap_or_default())
+        }
+        _ => TraceContext::default(),
+    }
 }
 
 /// A positive whole number, whichever of AMQP's types a client library chose for it.

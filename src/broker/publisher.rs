@@ -7,9 +7,11 @@ use std::task::{Context, Poll};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Confirmation, Connection, PublisherConfirm};
+use tracing::Instrument;
 
 use super::{headers, long_string};
 use crate::ports::Lost;
+use crate::telemetry::spans;
 
 /// AMQP's delivery mode for messages that survive a restart of the broker.
 const PERSISTENT: u8 = 2;
@@ -46,14 +48,17 @@ impl Publisher {
         self.send(queue, body, table).await
     }
 
-    /// Sends one vote to `queue` as [`Publisher::publish`] does, with the time it is published at.
+    /// Sends one vote to `queue` as [`Publisher::publish`] does, with the time it is published at
+    /// and, where traces are collected, a trace of its own.
     ///
     /// # Errors
     /// [`Lost`] when it could not be sent.
     pub async fn publish_vote(&self, queue: &str, body: &[u8]) -> Result<Confirm, Lost> {
         let mut table = FieldTable::default();
         headers::stamp(&mut table);
-        self.send(queue, body, table).await
+        let span = spans::send(queue, body.len());
+        headers::join(&mut table, &spans::context(&span));
+        self.send(queue, body, table).instrument(span).await
     }
 
     async fn send(&self, queue: &str, body: &[u8], table: FieldTable) -> Result<Confirm, Lost> {

@@ -12,7 +12,8 @@ use lapin::{Connection, Consumer};
 use tokio::time::timeout;
 
 use super::headers;
-use crate::ports::{Channel, Delivery, DeliveryTag, Lost, Session};
+use crate::ports::{Channel, Delivery, DeliveryTag, Lost, Session, TraceContext};
+use crate::telemetry::traces_on;
 
 /// Longest wait for the broker's reply to a close; a frozen broker never sends one.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -128,6 +129,11 @@ impl Stream for Deliveries {
                 let delivery = Delivery {
                     tag: delivery.delivery_tag,
                     published_at: headers::published_at(&delivery.properties),
+                    trace: if traces_on() {
+                        headers::trace(&delivery.properties)
+                    } else {
+                        TraceContext::default()
+                    },
                     body: delivery.data,
                 };
                 return Poll::Ready(Some(Ok(delivery)));

@@ -26,6 +26,7 @@ use self::outage::Outage;
 use self::tally::Tally;
 use super::health::Health;
 use super::laws::{Laws, RefreshMark};
+use super::spans::Spans;
 use crate::ports::{Class, Counted};
 use crate::vote::Reason;
 
@@ -36,6 +37,8 @@ pub struct Instruments {
     health: Arc<Health>,
     tally: Arc<Tally>,
     observed: Arc<Observed>,
+    /// The spans of what is counted.
+    pub spans: Spans,
     broker: Arc<Outage>,
     postgres: Arc<Outage>,
     votes_aggregated: Counter<u64>,
@@ -72,6 +75,7 @@ impl Instruments {
             health,
             tally: Arc::default(),
             observed,
+            spans: Spans::default(),
             broker: Arc::new(Outage::of_a_stranger()),
             // It was prepared before the first vote was taken.
             postgres: Arc::new(Outage::of_a_known_one()),

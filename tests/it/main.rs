@@ -13,3 +13,4 @@ mod schema;
 mod start;
 mod support;
 mod telemetry;
+mod traces;

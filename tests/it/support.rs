@@ -1,5 +1,6 @@
 //! Servers, a database and a queue for each test, and the service's binary as a process.
 
+pub mod collector;
 mod process;
 mod servers;
 mod stage;
@@ -11,6 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 use vote_aggregator::vote::{Choice, Vote};
 
+pub use self::collector::Collector;
 pub use self::process::Service;
 pub use self::servers::Servers;
 pub use self::stage::Stage;
