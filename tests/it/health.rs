@@ -10,23 +10,16 @@ async fn health_check(environment: &BTreeMap<String, String>, endpoint: &str) ->
     Service::spawn("health-check", &arguments, environment).await.exit_code().await
 }
 
-/// A free port; the service binds it a moment later.
-fn free_port() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").port().to_string()
-}
-
 #[tokio::test]
 async fn it_tells_of_every_outage_and_of_its_end_and_of_which_server() {
     let servers = Servers::private("health");
     let stage = Stage::migrated(&servers, "health").await;
     servers.script(&["stop", "postgres"]);
-    let port = free_port();
+    let service = stage.spawn(&[]).await;
+    let address = service.address().await;
+    let port = address.rsplit(':').next().expect("a port").to_owned();
     let mut environment = stage.environment();
     environment.insert("PROMETHEUS_PORT".to_owned(), port);
-    assert_eq!(health_check(&environment, "livez").await, Some(1), "nothing runs yet");
-
-    let service = Service::spawn(&stage.queue, &["run"], &environment).await;
     assert_eq!(service.get("/livez").await.status, 200);
     let startup = service.get("/startupz").await;
     assert_eq!((startup.status, &startup.json()["status"]), (503, &"starting".into()));
@@ -67,7 +60,7 @@ async fn it_tells_of_every_outage_and_of_its_end_and_of_which_server() {
     stage.until_counted(100).await;
     service.stop().await;
     stage.assert_counted_exactly(&all).await;
-    assert_eq!(health_check(&environment, "readyz").await, Some(1), "nothing runs any more");
+    assert_eq!(health_check(&environment, "livez").await, Some(1), "nothing runs any more");
 }
 
 #[tokio::test]
