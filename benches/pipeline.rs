@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use futures::StreamExt;
@@ -91,7 +91,10 @@ fn chain(criterion: &mut Criterion) {
     let deliveries: Vec<Delivery> = samples(VOTES)
         .into_iter()
         .enumerate()
-        .map(|(index, body)| Delivery { tag: index as u64 + 1, body })
+        .map(|(index, body)| Delivery {
+            published_at: Some(SystemTime::now()),
+            ..Delivery::new(index as u64 + 1, body)
+        })
         .collect();
     let mut group = criterion.benchmark_group("chain");
     group.throughput(Throughput::Elements(VOTES as u64));

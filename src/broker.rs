@@ -5,6 +5,8 @@
 //! retries do), the supervisor opens a new session instead.
 
 mod connect;
+mod depth;
+mod headers;
 mod management;
 mod publisher;
 mod session;
@@ -19,6 +21,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+pub use self::depth::QueueWatch;
 pub use self::publisher::{Confirm, Publisher};
 pub use self::session::{RabbitChannel, RabbitSession};
 use self::topology::{Examined, Found};

@@ -1,15 +1,17 @@
 //! The command line: arguments to commands, results to exit codes.
 
+mod health_check;
 mod migrate;
 mod publish;
 mod run;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use vote_aggregator::config::{Config, Overrides, Sources};
-use vote_aggregator::telemetry;
+use vote_aggregator::telemetry::{self, Traces};
 
 /// How the process ends; the codes from 64 up are those of sysexits.h.
 pub mod exit {
@@ -21,14 +23,17 @@ pub mod exit {
     pub const CREDENTIALS: u8 = 77;
     /// The configuration, the schema, a database that could lose commits, a server that we refuse.
     pub const CONFIG: u8 = 78;
-    /// Findings or differences; for `publish`: not everything was confirmed.
+    /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no.
     pub const FINDINGS: u8 = 1;
 }
+
+/// How long the last spans may take on their way to the collector.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0      done
-  1      findings or differences; publish: not everything was confirmed
+  1      findings or differences; publish: not everything was confirmed; health-check: no
   2      wrong usage
   70     internal error
   75     the shutdown deadline passed before everything was committed
@@ -43,7 +48,8 @@ Examples:
   vote-aggregator                               count votes, settings from the environment
   vote-aggregator --profile throughput run      larger batches and prefetch
   vote-aggregator migrate                       create or upgrade the tables
-  vote-aggregator publish --count 1000          publish 1,000 sample votes";
+  vote-aggregator publish --count 1000          publish 1,000 sample votes
+  vote-aggregator health-check                  ask the service on this host whether it is ready";
 
 /// Counts votes from a RabbitMQ queue into PostgreSQL, each exactly once.
 #[derive(Parser)]
@@ -76,6 +82,8 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Publish sample votes, or the lines of a file, to the queue
     Publish(publish::Arguments),
+    /// Ask the service on this host whether it is ready: exit code 0 or 1
+    HealthCheck(health_check::Arguments),
 }
 
 pub fn main() -> ExitCode {
@@ -92,22 +100,41 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(problems) => {
             eprintln!("{problems}");
-            return ExitCode::from(exit::CONFIG);
+            return ExitCode::from(match command {
+                Some(Command::HealthCheck(_)) => exit::FINDINGS,
+                _ => exit::CONFIG,
+            });
         }
     };
-    telemetry::init_logs(config.monitoring.log_level, config.monitoring.log_format);
+    if let Some(Command::HealthCheck(arguments)) = &command {
+        return health_check::check(&config, arguments);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!("cannot start the runtime: {error}");
+            eprintln!("cannot start the runtime: {error}");
             return ExitCode::from(exit::INTERNAL);
         }
     };
     let code = runtime.block_on(async {
+        let traces = match Traces::from_env(config.batch.size) {
+            Ok(traces) => traces,
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::from(exit::CONFIG);
+            }
+        };
+        telemetry::init_logs(config.monitoring.log_level, config.monitoring.log_format, &traces);
         match command.unwrap_or(Command::Run) {
-            Command::Run => run::run(config).await,
+            Command::Run => run::run(config, traces).await,
             Command::Migrate(_) => migrate::migrate(&config).await,
-            Command::Publish(arguments) => publish::publish(&config, arguments).await,
+            Command::Publish(arguments) => {
+                let code = publish::publish(&config, arguments).await;
+                traces.flush(FLUSH_TIMEOUT).await;
+                code
+            }
+            // Answered above, without a runtime.
+            Command::HealthCheck(arguments) => health_check::check(&config, &arguments),
         }
     });
     // A name that is still being looked up, or a read of standard input, blocks a thread that

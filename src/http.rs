@@ -1,4 +1,4 @@
-//! `/metrics`, `/livez`, `/readyz` on one port, safe against slow and hostile clients: one request
+//! `/metrics`, `/livez`, `/readyz`, `/startupz` on one port, safe against slow and hostile clients: one request
 //! a connection, a bound on connections, on headers and on the time each may take.
 
 use std::io;
@@ -64,6 +64,7 @@ pub async fn serve(listener: TcpListener, sources: Sources) {
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
+        .route("/startupz", get(startupz))
         .with_state(sources);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -121,4 +122,14 @@ async fn readyz(State(sources): State<Sources>) -> Response {
     let report = sources.health.report();
     let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(report)).into_response()
+}
+
+/// It was ready once: from here on, what is amiss is for `/readyz` to tell.
+async fn startupz(State(sources): State<Sources>) -> Response {
+    if sources.health.has_started() {
+        return Json(serde_json::json!({ "status": "started" })).into_response();
+    }
+    let report = sources.health.report();
+    let starting = serde_json::json!({ "status": "starting", "checks": report.checks });
+    (StatusCode::SERVICE_UNAVAILABLE, Json(starting)).into_response()
 }

@@ -14,7 +14,7 @@
 //! | [`supervisor`] | sessions, the breaker | AMQP, SQL |
 //! | [`retry`] | time | what is retried |
 //! | [`telemetry`] | names, units, help texts | who calls |
-//! | [`http`] | `/metrics`, `/livez`, `/readyz` | the pipeline's inside |
+//! | [`http`] | `/metrics`, `/livez`, `/readyz`, `/startupz` | the pipeline's inside |
 //! | [`config`] | every setting | everything else |
 //! | [`publish`] | sample votes, files of votes | how votes are counted |
 //! | [`service`] | all of them, in the order of a start | |

@@ -16,18 +16,20 @@ mod upsert;
 use std::future::{Future, ready};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::channel::mpsc;
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 pub use self::settlement::Settlement;
 pub use self::upsert::{IsolationBudget, RetryPolicy};
 use self::upsert::{Unsettled, Upsert};
 use crate::ports::{
-    Channel, Counted, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store, Votes,
+    Channel, Counted, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store,
+    TraceContext, Votes,
 };
 use crate::retry::Jitter;
 use crate::telemetry::Instruments;
@@ -87,6 +89,8 @@ pub enum Failure {
 pub struct Ended {
     /// `None`: it was asked to stop, or its trial is passed, and all it took is settled.
     pub failure: Option<Failure>,
+    /// Deliveries taken and not settled: with the session they go back to the queue.
+    pub held: usize,
     /// Something of the session was acked: it was of use.
     pub acked: bool,
     /// A batch committed in which at least one vote was counted or found counted.
@@ -109,7 +113,10 @@ pub async fn run<S: Session, T: Store, D: DeadLetters>(
     let (take, taken) = flow.take(verdicts);
     let ballots = taken.filter_map(|verdict| flow.reject_malformed(verdict));
     let chain = tokio_stream::StreamExt::chunks_timeout(ballots, batch_size, batch_timeout)
-        .map(|batch| flow.upsert(batch))
+        .map(|batch| {
+            let span = tools.instruments.spans.batch(batch.iter().map(|ballot| &ballot.trace));
+            flow.upsert(batch, span.clone()).instrument(span)
+        })
         .buffered(in_flight)
         .for_each(|settled| flow.ack(settled));
     futures::join!(take, chain);
@@ -122,6 +129,9 @@ struct Ballot {
     tag: DeliveryTag,
     body: Vec<u8>,
     vote: Vote,
+    published_at: Option<SystemTime>,
+    trace: TraceContext,
+    taken: Instant,
 }
 
 /// A malformed message, and all that may be told of it. Its body is gone: nobody needs it, and it
@@ -150,6 +160,7 @@ struct Settled {
     tags: Vec<DeliveryTag>,
     /// Votes that were counted or found counted; the others were refused and dead-lettered.
     stored: u64,
+    span: Span,
 }
 
 impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
@@ -202,14 +213,19 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         let (sender, taken) = mpsc::unbounded();
         let take = verdicts
             .map_err(|lost| self.fail(Failure::Lost(lost)))
-            .try_for_each(move |verdict| ready(sender.unbounded_send(verdict).map_err(drop)))
+            .try_for_each(move |verdict| {
+                self.gauge();
+                ready(sender.unbounded_send(verdict).map_err(drop))
+            })
             .map(drop);
         (take, taken)
     }
 
-    fn decode(&self, Delivery { tag, body }: Delivery) -> Result<Ballot, Malformed> {
+    fn decode(&self, delivery: Delivery) -> Result<Ballot, Malformed> {
+        let Delivery { tag, body, published_at, trace } = delivery;
+        let taken = Instant::now();
         match vote::decode(&body, self.tools.limits.max_message_bytes) {
-            Ok(vote) => Ok(Ballot { tag, body, vote }),
+            Ok(vote) => Ok(Ballot { tag, body, vote, published_at, trace, taken }),
             Err(rejection) => Err(Malformed { tag, size: body.len(), rejection }),
         }
     }
@@ -235,6 +251,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
                         "{MALFORMED}"
                     );
                 }
+                self.gauge();
             }
             Err(lost) => self.fail(Failure::Lost(lost)),
         }
@@ -242,18 +259,22 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     /// Commits one batch; run to its end in any case.
-    async fn upsert(&self, batch: Vec<Ballot>) -> Option<Settled> {
+    async fn upsert(&self, batch: Vec<Ballot>, span: Span) -> Option<Settled> {
         if self.halt.is_cancelled() {
             return None;
         }
         let began = Instant::now();
+        let waited = batch.first().map(|first| began.saturating_duration_since(first.taken));
+        let _in_flight = self.tools.instruments.batch_complete(waited.unwrap_or_default());
         let mut tags = Vec::with_capacity(batch.len());
         let mut bodies = Vec::with_capacity(batch.len());
         let mut votes = Vec::with_capacity(batch.len());
+        let mut published = Vec::with_capacity(batch.len());
         for ballot in batch {
             tags.push(ballot.tag);
             bodies.push(ballot.body);
             votes.push(ballot.vote);
+            published.extend(ballot.published_at);
         }
         let Tools { store, dead_letters, limits, budget, jitter, instruments } = *self.tools;
         let retry = &limits.retry;
@@ -262,9 +283,9 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         match stage.settle(Votes::new(votes), bodies).await {
             Ok(counted) => {
                 self.log(&counted, tags.len(), began);
-                instruments.batch_settled(began.elapsed());
+                instruments.batch_settled(tags.len(), began.elapsed(), &published);
                 let stored = counted.added() + counted.replays + counted.attempts;
-                Some(Settled { tags, stored })
+                Some(Settled { tags, stored, span })
             }
             Err(Unsettled::Halted) => None,
             Err(Unsettled::Failed(failure)) => {
@@ -276,15 +297,19 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
 
     /// Acks as far as everything is settled: at most one frame a batch.
     async fn ack(&self, settled: Option<Settled>) {
-        let Some(Settled { tags, stored }) = settled else { return };
+        let Some(Settled { tags, stored, span }) = settled else { return };
         let point = {
             let mut ledger = self.ledger();
             tags.into_iter().for_each(|tag| ledger.done(tag));
             ledger.ack_point()
         };
         if let Some(tag) = point {
-            match self.channel.ack_up_to(tag).await {
-                Ok(()) => self.acked.store(true, Ordering::Relaxed),
+            let acking = self.channel.ack_up_to(tag);
+            match self.tools.instruments.spans.ack(&span, acking).await {
+                Ok(()) => {
+                    self.acked.store(true, Ordering::Relaxed);
+                    self.gauge();
+                }
                 Err(lost) => return self.fail(Failure::Lost(lost)),
             }
         }
@@ -305,6 +330,11 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn gauge(&self) {
+        let ledger = self.ledger();
+        self.tools.instruments.unacked(ledger.unsettled(), ledger.oldest());
+    }
+
     fn log(&self, counted: &Counted, votes: usize, began: Instant) {
         tracing::debug!(
             votes,
@@ -318,7 +348,11 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     fn ended(self) -> Ended {
+        let held = self.ledger().unsettled();
+        // The tags end with the session, one way or the other.
+        self.tools.instruments.unacked(0, None);
         Ended {
+            held,
             failure: self.failure.into_inner(),
             acked: self.acked.into_inner(),
             committed: self.committed.into_inner(),

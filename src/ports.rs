@@ -6,6 +6,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures::Stream;
 
@@ -20,6 +21,35 @@ pub type DeliveryTag = u64;
 pub struct Delivery {
     pub tag: DeliveryTag,
     pub body: Vec<u8>,
+    /// When it was published, if its publisher said so. Measured by, and never decided by.
+    pub published_at: Option<SystemTime>,
+    pub trace: TraceContext,
+}
+
+impl Delivery {
+    /// A delivery of which nothing but its body is known.
+    pub const fn new(tag: DeliveryTag, body: Vec<u8>) -> Self {
+        Self { tag, body, published_at: None, trace: TraceContext(None) }
+    }
+}
+
+/// The trace that a message belongs to, as its publisher wrote it: read only where traces are made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TraceContext(Option<Box<str>>);
+
+impl TraceContext {
+    /// Longer than any W3C `traceparent` of today; a longer one is none.
+    const MAX_LENGTH: usize = 128;
+
+    /// Of the text of a W3C `traceparent` header.
+    pub fn new(traceparent: &str) -> Self {
+        let fits = !traceparent.is_empty() && traceparent.len() <= Self::MAX_LENGTH;
+        Self(fits.then(|| traceparent.into()))
+    }
+
+    pub fn traceparent(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
 }
 
 /// Leaves the body out: it tells who voted what.

@@ -150,7 +150,7 @@ impl Run<'_> {
         while self.unconfirmed.len() >= UNCONFIRMED_AT_MOST {
             self.confirm_one().await?;
         }
-        let sent = self.publisher.publish(self.queue, body, &[]).await;
+        let sent = self.publisher.publish_vote(self.queue, body).await;
         self.unconfirmed.push(sent.map_err(|lost| self.lost(lost))?);
         Ok(())
     }

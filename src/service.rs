@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::RabbitMq;
+use crate::broker::{QueueWatch, RabbitMq};
 use crate::config::Config;
 use crate::http;
 use crate::pipeline::{Limits, RetryPolicy};
@@ -15,10 +15,15 @@ use crate::ports::{Fault, OpenError};
 use crate::retry::Jitter;
 use crate::store::{self, PgStore, StartError, Totals};
 use crate::supervisor::Supervisor;
-use crate::telemetry::{Health, Instruments, Metrics, MetricsError, Suppressed};
+use crate::telemetry::{
+    Health, Instruments, Metrics, MetricsError, QueueDepths, Spans, Suppressed,
+};
 
 /// At least this often the database is asked for something.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+/// How often the broker is asked for the depths of its queues, and how long it may take.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long closing the pool may take: by then nothing is in a transaction.
 const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -43,7 +48,8 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), Servic
     let began = Instant::now();
     let health = Arc::new(Health::default());
     let metrics = Metrics::new(config.monitoring.max_laws, Arc::clone(&health))?;
-    let instruments = metrics.instruments.clone();
+    let mut instruments = metrics.instruments.clone();
+    instruments.spans = Spans::new(config);
     let jitter = Jitter::from_entropy();
 
     let address = SocketAddr::new(config.monitoring.host, config.monitoring.port);
@@ -58,6 +64,8 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), Servic
         return Ok(());
     };
     health.postgres_answers();
+    let pool = store.clone();
+    instruments.watch_pool(move || pool.pool_use());
     let watch = Watch {
         store: store.clone(),
         instruments: instruments.clone(),
@@ -71,6 +79,9 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), Servic
     let repeated = instruments.clone();
     let _repeats =
         AbortOnDrop(tokio::spawn(async move { repeated.repeats().run(tell_suppressed).await }));
+
+    let queues = QueueWatch::new(config.rabbitmq.clone());
+    let _queues = AbortOnDrop(tokio::spawn(watch_queues(queues, instruments.clone())));
 
     let broker = RabbitMq::new(config.rabbitmq.clone(), Arc::clone(&health));
     let supervisor = Supervisor {
@@ -104,6 +115,23 @@ fn limits(config: &Config) -> Limits {
         in_flight: config.batches_in_flight(),
         max_message_bytes: config.batch.max_message_bytes,
         retry: RetryPolicy { max_attempts: config.retry.max_attempts, delay: config.retry.delay },
+    }
+}
+
+/// Keeps the depths of the queues up to date, until it is dropped.
+async fn watch_queues(mut queues: QueueWatch, instruments: Instruments) {
+    loop {
+        let depths = match tokio::time::timeout(LOOK_TIMEOUT, queues.look()).await {
+            Ok(Ok(depths)) => depths,
+            // The session meets the same and tells of it.
+            Ok(Err(error)) => {
+                tracing::debug!("the depth of the queues is not known: {error}");
+                QueueDepths::default()
+            }
+            Err(_) => QueueDepths::default(),
+        };
+        instruments.queue_depths(depths);
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -24,6 +24,7 @@ pub use self::sqlstate::{classify, fatal_at_start};
 pub use self::start::{StartError, migrate, prepare};
 use crate::config::Postgres;
 use crate::ports::{Class, Counted, Fault, Store, Votes};
+use crate::telemetry::PoolUse;
 
 /// The store: a pool, and one task a transaction.
 #[derive(Clone)]
@@ -73,6 +74,14 @@ impl PgStore {
     /// Closes the pool; connections in use are waited for.
     pub async fn close(&self) {
         self.pool.close().await;
+    }
+
+    /// What the pool's connections do at this moment.
+    pub fn pool_use(&self) -> PoolUse {
+        let open = self.pool.size();
+        let idle = u32::try_from(self.pool.num_idle()).unwrap_or(open).min(open);
+        let max = self.pool.options().get_max_connections();
+        PoolUse { idle, in_use: open - idle, max }
     }
 
     async fn read<R: Send + 'static>(

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::pipeline::{self, Failure, IsolationBudget, Limits, Mode, Tools};
 use crate::ports::{Broker, Fault, OpenError, Session, Store};
 use crate::retry::{Backoff, Jitter};
-use crate::telemetry::{Health, Instruments};
+use crate::telemetry::{BreakerState, Health, Instruments, SessionState};
 
 /// First delay before a session is opened anew, and before a store that failed is probed.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
@@ -70,6 +70,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                     Mode::Trial
                 }
             };
+            self.instruments.session(SessionState::Connecting);
             let Some(mut session) = self.open(mode, &mut reopening, &mut ever_opened, stop).await?
             else {
                 break;
@@ -83,6 +84,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
             if mode == Mode::Trial && ended.committed {
                 tracing::info!("PostgreSQL takes votes again");
                 self.health.breaker_closed("counting");
+                self.instruments.breaker(BreakerState::Closed);
                 probing.reset();
                 breaker = Breaker::Closed;
             }
@@ -94,6 +96,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 }
                 Some(Failure::Lost(lost)) => {
                     self.instruments.broker_fault();
+                    self.instruments.session(SessionState::Connecting);
                     self.health.rabbitmq_failed(&lost.to_string());
                     tracing::warn!("session with RabbitMQ lost, opening a new one: {lost}");
                     drop(session);
@@ -102,7 +105,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 Some(Failure::Paused(fault)) => {
                     self.trip(&fault, mode, &mut probing);
                     breaker = Breaker::Open;
-                    session.requeue().await;
+                    self.give_back(session, ended.held).await;
                 }
                 Some(Failure::Undeliverable(lost)) => {
                     self.instruments.broker_fault();
@@ -115,11 +118,12 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                     // Each try gives everything held back once more: one batch, seldom.
                     probing.jump_to_cap();
                     breaker = Breaker::Open;
-                    session.requeue().await;
+                    self.give_back(session, ended.held).await;
                 }
             }
         }
         self.health.rabbitmq_failed("stopping");
+        self.instruments.session(SessionState::Stopped);
         Ok(())
     }
 
@@ -141,6 +145,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 Ok(session) => {
                     *ever_opened = true;
                     self.health.rabbitmq_consuming();
+                    self.instruments.session(SessionState::Consuming);
                     tracing::info!(prefetch = self.prefetch(mode), ?mode, "consuming");
                     return Ok(Some(session));
                 }
@@ -153,6 +158,14 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 }
             }
         }
+    }
+
+    /// Gives back, once, all that is held; nothing is taken until the store takes votes.
+    async fn give_back(&self, session: B::Session, held: usize) {
+        self.instruments.breaker(BreakerState::Open);
+        self.instruments.session(SessionState::Waiting);
+        self.instruments.requeued(held);
+        session.requeue().await;
     }
 
     async fn consume(
@@ -209,6 +222,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
             match probed {
                 Ok(()) => {
                     self.health.breaker_closed("takes a probe write; trying one batch at a time");
+                    self.instruments.breaker(BreakerState::HalfOpen);
                     return true;
                 }
                 Err(fault) => {

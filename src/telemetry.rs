@@ -1,5 +1,5 @@
-//! What the service tells about itself: metrics, health, logs. Every metric's name, unit and help
-//! text stands in `telemetry/metrics.rs`, once.
+//! What the service tells about itself: metrics, health, logs, traces. Every metric's name, unit, help
+//! text and buckets stand in `telemetry/metrics/catalogue.rs`, once.
 //!
 //! Architecture invariant: nothing here knows who calls.
 
@@ -8,8 +8,15 @@ mod laws;
 mod logs;
 mod metrics;
 mod repeats;
+pub mod spans;
+mod traces;
 
 pub use self::health::{Check, DeadLetterRoute, Health, Report};
 pub use self::logs::init as init_logs;
-pub use self::metrics::{ErrorType, Instruments, Metrics, MetricsError};
+pub use self::metrics::{
+    BreakerState, ErrorType, InFlight, Instruments, Metrics, MetricsError, PoolUse, QueueDepths,
+    SessionState,
+};
 pub use self::repeats::{Repeats, Suppressed};
+pub use self::spans::Spans;
+pub use self::traces::{Traces, TracesError, traces_on};

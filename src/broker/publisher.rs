@@ -7,9 +7,11 @@ use std::task::{Context, Poll};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Confirmation, Connection, PublisherConfirm};
+use tracing::Instrument;
 
-use super::long_string;
+use super::{headers, long_string};
 use crate::ports::Lost;
+use crate::telemetry::spans;
 
 /// AMQP's delivery mode for messages that survive a restart of the broker.
 const PERSISTENT: u8 = 2;
@@ -28,8 +30,8 @@ impl Publisher {
         Ok(Self { connection, channel })
     }
 
-    /// Sends one message to `queue` through the default exchange, with these headers. The [`Confirm`] tells whether
-    /// the broker has taken responsibility; nothing is certain before.
+    /// Sends one message to `queue` through the default exchange, with these headers. The
+    /// [`Confirm`] tells whether the broker has taken responsibility; nothing is certain before.
     ///
     /// # Errors
     /// [`Lost`] when it could not be sent.
@@ -43,6 +45,23 @@ impl Publisher {
         for (name, value) in headers {
             table.insert((*name).into(), long_string(value));
         }
+        self.send(queue, body, table).await
+    }
+
+    /// Sends one vote to `queue` as [`Publisher::publish`] does, with the time it is published at
+    /// and, where traces are collected, a trace of its own.
+    ///
+    /// # Errors
+    /// [`Lost`] when it could not be sent.
+    pub async fn publish_vote(&self, queue: &str, body: &[u8]) -> Result<Confirm, Lost> {
+        let mut table = FieldTable::default();
+        headers::stamp(&mut table);
+        let span = spans::send(queue, body.len());
+        headers::join(&mut table, &spans::context(&span));
+        self.send(queue, body, table).instrument(span).await
+    }
+
+    async fn send(&self, queue: &str, body: &[u8], table: FieldTable) -> Result<Confirm, Lost> {
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_content_type("application/json".into())

@@ -11,7 +11,9 @@ use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicNackOptions, Basi
 use lapin::{Connection, Consumer};
 use tokio::time::timeout;
 
-use crate::ports::{Channel, Delivery, DeliveryTag, Lost, Session};
+use super::headers;
+use crate::ports::{Channel, Delivery, DeliveryTag, Lost, Session, TraceContext};
+use crate::telemetry::traces_on;
 
 /// Longest wait for the broker's reply to a close; a frozen broker never sends one.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -124,7 +126,16 @@ impl Stream for Deliveries {
         };
         let end = match next {
             Some(Ok(delivery)) => {
-                let delivery = Delivery { tag: delivery.delivery_tag, body: delivery.data };
+                let delivery = Delivery {
+                    tag: delivery.delivery_tag,
+                    published_at: headers::published_at(&delivery.properties),
+                    trace: if traces_on() {
+                        headers::trace(&delivery.properties)
+                    } else {
+                        TraceContext::default()
+                    },
+                    body: delivery.data,
+                };
                 return Poll::Ready(Some(Ok(delivery)));
             }
             Some(Err(error)) => Some(lost("consume", &error)),

@@ -8,15 +8,17 @@ use std::process::ExitCode;
 
 use futures::FutureExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
 use vote_aggregator::ports::OpenError;
 use vote_aggregator::service::{self, ServiceError};
 use vote_aggregator::store::StartError;
+use vote_aggregator::telemetry::Traces;
 
-use super::exit;
+use super::{FLUSH_TIMEOUT, exit};
 
-pub(super) async fn run(config: Config) -> ExitCode {
+pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         profile = config.profile,
@@ -35,28 +37,40 @@ pub(super) async fn run(config: Config) -> ExitCode {
     let mut service = pin!(AssertUnwindSafe(service::run(&config, &stop)).catch_unwind());
 
     let first = tokio::select! {
-        ended = &mut service => return code(ended),
+        ended = &mut service => {
+            let code = code(ended);
+            traces.flush(FLUSH_TIMEOUT).await;
+            return code;
+        }
         signal = signals.next() => signal,
     };
+    let deadline = Instant::now() + config.shutdown_timeout;
     tracing::info!(
         signal = first.name(),
         deadline_s = config.shutdown_timeout.as_secs_f64(),
         "stopping: what was taken is committed and acked, the rest stays in the queue"
     );
     stop.cancel();
-    tokio::select! {
-        ended = &mut service => code(ended),
+    let ended = tokio::select! {
+        ended = &mut service => ended,
         second = signals.next() => {
             tracing::warn!(signal = second.name(), "second signal, ending at once");
             leave(second.code())
         }
-        () = tokio::time::sleep(config.shutdown_timeout) => {
+        () = tokio::time::sleep_until(deadline) => {
             tracing::error!(
                 "not done within SHUTDOWN_TIMEOUT_SECONDS; what is not committed is not acked and \
                  will be delivered again"
             );
             leave(exit::DEADLINE)
         }
+    };
+    let code = code(ended);
+    // Everything is settled; spans are worth no more than what is left of the deadline.
+    let left = deadline.saturating_duration_since(Instant::now());
+    tokio::select! {
+        () = traces.flush(FLUSH_TIMEOUT.min(left)) => code,
+        second = signals.next() => leave(second.code()),
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 
+use tokio::time::Instant;
+
 use crate::ports::DeliveryTag;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,14 +22,26 @@ enum State {
 /// The deliveries of one channel that are not behind the last ack, in order of arrival.
 #[derive(Debug, Default)]
 pub struct Settlement {
-    open: VecDeque<(DeliveryTag, State)>,
+    open: VecDeque<(DeliveryTag, State, Instant)>,
+    /// Of those, how many are rejected.
+    rejected: usize,
 }
 
 impl Settlement {
-    /// Notes a delivery; tags arrive in ascending order on a channel.
+    /// Notes a delivery that was taken now; tags arrive in ascending order on a channel.
     pub fn hold(&mut self, tag: DeliveryTag) {
-        debug_assert!(self.open.back().is_none_or(|(last, _)| *last < tag), "tags ascend");
-        self.open.push_back((tag, State::Held));
+        debug_assert!(self.open.back().is_none_or(|(last, ..)| *last < tag), "tags ascend");
+        self.open.push_back((tag, State::Held, Instant::now()));
+    }
+
+    /// Deliveries that are neither behind an ack point nor rejected.
+    pub fn unsettled(&self) -> usize {
+        self.open.len() - self.rejected
+    }
+
+    /// When the first of them was taken; the front is never a rejected one.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.open.front().map(|(_, _, taken)| *taken)
     }
 
     /// The delivery's effect is committed.
@@ -39,13 +53,17 @@ impl Settlement {
     /// along and are forgotten here: a queue of nothing but malformed messages never has one.
     pub fn rejected(&mut self, tag: DeliveryTag) {
         self.settle(tag, State::Rejected);
-        while self.open.pop_front_if(|(_, state)| *state == State::Rejected).is_some() {}
+        while self.open.pop_front_if(|(_, state, _)| *state == State::Rejected).is_some() {
+            self.rejected -= 1;
+        }
     }
 
     fn settle(&mut self, tag: DeliveryTag, state: State) {
-        if let Ok(at) = self.open.binary_search_by_key(&tag, |(tag, _)| *tag)
+        if let Ok(at) = self.open.binary_search_by_key(&tag, |(tag, ..)| *tag)
             && let Some(entry) = self.open.get_mut(at)
         {
+            self.rejected += usize::from(state == State::Rejected);
+            self.rejected -= usize::from(entry.1 == State::Rejected);
             entry.1 = state;
         }
     }
@@ -55,11 +73,11 @@ impl Settlement {
     /// and takes passing over one well. `None` when nothing is left to ack.
     pub fn ack_point(&mut self) -> Option<DeliveryTag> {
         let mut point = None;
-        while let Some((tag, state)) = self.open.front().copied() {
+        while let Some((tag, state, _)) = self.open.front().copied() {
             match state {
                 State::Held => break,
                 State::Done => point = Some(tag),
-                State::Rejected => {}
+                State::Rejected => self.rejected -= 1,
             }
             self.open.pop_front();
         }
@@ -98,6 +116,7 @@ mod tests {
         (1..=3).for_each(|tag| ledger.hold(tag));
         ledger.rejected(2);
         assert_eq!(ledger.open.len(), 3, "behind a held one it has to stay");
+        assert_eq!(ledger.unsettled(), 2);
         ledger.rejected(1);
         assert_eq!(ledger.open.len(), 1, "forgotten without any ack");
         ledger.rejected(3);
@@ -125,6 +144,8 @@ mod tests {
                 let is_rejected = rejected[(tag - 1) as usize];
                 if is_rejected { ledger.rejected(tag) } else { ledger.done(tag) }
                 open.insert(tag, Some(is_rejected));
+                let counted = ledger.open.iter().filter(|(_, state, _)| *state != State::Rejected);
+                prop_assert_eq!(ledger.unsettled(), counted.count());
                 if let Some(point) = ledger.ack_point() {
                     prop_assert!(point > acked, "acks move forward");
                     prop_assert_eq!(open[&point], Some(false), "names a tag that is done");

@@ -173,7 +173,7 @@ fn run_chain(
 }
 
 fn deliveries(bodies: Vec<Vec<u8>>) -> Vec<Result<Delivery, Lost>> {
-    let delivery = |(index, body)| Ok(Delivery { tag: index as u64 + 1, body });
+    let delivery = |(index, body)| Ok(Delivery::new(index as u64 + 1, body));
     bodies.into_iter().enumerate().map(delivery).collect()
 }
 
@@ -401,8 +401,7 @@ fn a_body_that_is_no_vote_is_let_go_on_arrival_also_while_the_store_hangs() {
     const SIZE: usize = 10_000_000;
     let before = resident();
     let grown = Arc::new(OnceLock::new());
-    let large =
-        stream::iter((2..).take(COUNT)).map(|tag| Ok(Delivery { tag, body: vec![b'x'; SIZE] }));
+    let large = stream::iter((2..).take(COUNT)).map(|tag| Ok(Delivery::new(tag, vec![b'x'; SIZE])));
     let measured = Arc::clone(&grown);
     let lost = stream::once(async move {
         tokio::time::sleep(Duration::from_secs(60)).await;

@@ -113,7 +113,8 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         let mut parts = vec![batch.clone()];
 
         while let Some(part) = parts.pop() {
-            let fault = match self.store.count(part.clone()).await {
+            let counting = self.store.count(part.clone());
+            let fault = match self.instruments.spans.transaction(part.len(), counting).await {
                 Ok(done) => {
                     // At once: the parts that did commit count, whatever becomes of the others.
                     self.instruments.committed(&done);
@@ -167,6 +168,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 () = self.halt.cancelled() => return Err(Unsettled::Halted),
                 () = tokio::time::sleep(delay) => {}
             }
+            self.instruments.retried(fault.sqlstate.as_deref());
             parts.push(part);
         }
         Ok((counted, refused))

@@ -89,10 +89,28 @@ pub struct Health(Mutex<State>);
 struct State {
     rabbitmq: Check,
     postgres: Check,
+    /// Both sides worked at the same time once.
+    started: bool,
     /// Set while the breaker is open: a database that answers a read may still take no votes.
     breaker: Option<String>,
     route: DeadLetterRoute,
     warnings: Vec<String>,
+}
+
+impl State {
+    fn set_rabbitmq(&mut self, ok: bool, reason: &str) {
+        self.rabbitmq.set(ok, reason);
+        self.note_start();
+    }
+
+    fn set_postgres(&mut self, ok: bool, reason: &str) {
+        self.postgres.set(ok, reason);
+        self.note_start();
+    }
+
+    fn note_start(&mut self) {
+        self.started |= self.rabbitmq.ok && self.postgres.ok;
+    }
 }
 
 impl Default for Health {
@@ -100,6 +118,7 @@ impl Default for Health {
         Self(Mutex::new(State {
             rabbitmq: Check::starting(),
             postgres: Check::starting(),
+            started: false,
             breaker: None,
             route: DeadLetterRoute::Unknown,
             warnings: Vec::new(),
@@ -109,38 +128,38 @@ impl Default for Health {
 
 impl Health {
     pub fn rabbitmq_consuming(&self) {
-        self.state().rabbitmq.set(true, "consuming");
+        self.state().set_rabbitmq(true, "consuming");
     }
 
     pub fn rabbitmq_failed(&self, reason: &str) {
-        self.state().rabbitmq.set(false, reason);
+        self.state().set_rabbitmq(false, reason);
     }
 
     /// The database answered.
     pub fn postgres_answers(&self) {
         let mut state = self.state();
         match state.breaker.clone() {
-            Some(reason) => state.postgres.set(false, &reason),
-            None => state.postgres.set(true, "answering"),
+            Some(reason) => state.set_postgres(false, &reason),
+            None => state.set_postgres(true, "answering"),
         }
     }
 
     pub fn postgres_failed(&self, reason: &str) {
-        self.state().postgres.set(false, reason);
+        self.state().set_postgres(false, reason);
     }
 
     /// Votes are not taken until [`Health::breaker_closed`].
     pub fn breaker_open(&self, reason: &str) {
         let mut state = self.state();
         state.breaker = Some(reason.to_owned());
-        state.postgres.set(false, reason);
+        state.set_postgres(false, reason);
     }
 
     /// The database takes writes again; `reason` says how far that is proven.
     pub fn breaker_closed(&self, reason: &str) {
         let mut state = self.state();
         state.breaker = None;
-        state.postgres.set(true, reason);
+        state.set_postgres(true, reason);
     }
 
     /// What was found out about the queue.
@@ -152,6 +171,11 @@ impl Health {
 
     pub fn dead_letter_route(&self) -> DeadLetterRoute {
         self.state().route
+    }
+
+    /// Whether it was ready to count votes once.
+    pub fn has_started(&self) -> bool {
+        self.state().started
     }
 
     pub fn report(&self) -> Report {
@@ -190,13 +214,15 @@ mod tests {
         let health = Health::default();
         assert!(!health.report().is_ready());
         health.rabbitmq_consuming();
-        assert!(!health.report().is_ready());
+        assert!(!health.report().is_ready() && !health.has_started());
         health.postgres_answers();
         assert!(health.report().is_ready());
         assert_eq!(health.report().status, "ready");
+        assert!(health.has_started());
         health.rabbitmq_failed("connection refused");
         let report = health.report();
         assert_eq!((report.is_ready(), report.status), (false, "unavailable"));
+        assert!(health.has_started(), "a start is not taken back");
     }
 
     #[test]

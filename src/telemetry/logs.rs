@@ -1,21 +1,28 @@
-//! Logs: text for people, JSON for machines, on standard error.
+//! Logs: text for people, JSON for machines, on standard error; and the way of spans to a collector.
 
+use std::fmt;
 use std::io::IsTerminal;
 
+use opentelemetry::trace::TraceContextExt;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{self as format, FmtContext};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
 
+use super::traces::Traces;
 use crate::config::{LogFormat, LogLevel};
 
-/// Sends the logs of this process to standard error, from `level` up.
+/// Sends the logs of this process to standard error, from `level` up, and its spans to `traces`.
 ///
 /// Libraries are heard from WARN up, whatever the level: at their lowest level they log frames and
 /// rows, and those hold who voted what. lapin is not heard at all: it logs every refusal as an
 /// error, also those we ask for to learn a queue's arguments, and returns each of them to us.
-pub fn init(level: LogLevel, format: LogFormat) {
+pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
     let ours = match level {
         LogLevel::Trace => LevelFilter::TRACE,
         LogLevel::Debug => LevelFilter::DEBUG,
@@ -28,14 +35,78 @@ pub fn init(level: LogLevel, format: LogFormat) {
         .with_target("lapin", LevelFilter::OFF)
         // What a trigger says about a row, word for word.
         .with_target("sqlx::postgres::notice", LevelFilter::OFF)
-        .with_target("vote_aggregator", ours);
-    let writer = fmt::layer().with_writer(std::io::stderr);
+        .with_target("vote_aggregator", ours)
+        // Spans are for the collector alone: without one, none is ever made.
+        .and(filter_fn(|metadata| metadata.is_event()));
+    let writer = format::layer().with_writer(std::io::stderr);
     let layer = match format {
         LogFormat::Text => {
             let colours = std::io::stderr().is_terminal();
-            writer.with_target(false).with_ansi(colours).boxed()
+            writer
+                .with_ansi(colours)
+                .map_event_format(|text| WithTrace::text(text.with_target(false)))
+                .boxed()
         }
-        LogFormat::Json => writer.json().flatten_event(true).boxed(),
+        LogFormat::Json => {
+            writer.json().flatten_event(true).map_event_format(WithTrace::json).boxed()
+        }
     };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    let spans = traces.tracer().map(|tracer| {
+        tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_filter(Targets::new().with_target("vote_aggregator", LevelFilter::INFO))
+    });
+    tracing_subscriber::registry().with(spans).with(layer.with_filter(filter)).init();
+}
+
+/// A format whose lines tell the trace and the span they belong to, if any.
+struct WithTrace<F> {
+    format: F,
+    json: bool,
+}
+
+impl<F> WithTrace<F> {
+    const fn text(format: F) -> Self {
+        Self { format, json: false }
+    }
+
+    const fn json(format: F) -> Self {
+        Self { format, json: true }
+    }
+}
+
+impl<S, N, F> FormatEvent<S, N> for WithTrace<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let ids = opentelemetry::Context::map_current(|current| {
+            let span = current.span();
+            let ids = span.span_context();
+            ids.is_valid().then(|| (ids.trace_id(), ids.span_id()))
+        });
+        let Some((trace, span)) = ids else {
+            return self.format.format_event(context, writer, event);
+        };
+        let mut line = String::new();
+        self.format.format_event(context, Writer::new(&mut line), event)?;
+        let line = line.trim_end();
+        match line.strip_suffix('}') {
+            Some(object) if self.json => {
+                writeln!(writer, r#"{object},"trace_id":"{trace}","span_id":"{span}"}}"#)
+            }
+            _ => writeln!(writer, "{line} trace_id={trace} span_id={span}"),
+        }
+    }
 }

@@ -1,54 +1,35 @@
-//! Every metric: its name, unit, help text and labels, once. OpenTelemetry meters, exported in
+//! The instruments, and the registry they are scraped from: OpenTelemetry meters, exported in
 //! Prometheus' text format.
-//!
-//! The exporter puts `_total` behind counters and the unit behind names, so neither is part of a
-//! name here.
+
+mod catalogue;
+mod labels;
+mod observed;
+mod outage;
+mod tally;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Gauge, Meter, MeterProvider};
+use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, MeterProvider};
 use opentelemetry_sdk::metrics::{Instrument, SdkMeterProvider, Stream};
 use prometheus::{Registry, TextEncoder};
+use tokio::time::Instant;
 
-use super::health::{DeadLetterRoute, Health};
+use self::catalogue::{self as metric, Entry};
+pub use self::labels::{BreakerState, ErrorType, SessionState};
+use self::labels::{SQLSTATE_CLASSES, Side, sqlstate_class};
+use self::observed::Observed;
+pub use self::observed::{InFlight, PoolUse, QueueDepths};
+use self::outage::Outage;
+use self::tally::Tally;
+use super::health::Health;
 use super::laws::{Laws, RefreshMark};
 use super::repeats::Repeats;
+use super::spans::Spans;
 use crate::ports::{Class, Counted};
 use crate::vote::Reason;
-
-/// Value of the label `error_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorType {
-    /// A message that is no valid vote.
-    Malformed,
-    /// A transaction failed.
-    Database,
-    /// A session with the broker failed, or could not be opened.
-    Broker,
-    /// A valid vote that the database refuses for what is in it.
-    Unstorable,
-    /// A mistake of this service.
-    Internal,
-}
-
-impl ErrorType {
-    pub const ALL: [Self; 5] =
-        [Self::Malformed, Self::Database, Self::Broker, Self::Unstorable, Self::Internal];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::Database => "database",
-            Self::Broker => "broker",
-            Self::Unstorable => "unstorable",
-            Self::Internal => "internal",
-        }
-    }
-}
 
 /// What the pipeline counts with.
 #[derive(Clone, Debug)]
@@ -57,87 +38,76 @@ pub struct Instruments {
     health: Arc<Health>,
     tally: Arc<Tally>,
     repeats: Arc<Repeats>,
+    observed: Arc<Observed>,
+    /// The spans of what is counted.
+    pub spans: Spans,
+    broker: Arc<Outage>,
+    postgres: Arc<Outage>,
     votes_aggregated: Counter<u64>,
     batch_processing_duration: Gauge<f64>,
     batch_size_processed: Counter<u64>,
     aggregation_errors: Counter<u64>,
+    vote_latency: Histogram<f64>,
     votes_rejected: Counter<u64>,
     votes_replayed: Counter<u64>,
     duplicate_attempts: Counter<u64>,
     votes_isolated: Counter<u64>,
+    deliveries_requeued: Counter<u64>,
+    batch_wait: Histogram<f64>,
+    batch_duration: Histogram<f64>,
+    batch_votes: Histogram<f64>,
+    batch_retries: Counter<u64>,
+    reconnects: Counter<u64>,
 }
 
 impl Instruments {
     fn new(meter: &Meter, laws: Arc<Laws>, health: Arc<Health>) -> Self {
-        let (gauged, examined) = (Arc::clone(&laws), Arc::clone(&health));
-        // The SDK keeps the callback; the handle itself is not needed.
-        let _current_vote_totals = meter
-            .u64_observable_gauge("current_vote_totals")
-            .with_description("Votes counted so far, as the database has them")
-            .with_callback(move |gauge| {
-                gauged.for_each(|labels, totals| {
-                    for (labels, total) in labels.iter().zip(totals) {
-                        gauge.observe(total, labels);
-                    }
-                });
-            })
-            .build();
-        let _dead_letter_route = meter
-            .u64_observable_gauge("dead_letter_route")
-            .with_description("Whether the broker keeps rejected messages: 1 on the state it is in")
-            .with_callback(move |gauge| {
-                let found = examined.dead_letter_route();
-                for state in DeadLetterRoute::ALL {
-                    let label = KeyValue::new("state", state.as_str());
-                    gauge.observe(u64::from(state == found), &[label]);
-                }
-            })
-            .build();
-
+        let observed = Arc::new(Observed::default());
+        observed.register(meter, &laws, &health);
+        let counter = |Entry { name, unit, help }| {
+            meter.u64_counter(name).with_unit(unit).with_description(help).build()
+        };
+        let histogram = |Entry { name, unit, help }, buckets: &[f64]| {
+            let builder = meter.f64_histogram(name).with_unit(unit).with_description(help);
+            builder.with_boundaries(buckets.to_vec()).build()
+        };
+        let Entry { name, unit, help } = metric::BATCH_PROCESSING_DURATION;
         let instruments = Self {
             laws,
             health,
             tally: Arc::default(),
             repeats: Arc::default(),
-            votes_aggregated: meter
-                .u64_counter("votes_aggregated")
-                .with_description("Votes added to the totals by this process")
-                .build(),
+            observed,
+            spans: Spans::default(),
+            broker: Arc::new(Outage::of_a_stranger()),
+            // It was prepared before the first vote was taken.
+            postgres: Arc::new(Outage::of_a_known_one()),
+            votes_aggregated: counter(metric::VOTES_AGGREGATED),
             batch_processing_duration: meter
-                .f64_gauge("batch_processing_duration")
-                .with_unit("s")
-                .with_description("Time the last batch took to commit, retries included")
+                .f64_gauge(name)
+                .with_unit(unit)
+                .with_description(help)
                 .build(),
-            batch_size_processed: meter
-                .u64_counter("batch_size_processed")
-                .with_description("Votes in committed batches: counted, replays and attempts")
-                .build(),
-            aggregation_errors: meter
-                .u64_counter("aggregation_errors")
-                .with_description("Errors, by where they come from")
-                .build(),
-            votes_rejected: meter
-                .u64_counter("votes_rejected")
-                .with_description("Malformed messages rejected without requeue, by reason")
-                .build(),
-            votes_replayed: meter
-                .u64_counter("votes_replayed")
-                .with_description("Deliveries equal to a vote already counted")
-                .build(),
-            duplicate_attempts: meter
-                .u64_counter("duplicate_attempts")
-                .with_description("Deliveries that differ from the counted vote of their vote_hash")
-                .build(),
-            votes_isolated: meter
-                .u64_counter("votes_isolated")
-                .with_description("Votes the database refused, published to the dead-letter queue")
-                .build(),
+            batch_size_processed: counter(metric::BATCH_SIZE_PROCESSED),
+            aggregation_errors: counter(metric::AGGREGATION_ERRORS),
+            vote_latency: histogram(metric::VOTE_LATENCY, metric::LATENCY_SECONDS),
+            votes_rejected: counter(metric::VOTES_REJECTED),
+            votes_replayed: counter(metric::VOTES_REPLAYED),
+            duplicate_attempts: counter(metric::DUPLICATE_ATTEMPTS),
+            votes_isolated: counter(metric::VOTES_ISOLATED),
+            deliveries_requeued: counter(metric::DELIVERIES_REQUEUED),
+            batch_wait: histogram(metric::BATCH_WAIT, metric::BATCH_SECONDS),
+            batch_duration: histogram(metric::BATCH_DURATION, metric::BATCH_SECONDS),
+            batch_votes: histogram(metric::BATCH_VOTES, metric::VOTES),
+            batch_retries: counter(metric::BATCH_RETRIES),
+            reconnects: counter(metric::RECONNECTS),
         };
         instruments.touch();
         instruments
     }
 
-    /// An untouched instrument is absent from a scrape: every known series starts at zero.
+    /// An untouched instrument is absent from a scrape: every known series starts at zero. A
+    /// histogram has no zero to start at; it appears with the first batch.
     fn touch(&self) {
         self.batch_processing_duration.record(0.0, &[]);
         for counter in [
@@ -145,6 +115,7 @@ impl Instruments {
             &self.votes_replayed,
             &self.duplicate_attempts,
             &self.votes_isolated,
+            &self.deliveries_requeued,
         ] {
             counter.add(0, &[]);
         }
@@ -154,11 +125,31 @@ impl Instruments {
         for reason in Reason::ALL {
             self.votes_rejected.add(0, &[KeyValue::new("reason", reason.as_str())]);
         }
+        for class in SQLSTATE_CLASSES {
+            self.batch_retries.add(0, &[KeyValue::new("sqlstate_class", class)]);
+        }
+        for side in Side::ALL {
+            self.reconnects.add(0, &[KeyValue::new("side", side.as_str())]);
+        }
+    }
+
+    /// The deliveries that are taken and not settled, as they are now.
+    pub fn unacked(&self, count: usize, oldest: Option<Instant>) {
+        self.observed.unacked(count, oldest);
+    }
+
+    /// A batch is complete, `waited` after its first vote was taken; it is in flight for as long
+    /// as the returned value lives.
+    pub fn batch_complete(&self, waited: Duration) -> InFlight {
+        self.batch_wait.record(waited.as_secs_f64(), &[]);
+        self.observed.batch()
     }
 
     /// A transaction is committed.
     pub fn committed(&self, counted: &Counted) {
         self.health.postgres_answers();
+        self.observed.committed();
+        self.back(&self.postgres, Side::Postgres);
         self.laws.committed(&counted.laws, |labels, added| {
             for (labels, votes) in labels.iter().zip(added) {
                 self.votes_aggregated.add(votes, labels);
@@ -171,20 +162,37 @@ impl Instruments {
         self.batch_size_processed.add(votes, &[]);
     }
 
-    /// All of a batch is committed or dead-lettered; `elapsed` since its chunk was complete.
-    pub fn batch_settled(&self, elapsed: Duration) {
+    /// All of a batch of `votes` is committed or dead-lettered, `elapsed` after it was complete;
+    /// `published` are the times of its votes that told one.
+    pub fn batch_settled(&self, votes: usize, elapsed: Duration, published: &[SystemTime]) {
         self.batch_processing_duration.record(elapsed.as_secs_f64(), &[]);
+        self.batch_duration.record(elapsed.as_secs_f64(), &[]);
+        self.batch_votes.record(votes as f64, &[]);
+        let now = SystemTime::now();
+        for published in published {
+            // A publisher's clock may be ahead of ours.
+            let latency = now.duration_since(*published).unwrap_or_default();
+            self.vote_latency.record(latency.as_secs_f64(), &[]);
+        }
+    }
+
+    /// A transaction is about to be tried again.
+    pub fn retried(&self, sqlstate: Option<&str>) {
+        self.batch_retries.add(1, &[KeyValue::new("sqlstate_class", sqlstate_class(sqlstate))]);
     }
 
     /// A malformed message was rejected.
     pub fn rejected(&self, reason: Reason) {
-        Tally::add(&self.tally.rejected, 1);
+        self.tally.rejected();
         self.votes_rejected.add(1, &[KeyValue::new("reason", reason.as_str())]);
         self.errors(ErrorType::Malformed, 1);
     }
 
     /// A transaction failed.
     pub fn database_fault(&self, class: Class) {
+        if matches!(class, Class::Reconnect | Class::UnknownOutcome) {
+            self.postgres.lost();
+        }
         match class {
             // Counted by vote when it is isolated; the halves before it are no errors.
             Class::Isolate => {}
@@ -195,19 +203,48 @@ impl Instruments {
 
     /// A vote was published to the dead-letter queue.
     pub fn isolated(&self) {
-        Tally::add(&self.tally.isolated, 1);
+        self.tally.isolated();
         self.votes_isolated.add(1, &[]);
         self.errors(ErrorType::Unstorable, 1);
     }
 
     /// A session with the broker failed, or could not be opened.
     pub fn broker_fault(&self) {
+        self.broker.lost();
         self.errors(ErrorType::Broker, 1);
     }
 
     /// Keeps log lines about single messages from becoming as many as those.
     pub fn repeats(&self) -> &Repeats {
         &self.repeats
+    }
+
+    /// Where the session with the broker stands from now on.
+    pub fn session(&self, state: SessionState) {
+        self.observed.session(state);
+        if state == SessionState::Consuming {
+            self.back(&self.broker, Side::RabbitMq);
+        }
+    }
+
+    /// Where the breaker before the store stands from now on.
+    pub fn breaker(&self, state: BreakerState) {
+        self.observed.breaker(state);
+    }
+
+    /// What was held is given back to the queue.
+    pub fn requeued(&self, deliveries: usize) {
+        self.deliveries_requeued.add(deliveries as u64, &[]);
+    }
+
+    /// What the broker said of its queues, or that it did not.
+    pub fn queue_depths(&self, depths: QueueDepths) {
+        self.observed.depths(depths);
+    }
+
+    /// Where the state of the database pool is read at each scrape.
+    pub fn watch_pool(&self, pool: impl Fn() -> PoolUse + Send + Sync + 'static) {
+        self.observed.watch_pool(pool);
     }
 
     /// What this process did with its deliveries so far, in one line.
@@ -243,40 +280,11 @@ impl Instruments {
     fn errors(&self, error_type: ErrorType, count: u64) {
         self.aggregation_errors.add(count, &[KeyValue::new("error_type", error_type.as_str())]);
     }
-}
 
-/// Deliveries by what became of them: instruments can be written only, and the stop line tells.
-#[derive(Debug, Default)]
-struct Tally {
-    counted: AtomicU64,
-    replays: AtomicU64,
-    attempts: AtomicU64,
-    rejected: AtomicU64,
-    isolated: AtomicU64,
-}
-
-impl Tally {
-    fn committed(&self, counted: &Counted) {
-        Self::add(&self.counted, counted.added());
-        Self::add(&self.replays, counted.replays);
-        Self::add(&self.attempts, counted.attempts);
-    }
-
-    fn add(to: &AtomicU64, count: u64) {
-        to.fetch_add(count, Ordering::Relaxed);
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [counted, replays, attempts, rejected, isolated] =
-            [&self.counted, &self.replays, &self.attempts, &self.rejected, &self.isolated]
-                .map(|count| count.load(Ordering::Relaxed));
-        write!(
-            f,
-            "{counted} votes counted, {replays} replays, {attempts} duplicate attempts, \
-             {rejected} malformed, {isolated} unstorable"
-        )
+    fn back(&self, outage: &Outage, side: Side) {
+        if outage.over() {
+            self.reconnects.add(1, &[KeyValue::new("side", side.as_str())]);
+        }
     }
 }
 
@@ -305,7 +313,9 @@ impl Metrics {
         // The SDK folds everything past 2,000 series into one; we bound them ourselves.
         let cardinality = 2 * (max_laws + 1) + 1;
         let per_law = move |instrument: &Instrument| {
-            matches!(instrument.name(), "votes_aggregated" | "current_vote_totals")
+            [metric::VOTES_AGGREGATED, metric::CURRENT_VOTE_TOTALS]
+                .iter()
+                .any(|entry| entry.name == instrument.name())
                 .then(|| Stream::builder().with_cardinality_limit(cardinality).build().ok())
                 .flatten()
         };

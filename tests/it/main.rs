@@ -3,7 +3,9 @@
 mod broker;
 mod counting;
 mod demo;
+mod health;
 mod hostile;
+mod metrics;
 mod outage;
 mod planted;
 mod poison;
@@ -15,3 +17,4 @@ mod start;
 mod support;
 mod telemetry;
 mod tls;
+mod traces;

@@ -55,6 +55,9 @@ async fn a_broker_that_stops_and_starts_loses_nothing() {
         servers.script(&["start", "rabbitmq"]);
         until_ready_or_restarted(&servers, &service).await;
     }
+    // A broker that was killed may end a session once more while it recovers.
+    assert!(service.metric("reconnects_total{side=\"rabbitmq\"}").await >= Some(2.0));
+    assert_eq!(service.metric("session_state{state=\"consuming\"}").await, Some(1.0));
     settle(&stage, service, &all).await;
     stage.assert_drained().await;
 }
@@ -89,8 +92,26 @@ async fn postgresql_away_for_longer_than_all_retries_loses_nothing_and_requeues_
     assert_eq!(readiness["checks"]["postgres"]["ok"], false);
     assert_eq!(readiness["checks"]["rabbitmq"]["ok"], false, "not consuming, and it says so");
     assert_eq!(service.logged("consuming stops until a write succeeds"), 1, "requeued once");
+    for (series, expected) in [
+        ("breaker_state{state=\"open\"}", 1.0),
+        ("session_state{state=\"waiting\"}", 1.0),
+        ("deliveries_unacked", 0.0),
+        ("reconnects_total{side=\"postgres\"}", 0.0),
+    ] {
+        assert_eq!(service.metric(series).await, Some(expected), "{series}");
+    }
+    let requeued = service.metric("deliveries_requeued_total").await;
+    assert!(requeued > Some(0.0) && requeued <= Some(200.0), "{requeued:?}");
+    assert!(service.metric("last_commit_age_seconds").await > Some(0.0));
 
     servers.script(&["start", "postgres"]);
+    service.until_ready().await;
+    eventually("the breaker closes behind a batch", async || {
+        service.metric("breaker_state{state=\"closed\"}").await == Some(1.0)
+    })
+    .await;
+    assert!(service.metric("reconnects_total{side=\"postgres\"}").await > Some(0.0));
+    assert_eq!(service.metric("deliveries_requeued_total").await, requeued);
     let log = settle(&stage, service, &all).await;
     assert!(log.contains("\"mode\":\"Trial\""), "came back half-open:\n{log}");
     assert!(log.contains("PostgreSQL takes votes again"));

@@ -1,6 +1,7 @@
 //! Servers, a database and a queue for each test, and the service's binary as a process.
 
 mod certificates;
+pub mod collector;
 mod process;
 mod servers;
 mod stage;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use vote_aggregator::vote::{Choice, Vote};
 
 pub use self::certificates::{Authority, Files, Validity};
+pub use self::collector::Collector;
 pub use self::process::Service;
 pub use self::servers::Servers;
 pub use self::stage::Stage;

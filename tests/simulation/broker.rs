@@ -192,7 +192,7 @@ impl Server {
                 let earliest = connection.inbox.back().map_or(now, |(arrives, _)| *arrives);
                 let arrives = earliest.max(now + world.millis(world.plan.network_ms));
                 let body = world.plan.items[message.item].body.clone();
-                connection.inbox.push_back((arrives, Delivery { tag, body }));
+                connection.inbox.push_back((arrives, Delivery::new(tag, body)));
                 connection.wake();
             }
         }

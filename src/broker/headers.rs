@@ -1,0 +1,125 @@
+//! What a message tells beside its body, in headers and properties.
+
+use std::time::{Duration, SystemTime};
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+
+use super::long_string;
+use crate::ports::TraceContext;
+
+/// Microseconds since the Unix epoch at which the message was published.
+const PUBLISHED_AT: &str = "x-published-at-us";
+/// W3C trace context.
+const TRACEPARENT: &str = "traceparent";
+
+/// Notes that the message is published now.
+pub(super) fn stamp(headers: &mut FieldTable) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    if let Ok(micros) = i64::try_from(now.as_micros()) {
+        headers.insert(PUBLISHED_AT.into(), AMQPValue::LongLongInt(micros));
+    }
+}
+
+/// When the message was published: by the header, to the microsecond; by the `timestamp` property,
+/// to the second, when there is no such header or nothing in it makes sense.
+pub(super) fn published_at(properties: &BasicProperties) -> Option<SystemTime> {
+    let header = properties.headers().as_ref().and_then(|all| all.inner().get(PUBLISHED_AT));
+    let since_epoch = match header.and_then(whole) {
+        Some(micros) => Duration::from_micros(micros),
+        None => Duration::from_secs((*properties.timestamp())?),
+    };
+    SystemTime::UNIX_EPOCH.checked_add(since_epoch)
+}
+
+/// Makes the message part of a trace.
+pub(super) fn join(headers: &mut FieldTable, trace: &TraceContext) {
+    if let Some(traceparent) = trace.traceparent() {
+        headers.insert(TRACEPARENT.into(), long_string(traceparent));
+    }
+}
+
+/// The trace that the message is part of.
+pub(super) fn trace(properties: &BasicProperties) -> TraceContext {
+    let header = properties.headers().as_ref().and_then(|all| all.inner().get(TRACEPARENT));
+    match header {
+        Some(AMQPValue::LongString(text)) => {
+            TraceContext::new(std::str::from_utf8(text.as_bytes()).unwrap_or_default())
+        }
+        _ => TraceContext::default(),
+    }
+}
+
+/// A positive whole number, whichever of AMQP's types a client library chose for it.
+fn whole(value: &AMQPValue) -> Option<u64> {
+    let number = match value {
+        AMQPValue::LongLongInt(number) => u64::try_from(*number).ok(),
+        AMQPValue::LongInt(number) => u64::try_from(*number).ok(),
+        AMQPValue::LongUInt(number) => Some((*number).into()),
+        AMQPValue::Timestamp(number) => Some(*number),
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.parse().ok(),
+        _ => None,
+    };
+    number.filter(|number| *number > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_763_000_000;
+
+    fn with(header: Option<AMQPValue>, timestamp: Option<u64>) -> BasicProperties {
+        let mut properties = BasicProperties::default();
+        if let Some(value) = header {
+            let mut headers = FieldTable::default();
+            headers.insert(PUBLISHED_AT.into(), value);
+            properties = properties.with_headers(headers);
+        }
+        match timestamp {
+            Some(seconds) => properties.with_timestamp(seconds),
+            None => properties,
+        }
+    }
+
+    fn micros(properties: &BasicProperties) -> Option<u128> {
+        let at = published_at(properties)?;
+        Some(at.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_micros())
+    }
+
+    #[test]
+    fn the_header_wins_over_the_property_and_the_property_over_nothing() {
+        let exact = 1_763_000_000_123_456;
+        let header = AMQPValue::LongLongInt(exact);
+        assert_eq!(micros(&with(Some(header.clone()), None)), Some(exact as u128));
+        assert_eq!(micros(&with(Some(header), Some(7))), Some(exact as u128));
+        assert_eq!(micros(&with(None, Some(SECOND))), Some(u128::from(SECOND) * 1_000_000));
+        assert_eq!(micros(&with(None, None)), None);
+    }
+
+    #[test]
+    fn a_header_that_makes_no_sense_is_as_good_as_none() {
+        for odd in [
+            AMQPValue::LongLongInt(-1),
+            AMQPValue::LongLongInt(0),
+            AMQPValue::Boolean(true),
+            AMQPValue::LongString("yesterday".into()),
+            AMQPValue::Void,
+        ] {
+            assert_eq!(micros(&with(Some(odd.clone()), None)), None, "{odd:?}");
+            assert!(micros(&with(Some(odd), Some(SECOND))).is_some());
+        }
+        // The largest time there is must not overflow anything.
+        assert!(micros(&with(Some(AMQPValue::Timestamp(u64::MAX)), None)).is_some());
+        published_at(&with(None, Some(u64::MAX)));
+    }
+
+    #[test]
+    fn a_stamp_is_read_back_as_now() {
+        let mut headers = FieldTable::default();
+        stamp(&mut headers);
+        let read = published_at(&BasicProperties::default().with_headers(headers));
+        let age = SystemTime::now().duration_since(read.expect("stamped"));
+        assert!(age.expect("not in the future") < Duration::from_secs(60));
+    }
+}

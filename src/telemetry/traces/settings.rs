@@ -1,0 +1,156 @@
+//! OpenTelemetry's variables, as far as the SDK leaves them to us or takes nonsense in silence.
+
+use std::time::Duration;
+
+use super::TracesError;
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const SAMPLERS: [&str; 6] = [
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Grpc,
+    HttpProtobuf,
+}
+
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) protocol: Protocol,
+    /// For one request.
+    pub(super) timeout: Duration,
+    // Set by somebody, and read by the SDK itself.
+    pub(super) has_service_name: bool,
+    pub(super) has_link_limit: bool,
+    pub(super) has_queue_size: bool,
+    pub(super) has_export_size: bool,
+}
+
+impl Settings {
+    /// `None`: nobody asks for traces, or somebody asks for none.
+    pub(super) fn read(env: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, TracesError> {
+        let of_traces = |name: &str| {
+            let own = format!("OTEL_EXPORTER_OTLP_TRACES_{name}");
+            let all = format!("OTEL_EXPORTER_OTLP_{name}");
+            env(&own).map(|value| (own, value)).or_else(|| env(&all).map(|value| (all, value)))
+        };
+        let disabled = env("OTEL_SDK_DISABLED").is_some_and(|on| on.eq_ignore_ascii_case("true"));
+        let wanted = match env("OTEL_TRACES_EXPORTER").as_deref() {
+            _ if disabled => false,
+            None => of_traces("ENDPOINT").is_some(),
+            Some("otlp") => true,
+            Some("none") => false,
+            Some(other) => {
+                return Err(wrong("OTEL_TRACES_EXPORTER", other, "otlp or none"));
+            }
+        };
+        if !wanted {
+            return Ok(None);
+        }
+        let protocol = match of_traces("PROTOCOL") {
+            None => Protocol::HttpProtobuf,
+            Some((name, value)) => match value.as_str() {
+                "grpc" => Protocol::Grpc,
+                "http/protobuf" => Protocol::HttpProtobuf,
+                other => return Err(wrong(&name, other, "grpc or http/protobuf")),
+            },
+        };
+        if let Some((name, endpoint)) = of_traces("ENDPOINT")
+            && !url::Url::parse(&endpoint)
+                .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        {
+            return Err(wrong(&name, &endpoint, "an address such as http://collector:4318"));
+        }
+        let timeout = match of_traces("TIMEOUT") {
+            None => DEFAULT_TIMEOUT,
+            Some((name, value)) => match value.parse() {
+                Ok(millis) => Duration::from_millis(millis),
+                Err(_) => return Err(wrong(&name, &value, "a number of milliseconds")),
+            },
+        };
+        if let Some(sampler) = env("OTEL_TRACES_SAMPLER") {
+            if !SAMPLERS.contains(&sampler.as_str()) {
+                return Err(wrong("OTEL_TRACES_SAMPLER", &sampler, &SAMPLERS.join(", ")));
+            }
+            let argument = env("OTEL_TRACES_SAMPLER_ARG").unwrap_or_else(|| "1.0".to_owned());
+            let ratio = argument.parse::<f64>();
+            if sampler.ends_with("ratio") && !ratio.is_ok_and(|r| (0.0..=1.0).contains(&r)) {
+                return Err(wrong("OTEL_TRACES_SAMPLER_ARG", &argument, "a share from 0 to 1"));
+            }
+        }
+        let attributes = env("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+        let mut names = attributes.split(',').filter_map(|pair| pair.split_once('='));
+        let named = names.any(|(name, _)| name.trim() == "service.name");
+        Ok(Some(Self {
+            protocol,
+            timeout,
+            has_service_name: named || env("OTEL_SERVICE_NAME").is_some(),
+            has_link_limit: env("OTEL_SPAN_LINK_COUNT_LIMIT").is_some(),
+            has_queue_size: env("OTEL_BSP_MAX_QUEUE_SIZE").is_some(),
+            has_export_size: env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE").is_some(),
+        }))
+    }
+}
+
+fn wrong(name: &str, value: &str, allowed: &str) -> TracesError {
+    TracesError(format!("{name} is {value:?}; it may be {allowed}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Option<Settings>, String> {
+        let value = |name: &str| variables.iter().find(|(n, _)| *n == name);
+        Settings::read(|name| value(name).map(|(_, value)| (*value).to_owned()))
+            .map_err(|error| error.to_string())
+    }
+
+    const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
+
+    #[test]
+    fn off_until_somebody_asks_for_traces() {
+        assert!(read(&[]).expect("fine").is_none());
+        assert!(read(&[("OTEL_SERVICE_NAME", "votes")]).expect("fine").is_none());
+        assert!(read(&[ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")]).expect("fine").is_none());
+        assert!(read(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")]).expect("fine").is_none());
+        assert!(read(&[("OTEL_TRACES_EXPORTER", "otlp")]).expect("fine").is_some());
+    }
+
+    #[test]
+    fn what_is_said_of_traces_wins_over_what_is_said_of_all() {
+        let protocols = [
+            ENDPOINT,
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc"),
+        ];
+        let protocol = |variables| read(variables).expect("fine").expect("on").protocol;
+        assert_eq!(protocol(&protocols), Protocol::Grpc);
+        assert_eq!(protocol(&protocols[..2]), Protocol::HttpProtobuf);
+        assert_eq!(protocol(&protocols[..1]), Protocol::HttpProtobuf);
+    }
+
+    #[test]
+    fn nonsense_is_named_with_its_variable() {
+        for (name, value) in [
+            ("OTEL_TRACES_EXPORTER", "zipkin"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector:4317"),
+            ("OTEL_TRACES_SAMPLER", "sometimes"),
+        ] {
+            let error = read(&[ENDPOINT, (name, value)]).expect_err("refused");
+            assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+        let half = [ENDPOINT, ("OTEL_TRACES_SAMPLER", "traceidratio")];
+        assert!(read(&half).is_ok(), "without an argument: all");
+        let error = read(&[half[0], half[1], ("OTEL_TRACES_SAMPLER_ARG", "2")]);
+        assert!(error.expect_err("refused").contains("OTEL_TRACES_SAMPLER_ARG"));
+    }
+}

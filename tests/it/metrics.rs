@@ -1,0 +1,186 @@
+//! Every metric as documented, fit for Prometheus, and telling what is the case.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use lapin::BasicProperties;
+use lapin::options::BasicPublishOptions;
+use lapin::types::{AMQPValue, FieldTable};
+
+use crate::support::{Servers, Service, Stage, eventually, message, votes};
+
+const DOCUMENTATION: &str = include_str!("../../docs/metrics.md");
+
+/// What can be documented of a metric, but its name.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Family {
+    kind: String,
+    labels: BTreeSet<String>,
+    help: String,
+}
+
+fn scraped(scrape: &str) -> BTreeMap<String, Family> {
+    let mut families: BTreeMap<String, Family> = BTreeMap::new();
+    for line in scrape.lines() {
+        if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|l| l.split_once(' ')) {
+            families.entry(name.to_owned()).or_default().help = help.to_owned();
+        } else if let Some((name, kind)) =
+            line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' '))
+        {
+            families.entry(name.to_owned()).or_default().kind = kind.to_owned();
+        } else if let Some((name, rest)) = line.split_once('{') {
+            let name = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix))
+                .filter(|base| families.contains_key(*base))
+                .unwrap_or(name);
+            let labels = rest.rsplit_once('}').expect("closed").0;
+            let family = families.get_mut(name).expect("a family has its TYPE first");
+            let names = labels.split("\",").filter_map(|label| label.split_once('='));
+            family.labels.extend(names.map(|(label, _)| label.to_owned()).filter(|l| l != "le"));
+        }
+    }
+    families
+}
+
+fn documented() -> BTreeMap<String, Family> {
+    let table = DOCUMENTATION.split("| metric | type |").nth(1).expect("a table of metrics");
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [name, kind, labels, help] = cells[..] else { panic!("four columns: {row}") };
+        let labels = labels.split(", ").map(|label| label.trim_matches('`'));
+        let family = Family {
+            kind: kind.to_owned(),
+            labels: labels.filter(|label| !label.is_empty()).map(str::to_owned).collect(),
+            help: help.to_owned(),
+        };
+        (name.trim_matches('`').to_owned(), family)
+    })
+    .collect()
+}
+
+/// What promtool finds in a scrape.
+fn promtool(scrape: &str) -> (bool, String) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("script/services");
+    let found = Command::new(script).arg("promtool").output().expect("script/services runs");
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    let mut child = Command::new(String::from_utf8_lossy(&found.stdout).trim())
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool runs");
+    child.stdin.take().expect("piped").write_all(scrape.as_bytes()).expect("read by promtool");
+    let output = child.wait_with_output().expect("ends");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[tokio::test]
+async fn a_scrape_is_what_is_documented_and_promtool_finds_nothing_in_it() {
+    let stage = Stage::migrated(Servers::shared(), "catalogue").await;
+    let service = stage.start(&[]).await;
+    let sample = ["publish", "--count", "300", "--duplicates", "0.1", "--malformed", "0.1"];
+    let mut publisher = Service::spawn(&stage.queue, &sample, &stage.environment()).await;
+    assert_eq!(publisher.exit_code().await, Some(0));
+    eventually("every metric has a series", async || {
+        let scrape = service.get("/metrics").await.body;
+        documented().keys().all(|name| scrape.contains(&format!("# TYPE {name} ")))
+    })
+    .await;
+    let scrape = service.get("/metrics").await.body;
+    let (scraped, documented) = (scraped(&scrape), documented());
+    let names = |of: &BTreeMap<String, Family>| of.keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(names(&scraped), names(&documented));
+    for (name, family) in &documented {
+        assert_eq!(&scraped[name], family, "{name}");
+    }
+
+    assert_eq!(promtool(&scrape), (true, String::new()));
+    let (ok, said) = promtool("# TYPE votes counter\nvotes 1\n");
+    assert!(!ok && said.contains("_total"), "it does look: {said}");
+    service.stop().await;
+}
+
+fn micros_ago(age: Duration) -> i64 {
+    let then = (SystemTime::now() - age).duration_since(SystemTime::UNIX_EPOCH);
+    i64::try_from(then.expect("after 1970").as_micros()).expect("before the year 290000")
+}
+
+#[tokio::test]
+async fn latency_counts_from_the_header_else_from_the_timestamp_else_not_at_all() {
+    let stage = Stage::migrated(Servers::shared(), "latency").await;
+    let service = stage.start(&[]).await;
+    let mut header = FieldTable::default();
+    let minute_ago = micros_ago(Duration::from_secs(60));
+    header.insert("x-published-at-us".into(), AMQPValue::LongLongInt(minute_ago));
+    let hours_ago = micros_ago(Duration::from_secs(10_000)) as u64 / 1_000_000;
+    let connection = stage.amqp().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    for (vote, properties) in votes(0, 3).iter().zip([
+        BasicProperties::default().with_headers(header).with_timestamp(1),
+        BasicProperties::default().with_timestamp(hours_ago),
+        BasicProperties::default(),
+    ]) {
+        let (queue, body) = (stage.queue.as_str().into(), message(vote));
+        let options = BasicPublishOptions::default();
+        let sent = channel.basic_publish("".into(), queue, options, &body, properties).await;
+        sent.expect("sent");
+    }
+    stage.until_counted(3).await;
+    eventually("two of three have a latency", async || {
+        service.metric("vote_latency_seconds_count").await == Some(2.0)
+    })
+    .await;
+    let sum = service.metric("vote_latency_seconds_sum").await.expect("a sum");
+    assert!((10_060.0..10_200.0).contains(&sum), "{sum}");
+    assert_eq!(service.metric("vote_latency_seconds_bucket{le=\"30\"}").await, Some(0.0));
+    assert_eq!(service.metric("batch_votes_sum").await, Some(3.0));
+    connection.close(200, "OK".into()).await.expect("closed");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn gauges_tell_what_is_held_and_what_waits() {
+    let stage = Stage::migrated(Servers::shared(), "held").await;
+    let service = stage.start(&[("BATCH_SIZE", "50"), ("RABBITMQ_PREFETCH_COUNT", "100")]).await;
+    assert_eq!(service.metric("breaker_state{state=\"closed\"}").await, Some(1.0));
+    assert_eq!(service.metric("session_state{state=\"consuming\"}").await, Some(1.0));
+    assert_eq!(service.metric("postgres_connections_max").await, Some(10.0));
+
+    let mut other = stage.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("LOCK TABLE vote_audit").execute(&mut *other).await.expect("locked");
+    stage.publish_votes(&votes(0, 250)).await;
+    for (series, value) in [
+        ("deliveries_unacked", 100.0),
+        ("batches_in_flight", 2.0),
+        ("postgres_connections{state=\"in_use\"}", 2.0),
+        ("queue_messages", 150.0),
+        ("dead_letter_queue_messages", 0.0),
+    ] {
+        eventually(&format!("{series} is {value}"), async || {
+            service.metric(series).await == Some(value)
+        })
+        .await;
+    }
+    assert!(service.metric("oldest_unacked_age_seconds").await > Some(0.0));
+    eventually("the lock was waited for too long", async || {
+        service.metric("batch_retries_total{sqlstate_class=\"55\"}").await > Some(0.0)
+    })
+    .await;
+
+    other.rollback().await.expect("unlocked");
+    stage.until_counted(250).await;
+    for series in ["deliveries_unacked", "batches_in_flight", "oldest_unacked_age_seconds"] {
+        eventually(&format!("{series} is 0"), async || service.metric(series).await == Some(0.0))
+            .await;
+    }
+    assert!(service.metric("last_commit_age_seconds").await < Some(60.0));
+    assert_eq!(service.metric("reconnects_total{side=\"postgres\"}").await, Some(0.0));
+    service.stop().await;
+}
