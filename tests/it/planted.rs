@@ -15,6 +15,7 @@ fn every_planted_mistake_applies_and_says_what_catches_it() {
         let text = std::fs::read_to_string(&patch).expect("readable");
         assert!(text.contains("\n# Caught by: "), "{}", patch.display());
         let checked = Command::new("git")
+            .args(["apply", "--check"])
             .arg(&patch)
             .current_dir(root)
             .output()
