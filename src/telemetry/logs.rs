@@ -37,7 +37,7 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
         .with_target("sqlx::postgres::notice", LevelFilter::OFF)
         .with_target("vote_aggregator", ours)
         // Spans are for the collector alone: without one, none is ever made.
-        .and(filter_fn(|metadata| metadata.is_event()));
+        .and(filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE));
     let writer = format::layer().with_writer(std::io::stderr);
     let layer = match format {
         LogFormat::Text => {

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{SpanExporter, WithHttpConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Tracer};
 use opentelemetry_semantic_conventions::attribute as semconv;
@@ -93,6 +94,11 @@ fn spans(links: usize, batch_size: usize, at_most: usize) -> usize {
 
 fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
     let built = match settings.protocol {
+        Protocol::Grpc if settings.https => SpanExporter::builder()
+            .with_tonic()
+            // Without this no authority is trusted, and no collector is.
+            .with_tls_config(ClientTlsConfig::new().with_enabled_roots())
+            .build(),
         Protocol::Grpc => SpanExporter::builder().with_tonic().build(),
         Protocol::HttpProtobuf => SpanExporter::builder()
             .with_http()

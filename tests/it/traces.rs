@@ -1,6 +1,7 @@
 //! Traces, as a real OTLP receiver gets them; and a collector that is not there.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,6 +136,29 @@ async fn over_grpc_a_batch_is_one_span_linked_to_all_its_messages() {
 #[tokio::test]
 async fn over_http_a_batch_is_one_span_linked_to_all_its_messages() {
     a_batch_is_one_span_linked_to_all_its_messages("http/protobuf").await;
+}
+
+#[tokio::test]
+async fn over_tls_a_collector_is_trusted_for_its_authority_and_not_without() {
+    let stage = Stage::migrated(Servers::shared(), "tls").await;
+    let (collector, authority) = Collector::listen_tls().await;
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.pem", stage.queue));
+    std::fs::write(&file, authority).expect("written");
+    let mut settings = variables(&collector);
+    let service = start(&stage, &settings).await;
+    publish_traced(&stage, 5).await;
+    service.until_logged("the collector takes no spans").await;
+    service.stop().await;
+    assert_eq!(collector.spans(), []);
+
+    // Where the system's authorities are looked for.
+    settings.push(("SSL_CERT_FILE", file.display().to_string()));
+    let service = start(&stage, &settings).await;
+    publish_traced(&stage, 10).await;
+    stage.until_counted(10).await;
+    let log = service.stop().await;
+    assert!(!log.contains("the collector takes no spans"), "{log}");
+    assert!(!named(&collector.spans(), &format!("process {}", stage.queue)).is_empty());
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ pub(super) enum Protocol {
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) protocol: Protocol,
+    /// Whether the endpoint is reached over TLS.
+    pub(super) https: bool,
     /// For one request.
     pub(super) timeout: Duration,
     // Set by somebody, and read by the SDK itself.
@@ -61,12 +63,17 @@ impl Settings {
                 other => return Err(wrong(&name, other, "grpc or http/protobuf")),
             },
         };
-        if let Some((name, endpoint)) = of_traces("ENDPOINT")
-            && !url::Url::parse(&endpoint)
-                .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-        {
-            return Err(wrong(&name, &endpoint, "an address such as http://collector:4318"));
-        }
+        let https = match of_traces("ENDPOINT") {
+            None => false,
+            Some((name, endpoint)) => match url::Url::parse(&endpoint) {
+                Ok(url) if url.has_host() && url.scheme() == "https" => true,
+                Ok(url) if url.has_host() && url.scheme() == "http" => false,
+                _ => {
+                    let example = "an address such as http://collector:4318";
+                    return Err(wrong(&name, &endpoint, example));
+                }
+            },
+        };
         let timeout = match of_traces("TIMEOUT") {
             None => DEFAULT_TIMEOUT,
             Some((name, value)) => match value.parse() {
@@ -89,6 +96,7 @@ impl Settings {
         let named = names.any(|(name, _)| name.trim() == "service.name");
         Ok(Some(Self {
             protocol,
+            https,
             timeout,
             has_service_name: named || env("OTEL_SERVICE_NAME").is_some(),
             has_link_limit: env("OTEL_SPAN_LINK_COUNT_LIMIT").is_some(),
@@ -134,6 +142,16 @@ mod tests {
         assert_eq!(protocol(&protocols), Protocol::Grpc);
         assert_eq!(protocol(&protocols[..2]), Protocol::HttpProtobuf);
         assert_eq!(protocol(&protocols[..1]), Protocol::HttpProtobuf);
+    }
+
+    #[test]
+    fn tls_is_for_https_alone() {
+        let https = |endpoint| {
+            let variables = [ENDPOINT, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint)];
+            read(&variables).expect("fine").expect("on").https
+        };
+        assert!(https("https://collector:4317"));
+        assert!(!https("http://collector:4317"));
     }
 
     #[test]

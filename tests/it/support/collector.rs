@@ -18,14 +18,16 @@ use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 /// A running collector; it ends with this value.
 pub struct Collector {
-    address: String,
+    endpoint: String,
     protocol: &'static str,
     kept: Kept,
     server: JoinHandle<()>,
@@ -67,27 +69,53 @@ impl Collector {
     /// On a free port; `protocol` is `grpc` or `http/protobuf`.
     pub async fn listen(protocol: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("bound").to_string();
+        let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
         let kept = Kept::default();
         let state = kept.clone();
         let server = tokio::spawn(async move {
             if protocol == "grpc" {
                 let service = TraceServiceServer::new(state);
                 let incoming = TcpListenerStream::new(listener);
-                let server = tonic::transport::Server::builder().add_service(service);
+                let server = Server::builder().add_service(service);
                 server.serve_with_incoming(incoming).await.expect("serves");
             } else {
                 let router = Router::new().route("/v1/traces", post(export)).with_state(state);
                 axum::serve(listener, router).await.expect("serves");
             }
         });
-        Self { address, protocol, kept, server }
+        Self { endpoint, protocol, kept, server }
+    }
+
+    /// Over gRPC and TLS, and the certificate of the authority that vouches for it, as PEM.
+    pub async fn listen_tls() -> (Self, String) {
+        let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority_key = KeyPair::generate().expect("a key");
+        let authority = CertifiedIssuer::self_signed(authority, authority_key).expect("signed");
+        let key = KeyPair::generate().expect("a key");
+        let names = vec!["localhost".to_owned()];
+        let server = CertificateParams::new(names).expect("parameters");
+        let certificate = server.signed_by(&key, &authority).expect("signed").pem();
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let kept = Kept::default();
+        let service = TraceServiceServer::new(kept.clone());
+        let identity = Identity::from_pem(certificate, key.serialize_pem());
+        let server = tokio::spawn(async move {
+            let tls = ServerTlsConfig::new().identity(identity);
+            let mut server = Server::builder().tls_config(tls).expect("a good certificate");
+            let incoming = TcpListenerStream::new(listener);
+            server.add_service(service).serve_with_incoming(incoming).await.expect("serves");
+        });
+        let endpoint = format!("https://localhost:{port}");
+        (Self { endpoint, protocol: "grpc", kept, server }, authority.pem())
     }
 
     /// The variables that lead a process to this collector, and have it send soon.
     pub fn variables(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", self.address)),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", self.endpoint.clone()),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", self.protocol.to_owned()),
             ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20token".to_owned()),
             ("OTEL_SERVICE_NAME", "votes".to_owned()),
