@@ -18,12 +18,13 @@ use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
+
+use super::{Authority, Validity};
 
 /// A running collector; it ends with this value.
 pub struct Collector {
@@ -88,20 +89,13 @@ impl Collector {
 
     /// Over gRPC and TLS, and the certificate of the authority that vouches for it, as PEM.
     pub async fn listen_tls() -> (Self, String) {
-        let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority_key = KeyPair::generate().expect("a key");
-        let authority = CertifiedIssuer::self_signed(authority, authority_key).expect("signed");
-        let key = KeyPair::generate().expect("a key");
-        let names = vec!["localhost".to_owned()];
-        let server = CertificateParams::new(names).expect("parameters");
-        let certificate = server.signed_by(&key, &authority).expect("signed").pem();
-
+        let authority = Authority::new("collector's authority");
+        let localhost = authority.issue("localhost", Validity::Today);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("bound").port();
         let kept = Kept::default();
         let service = TraceServiceServer::new(kept.clone());
-        let identity = Identity::from_pem(certificate, key.serialize_pem());
+        let identity = Identity::from_pem(localhost.certificate, localhost.key);
         let server = tokio::spawn(async move {
             let tls = ServerTlsConfig::new().identity(identity);
             let mut server = Server::builder().tls_config(tls).expect("a good certificate");
@@ -109,7 +103,7 @@ impl Collector {
             server.add_service(service).serve_with_incoming(incoming).await.expect("serves");
         });
         let endpoint = format!("https://localhost:{port}");
-        (Self { endpoint, protocol: "grpc", kept, server }, authority.pem())
+        (Self { endpoint, protocol: "grpc", kept, server }, authority.pem)
     }
 
     /// The variables that lead a process to this collector, and have it send soon.
