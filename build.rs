@@ -15,6 +15,8 @@ fn main() {
     let release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
     if !given
         && release
+        // A file that is not there would have every build run this again.
+        && Path::new(".git/HEAD").exists()
         && let Some(revision) = revision(Path::new(".git"))
     {
         println!("cargo:rustc-env={REVISION}={revision}");
@@ -28,6 +30,10 @@ fn revision(git: &Path) -> Option<String> {
         fs::read_to_string(path).ok()
     };
     let head = watched(&git.join("HEAD"))?;
+    // Written by each commit, whichever file holds the reference.
+    if git.join("logs/HEAD").exists() {
+        watched(&git.join("logs/HEAD"));
+    }
     let commit = match head.trim().strip_prefix("ref: ") {
         None => head.trim().to_owned(),
         Some(name) => match fs::read_to_string(git.join(name)) {

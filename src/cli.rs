@@ -21,7 +21,8 @@ pub mod exit {
     pub const DEADLINE: u8 = 75;
     /// RabbitMQ or PostgreSQL refused us: password, client certificate, a missing permission.
     pub const CREDENTIALS: u8 = 77;
-    /// The configuration, the schema, a database that could lose commits, a server that we refuse.
+    /// The configuration, the schema, a port that is taken, a database that could lose commits, a
+    /// server that we refuse.
     pub const CONFIG: u8 = 78;
     /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no.
     pub const FINDINGS: u8 = 1;
@@ -38,7 +39,8 @@ Exit codes:
   70     internal error
   75     the shutdown deadline passed before everything was committed
   77     RabbitMQ or PostgreSQL refused us: password, permission, client certificate
-  78     configuration, schema, a database that could lose commits, a certificate we refuse
+  78     configuration, schema, port taken, a database that could lose commits, a certificate
+         that we refuse
   128+n  ended at once by a second signal n
 
 Settings come from pipeline.toml, .env and the environment; README.md lists them.";

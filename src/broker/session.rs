@@ -18,6 +18,9 @@ use crate::telemetry::traces_on;
 /// Longest wait for the broker's reply to a close; a frozen broker never sends one.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Longest wait for a frame without a reply to leave; the heartbeat may be set to hours.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A session on RabbitMQ.
 pub struct RabbitSession {
     connection: Connection,
@@ -97,12 +100,12 @@ impl Session for RabbitSession {
 impl Channel for RabbitChannel {
     async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), Lost> {
         let multiple = BasicAckOptions { multiple: true };
-        self.channel.basic_ack(tag, multiple).await.map_err(|error| lost("ack", &error))
+        sent("ack", self.channel.basic_ack(tag, multiple)).await
     }
 
     async fn reject(&self, tag: DeliveryTag) -> Result<(), Lost> {
         let dead_letter = BasicRejectOptions { requeue: false };
-        self.channel.basic_reject(tag, dead_letter).await.map_err(|error| lost("reject", &error))
+        sent("reject", self.channel.basic_reject(tag, dead_letter)).await
     }
 
     async fn cancel(&self) -> Result<(), Lost> {
@@ -147,6 +150,14 @@ impl Stream for Deliveries {
         };
         self.consumer = None;
         Poll::Ready(end.map(Err))
+    }
+}
+
+/// Waits until a frame has left, which takes a socket that takes bytes.
+async fn sent(what: &str, sending: impl Future<Output = lapin::Result<()>>) -> Result<(), Lost> {
+    match timeout(SEND_TIMEOUT, sending).await {
+        Ok(sent) => sent.map_err(|error| lost(what, &error)),
+        Err(_) => Err(Lost(format!("{what}: the connection took no bytes for {SEND_TIMEOUT:?}"))),
     }
 }
 

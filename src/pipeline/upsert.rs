@@ -28,6 +28,8 @@ const MAX_CONFLICTS: u32 = 20;
 const CONFLICT_DELAYS: (Duration, Duration) =
     (Duration::from_millis(10), Duration::from_millis(100));
 
+const UNSTORABLE: &str = "the database refuses this vote, publishing it to the dead-letter queue";
+
 /// More isolated votes than this a minute are no accident of single votes.
 const MAX_ISOLATED_PER_MINUTE: usize = 20;
 
@@ -192,11 +194,14 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 vote_hash: votes[index].vote_hash.clone(),
                 sqlstate: fault.sqlstate.unwrap_or_default(),
             };
-            tracing::warn!(
-                vote_hash = letter.vote_hash,
-                sqlstate = letter.sqlstate,
-                "the database refuses this vote, publishing it to the dead-letter queue"
-            );
+            // A publisher may repeat one such vote without end.
+            if self.instruments.repeats().admit(UNSTORABLE, "unstorable") {
+                tracing::warn!(
+                    vote_hash = letter.vote_hash,
+                    sqlstate = letter.sqlstate,
+                    "{UNSTORABLE}"
+                );
+            }
             self.dead_letters
                 .publish(&letter)
                 .await

@@ -10,6 +10,10 @@ fn every_planted_mistake_applies_and_says_what_catches_it() {
     let patches = folder.map(|entry| entry.expect("an entry").path());
     let patches: Vec<_> =
         patches.filter(|path| path.extension().is_some_and(|kind| kind == "patch")).collect();
+    let table = include_str!("../planted/README.md");
+    let rows =
+        table.lines().filter(|line| line.starts_with("| ") && line[2..4].parse::<u8>().is_ok());
+    assert_eq!(patches.len(), rows.count(), "patches, and rows in their table");
     assert!(patches.len() >= 20, "{} patches", patches.len());
     for patch in patches {
         let text = std::fs::read_to_string(&patch).expect("readable");

@@ -2,7 +2,6 @@
 //! anybody's vote in them, and a port that hostile clients can't hurt.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -136,8 +135,6 @@ async fn series_stay_bounded_whatever_law_ids_arrive() {
     }
     assert!(!series.keys().any(|series| series.contains("otel_")), "no library label leaks");
     assert!(scrape.len() < 64 * 1_024, "{} bytes", scrape.len());
-    // Milliseconds, on a machine that does nothing else.
-    assert!(took < Duration::from_secs(1), "{took:?}");
     println!("{LAWS} laws: a scrape of {} bytes took {took:?}", scrape.len());
     service.stop().await;
 }

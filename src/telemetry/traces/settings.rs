@@ -68,9 +68,11 @@ impl Settings {
             Some((name, endpoint)) => match url::Url::parse(&endpoint) {
                 Ok(url) if url.has_host() && url.scheme() == "https" => true,
                 Ok(url) if url.has_host() && url.scheme() == "http" => false,
+                // Not repeated: it may hold a password.
                 _ => {
-                    let example = "an address such as http://collector:4318";
-                    return Err(wrong(&name, &endpoint, example));
+                    return Err(TracesError(format!(
+                        "{name} is no address such as http://collector:4318"
+                    )));
                 }
             },
         };
@@ -160,11 +162,15 @@ mod tests {
             ("OTEL_TRACES_EXPORTER", "zipkin"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
-            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector:4317"),
             ("OTEL_TRACES_SAMPLER", "sometimes"),
         ] {
             let error = read(&[ENDPOINT, (name, value)]).expect_err("refused");
             assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+        let endpoint = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+        for secret in ["grpc://user:hush@collector:4317", "collector:4317/hush"] {
+            let error = read(&[(endpoint, secret)]).expect_err("refused");
+            assert!(error.contains(endpoint) && !error.contains("hush"), "{error}");
         }
         let half = [ENDPOINT, ("OTEL_TRACES_SAMPLER", "traceidratio")];
         assert!(read(&half).is_ok(), "without an argument: all");
