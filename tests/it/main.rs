@@ -3,6 +3,7 @@
 mod broker;
 mod counting;
 mod demo;
+mod deploy;
 mod health;
 mod hostile;
 mod metrics;

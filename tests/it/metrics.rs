@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -16,13 +16,14 @@ const DOCUMENTATION: &str = include_str!("../../docs/metrics.md");
 
 /// What can be documented of a metric, but its name.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Family {
+pub struct Family {
     kind: String,
     labels: BTreeSet<String>,
     help: String,
 }
 
-fn scraped(scrape: &str) -> BTreeMap<String, Family> {
+/// Every metric of a scrape; the parts of a histogram are one.
+pub fn scraped(scrape: &str) -> BTreeMap<String, Family> {
     let mut families: BTreeMap<String, Family> = BTreeMap::new();
     for line in scrape.lines() {
         if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|l| l.split_once(' ')) {
@@ -63,12 +64,17 @@ fn documented() -> BTreeMap<String, Family> {
     .collect()
 }
 
-/// What promtool finds in a scrape.
-fn promtool(scrape: &str) -> (bool, String) {
+/// Where promtool is; Debian's package has Prometheus itself beside it.
+pub fn promtool_path() -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("script/services");
     let found = Command::new(script).arg("promtool").output().expect("script/services runs");
     assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
-    let mut child = Command::new(String::from_utf8_lossy(&found.stdout).trim())
+    PathBuf::from(String::from_utf8_lossy(&found.stdout).trim())
+}
+
+/// What promtool finds in a scrape.
+fn promtool(scrape: &str) -> (bool, String) {
+    let mut child = Command::new(promtool_path())
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
