@@ -11,26 +11,54 @@ use tokio::time::Instant;
 use super::connect;
 use crate::config::RabbitMq as Config;
 use crate::ports::OpenError;
+use crate::retry::Backoff;
 use crate::telemetry::QueueDepths;
 
 /// AMQP's reply codes for a queue that can't be seen: no permission, no such queue, somebody's own.
 const UNSEEN: [u16; 3] = [403, 404, 405];
 
-/// Each such question is an error in the broker's log: not asked again soon.
-const UNSEEN_FOR: Duration = Duration::from_secs(300);
+/// Before a queue that was not seen is asked for again: soon at first, since a service that starts
+/// may be about to create it; seldom in the end, since each such question is an error in the
+/// broker's log.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// Looks at the depths of the queue and of its dead-letter queue.
 pub struct QueueWatch {
     config: Config,
     connection: Option<Connection>,
-    /// When the queue, and the dead-letter queue, could not be seen.
-    unseen: [Option<Instant>; 2],
+    /// The queue and the dead-letter queue.
+    sights: [Sight; 2],
+}
+
+/// Whether a queue is worth a question.
+struct Sight {
+    pauses: Backoff,
+    unseen_until: Option<Instant>,
+}
+
+impl Sight {
+    fn new() -> Self {
+        Self { pauses: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), unseen_until: None }
+    }
+
+    fn is_due(&self) -> bool {
+        self.unseen_until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    fn looked(&mut self, seen: bool) {
+        if seen {
+            *self = Self::new();
+        } else {
+            self.unseen_until = Some(Instant::now() + self.pauses.next_delay());
+        }
+    }
 }
 
 impl QueueWatch {
     /// Connects on first use.
-    pub const fn new(config: Config) -> Self {
-        Self { config, connection: None, unseen: [None; 2] }
+    pub fn new(config: Config) -> Self {
+        Self { config, connection: None, sights: [Sight::new(), Sight::new()] }
     }
 
     /// The depths as they are now.
@@ -45,12 +73,11 @@ impl QueueWatch {
         };
         let queues = [&self.config.queue, &self.config.dead_letter_queue];
         let mut depths = [None; 2];
-        for ((queue, depth), unseen) in queues.into_iter().zip(&mut depths).zip(&mut self.unseen) {
-            if unseen.is_some_and(|when| when.elapsed() < UNSEEN_FOR) {
-                continue;
+        for ((queue, depth), sight) in queues.into_iter().zip(&mut depths).zip(&mut self.sights) {
+            if sight.is_due() {
+                *depth = depth_of(&self.config, &connection, queue).await?;
+                sight.looked(depth.is_some());
             }
-            *depth = depth_of(&self.config, &connection, queue).await?;
-            *unseen = depth.is_none().then(Instant::now);
         }
         self.connection = Some(connection);
         let [queue, dead_letters] = depths;
@@ -77,5 +104,29 @@ async fn depth_of(
             Ok(None)
         }
         Err(error) => Err(refused(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_is_not_there_is_asked_for_ever_more_seldom() {
+        let mut sight = Sight::new();
+        let mut questions = 0;
+        for _ in 0..360 {
+            if sight.is_due() {
+                questions += 1;
+                sight.looked(false);
+            }
+            tokio::time::advance(Duration::from_secs(10)).await;
+        }
+        assert!((12..=20).contains(&questions), "{questions} questions in an hour");
+        sight.looked(true);
+        assert!(sight.is_due(), "one that is seen is asked for each time");
+        sight.looked(false);
+        tokio::time::advance(FIRST_PAUSE).await;
+        assert!(sight.is_due(), "and soon again when it goes");
     }
 }
