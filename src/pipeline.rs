@@ -284,7 +284,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             Ok(counted) => {
                 self.log(&counted, tags.len(), began);
                 instruments.batch_settled(tags.len(), began.elapsed(), &published);
-                let stored = counted.added() + counted.replays + counted.attempts;
+                let stored = counted.deliveries();
                 Some(Settled { tags, stored, span })
             }
             Err(Unsettled::Halted) => None,

@@ -206,6 +206,11 @@ impl Counted {
         self.laws.iter().map(|law| law.added.iter().sum::<u64>()).sum()
     }
 
+    /// All deliveries of this transaction: counted, replays and attempts.
+    pub fn deliveries(&self) -> u64 {
+        self.added() + self.replays + self.attempts
+    }
+
     /// Takes in what another transaction of the same batch did.
     pub fn absorb(&mut self, other: Self) {
         self.laws.extend(other.laws);

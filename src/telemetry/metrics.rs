@@ -158,7 +158,7 @@ impl Instruments {
         self.tally.committed(counted);
         self.votes_replayed.add(counted.replays, &[]);
         self.duplicate_attempts.add(counted.attempts, &[]);
-        let votes = counted.added() + counted.replays + counted.attempts;
+        let votes = counted.deliveries();
         self.batch_size_processed.add(votes, &[]);
     }
 
