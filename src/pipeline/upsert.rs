@@ -115,11 +115,12 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         let mut parts = vec![batch.clone()];
 
         while let Some(part) = parts.pop() {
+            let begun = self.instruments.transaction_begins();
             let counting = self.store.count(part.clone());
             let fault = match self.instruments.spans.transaction(part.len(), counting).await {
                 Ok(done) => {
                     // At once: the parts that did commit count, whatever becomes of the others.
-                    self.instruments.committed(&done);
+                    self.instruments.committed(&done, begun);
                     counted.absorb(done);
                     continue;
                 }

@@ -22,6 +22,7 @@ pub use self::labels::{BreakerState, ErrorType, SessionState};
 use self::labels::{SQLSTATE_CLASSES, Side, sqlstate_class};
 use self::observed::Observed;
 pub use self::observed::{InFlight, PoolUse, QueueDepths};
+pub use self::outage::Losses;
 use self::outage::Outage;
 use self::tally::Tally;
 use super::health::Health;
@@ -145,11 +146,16 @@ impl Instruments {
         self.observed.batch()
     }
 
+    /// A transaction is about to begin; goes with its outcome to [`Instruments::committed`].
+    pub fn transaction_begins(&self) -> Losses {
+        self.postgres.ask()
+    }
+
     /// A transaction is committed.
-    pub fn committed(&self, counted: &Counted) {
+    pub fn committed(&self, counted: &Counted, begun: Losses) {
         self.health.postgres_answers();
         self.observed.committed();
-        self.back(&self.postgres, Side::Postgres);
+        self.back(&self.postgres, begun, Side::Postgres);
         self.laws.committed(&counted.laws, |labels, added| {
             for (labels, votes) in labels.iter().zip(added) {
                 self.votes_aggregated.add(votes, labels);
@@ -223,7 +229,7 @@ impl Instruments {
     pub fn session(&self, state: SessionState) {
         self.observed.session(state);
         if state == SessionState::Consuming {
-            self.back(&self.broker, Side::RabbitMq);
+            self.back(&self.broker, self.broker.ask(), Side::RabbitMq);
         }
     }
 
@@ -281,8 +287,8 @@ impl Instruments {
         self.aggregation_errors.add(count, &[KeyValue::new("error_type", error_type.as_str())]);
     }
 
-    fn back(&self, outage: &Outage, side: Side) {
-        if outage.over() {
+    fn back(&self, outage: &Outage, asked: Losses, side: Side) {
+        if outage.over(asked) {
             self.reconnects.add(1, &[KeyValue::new("side", side.as_str())]);
         }
     }
