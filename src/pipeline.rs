@@ -10,6 +10,8 @@
 //! here knows AMQP or SQL; no ack leaves before the votes it covers are committed; the stream is
 //! always run to its end, so a failure drops no transaction half-way.
 
+mod journal;
+mod owed;
 mod settlement;
 mod upsert;
 
@@ -24,12 +26,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
-pub use self::settlement::Settlement;
+use self::journal::Journal;
+use self::owed::Owed;
+pub use self::settlement::{AckPoint, Settlement};
 pub use self::upsert::{IsolationBudget, RetryPolicy};
 use self::upsert::{Unsettled, Upsert};
 use crate::ports::{
-    Channel, Counted, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store,
-    TraceContext, Votes,
+    Channel, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store, TraceContext, Votes,
 };
 use crate::retry::Jitter;
 use crate::telemetry::Instruments;
@@ -148,6 +151,8 @@ struct Flow<'a, C, T, D> {
     tools: &'a Tools<'a, T, D>,
     mode: Mode,
     ledger: Mutex<Settlement>,
+    /// Whole batches that wait for their ack.
+    owed: Owed<'a>,
     /// The first failure; all later ones follow from it.
     failure: OnceLock<Failure>,
     halt: CancellationToken,
@@ -170,6 +175,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             tools,
             mode,
             ledger: Mutex::default(),
+            owed: Owed::new(tools.instruments),
             failure: OnceLock::new(),
             halt: CancellationToken::new(),
             acked: AtomicBool::new(false),
@@ -198,9 +204,13 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     /// Notes a delivery as it arrives, in the order of the tags.
-    fn hold(&self, delivery: Delivery) -> Delivery {
-        self.ledger().hold(delivery.tag);
-        delivery
+    fn hold(&self, delivery: Delivery) -> (Delivery, Instant) {
+        let taken = Instant::now();
+        let mut ledger = self.ledger();
+        ledger.hold(delivery.tag, taken);
+        self.gauge(&ledger);
+        drop(ledger);
+        (delivery, taken)
     }
 
     /// Takes verdicts as they come, also while the chain is full and asks for none: a full chain
@@ -213,17 +223,13 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         let (sender, taken) = mpsc::unbounded();
         let take = verdicts
             .map_err(|lost| self.fail(Failure::Lost(lost)))
-            .try_for_each(move |verdict| {
-                self.gauge();
-                ready(sender.unbounded_send(verdict).map_err(drop))
-            })
+            .try_for_each(move |verdict| ready(sender.unbounded_send(verdict).map_err(drop)))
             .map(drop);
         (take, taken)
     }
 
-    fn decode(&self, delivery: Delivery) -> Result<Ballot, Malformed> {
+    fn decode(&self, (delivery, taken): (Delivery, Instant)) -> Result<Ballot, Malformed> {
         let Delivery { tag, body, published_at, trace } = delivery;
-        let taken = Instant::now();
         match vote::decode(&body, self.tools.limits.max_message_bytes) {
             Ok(vote) => Ok(Ballot { tag, body, vote, published_at, trace, taken }),
             Err(rejection) => Err(Malformed { tag, size: body.len(), rejection }),
@@ -238,7 +244,10 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         };
         match self.channel.reject(tag).await {
             Ok(()) => {
-                self.ledger().rejected(tag);
+                let mut ledger = self.ledger();
+                ledger.rejected(tag);
+                self.gauge(&ledger);
+                drop(ledger);
                 self.tools.instruments.rejected(rejection.reason);
                 let reason = rejection.reason.as_str();
                 if self.tools.instruments.repeats().admit(MALFORMED, reason) {
@@ -251,7 +260,6 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
                         "{MALFORMED}"
                     );
                 }
-                self.gauge();
             }
             Err(lost) => self.fail(Failure::Lost(lost)),
         }
@@ -265,7 +273,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         }
         let began = Instant::now();
         let waited = batch.first().map(|first| began.saturating_duration_since(first.taken));
-        let _in_flight = self.tools.instruments.batch_complete(waited.unwrap_or_default());
+        let in_flight = self.tools.instruments.batch_complete(waited.unwrap_or_default());
         let mut tags = Vec::with_capacity(batch.len());
         let mut bodies = Vec::with_capacity(batch.len());
         let mut votes = Vec::with_capacity(batch.len());
@@ -278,12 +286,26 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         }
         let Tools { store, dead_letters, limits, budget, jitter, instruments } = *self.tools;
         let retry = &limits.retry;
-        let stage =
-            Upsert { store, dead_letters, retry, budget, jitter, instruments, halt: &self.halt };
-        match stage.settle(Votes::new(votes), bodies).await {
+        let votes = Votes::new(votes);
+        let journal = &Journal::new(in_flight.number(), votes.clone(), began, instruments);
+        let owed = Owed::new(instruments);
+        let halt = &self.halt;
+        let stage = Upsert {
+            store,
+            dead_letters,
+            retry,
+            budget,
+            jitter,
+            instruments,
+            halt,
+            journal,
+            owed: &owed,
+        };
+        match stage.settle(votes, bodies).await {
             Ok(counted) => {
-                self.log(&counted, tags.len(), began);
                 instruments.batch_settled(tags.len(), began.elapsed(), &published);
+                self.owed.owe(tags.len() as u64);
+                owed.forget();
                 let stored = counted.deliveries();
                 Some(Settled { tags, stored, span })
             }
@@ -303,12 +325,14 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             tags.into_iter().for_each(|tag| ledger.done(tag));
             ledger.ack_point()
         };
-        if let Some(tag) = point {
+        if let Some(AckPoint { tag, deliveries }) = point {
             let acking = self.channel.ack_up_to(tag);
             match self.tools.instruments.spans.ack(&span, acking).await {
                 Ok(()) => {
                     self.acked.store(true, Ordering::Relaxed);
-                    self.gauge();
+                    self.owed.paid(deliveries);
+                    self.tools.instruments.acked(deliveries);
+                    self.gauge(&self.ledger());
                 }
                 Err(lost) => return self.fail(Failure::Lost(lost)),
             }
@@ -330,21 +354,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn gauge(&self) {
-        let ledger = self.ledger();
+    fn gauge(&self, ledger: &Settlement) {
         self.tools.instruments.unacked(ledger.unsettled(), ledger.oldest());
-    }
-
-    fn log(&self, counted: &Counted, votes: usize, began: Instant) {
-        tracing::debug!(
-            votes,
-            law_count = counted.laws.len(),
-            counted = counted.added(),
-            replays = counted.replays,
-            attempts = counted.attempts,
-            elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-            "batch committed"
-        );
     }
 
     fn ended(self) -> Ended {

@@ -16,7 +16,7 @@ use crate::retry::Jitter;
 use crate::store::{self, PgStore, StartError, Totals};
 use crate::supervisor::Supervisor;
 use crate::telemetry::{
-    Health, Instruments, Metrics, MetricsError, QueueDepths, Spans, Suppressed,
+    Health, Instruments, Metrics, MetricsError, QueueDepths, Spans, Suppressed, seconds,
 };
 
 /// At least this often the database is asked for something.
@@ -93,19 +93,33 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), Servic
         instruments: &instruments,
         health: &health,
     };
+    let last_words = LastWords { instruments: instruments.clone(), began };
     supervisor.run(stop).await?;
-    instruments.repeats().flush().iter().for_each(tell_suppressed);
 
     if tokio::time::timeout(POOL_CLOSE_TIMEOUT, store.close()).await.is_err() {
         tracing::warn!("the connections to PostgreSQL did not close in time");
     }
-    tracing::info!(uptime_s = began.elapsed().as_secs(), "stopped; {}", instruments.summary());
+    drop(last_words);
     Ok(())
 }
 
+/// What is to be said at the end of counting, also when that is cut short.
+struct LastWords {
+    instruments: Instruments,
+    began: Instant,
+}
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        self.instruments.repeats().flush().iter().for_each(tell_suppressed);
+        let elapsed = seconds(self.began.elapsed());
+        tracing::info!(elapsed, "stopped; {}", self.instruments.summary());
+    }
+}
+
 fn tell_suppressed(suppressed: &Suppressed) {
-    let Suppressed { reason, lines, .. } = suppressed;
-    tracing::warn!(reason, suppressed = lines, "{suppressed}");
+    let Suppressed { reason, lines, elapsed, .. } = *suppressed;
+    tracing::warn!(reason, suppressed = lines, elapsed = seconds(elapsed), "{suppressed}");
 }
 
 fn limits(config: &Config) -> Limits {

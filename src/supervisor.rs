@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::pipeline::{self, Failure, IsolationBudget, Limits, Mode, Tools};
 use crate::ports::{Broker, Fault, OpenError, Session, Store};
 use crate::retry::{Backoff, Jitter};
-use crate::telemetry::{BreakerState, Health, Instruments, SessionState};
+use crate::telemetry::{BreakerState, Health, Instruments, SessionState, seconds};
 
 /// First delay before a session is opened anew, and before a store that failed is probed.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
@@ -43,8 +43,19 @@ pub struct Supervisor<'a, B, T> {
 /// The store's breaker.
 enum Breaker {
     Closed,
-    /// Nothing is consumed until a probe write succeeds; then one batch at a time.
-    Open,
+    /// Nothing is consumed until a probe write succeeds; then one batch at a time. Since then no
+    /// batch was committed.
+    Open(Instant),
+}
+
+impl Breaker {
+    /// Open, since when it first was.
+    fn opened(self) -> Self {
+        match self {
+            Self::Closed => Self::Open(Instant::now()),
+            Self::Open(since) => Self::Open(since),
+        }
+    }
 }
 
 impl<B: Broker, T: Store> Supervisor<'_, B, T> {
@@ -63,8 +74,8 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         while !stop.is_cancelled() {
             let mode = match breaker {
                 Breaker::Closed => Mode::Flowing,
-                Breaker::Open => {
-                    if !self.wait_for_store(&mut probing, stop).await {
+                Breaker::Open(since) => {
+                    if !self.wait_for_store(since, &mut probing, stop).await {
                         break;
                     }
                     Mode::Trial
@@ -81,8 +92,11 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
             if ended.acked || opened.elapsed() > LONGEST_WAIT {
                 reopening.reset();
             }
-            if mode == Mode::Trial && ended.committed {
-                tracing::info!("PostgreSQL takes votes again");
+            if let Breaker::Open(since) = breaker
+                && ended.committed
+            {
+                let elapsed = seconds(since.elapsed());
+                tracing::info!(elapsed, "PostgreSQL takes votes again");
                 self.health.breaker_closed("counting");
                 self.instruments.breaker(BreakerState::Closed);
                 probing.reset();
@@ -104,7 +118,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 }
                 Some(Failure::Paused(fault)) => {
                     self.trip(&fault, mode, &mut probing);
-                    breaker = Breaker::Open;
+                    breaker = breaker.opened();
                     self.give_back(session, ended.held).await;
                 }
                 Some(Failure::Undeliverable(lost)) => {
@@ -117,7 +131,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                     );
                     // Each try gives everything held back once more: one batch, seldom.
                     probing.jump_to_cap();
-                    breaker = Breaker::Open;
+                    breaker = breaker.opened();
                     self.give_back(session, ended.held).await;
                 }
             }
@@ -135,7 +149,10 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         ever_opened: &mut bool,
         stop: &CancellationToken,
     ) -> Result<Option<B::Session>, OpenError> {
+        let began = Instant::now();
+        let mut attempt = 0;
         loop {
+            attempt += 1;
             let opened = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
@@ -146,14 +163,17 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                     *ever_opened = true;
                     self.health.rabbitmq_consuming();
                     self.instruments.session(SessionState::Consuming);
-                    tracing::info!(prefetch = self.prefetch(mode), ?mode, "consuming");
+                    let elapsed = seconds(began.elapsed());
+                    let prefetch = self.prefetch(mode);
+                    tracing::info!(prefetch, ?mode, attempt, elapsed, "consuming");
                     return Ok(Some(session));
                 }
                 Err(error) if error.is_fatal_at_start() && !*ever_opened => return Err(error),
                 Err(error) => {
                     self.instruments.broker_fault();
                     self.health.rabbitmq_failed(&error.to_string());
-                    tracing::warn!("no session with RabbitMQ: {error}");
+                    let elapsed = seconds(began.elapsed());
+                    tracing::warn!(attempt, elapsed, "no session with RabbitMQ: {error}");
                     self.pause(reopening.next_delay(), stop).await;
                 }
             }
@@ -211,8 +231,15 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
     }
 
     /// Waits until a probe write succeeds; `false` when `stop` came first.
-    async fn wait_for_store(&self, probing: &mut Backoff, stop: &CancellationToken) -> bool {
+    async fn wait_for_store(
+        &self,
+        since: Instant,
+        probing: &mut Backoff,
+        stop: &CancellationToken,
+    ) -> bool {
+        let mut attempt = 0;
         loop {
+            attempt += 1;
             self.pause(probing.next_delay(), stop).await;
             let probed = tokio::select! {
                 biased;
@@ -228,7 +255,12 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 Err(fault) => {
                     self.instruments.database_fault(fault.class);
                     self.health.breaker_open(&format!("PostgreSQL takes no votes: {fault}"));
-                    tracing::warn!(sqlstate = fault.sqlstate, "probe write failed: {fault}");
+                    tracing::warn!(
+                        attempt,
+                        sqlstate = fault.sqlstate,
+                        elapsed = seconds(since.elapsed()),
+                        "probe write failed: {fault}"
+                    );
                 }
             }
         }

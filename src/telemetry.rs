@@ -12,7 +12,7 @@ pub mod spans;
 mod traces;
 
 pub use self::health::{Check, DeadLetterRoute, Health, Report};
-pub use self::logs::init as init_logs;
+pub use self::logs::{init as init_logs, seconds};
 pub use self::metrics::{
     BreakerState, ErrorType, InFlight, Instruments, Metrics, MetricsError, PoolUse, QueueDepths,
     SessionState,

@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::process::ExitCode;
 
 use futures::FutureExt;
@@ -14,7 +13,7 @@ use vote_aggregator::config::Config;
 use vote_aggregator::ports::OpenError;
 use vote_aggregator::service::{self, ServiceError};
 use vote_aggregator::store::StartError;
-use vote_aggregator::telemetry::Traces;
+use vote_aggregator::telemetry::{Traces, seconds};
 
 use super::{FLUSH_TIMEOUT, exit};
 
@@ -34,7 +33,7 @@ pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
         }
     };
     let stop = CancellationToken::new();
-    let mut service = pin!(AssertUnwindSafe(service::run(&config, &stop)).catch_unwind());
+    let mut service = Box::pin(AssertUnwindSafe(service::run(&config, &stop)).catch_unwind());
 
     let first = tokio::select! {
         ended = &mut service => {
@@ -47,7 +46,7 @@ pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
     let deadline = Instant::now() + config.shutdown_timeout;
     tracing::info!(
         signal = first.name(),
-        deadline_s = config.shutdown_timeout.as_secs_f64(),
+        deadline = seconds(config.shutdown_timeout),
         "stopping: what was taken is committed and acked, the rest stays in the queue"
     );
     stop.cancel();
@@ -55,6 +54,7 @@ pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
         ended = &mut service => ended,
         second = signals.next() => {
             tracing::warn!(signal = second.name(), "second signal, ending at once");
+            drop(service);
             leave(second.code())
         }
         () = tokio::time::sleep_until(deadline) => {
@@ -62,6 +62,7 @@ pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
                 "not done within SHUTDOWN_TIMEOUT_SECONDS; what is not committed is not acked and \
                  will be delivered again"
             );
+            drop(service);
             leave(exit::DEADLINE)
         }
     };

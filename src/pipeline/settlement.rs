@@ -19,6 +19,14 @@ enum State {
     Rejected,
 }
 
+/// How far to ack, with `multiple`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AckPoint {
+    pub tag: DeliveryTag,
+    /// How many deliveries that acks.
+    pub deliveries: u64,
+}
+
 /// The deliveries of one channel that are not behind the last ack, in order of arrival.
 #[derive(Debug, Default)]
 pub struct Settlement {
@@ -28,10 +36,10 @@ pub struct Settlement {
 }
 
 impl Settlement {
-    /// Notes a delivery that was taken now; tags arrive in ascending order on a channel.
-    pub fn hold(&mut self, tag: DeliveryTag) {
+    /// Notes a delivery; tags arrive in ascending order on a channel.
+    pub fn hold(&mut self, tag: DeliveryTag, taken: Instant) {
         debug_assert!(self.open.back().is_none_or(|(last, ..)| *last < tag), "tags ascend");
-        self.open.push_back((tag, State::Held, Instant::now()));
+        self.open.push_back((tag, State::Held, taken));
     }
 
     /// Deliveries that are neither behind an ack point nor rejected.
@@ -71,12 +79,15 @@ impl Settlement {
     /// Forgets the contiguous settled prefix and names the tag to ack it by, with `multiple`: the
     /// highest that is not rejected, since RabbitMQ closes a channel that names a rejected tag
     /// and takes passing over one well. `None` when nothing is left to ack.
-    pub fn ack_point(&mut self) -> Option<DeliveryTag> {
-        let mut point = None;
+    pub fn ack_point(&mut self) -> Option<AckPoint> {
+        let mut point: Option<AckPoint> = None;
         while let Some((tag, state, _)) = self.open.front().copied() {
             match state {
                 State::Held => break,
-                State::Done => point = Some(tag),
+                State::Done => {
+                    let deliveries = 1 + point.map_or(0, |point| point.deliveries);
+                    point = Some(AckPoint { tag, deliveries });
+                }
                 State::Rejected => self.rejected -= 1,
             }
             self.open.pop_front();
@@ -96,24 +107,25 @@ mod tests {
     #[test]
     fn never_passes_a_held_delivery_and_never_names_a_rejected_one() {
         let mut ledger = Settlement::default();
-        (1..=5).for_each(|tag| ledger.hold(tag));
+        (1..=5).for_each(|tag| ledger.hold(tag, Instant::now()));
         ledger.done(2);
         assert_eq!(ledger.ack_point(), None, "1 is still held");
         ledger.rejected(1);
         ledger.rejected(3);
-        assert_eq!(ledger.ack_point(), Some(2), "3 is rejected, 4 is held");
+        let point = AckPoint { tag: 2, deliveries: 1 };
+        assert_eq!(ledger.ack_point(), Some(point), "3 is rejected, 4 is held");
         assert_eq!(ledger.ack_point(), None, "nothing twice");
         ledger.done(5);
         assert_eq!(ledger.ack_point(), None);
         ledger.rejected(4);
-        assert_eq!(ledger.ack_point(), Some(5));
+        assert_eq!(ledger.ack_point(), Some(AckPoint { tag: 5, deliveries: 1 }));
         assert!(ledger.open.is_empty());
     }
 
     #[test]
     fn a_rejected_prefix_alone_sends_nothing() {
         let mut ledger = Settlement::default();
-        (1..=3).for_each(|tag| ledger.hold(tag));
+        (1..=3).for_each(|tag| ledger.hold(tag, Instant::now()));
         ledger.rejected(2);
         assert_eq!(ledger.open.len(), 3, "behind a held one it has to stay");
         assert_eq!(ledger.unsettled(), 2);
@@ -134,19 +146,23 @@ mod tests {
         ) {
             let count = rejected.len() as u64;
             let mut ledger = Settlement::default();
-            (1..=count).for_each(|tag| ledger.hold(tag));
+            (1..=count).for_each(|tag| ledger.hold(tag, Instant::now()));
             let mut open: BTreeMap<u64, Option<bool>> = (1..=count).map(|tag| (tag, None)).collect();
             let mut tags: Vec<u64> = (1..=count).collect();
             fastrand::Rng::with_seed(order).shuffle(&mut tags);
 
             let mut acked = 0;
+            let mut deliveries = 0;
             for tag in tags {
                 let is_rejected = rejected[(tag - 1) as usize];
                 if is_rejected { ledger.rejected(tag) } else { ledger.done(tag) }
                 open.insert(tag, Some(is_rejected));
                 let counted = ledger.open.iter().filter(|(_, state, _)| *state != State::Rejected);
                 prop_assert_eq!(ledger.unsettled(), counted.count());
-                if let Some(point) = ledger.ack_point() {
+                if let Some(AckPoint { tag: point, deliveries: more }) = ledger.ack_point() {
+                    deliveries += more;
+                    let done = open.range(..=point).filter(|(_, state)| **state == Some(false));
+                    prop_assert_eq!(deliveries, done.count() as u64);
                     prop_assert!(point > acked, "acks move forward");
                     prop_assert_eq!(open[&point], Some(false), "names a tag that is done");
                     prop_assert!(open.range(..=point).all(|(_, state)| state.is_some()), "no gap");

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use time::OffsetDateTime;
 
 use super::*;
-use crate::ports::{Class, DeadLetter, LawCount};
+use crate::ports::{Class, Counted, DeadLetter, LawCount};
 use crate::telemetry::{Health, Metrics};
 
 mod trial;

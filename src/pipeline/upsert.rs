@@ -9,6 +9,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
+use super::journal::Journal;
+use super::owed::Owed;
 use crate::ports::{Class, Counted, DeadLetter, DeadLetters, Fault, Store, Votes};
 use crate::retry::{Backoff, Jitter};
 use crate::telemetry::Instruments;
@@ -27,8 +29,6 @@ pub struct RetryPolicy {
 const MAX_CONFLICTS: u32 = 20;
 const CONFLICT_DELAYS: (Duration, Duration) =
     (Duration::from_millis(10), Duration::from_millis(100));
-
-const UNSTORABLE: &str = "the database refuses this vote, publishing it to the dead-letter queue";
 
 /// More isolated votes than this a minute are no accident of single votes.
 const MAX_ISOLATED_PER_MINUTE: usize = 20;
@@ -79,6 +79,9 @@ pub(super) struct Upsert<'a, T, D> {
     pub(super) instruments: &'a Instruments,
     /// Set when the pipeline is coming down: no further try is begun.
     pub(super) halt: &'a CancellationToken,
+    pub(super) journal: &'a Journal<'a>,
+    /// What is committed, or dead-lettered, until the batch is settled as a whole.
+    pub(super) owed: &'a Owed<'a>,
 }
 
 /// Why a batch was not settled.
@@ -96,17 +99,38 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         votes: Votes,
         bodies: Vec<Vec<u8>>,
     ) -> Result<Counted, Unsettled> {
-        let (counted, refused) = self.count(votes.clone()).await?;
+        let mut attempt = 0;
+        let settled = self.settle_all(votes, bodies, &mut attempt).await;
+        match &settled {
+            Ok(counted) => self.journal.committed(counted, attempt),
+            Err(Unsettled::Failed(failure)) => self.journal.given_up(failure, attempt),
+            Err(Unsettled::Halted) => {}
+        }
+        settled
+    }
+
+    /// `attempt` is how many transactions were tried, whatever comes of them.
+    async fn settle_all(
+        &self,
+        votes: Votes,
+        bodies: Vec<Vec<u8>>,
+        attempt: &mut u32,
+    ) -> Result<Counted, Unsettled> {
+        let (counted, refused) = self.count(votes.clone(), attempt).await?;
         if !refused.is_empty() {
-            self.dead_letter(&votes, bodies, refused).await?;
+            self.dead_letter(&votes, bodies, refused, *attempt).await?;
         }
         Ok(counted)
     }
 
     /// The one place where a transaction is tried again.
-    async fn count(&self, batch: Votes) -> Result<(Counted, Vec<Refused>), Unsettled> {
+    async fn count(
+        &self,
+        batch: Votes,
+        attempt: &mut u32,
+    ) -> Result<(Counted, Vec<Refused>), Unsettled> {
         let size = batch.len();
-        let mut attempts = 0;
+        let mut retries = 0;
         let mut conflicts = 0;
         let mut backoff = Backoff::new(self.retry.delay, Duration::MAX);
         let mut counted = Counted::default();
@@ -115,12 +139,14 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         let mut parts = vec![batch.clone()];
 
         while let Some(part) = parts.pop() {
+            *attempt += 1;
             let begun = self.instruments.transaction_begins();
             let counting = self.store.count(part.clone());
             let fault = match self.instruments.spans.transaction(part.len(), counting).await {
                 Ok(done) => {
                     // At once: the parts that did commit count, whatever becomes of the others.
                     self.instruments.committed(&done, begun);
+                    self.owed.owe(done.deliveries());
                     counted.absorb(done);
                     continue;
                 }
@@ -134,17 +160,17 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                     self.jitter.between(CONFLICT_DELAYS.0, CONFLICT_DELAYS.1)
                 }
                 (Class::Retry | Class::Reconnect | Class::UnknownOutcome, _) => {
-                    if attempts == self.retry.max_attempts {
+                    if retries == self.retry.max_attempts {
                         return Err(paused(fault));
                     }
-                    attempts += 1;
+                    retries += 1;
                     self.jitter.stretch(backoff.next_delay())
                 }
                 // Halving is for one vote among many to be found; a batch that takes too long is
                 // halved once, or a slow database would be waited for a hundred times.
                 (Class::Split, Some(_)) if part.len() < size => return Err(paused(fault)),
                 (Class::Split | Class::Isolate, Some([first, second])) => {
-                    tracing::debug!(votes = part.len(), %fault, "halving the batch");
+                    self.journal.halving(&part, *attempt, &fault);
                     parts.extend([second, first]);
                     continue;
                 }
@@ -158,14 +184,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 }
                 (Class::Split | Class::Pause | Class::Bug, _) => return Err(paused(fault)),
             };
-            tracing::warn!(
-                votes = part.len(),
-                attempt = attempts,
-                class = fault.class.as_str(),
-                sqlstate = fault.sqlstate,
-                delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-                "batch not committed, trying again: {fault}"
-            );
+            self.journal.retrying(&part, *attempt, &fault, delay);
             tokio::select! {
                 biased;
                 () = self.halt.cancelled() => return Err(Unsettled::Halted),
@@ -182,6 +201,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         votes: &Votes,
         mut bodies: Vec<Vec<u8>>,
         refused: Vec<Refused>,
+        attempt: u32,
     ) -> Result<(), Unsettled> {
         let hashes = hashes(votes, &refused);
         if !self.budget.has_room(hashes.clone())
@@ -195,20 +215,14 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 vote_hash: votes[index].vote_hash.clone(),
                 sqlstate: fault.sqlstate.unwrap_or_default(),
             };
-            // A publisher may repeat one such vote without end.
-            if self.instruments.repeats().admit(UNSTORABLE, "unstorable") {
-                tracing::warn!(
-                    vote_hash = letter.vote_hash,
-                    sqlstate = letter.sqlstate,
-                    "{UNSTORABLE}"
-                );
-            }
+            self.journal.unstorable(&letter, attempt);
             self.dead_letters
                 .publish(&letter)
                 .await
                 .map_err(|lost| Unsettled::Failed(Failure::Undeliverable(lost)))?;
             self.budget.book(&letter.vote_hash);
             self.instruments.isolated();
+            self.owed.owe(1);
         }
         Ok(())
     }

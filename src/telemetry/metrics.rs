@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use self::catalogue::{self as metric, Entry};
 pub use self::labels::{BreakerState, ErrorType, SessionState};
-use self::labels::{SQLSTATE_CLASSES, Side, sqlstate_class};
+use self::labels::{Outcome, SQLSTATE_CLASSES, Side, sqlstate_class};
 use self::observed::Observed;
 pub use self::observed::{InFlight, PoolUse, QueueDepths};
 pub use self::outage::Losses;
@@ -54,6 +54,8 @@ pub struct Instruments {
     duplicate_attempts: Counter<u64>,
     votes_isolated: Counter<u64>,
     deliveries_requeued: Counter<u64>,
+    deliveries_settled: Counter<u64>,
+    deliveries_committed_unacked: Counter<u64>,
     batch_wait: Histogram<f64>,
     batch_duration: Histogram<f64>,
     batch_votes: Histogram<f64>,
@@ -97,6 +99,8 @@ impl Instruments {
             duplicate_attempts: counter(metric::DUPLICATE_ATTEMPTS),
             votes_isolated: counter(metric::VOTES_ISOLATED),
             deliveries_requeued: counter(metric::DELIVERIES_REQUEUED),
+            deliveries_settled: counter(metric::DELIVERIES_SETTLED),
+            deliveries_committed_unacked: counter(metric::DELIVERIES_COMMITTED_UNACKED),
             batch_wait: histogram(metric::BATCH_WAIT, metric::BATCH_SECONDS),
             batch_duration: histogram(metric::BATCH_DURATION, metric::BATCH_SECONDS),
             batch_votes: histogram(metric::BATCH_VOTES, metric::VOTES),
@@ -117,6 +121,7 @@ impl Instruments {
             &self.duplicate_attempts,
             &self.votes_isolated,
             &self.deliveries_requeued,
+            &self.deliveries_committed_unacked,
         ] {
             counter.add(0, &[]);
         }
@@ -128,6 +133,9 @@ impl Instruments {
         }
         for class in SQLSTATE_CLASSES {
             self.batch_retries.add(0, &[KeyValue::new("sqlstate_class", class)]);
+        }
+        for outcome in Outcome::ALL {
+            self.settled(outcome, 0);
         }
         for side in Side::ALL {
             self.reconnects.add(0, &[KeyValue::new("side", side.as_str())]);
@@ -190,6 +198,7 @@ impl Instruments {
     /// A malformed message was rejected.
     pub fn rejected(&self, reason: Reason) {
         self.tally.rejected();
+        self.settled(Outcome::Rejected, 1);
         self.votes_rejected.add(1, &[KeyValue::new("reason", reason.as_str())]);
         self.errors(ErrorType::Malformed, 1);
     }
@@ -212,6 +221,24 @@ impl Instruments {
         self.tally.isolated();
         self.votes_isolated.add(1, &[]);
         self.errors(ErrorType::Unstorable, 1);
+    }
+
+    /// The broker was told that these deliveries are done with.
+    pub fn acked(&self, deliveries: u64) {
+        self.tally.acked(deliveries);
+        self.settled(Outcome::Acked, deliveries);
+    }
+
+    /// The broker was not told of these deliveries, and can't be any more.
+    pub fn committed_unacked(&self, deliveries: u64) {
+        self.tally.committed_unacked(deliveries);
+        self.deliveries_committed_unacked.add(deliveries, &[]);
+    }
+
+    /// Deliveries that were counted, or dead-lettered by us, beyond those of which the broker was
+    /// told, or should have been: 0 when no batch is in flight.
+    pub fn imbalance(&self) -> i64 {
+        self.tally.imbalance()
     }
 
     /// A session with the broker failed, or could not be opened.
@@ -285,6 +312,10 @@ impl Instruments {
 
     fn errors(&self, error_type: ErrorType, count: u64) {
         self.aggregation_errors.add(count, &[KeyValue::new("error_type", error_type.as_str())]);
+    }
+
+    fn settled(&self, outcome: Outcome, deliveries: u64) {
+        self.deliveries_settled.add(deliveries, &[KeyValue::new("outcome", outcome.as_str())]);
     }
 
     fn back(&self, outage: &Outage, asked: Losses, side: Side) {

@@ -56,9 +56,10 @@ fn run_to_end(plan: Plan, tracing: Tracing, instruments: &Instruments) -> Outcom
         .start_paused(true)
         .build()
         .expect("a runtime without I/O needs nothing that could fail");
+    let before = instruments.imbalance();
     // Local tasks: the supervisor's future is never moved to another thread, nor need it be Send.
     let tasks = tokio::task::LocalSet::new();
-    let outcome = tasks.block_on(&runtime, async {
+    let mut outcome = tasks.block_on(&runtime, async {
         let simulation = Arc::new(Simulation {
             world: World::new(plan, tracing),
             instruments: instruments.clone(),
@@ -71,6 +72,13 @@ fn run_to_end(plan: Plan, tracing: Tracing, instruments: &Instruments) -> Outcom
     // What is dropped with the tasks still spawns.
     let _inside = runtime.enter();
     drop(tasks);
+    // Of all processes together, those that crashed as well.
+    let imbalance = instruments.imbalance() - before;
+    if imbalance != 0 {
+        outcome.violations.push(format!(
+            "metrics: {imbalance} more deliveries counted than acked or known to come again"
+        ));
+    }
     outcome
 }
 

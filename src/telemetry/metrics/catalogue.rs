@@ -50,6 +50,12 @@ pub(super) const DELIVERIES_REQUEUED: Entry = number(
     "deliveries_requeued",
     "Deliveries taken and given back to the queue unsettled, while no votes can be stored",
 );
+pub(super) const DELIVERIES_SETTLED: Entry =
+    number("deliveries_settled", "Deliveries of which the broker was told what became of them");
+pub(super) const DELIVERIES_COMMITTED_UNACKED: Entry = number(
+    "deliveries_committed_unacked",
+    "Deliveries committed or dead-lettered whose ack could not be sent: they come again, as replays",
+);
 
 // Batches.
 pub(super) const BATCH_WAIT: Entry = seconds(

@@ -98,6 +98,24 @@ impl Side {
     }
 }
 
+/// What the broker was told of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Acked,
+    Rejected,
+}
+
+impl Outcome {
+    pub(super) const ALL: [Self; 2] = [Self::Acked, Self::Rejected];
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Acked => "acked",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
 /// Classes of the SQLSTATEs that are tried again, `none` without a SQLSTATE, `other` for the rest.
 pub(super) const SQLSTATE_CLASSES: [&str; 10] =
     ["08", "23", "25", "26", "40", "53", "55", "57", "none", "other"];

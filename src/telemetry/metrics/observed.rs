@@ -40,6 +40,7 @@ pub(super) struct Observed {
     session: AtomicU8,
     breaker: AtomicU8,
     in_flight: AtomicU64,
+    batches: AtomicU64,
     unacked: AtomicU64,
     oldest_unacked: Moment,
     last_commit: Moment,
@@ -55,6 +56,7 @@ impl Default for Observed {
             session: AtomicU8::default(),
             breaker: AtomicU8::default(),
             in_flight: AtomicU64::default(),
+            batches: AtomicU64::default(),
             unacked: AtomicU64::default(),
             oldest_unacked: Moment::default(),
             last_commit: Moment::default(),
@@ -88,7 +90,7 @@ impl Observed {
     /// A batch is being committed for as long as the value lives.
     pub(super) fn batch(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Relaxed);
-        InFlight(Arc::clone(self))
+        InFlight { number: 1 + self.batches.fetch_add(1, Relaxed), observed: Arc::clone(self) }
     }
 
     pub(super) fn committed(&self) {
@@ -204,11 +206,21 @@ fn state_of(gauge: &dyn AsyncInstrument<f64>, state: &'static str, is: bool) {
 /// A batch in flight, counted until it is dropped.
 #[derive(Debug)]
 #[must_use]
-pub struct InFlight(Arc<Observed>);
+pub struct InFlight {
+    number: u64,
+    observed: Arc<Observed>,
+}
+
+impl InFlight {
+    /// Of the batches of this process, the how manieth it is.
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.observed.in_flight.fetch_sub(1, Relaxed);
     }
 }
 

@@ -12,6 +12,8 @@ pub(super) struct Tally {
     attempts: AtomicU64,
     rejected: AtomicU64,
     isolated: AtomicU64,
+    acked: AtomicU64,
+    committed_unacked: AtomicU64,
 }
 
 impl Tally {
@@ -27,6 +29,24 @@ impl Tally {
 
     pub(super) fn isolated(&self) {
         add(&self.isolated, 1);
+    }
+
+    pub(super) fn acked(&self, deliveries: u64) {
+        add(&self.acked, deliveries);
+    }
+
+    pub(super) fn committed_unacked(&self, deliveries: u64) {
+        add(&self.committed_unacked, deliveries);
+    }
+
+    /// Deliveries that were counted, or dead-lettered by us, beyond those of which the broker was
+    /// told, or should have been.
+    pub(super) fn imbalance(&self) -> i64 {
+        let sum = |counts: &[&AtomicU64]| -> i64 {
+            counts.iter().map(|count| count.load(Ordering::Relaxed) as i64).sum()
+        };
+        sum(&[&self.counted, &self.replays, &self.attempts, &self.isolated])
+            - sum(&[&self.acked, &self.committed_unacked])
     }
 }
 
