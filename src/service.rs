@@ -16,7 +16,8 @@ use crate::retry::Jitter;
 use crate::store::{self, PgStore, StartError, Totals};
 use crate::supervisor::Supervisor;
 use crate::telemetry::{
-    Health, Instruments, Metrics, MetricsError, QueueDepths, Spans, Suppressed, seconds,
+    Health, Instruments, Metrics, MetricsError, QueueDepths, Spans, Suppressed, metrics_wanted,
+    seconds,
 };
 
 /// At least this often the database is asked for something.
@@ -47,7 +48,12 @@ pub enum ServiceError {
 pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), ServiceError> {
     let began = Instant::now();
     let health = Arc::new(Health::default());
-    let metrics = Metrics::new(config.monitoring.max_laws, Arc::clone(&health))?;
+    let metrics = if metrics_wanted() {
+        Metrics::new(config.monitoring.max_laws, Arc::clone(&health))?
+    } else {
+        tracing::warn!("OTEL_METRICS_EXPORTER=none: /metrics shows nothing, no alert can fire");
+        Metrics::off(Arc::clone(&health))
+    };
     let mut instruments = metrics.instruments.clone();
     instruments.spans = Spans::new(config);
     let jitter = Jitter::from_entropy();

@@ -12,10 +12,10 @@ pub mod spans;
 mod traces;
 
 pub use self::health::{Check, DeadLetterRoute, Health, Report};
-pub use self::logs::{init as init_logs, seconds};
+pub use self::logs::{SUMMARISED, init as init_logs, seconds};
 pub use self::metrics::{
     BreakerState, ErrorType, InFlight, Instruments, Metrics, MetricsError, PoolUse, QueueDepths,
-    SessionState,
+    SessionState, metrics_wanted,
 };
 pub use self::repeats::{Repeats, Suppressed};
 pub use self::spans::Spans;

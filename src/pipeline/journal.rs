@@ -9,7 +9,7 @@ use tracing::Level;
 
 use super::Failure;
 use crate::ports::{Counted, DeadLetter, Fault, Votes};
-use crate::telemetry::{Instruments, seconds};
+use crate::telemetry::{Instruments, SUMMARISED, seconds};
 use crate::vote::Vote;
 
 const RETRYING: &str = "batch not committed, trying again";
@@ -25,8 +25,13 @@ pub(super) struct Journal<'a> {
 
 /// A line about `$votes` of the batch, of which `$attempt` transactions were tried so far.
 macro_rules! line {
-    ($level:expr, $journal:expr, $votes:expr, $attempt:expr, $sqlstate:expr, $($rest:tt)+) => {
+    ($level:expr, $($rest:tt)+) => { line!(to module_path!(), $level, $($rest)+) };
+    (
+        to $target:expr,
+        $level:expr, $journal:expr, $votes:expr, $attempt:expr, $sqlstate:expr, $($rest:tt)+
+    ) => {
         tracing::event!(
+            target: $target,
             $level,
             batch = $journal.batch,
             votes = $votes.len(),
@@ -64,20 +69,29 @@ impl<'a> Journal<'a> {
         );
     }
 
-    /// Many batches may meet the same, each many times: the first lines of a minute are enough.
+    /// Many batches may meet the same, each many times: the first lines of a minute are enough for
+    /// the log. A trace tells all of its own.
     pub(super) fn retrying(&self, part: &Votes, attempt: u32, fault: &Fault, delay: Duration) {
         let class = fault.class.as_str();
+        macro_rules! retrying {
+            (to $target:expr) => {
+                line!(
+                    to $target,
+                    Level::WARN,
+                    self,
+                    part,
+                    attempt,
+                    fault.sqlstate,
+                    class,
+                    delay = seconds(delay),
+                    "{RETRYING}: {fault}"
+                )
+            };
+        }
         if self.instruments.repeats().admit(RETRYING, class) {
-            line!(
-                Level::WARN,
-                self,
-                part,
-                attempt,
-                fault.sqlstate,
-                class,
-                delay = seconds(delay),
-                "{RETRYING}: {fault}"
-            );
+            retrying!(to module_path!());
+        } else {
+            retrying!(to SUMMARISED);
         }
     }
 

@@ -18,6 +18,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::traces::Traces;
 use crate::config::{LogFormat, LogLevel};
 
+/// Target of events that the log tells of in summary only; they are for traces.
+pub const SUMMARISED: &str = "vote_aggregator::summarised";
+
 /// Sends the logs of this process to standard error, from `level` up, and its spans to `traces`.
 ///
 /// Libraries are heard from WARN up, whatever the level: at their lowest level they log frames and
@@ -37,6 +40,7 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
         // What a trigger says about a row, word for word.
         .with_target("sqlx::postgres::notice", LevelFilter::OFF)
         .with_target("vote_aggregator", ours)
+        .with_target(SUMMARISED, LevelFilter::OFF)
         // Spans are for the collector alone: without one, none is ever made.
         .and(filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE));
     let writer = format::layer().with_writer(std::io::stderr);

@@ -2,6 +2,7 @@
 //! Prometheus' text format.
 
 mod catalogue;
+mod exporter;
 mod labels;
 mod observed;
 mod outage;
@@ -18,6 +19,7 @@ use prometheus::{Registry, TextEncoder};
 use tokio::time::Instant;
 
 use self::catalogue::{self as metric, Entry};
+pub use self::exporter::metrics_wanted;
 pub use self::labels::{BreakerState, ErrorType, SessionState};
 use self::labels::{Outcome, SQLSTATE_CLASSES, Side, sqlstate_class};
 use self::observed::Observed;
@@ -35,6 +37,8 @@ use crate::vote::Reason;
 /// What the pipeline counts with.
 #[derive(Clone, Debug)]
 pub struct Instruments {
+    /// Nobody wants metrics: nothing is noted that only they show.
+    off: bool,
     laws: Arc<Laws>,
     health: Arc<Health>,
     tally: Arc<Tally>,
@@ -64,7 +68,7 @@ pub struct Instruments {
 }
 
 impl Instruments {
-    fn new(meter: &Meter, laws: Arc<Laws>, health: Arc<Health>) -> Self {
+    fn new(meter: &Meter, laws: Arc<Laws>, health: Arc<Health>, off: bool) -> Self {
         let observed = Arc::new(Observed::default());
         observed.register(meter, &laws, &health);
         let counter = |Entry { name, unit, help }| {
@@ -76,6 +80,7 @@ impl Instruments {
         };
         let Entry { name, unit, help } = metric::BATCH_PROCESSING_DURATION;
         let instruments = Self {
+            off,
             laws,
             health,
             tally: Arc::default(),
@@ -144,6 +149,9 @@ impl Instruments {
 
     /// The deliveries that are taken and not settled, as they are now.
     pub fn unacked(&self, count: usize, oldest: Option<Instant>) {
+        if self.off {
+            return;
+        }
         self.observed.unacked(count, oldest);
     }
 
@@ -164,12 +172,15 @@ impl Instruments {
         self.health.postgres_answers();
         self.observed.committed();
         self.back(&self.postgres, begun, Side::Postgres);
+        self.tally.committed(counted);
+        if self.off {
+            return;
+        }
         self.laws.committed(&counted.laws, |labels, added| {
             for (labels, votes) in labels.iter().zip(added) {
                 self.votes_aggregated.add(votes, labels);
             }
         });
-        self.tally.committed(counted);
         self.votes_replayed.add(counted.replays, &[]);
         self.duplicate_attempts.add(counted.attempts, &[]);
         let votes = counted.deliveries();
@@ -179,6 +190,9 @@ impl Instruments {
     /// All of a batch of `votes` is committed or dead-lettered, `elapsed` after it was complete;
     /// `published` are the times of its votes that told one.
     pub fn batch_settled(&self, votes: usize, elapsed: Duration, published: &[SystemTime]) {
+        if self.off {
+            return;
+        }
         self.batch_processing_duration.record(elapsed.as_secs_f64(), &[]);
         self.batch_duration.record(elapsed.as_secs_f64(), &[]);
         self.batch_votes.record(votes as f64, &[]);
@@ -358,8 +372,17 @@ impl Metrics {
         };
         let provider = SdkMeterProvider::builder().with_reader(exporter).with_view(per_law).build();
         let laws = Arc::new(Laws::new(max_laws));
-        let instruments = Instruments::new(&provider.meter("vote-aggregator"), laws, health);
+        let instruments = Instruments::new(&provider.meter("vote-aggregator"), laws, health, false);
         Ok(Self { registry, instruments, _provider: provider })
+    }
+
+    /// Instruments that measure nothing, and a scrape without series. Health, logs and the stop
+    /// line are as ever.
+    pub fn off(health: Arc<Health>) -> Self {
+        let provider = SdkMeterProvider::builder().build();
+        let meter = provider.meter("vote-aggregator");
+        let instruments = Instruments::new(&meter, Arc::new(Laws::new(0)), health, true);
+        Self { registry: Registry::new(), instruments, _provider: provider }
     }
 
     /// All series in Prometheus' text format.

@@ -12,9 +12,31 @@ async fn until_some_counted(stage: &Stage<'_>, at_least: i64) {
     .await;
 }
 
+/// What docs/metrics.md says has to balance, once nothing is in flight.
+async fn until_balanced(service: &Service) {
+    let sum = async |names: &[&str]| {
+        let mut sum = 0.0;
+        for name in names {
+            sum += service.metric(name).await.expect("in every scrape");
+        }
+        sum
+    };
+    eventually("deliveries balance", async || {
+        service.metric("deliveries_unacked").await == Some(0.0)
+            && sum(&["batch_size_processed_total", "votes_isolated_total"]).await
+                == sum(&[
+                    "deliveries_settled_total{outcome=\"acked\"}",
+                    "deliveries_committed_unacked_total",
+                ])
+                .await
+    })
+    .await;
+}
+
 async fn settle(stage: &Stage<'_>, service: Service, all: &[Vote]) -> String {
     stage.until_counted(all.len()).await;
     service.until_ready().await;
+    until_balanced(&service).await;
     // Replays of what was committed but not acked may still be on their way.
     let log = service.stop().await;
     stage.assert_counted_exactly(all).await;

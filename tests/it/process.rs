@@ -70,6 +70,7 @@ async fn the_deadline_ends_it_with_75_and_nothing_uncommitted_is_acked() {
     eventually("a batch waits for the lock", async || stage.number(waiting).await > 0).await;
     service.signal(Signal::TERM);
     assert_eq!(service.exit_code().await, Some(75), "{}", service.log());
+    assert_eq!(service.logged("stopped; 0 votes counted"), 1, "what was done is told all the same");
     other.rollback().await.expect("unlocked");
     eventually("all is back in the queue", async || stage.ready(&stage.queue).await == Some(250))
         .await;

@@ -140,6 +140,19 @@ async fn series_stay_bounded_whatever_law_ids_arrive() {
 }
 
 #[tokio::test]
+async fn with_metrics_off_everything_else_is_as_ever() {
+    let stage = Stage::migrated(Servers::shared(), "off").await;
+    let service = stage.start(&[("OTEL_METRICS_EXPORTER", "none")]).await;
+    stage.publish_votes(&votes(0, 250)).await;
+    stage.until_counted(250).await;
+    let scrape = service.get("/metrics").await;
+    assert_eq!((scrape.status, scrape.body.as_str()), (200, ""));
+    let log = service.stop().await;
+    assert!(log.contains("stopped; 250 votes counted"), "{log}");
+    stage.assert_drained().await;
+}
+
+#[tokio::test]
 async fn no_log_at_any_level_tells_who_voted_what_or_a_password() {
     let stage = Stage::migrated(Servers::shared(), "logs").await;
     for format in ["text", "json"] {

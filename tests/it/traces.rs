@@ -109,10 +109,9 @@ async fn a_batch_is_one_span_linked_to_all_its_messages(protocol: &'static str) 
             hex(&batch.trace_id),
             hex(&batch.span_id)
         );
-        assert!(
-            log.lines().any(|line| line.contains("batch committed") && line.contains(&ids)),
-            "{ids} in {log}"
-        );
+        let line = log.lines().find(|line| line.contains("batch committed") && line.contains(&ids));
+        let line = line.unwrap_or_else(|| panic!("{ids} in {log}"));
+        assert_eq!(batch_fields(line), ["attempt", "batch", "elapsed", "law_count", "votes"]);
     }
     for line in log.lines() {
         serde_json::from_str::<serde_json::Value>(line).expect("every line is JSON still");
@@ -190,6 +189,63 @@ async fn a_retry_is_an_event_with_its_sqlstate_and_its_try_a_failed_span() {
         .collect();
     assert!(codes.contains(&(Some(StatusCode::Error), Some("55P03".to_owned()))), "{codes:?}");
     assert!(codes.iter().any(|(_, code)| code.is_none()), "one went well: {codes:?}");
+}
+
+#[tokio::test]
+async fn a_storm_of_retries_is_summarised_in_the_log_and_told_in_full_by_the_traces() {
+    let stage = Stage::migrated(Servers::shared(), "storm").await;
+    let in_the_way = "CREATE FUNCTION in_the_way() RETURNS trigger LANGUAGE plpgsql AS \
+        $$BEGIN RAISE EXCEPTION 'in the way' USING ERRCODE = '40001'; END$$; \
+        CREATE TRIGGER in_the_way BEFORE INSERT ON vote_audit EXECUTE FUNCTION in_the_way();";
+    let collector = Collector::listen("http/protobuf").await;
+    let mut settings = variables(&collector);
+    settings.extend(
+        [("BATCH_SIZE", "10"), ("RABBITMQ_PREFETCH_COUNT", "40"), ("MAX_RETRY_ATTEMPTS", "0")]
+            .map(|(name, value)| (name, value.to_owned())),
+    );
+    let service = start(&stage, &settings).await;
+    sqlx::raw_sql(in_the_way).execute(&stage.sql).await.expect("a trigger");
+    publish_traced(&stage, 40).await;
+    service.until_logged("consuming stops until a write succeeds").await;
+    let log = service.stop().await;
+
+    let retrying = "batch not committed, trying again";
+    let spans = collector.spans();
+    let batches = named(&spans, &format!("process {}", stage.queue));
+    let events = batches.iter().flat_map(|batch| &batch.events);
+    let events: Vec<_> = events.filter(|event| event.name.starts_with(retrying)).collect();
+    assert!(events.len() > 20, "a storm: {}", events.len());
+    for event in &events {
+        assert_eq!(texts(&event.attributes)["sqlstate"], "40001");
+    }
+    let lines = log.lines().filter(|line| line.contains(retrying));
+    let (summary, lines): (Vec<_>, Vec<_>) = lines.partition(|line| line.contains("not logged"));
+    assert_eq!(lines.len(), 10, "{log}");
+    assert_eq!(summary.len(), 1, "{log}");
+    let summary: serde_json::Value = serde_json::from_str(summary[0]).expect("JSON");
+    assert_eq!(summary["suppressed"], events.len() - 10, "{summary}");
+    assert_eq!(summary["reason"], "retry");
+    for line in lines {
+        assert_eq!(batch_fields(line), ["attempt", "batch", "elapsed", "law_count", "votes"]);
+    }
+    let given_up = log.lines().find(|line| line.contains("batch given up")).expect("in the log");
+    assert_eq!(batch_fields(given_up), ["attempt", "batch", "elapsed", "law_count", "votes"]);
+    assert!(given_up.contains("\"attempt\":21"), "{given_up}");
+    assert!(log.contains("\"sqlstate\":\"40001\""), "{log}");
+}
+
+/// Which of the fields that every line about a batch has are in this one; each is a number.
+fn batch_fields(line: &str) -> Vec<String> {
+    let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+    let fields = line.as_object().expect("an object");
+    let known = ["batch", "votes", "law_count", "attempt", "elapsed"];
+    let mut found: Vec<_> = fields
+        .iter()
+        .filter(|(name, value)| known.contains(&name.as_str()) && value.is_number())
+        .map(|(name, _)| name.clone())
+        .collect();
+    found.sort();
+    found
 }
 
 #[tokio::test]

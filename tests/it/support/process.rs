@@ -122,17 +122,22 @@ impl Service {
         line.map(|line| line.rsplit(' ').next().expect("a value").parse().expect("a number"))
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("still running")
+    }
+
     /// The most memory it has had in use so far, in bytes.
     pub fn peak_memory(&self) -> u64 {
-        let id = self.child.id().expect("still running");
+        let id = self.id();
         let status = fs::read_to_string(format!("/proc/{id}/status")).expect("Linux");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a size");
         line.trim_end_matches("kB").trim().parse::<u64>().expect("kilobytes") * 1_024
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        kill_process(pid.expect("still running"), signal).expect("signalled");
+        let id = i32::try_from(self.id()).expect("no process id is that large");
+        kill_process(Pid::from_raw(id).expect("not 0"), signal).expect("signalled");
     }
 
     /// Waits for its end; the exit code, or `None` when a signal ended it.

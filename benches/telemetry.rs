@@ -1,0 +1,212 @@
+//! What metrics and traces cost the service per vote, in CPU time of its process: the same votes
+//! with both off, with metrics, and with traces of one batch in a hundred on top, one after the
+//! other in changing order, round by round. `script/telemetry-cost` runs it.
+
+// The tests' stage serves here as well; not all of it is needed.
+#[allow(dead_code, unused_imports)]
+#[path = "../tests/it"]
+mod it {
+    pub mod support;
+}
+
+use std::collections::VecDeque;
+use std::fs;
+use std::sync::Arc;
+
+use clap::Parser;
+use comfy_table::{CellAlignment, Table, presets};
+use vote_aggregator::broker::RabbitMq;
+use vote_aggregator::publish::{Samples, Shape};
+use vote_aggregator::telemetry::Health;
+
+use self::it::support::{Collector, Servers, Stage, eventually};
+
+/// Messages on their way to a confirm at a time.
+const UNCONFIRMED: usize = 5_000;
+
+/// Compares the service's CPU time per vote with telemetry off and on, side by side.
+#[derive(Parser)]
+#[command(after_help = "Example:\n  script/telemetry-cost --rounds 12 --votes 100000")]
+struct Arguments {
+    /// How often each of the three is measured, in turn.
+    #[arg(long, default_value_t = 12)]
+    rounds: usize,
+    /// Votes for each measurement.
+    #[arg(long, default_value_t = 100_000)]
+    votes: usize,
+    /// What cargo passes on.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What is switched on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Telemetry {
+    Off,
+    Metrics,
+    MetricsAndTraces,
+}
+
+const ALL: [Telemetry; 3] = [Telemetry::Off, Telemetry::Metrics, Telemetry::MetricsAndTraces];
+
+impl Telemetry {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "both off",
+            Self::Metrics => "metrics",
+            Self::MetricsAndTraces => "metrics, traces of 1 %",
+        }
+    }
+
+    fn variables(self, collector: &Collector) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Off => vec![("OTEL_METRICS_EXPORTER", "none".to_owned())],
+            Self::Metrics => Vec::new(),
+            Self::MetricsAndTraces => {
+                let mut variables = collector.variables();
+                variables.retain(|(name, _)| *name != "OTEL_BSP_SCHEDULE_DELAY");
+                variables.push(("OTEL_TRACES_SAMPLER", "traceidratio".to_owned()));
+                variables.push(("OTEL_TRACES_SAMPLER_ARG", "0.01".to_owned()));
+                variables
+            }
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() {
+    let arguments = Arguments::parse();
+    let stage = Stage::migrated(Servers::shared(), "cost").await;
+    let collector = Collector::listen("grpc").await;
+    let shape = Shape { count: arguments.votes, laws: 5, duplicates: 0.0, malformed: 0.0, seed: 1 };
+    let votes: Vec<Vec<u8>> = Samples::new(shape).collect();
+
+    // Seconds of CPU, by what is on.
+    let mut measured: [Vec<f64>; 3] = Default::default();
+    for round in 0..arguments.rounds {
+        for turn in 0..ALL.len() {
+            let which = (round + turn) % ALL.len();
+            let seconds = measure(&stage, &collector, &votes, ALL[which]).await;
+            measured[which].push(seconds);
+            eprintln!(
+                "round {} of {}: {}: {:.3} µs a vote",
+                round + 1,
+                arguments.rounds,
+                ALL[which].name(),
+                seconds * 1e6 / votes.len() as f64
+            );
+        }
+    }
+    println!("{}", table(&measured, votes.len()));
+    let spans = collector.spans().len();
+    println!("spans received: {spans}");
+    assert!(spans > 0, "traces were on");
+}
+
+/// CPU seconds of a service from its start until it has counted all votes.
+async fn measure(
+    stage: &Stage<'_>,
+    collector: &Collector,
+    votes: &[Vec<u8>],
+    telemetry: Telemetry,
+) -> f64 {
+    sqlx::raw_sql("TRUNCATE vote_results, vote_audit, duplicate_attempts")
+        .execute(&stage.sql)
+        .await
+        .expect("emptied");
+    publish(stage, votes).await;
+    let variables = telemetry.variables(collector);
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, &**value)).collect();
+    let service = stage.start(&variables).await;
+    let all = i64::try_from(votes.len()).expect("a small number");
+    eventually("all votes are counted", async || {
+        let counted = "SELECT coalesce(sum(oui_count + non_count), 0)::bigint FROM vote_results";
+        stage.number(counted).await == all
+    })
+    .await;
+    let seconds = cpu_seconds(service.id());
+    service.stop().await;
+    seconds
+}
+
+/// The votes, each in a trace of its own as its publisher would have begun it.
+async fn publish(stage: &Stage<'_>, votes: &[Vec<u8>]) {
+    let rabbitmq = RabbitMq::new(stage.config(&[]).rabbitmq, Arc::new(Health::default()));
+    let publisher = rabbitmq.publisher().await.expect("RabbitMQ takes a publisher");
+    let mut confirms = VecDeque::new();
+    for body in votes {
+        let traceparent = format!("00-{:032x}-{:016x}-00", fastrand::u128(1..), fastrand::u64(1..));
+        let headers = [("traceparent", traceparent.as_str())];
+        let confirm = publisher.publish(&stage.queue, body, &headers).await;
+        confirms.push_back(confirm.expect("published"));
+        if confirms.len() > UNCONFIRMED {
+            confirms.pop_front().expect("there are some").await.expect("confirmed");
+        }
+    }
+    for confirm in confirms {
+        confirm.await.expect("confirmed");
+    }
+    publisher.close().await.expect("closed");
+}
+
+/// What all threads of a process have had of the processors, to the nanosecond.
+fn cpu_seconds(process: u32) -> f64 {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).expect("Linux, and it runs");
+    let nanoseconds = threads.map(|thread| {
+        let file = thread.expect("an entry").path().join("schedstat");
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.split(' ').next().and_then(|on_cpu| on_cpu.parse::<u64>().ok()).unwrap_or_default()
+    });
+    nanoseconds.sum::<u64>() as f64 / 1e9
+}
+
+fn table(measured: &[Vec<f64>; 3], votes: usize) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header([
+        "telemetry",
+        "µs a vote: median",
+        "least",
+        "most",
+        "on top, median of pairs",
+    ]);
+    for (which, seconds) in measured.iter().enumerate() {
+        let micros = |at: f64| format!("{:.2}", at * 1e6 / votes as f64);
+        let seconds_sorted = sorted(seconds.clone());
+        let on_top = match which {
+            0 => String::new(),
+            // Traces come on top of metrics.
+            _ => {
+                let pairs = seconds.iter().zip(&measured[which - 1]);
+                let ratios = sorted(pairs.map(|(on, off)| on / off - 1.0).collect());
+                format!("{:+.1} %", 100.0 * median(&ratios))
+            }
+        };
+        table.add_row([
+            ALL[which].name().to_owned(),
+            micros(median(&seconds_sorted)),
+            micros(seconds_sorted[0]),
+            micros(seconds_sorted[seconds_sorted.len() - 1]),
+            on_top,
+        ]);
+    }
+    for column in 1..5 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn sorted(mut figures: Vec<f64>) -> Vec<f64> {
+    figures.sort_by(f64::total_cmp);
+    figures
+}
+
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    match sorted.len() % 2 {
+        0 => (sorted[middle - 1] + sorted[middle]) / 2.0,
+        _ => sorted[middle],
+    }
+}
