@@ -60,7 +60,8 @@ impl Spans {
             { semconv::SERVER_ADDRESS } = host,
             { semconv::SERVER_PORT } = port,
         );
-        if !span.is_disabled() {
+        // Links cost most of what tracing does, and a span that is not sampled is never sent.
+        if !span.is_disabled() && span.context().span().span_context().is_sampled() {
             for context in messages {
                 if let Some(traceparent) = context.traceparent() {
                     // One that makes no sense links to nothing.
