@@ -1,6 +1,7 @@
-//! What metrics and traces cost the service per vote, in CPU time of its process: the same votes
-//! with both off, with metrics, and with traces of one batch in a hundred on top, one after the
-//! other in changing order, round by round. `script/telemetry-cost` runs it.
+//! What metrics and traces cost the service per vote, in CPU time of its process or in instructions
+//! (which know no noise, and nothing of the kernel): the same votes with both off, with metrics, and
+//! with traces of one batch in a hundred on top, one after the other in changing order, round by
+//! round. `script/telemetry-cost` runs it.
 
 // The tests' stage serves here as well; not all of it is needed.
 #[allow(dead_code, unused_imports)]
@@ -9,24 +10,27 @@ mod it {
     pub mod support;
 }
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
+use tokio::process::Command;
 use vote_aggregator::broker::RabbitMq;
 use vote_aggregator::publish::{Samples, Shape};
 use vote_aggregator::telemetry::Health;
 
-use self::it::support::{Collector, Servers, Stage, eventually};
+use self::it::support::{Collector, PATIENCE, Servers, Service, Stage, eventually_within};
 
 /// Messages on their way to a confirm at a time.
 const UNCONFIRMED: usize = 5_000;
 
-/// Compares the service's CPU time per vote with telemetry off and on, side by side.
+/// Compares what the service needs per vote with telemetry off and on, side by side.
 #[derive(Parser)]
-#[command(after_help = "Example:\n  script/telemetry-cost --rounds 12 --votes 100000")]
+#[command(after_help = "Examples:\n  script/telemetry-cost --rounds 12 --votes 100000\n  \
+                        script/telemetry-cost --instructions --votes 20000")]
 struct Arguments {
     /// How often each of the three is measured, in turn.
     #[arg(long, default_value_t = 12)]
@@ -34,6 +38,9 @@ struct Arguments {
     /// Votes for each measurement.
     #[arg(long, default_value_t = 100_000)]
     votes: usize,
+    /// Count instructions, with valgrind's callgrind, instead of CPU time.
+    #[arg(long)]
+    instructions: bool,
     /// What cargo passes on.
     #[arg(long, hide = true)]
     bench: bool,
@@ -73,6 +80,56 @@ impl Telemetry {
     }
 }
 
+/// What is measured of the service's process.
+#[derive(Clone, Copy)]
+enum Meter {
+    CpuTime,
+    Instructions,
+}
+
+impl Meter {
+    const fn unit(self) -> &'static str {
+        match self {
+            Self::CpuTime => "µs",
+            Self::Instructions => "instructions",
+        }
+    }
+
+    fn spawn(self, stage: &Stage<'_>, environment: &BTreeMap<String, String>) -> Service {
+        let binary = env!("CARGO_BIN_EXE_vote-aggregator");
+        let mut command = match self {
+            Self::CpuTime => Command::new(binary),
+            Self::Instructions => {
+                let mut valgrind = Command::new("valgrind");
+                let out = format!("--callgrind-out-file={}", counts(stage).display());
+                valgrind.args(["--tool=callgrind", "--log-file=/dev/null", &out, binary]);
+                valgrind
+            }
+        };
+        command.arg("run");
+        Service::spawn_as(&stage.queue, command, environment)
+    }
+
+    /// Microseconds or instructions of a service that has counted its votes, which ends with that.
+    async fn read(self, stage: &Stage<'_>, service: Service) -> f64 {
+        let seconds = cpu_seconds(service.id());
+        service.stop().await;
+        match self {
+            Self::CpuTime => seconds * 1e6,
+            Self::Instructions => {
+                let counts = fs::read_to_string(counts(stage)).expect("callgrind wrote it");
+                let total = counts.lines().find_map(|line| line.strip_prefix("totals: "));
+                total.expect("a total").trim().parse().expect("a number")
+            }
+        }
+    }
+}
+
+/// Where callgrind writes.
+fn counts(stage: &Stage<'_>) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.callgrind", stage.queue))
+}
+
 #[tokio::main]
 async fn main() {
     let arguments = Arguments::parse();
@@ -81,52 +138,51 @@ async fn main() {
     let shape = Shape { count: arguments.votes, laws: 5, duplicates: 0.0, malformed: 0.0, seed: 1 };
     let votes: Vec<Vec<u8>> = Samples::new(shape).collect();
 
-    // Seconds of CPU, by what is on.
+    let meter = if arguments.instructions { Meter::Instructions } else { Meter::CpuTime };
+
+    // By what is on: of one vote.
     let mut measured: [Vec<f64>; 3] = Default::default();
     for round in 0..arguments.rounds {
         for turn in 0..ALL.len() {
             let which = (round + turn) % ALL.len();
-            let seconds = measure(&stage, &collector, &votes, ALL[which]).await;
-            measured[which].push(seconds);
-            eprintln!(
-                "round {} of {}: {}: {:.3} µs a vote",
-                round + 1,
-                arguments.rounds,
-                ALL[which].name(),
-                seconds * 1e6 / votes.len() as f64
-            );
+            let needed = measure(&stage, &collector, &votes, ALL[which], meter).await;
+            let a_vote = needed / votes.len() as f64;
+            measured[which].push(a_vote);
+            let (round, rounds) = (round + 1, arguments.rounds);
+            let (name, unit) = (ALL[which].name(), meter.unit());
+            eprintln!("round {round} of {rounds}: {name}: {a_vote:.2} {unit} a vote");
         }
     }
-    println!("{}", table(&measured, votes.len()));
+    println!("{}", table(&measured, meter));
     let spans = collector.spans().len();
     println!("spans received: {spans}");
     assert!(spans > 0, "traces were on");
 }
 
-/// CPU seconds of a service from its start until it has counted all votes.
+/// What a service needs from its start until it has counted all votes.
 async fn measure(
     stage: &Stage<'_>,
     collector: &Collector,
     votes: &[Vec<u8>],
     telemetry: Telemetry,
+    meter: Meter,
 ) -> f64 {
     sqlx::raw_sql("TRUNCATE vote_results, vote_audit, duplicate_attempts")
         .execute(&stage.sql)
         .await
         .expect("emptied");
     publish(stage, votes).await;
-    let variables = telemetry.variables(collector);
-    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, &**value)).collect();
-    let service = stage.start(&variables).await;
+    let mut environment = stage.environment();
+    let variables = telemetry.variables(collector).into_iter();
+    environment.extend(variables.map(|(name, value)| (name.to_owned(), value)));
+    let service = meter.spawn(stage, &environment);
     let all = i64::try_from(votes.len()).expect("a small number");
-    eventually("all votes are counted", async || {
+    eventually_within(PATIENCE * 5, "all votes are counted", async || {
         let counted = "SELECT coalesce(sum(oui_count + non_count), 0)::bigint FROM vote_results";
         stage.number(counted).await == all
     })
     .await;
-    let seconds = cpu_seconds(service.id());
-    service.stop().await;
-    seconds
+    meter.read(stage, service).await
 }
 
 /// The votes, each in a trace of its own as its publisher would have begun it.
@@ -160,33 +216,28 @@ fn cpu_seconds(process: u32) -> f64 {
     nanoseconds.sum::<u64>() as f64 / 1e9
 }
 
-fn table(measured: &[Vec<f64>; 3], votes: usize) -> Table {
+fn table(measured: &[Vec<f64>; 3], meter: Meter) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header([
-        "telemetry",
-        "µs a vote: median",
-        "least",
-        "most",
-        "on top, median of pairs",
-    ]);
-    for (which, seconds) in measured.iter().enumerate() {
-        let micros = |at: f64| format!("{:.2}", at * 1e6 / votes as f64);
-        let seconds_sorted = sorted(seconds.clone());
+    let unit = format!("{} a vote: median", meter.unit());
+    table.set_header(["telemetry", &unit, "least", "most", "on top, median of pairs"]);
+    for (which, figures) in measured.iter().enumerate() {
+        let figure = |at: f64| format!("{at:.2}");
+        let all = sorted(figures.clone());
         let on_top = match which {
             0 => String::new(),
             // Traces come on top of metrics.
             _ => {
-                let pairs = seconds.iter().zip(&measured[which - 1]);
+                let pairs = figures.iter().zip(&measured[which - 1]);
                 let ratios = sorted(pairs.map(|(on, off)| on / off - 1.0).collect());
                 format!("{:+.1} %", 100.0 * median(&ratios))
             }
         };
         table.add_row([
             ALL[which].name().to_owned(),
-            micros(median(&seconds_sorted)),
-            micros(seconds_sorted[0]),
-            micros(seconds_sorted[seconds_sorted.len() - 1]),
+            figure(median(&all)),
+            figure(all[0]),
+            figure(all[all.len() - 1]),
             on_top,
         ]);
     }

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use vote_aggregator::config::{Config, Overrides, Sources};
 use vote_aggregator::telemetry::{self, Traces};
 
@@ -59,6 +60,9 @@ Examples:
 struct Arguments {
     #[command(flatten)]
     settings: Settings,
+    /// The same as the command health-check, for containers whose checks are flags
+    #[arg(long)]
+    health_check: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -89,7 +93,14 @@ enum Command {
 }
 
 pub fn main() -> ExitCode {
-    let Arguments { settings, command } = Arguments::parse();
+    let Arguments { settings, health_check, command } = Arguments::parse();
+    let command = match (health_check, command) {
+        (false, command) => command,
+        (true, None) => Some(Command::HealthCheck(health_check::Arguments::default())),
+        (true, Some(_)) => Arguments::command()
+            .error(ErrorKind::ArgumentConflict, "--health-check goes without a command")
+            .exit(),
+    };
     // Needs no configuration: prints what is embedded.
     if let Some(Command::Migrate(arguments)) = &command
         && arguments.print
@@ -154,8 +165,6 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

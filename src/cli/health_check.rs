@@ -12,7 +12,7 @@ use super::exit;
 /// Docker gives a check 30 s by default, Kubernetes 1 s; the answer takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-#[derive(Args)]
+#[derive(Args, Default)]
 #[command(after_help = "\
 Examples:
   vote-aggregator health-check                  0 when votes are being counted, else 1
@@ -22,13 +22,14 @@ In a Dockerfile:
   HEALTHCHECK --interval=10s CMD [\"vote-aggregator\", \"health-check\"]")]
 pub(super) struct Arguments {
     /// What to ask the service on this host, at PROMETHEUS_PORT
-    #[arg(long, value_enum, default_value_t = Endpoint::Readyz)]
+    #[arg(long, value_enum, default_value_t)]
     ask: Endpoint,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Default, ValueEnum)]
 enum Endpoint {
     /// Whether votes are being counted or would be
+    #[default]
     Readyz,
     /// Whether the process answers
     Livez,

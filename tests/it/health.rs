@@ -7,7 +7,12 @@ use crate::support::{Servers, Service, Stage, votes};
 /// Exit code of `health-check` with this environment, asking `endpoint`.
 async fn health_check(environment: &BTreeMap<String, String>, endpoint: &str) -> Option<i32> {
     let arguments = ["health-check", "--ask", endpoint];
-    Service::spawn("health-check", &arguments, environment).await.exit_code().await
+    let code = Service::spawn("health-check", &arguments, environment).await.exit_code().await;
+    if endpoint == "readyz" {
+        let mut flag = Service::spawn("health-check", &["--health-check"], environment).await;
+        assert_eq!(flag.exit_code().await, code, "as a flag it is the same");
+    }
+    code
 }
 
 #[tokio::test]
@@ -71,8 +76,13 @@ async fn a_health_check_that_cannot_ask_says_no_and_why() {
     {
         let mut environment = stage.environment();
         environment.insert(variable.to_owned(), value.to_owned());
-        let mut asked = Service::spawn(&stage.queue, &["health-check"], &environment).await;
-        assert_eq!(asked.exit_code().await, Some(1));
-        assert!(asked.log().contains(reason), "{}", asked.log());
+        for asking in ["health-check", "--health-check"] {
+            let mut asked = Service::spawn(&stage.queue, &[asking], &environment).await;
+            assert_eq!(asked.exit_code().await, Some(1));
+            assert!(asked.log().contains(reason), "{}", asked.log());
+        }
     }
+    let both = ["--health-check", "migrate"];
+    let mut confused = Service::spawn(&stage.queue, &both, &stage.environment()).await;
+    assert_eq!(confused.exit_code().await, Some(2), "{}", confused.log());
 }

@@ -42,13 +42,23 @@ impl Service {
         arguments: &[&str],
         environment: &BTreeMap<String, String>,
     ) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vote-aggregator"));
+        command.args(arguments);
+        Self::spawn_as(name, command, environment)
+    }
+
+    /// The same of a command that becomes the binary, or runs it within its own process.
+    pub fn spawn_as(
+        name: &str,
+        mut command: Command,
+        environment: &BTreeMap<String, String>,
+    ) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logs");
         fs::create_dir_all(&logs).expect("a directory for logs");
         let log = logs.join(format!("{name}-{}-{number}.log", std::process::id()));
-        let child = Command::new(env!("CARGO_BIN_EXE_vote-aggregator"))
-            .args(arguments)
+        let child = command
             .env_clear()
             .envs(environment)
             // No pipeline.toml and no .env to be found.
