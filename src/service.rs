@@ -1,5 +1,7 @@
 //! `run`, as an ordered list: metrics, database, totals, broker, count, stop.
 
+mod reconciler;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::reconciler::Reconciler;
 use crate::broker::{QueueWatch, RabbitMq};
 use crate::config::Config;
 use crate::http;
@@ -82,6 +85,15 @@ pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), Servic
     // Before the first vote is counted, so that the gauges are right from the first scrape on.
     watch.refresh_totals().await;
     let _watch = AbortOnDrop(tokio::spawn(watch.run()));
+    let _reconciler = config.monitoring.reconcile_interval.map(|interval| {
+        let reconciler = Reconciler {
+            store: store.clone(),
+            shown: Arc::clone(&instruments.reconciliation),
+            jitter: Jitter::from_entropy(),
+            interval,
+        };
+        AbortOnDrop(tokio::spawn(reconciler.run()))
+    });
     let repeated = instruments.clone();
     let _repeats =
         AbortOnDrop(tokio::spawn(async move { repeated.repeats().run(tell_suppressed).await }));

@@ -6,6 +6,7 @@
 mod columns;
 mod connection;
 mod migrate;
+mod recount;
 mod sqlstate;
 mod start;
 mod transaction;
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 pub use self::connection::options;
 use self::connection::{Address, Distrust};
 pub use self::migrate::init_script;
+pub use self::recount::{Comparison, LawCounts};
 pub use self::sqlstate::{classify, fatal_at_start};
 pub use self::start::{StartError, migrate, prepare};
 use crate::config::Postgres;

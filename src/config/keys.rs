@@ -167,6 +167,8 @@ keys! {
         "Laws that get metric series of their own; the votes of others share one.";
     TOTALS_REFRESH_SECONDS "monitoring.totals_refresh_seconds" plain
         "Seconds between two readings of the totals in the database.";
+    RECONCILE_INTERVAL_SECONDS "monitoring.reconcile_interval_seconds" plain
+        "Seconds between two comparisons of all totals with the audit; 0: never.";
     SHUTDOWN_TIMEOUT_SECONDS "shutdown.timeout_seconds" plain
         "Seconds a graceful shutdown may take; keep it below the supervisor's (docker stop: 10).";
 }

@@ -46,6 +46,8 @@ pub struct Monitoring {
     pub max_laws: usize,
     /// Between two readings of the totals in the database.
     pub totals_refresh: Duration,
+    /// Between two comparisons of the totals with the audit; `None`: they are never compared.
+    pub reconcile_interval: Option<Duration>,
 }
 
 /// The least severe events that are logged.
@@ -138,6 +140,7 @@ pub(super) fn monitoring(reader: &mut Reader) -> Option<Monitoring> {
     let log_format = reader.required(&keys::LOG_FORMAT, LogFormat::parse);
     let max_laws = reader.required(&keys::METRICS_MAX_LAWS, whole(1, 100_000));
     let totals_refresh = reader.required(&keys::TOTALS_REFRESH_SECONDS, seconds(0.1, 86_400.0));
+    let reconcile = reader.required(&keys::RECONCILE_INTERVAL_SECONDS, seconds(0.0, 86_400.0));
     Some(Monitoring {
         host: host?,
         port: port?,
@@ -145,6 +148,7 @@ pub(super) fn monitoring(reader: &mut Reader) -> Option<Monitoring> {
         log_format: log_format?,
         max_laws: max_laws?,
         totals_refresh: totals_refresh?,
+        reconcile_interval: reconcile.map(|interval| Some(interval).filter(|i| !i.is_zero()))?,
     })
 }
 
@@ -212,6 +216,10 @@ impl Config {
             (&keys::LOG_FORMAT, text(monitoring.log_format)),
             (&keys::METRICS_MAX_LAWS, text(monitoring.max_laws)),
             (&keys::TOTALS_REFRESH_SECONDS, seconds(monitoring.totals_refresh)),
+            (
+                &keys::RECONCILE_INTERVAL_SECONDS,
+                seconds(monitoring.reconcile_interval.unwrap_or_default()),
+            ),
             (&keys::SHUTDOWN_TIMEOUT_SECONDS, seconds(self.shutdown_timeout)),
         ]
     }

@@ -144,6 +144,17 @@ impl Address {
         Self { options, place: describe(config), ssl_mode: config.ssl.mode, side }
     }
 
+    /// The same place under another name in `pg_stat_activity`, with session settings that go
+    /// before those it had.
+    pub(super) fn session(
+        &self,
+        application_name: &str,
+        settings: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Self {
+        let options = self.options.clone().application_name(application_name).options(settings);
+        Self { options, ..self.clone() }
+    }
+
     /// A connection, opened within [`CONNECT_TIMEOUT`].
     pub(super) async fn connect(&self) -> Result<PgConnection, NotConnected> {
         let error = match timeout(CONNECT_TIMEOUT, self.options.connect()).await {

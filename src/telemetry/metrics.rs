@@ -6,6 +6,7 @@ mod exporter;
 mod labels;
 mod observed;
 mod outage;
+mod reconciliation;
 mod tally;
 
 use std::fmt;
@@ -26,6 +27,7 @@ use self::observed::Observed;
 pub use self::observed::{InFlight, PoolUse, QueueDepths};
 pub use self::outage::Losses;
 use self::outage::Outage;
+pub use self::reconciliation::Reconciliation;
 use self::tally::Tally;
 use super::health::Health;
 use super::laws::{Laws, RefreshMark};
@@ -46,6 +48,7 @@ pub struct Instruments {
     observed: Arc<Observed>,
     /// The spans of what is counted.
     pub spans: Spans,
+    pub reconciliation: Arc<Reconciliation>,
     broker: Arc<Outage>,
     postgres: Arc<Outage>,
     votes_aggregated: Counter<u64>,
@@ -71,6 +74,8 @@ impl Instruments {
     fn new(meter: &Meter, laws: Arc<Laws>, health: Arc<Health>, off: bool) -> Self {
         let observed = Arc::new(Observed::default());
         observed.register(meter, &laws, &health);
+        let reconciliation = Arc::<Reconciliation>::default();
+        reconciliation.register(meter);
         let counter = |Entry { name, unit, help }| {
             meter.u64_counter(name).with_unit(unit).with_description(help).build()
         };
@@ -87,6 +92,7 @@ impl Instruments {
             repeats: Arc::default(),
             observed,
             spans: Spans::default(),
+            reconciliation,
             broker: Arc::new(Outage::of_a_stranger()),
             // It was prepared before the first vote was taken.
             postgres: Arc::new(Outage::of_a_known_one()),

@@ -12,6 +12,7 @@ mod planted;
 mod poison;
 mod process;
 mod readme;
+mod reconcile;
 mod roles;
 mod schema;
 mod start;

@@ -189,6 +189,10 @@ async fn the_service_needs_no_more_than_its_role() {
         stage.ready(&stage.dead_letter_queue()).await == Some(1)
     })
     .await;
+    eventually("the totals are compared with the audit", async || {
+        service.metric("results_drift_votes").await == Some(0.0)
+    })
+    .await;
     eventually("the attempt is recorded", async || {
         stage.number("SELECT count(*) FROM duplicate_attempts").await == 1
     })

@@ -50,6 +50,7 @@ fn without_anything_set_the_defaults_hold() {
             log_format: LogFormat::Text,
             max_laws: 1000,
             totals_refresh: Duration::from_secs(5),
+            reconcile_interval: Some(Duration::from_secs(600)),
         }
     );
     assert_eq!(config.shutdown_timeout, Duration::from_secs(8));
@@ -115,6 +116,7 @@ fn every_variable_is_read() {
         ("LOG_FORMAT", "JSON", "json"),
         ("METRICS_MAX_LAWS", "7", "7"),
         ("TOTALS_REFRESH_SECONDS", "9", "9"),
+        ("RECONCILE_INTERVAL_SECONDS", "0", "0"),
         ("SHUTDOWN_TIMEOUT_SECONDS", "30", "30"),
     ];
     let config = load(&variables.map(|(name, value, _)| (name, value)));
@@ -126,6 +128,7 @@ fn every_variable_is_read() {
         assert_eq!(setting.value, expected, "{name}");
         assert_eq!(setting.set_by, format!("environment variable {name}"));
     }
+    assert_eq!(config.monitoring.reconcile_interval, None, "0 is off");
     // The four that are read as others: addresses as their parts, password files as passwords.
     assert_eq!(keys::ALL.len(), variables.len() + 4);
     let config = load(&[

@@ -123,6 +123,7 @@ fn values_out_of_range_are_refused() {
         ("POSTGRES_STATEMENT_TIMEOUT_SECONDS", &["0"]),
         ("METRICS_MAX_LAWS", &["0"]),
         ("TOTALS_REFRESH_SECONDS", &["0"]),
+        ("RECONCILE_INTERVAL_SECONDS", &["-1", "86401", "never"]),
         ("MIGRATE_ON_START", &["maybe"]),
         ("POSTGRES_SSLMODE", &["verify"]),
         ("RABBITMQ_VHOST", &["a\u{1}"]),

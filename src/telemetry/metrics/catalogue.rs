@@ -110,6 +110,24 @@ pub(super) const POSTGRES_CONNECTIONS: Entry =
 pub(super) const POSTGRES_CONNECTIONS_MAX: Entry =
     number("postgres_connections_max", "Connections that the pool may open");
 
+// Reconciliation.
+pub(super) const RESULTS_DRIFT_VOTES: Entry = number(
+    "results_drift_votes",
+    "Votes that vote_results has too many or too few, by law and choice, as last compared with vote_audit",
+);
+pub(super) const RESULTS_DRIFT_LAWS: Entry = number(
+    "results_drift_laws",
+    "Laws whose counts in vote_results differ from vote_audit, as last compared",
+);
+pub(super) const LAST_RECONCILIATION_AGE: Entry = seconds(
+    "last_reconciliation_age",
+    "Time since vote_results was last compared with vote_audit; absent until it was",
+);
+pub(super) const RECONCILIATION_INTERVAL: Entry = seconds(
+    "reconciliation_interval",
+    "Time between two comparisons of vote_results with vote_audit; absent when they are off",
+);
+
 pub(super) const BUILD_INFO: Entry =
     number("build_info", "Always 1; version and git revision of this program");
 

@@ -189,7 +189,7 @@ impl Observed {
     }
 }
 
-fn gauge(
+pub(super) fn gauge(
     meter: &Meter,
     Entry { name, unit, help }: Entry,
     read: impl Fn(&dyn AsyncInstrument<f64>) + Send + Sync + 'static,

@@ -1,0 +1,101 @@
+//! Compares the totals with the audit, again and again and slowly: a difference can't come from
+//! counting, so somebody has to hear of it whenever there is one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::retry::Jitter;
+use crate::store::{Comparison, PgStore};
+use crate::telemetry::{Reconciliation, seconds};
+
+/// Laws that a log line names.
+const TOLD: usize = 10;
+/// A pause is at least this many times as long as the comparison before it: on a table of any
+/// size, comparing takes at most a twentieth of one connection's time.
+const PAUSES: u32 = 20;
+
+/// What compares; runs until it is dropped, which at any point leaves nothing behind.
+pub(super) struct Reconciler {
+    pub(super) store: PgStore,
+    pub(super) shown: Arc<Reconciliation>,
+    pub(super) jitter: Jitter,
+    pub(super) interval: Duration,
+}
+
+impl Reconciler {
+    pub(super) async fn run(self) {
+        self.shown.every(self.interval);
+        let mut differed = false;
+        loop {
+            let began = Instant::now();
+            let compared = self.store.compare(TOLD).await;
+            let elapsed = began.elapsed();
+            let pause = pause(self.interval, elapsed);
+            match compared {
+                Ok(comparison) => {
+                    self.shown.compared(comparison.drift_votes, comparison.drift_laws);
+                    self.shown.every(pause);
+                    tell(&comparison, differed, elapsed);
+                    differed = !comparison.agrees();
+                }
+                // Counting goes on; when it can't either, it says so itself.
+                Err(fault) => tracing::warn!(
+                    sqlstate = fault.sqlstate,
+                    elapsed = seconds(elapsed),
+                    "the totals could not be compared with the audit: {fault}"
+                ),
+            }
+            // Instances that were started together need not read the table together for ever.
+            tokio::time::sleep(self.jitter.stretch(pause)).await;
+        }
+    }
+}
+
+fn pause(interval: Duration, took: Duration) -> Duration {
+    interval.max(took.saturating_mul(PAUSES))
+}
+
+fn tell(comparison: &Comparison, differed: bool, elapsed: Duration) {
+    let Comparison { laws, votes, drift_laws, drift_votes, differing } = comparison;
+    let elapsed = seconds(elapsed);
+    if !comparison.agrees() {
+        let mut told: Vec<String> = differing.iter().map(ToString::to_string).collect();
+        let others = drift_laws - differing.len() as u64;
+        if others > 0 {
+            told.push(format!("and {others} more"));
+        }
+        let told = told.join("; ");
+        tracing::error!(
+            votes = drift_votes,
+            law_count = drift_laws,
+            elapsed,
+            "vote_results differs from vote_audit by {drift_votes} votes in {drift_laws} laws: {told}"
+        );
+    } else if differed {
+        tracing::info!(
+            votes,
+            law_count = laws,
+            elapsed,
+            "vote_results agrees with vote_audit again: {votes} votes in {laws} laws"
+        );
+    } else {
+        tracing::debug!(votes, law_count = laws, elapsed, "vote_results agrees with vote_audit");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comparing_takes_at_most_a_twentieth_of_the_time() {
+        let interval = Duration::from_secs(600);
+        let second = Duration::from_secs(1);
+        assert_eq!(pause(interval, second), interval);
+        assert_eq!(pause(interval, 30 * second), interval);
+        assert_eq!(pause(interval, 31 * second), 620 * second);
+        assert_eq!(pause(interval, Duration::MAX), Duration::MAX);
+    }
+}

@@ -1,0 +1,182 @@
+//! The totals against the audit: every law counted anew from its audit rows.
+
+use std::fmt;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{Connection, Error, Row};
+
+use super::transaction::fault;
+use super::{PgStore, within};
+use crate::ports::Fault;
+
+const RECOUNT: &str = include_str!("recount.sql");
+
+/// Longest time for reading all of vote_audit; far above what a night's votes take.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
+/// The server has given up by then, or is not there any more.
+const DEADLINE: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(20));
+/// How soon the server may find out that nobody waits for its answer any more.
+const CLIENT_CHECK: Duration = Duration::from_secs(2);
+
+/// One law's counts, `[oui, non]` each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LawCounts {
+    pub law_id: String,
+    /// Rows of vote_audit.
+    pub audit: [i64; 2],
+    /// What vote_results says; 0 where it has no such law. Less than 0 is wrong, and possible.
+    pub results: [i64; 2],
+}
+
+impl LawCounts {
+    /// Votes that the totals have too many or too few, of both choices together.
+    pub fn drift(&self) -> u64 {
+        let drifts = self.audit.iter().zip(self.results).map(|(a, r)| a.abs_diff(r));
+        drifts.fold(0, u64::saturating_add)
+    }
+}
+
+impl fmt::Display for LawCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { law_id, audit, results } = self;
+        // Quoted: whoever writes to the tables by hand may put anything into a law's name.
+        write!(
+            f,
+            "{law_id:?} audit {} oui {} non, results {} oui {} non",
+            audit[0], audit[1], results[0], results[1]
+        )
+    }
+}
+
+/// The totals beside the audit, as one snapshot has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// Laws in either table.
+    pub laws: u64,
+    /// Votes in the audit.
+    pub votes: u64,
+    /// Laws that differ.
+    pub drift_laws: u64,
+    /// Sum of what they differ by, law by law and choice by choice.
+    pub drift_votes: u64,
+    /// Those laws in the order of their names; not more than were asked for.
+    pub differing: Vec<LawCounts>,
+}
+
+impl Comparison {
+    pub const fn agrees(&self) -> bool {
+        self.drift_laws == 0
+    }
+
+    /// Takes in one law; keeps it when it differs and fewer than `keep` are kept.
+    fn add(&mut self, law: LawCounts, keep: usize) {
+        self.laws += 1;
+        self.votes += law.audit.iter().map(|count| count.unsigned_abs()).sum::<u64>();
+        let drift = law.drift();
+        if drift > 0 {
+            self.drift_laws += 1;
+            self.drift_votes = self.drift_votes.saturating_add(drift);
+            if self.differing.len() < keep {
+                self.differing.push(law);
+            }
+        }
+    }
+}
+
+impl PgStore {
+    /// Compares the totals of all laws with the audit and keeps at most `keep` of those that
+    /// differ. Reads all of vote_audit, on a connection of its own that takes one core at most,
+    /// writes nothing, and is closed before this returns; dropped half-way, it is closed as well.
+    ///
+    /// # Errors
+    /// [`Fault`] when the database does not answer, or not within ten minutes.
+    pub async fn compare(&self, keep: usize) -> Result<Comparison, Fault> {
+        let address = self.address.session(
+            "vote-aggregator reconciler",
+            [
+                ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
+                ("default_transaction_read_only", "on".to_owned()),
+                // Counting has the other cores.
+                ("max_parallel_workers_per_gather", "0".to_owned()),
+            ],
+        );
+        within(DEADLINE, async {
+            let mut connection = address.connect().await?;
+            end_with_us(&mut connection).await;
+            let compared = compare(&mut connection, keep).await.map_err(|error| fault(&error))?;
+            // What was asked for is here, whether or not the server hears of the end.
+            connection.close().await.ok();
+            Ok(compared)
+        })
+        .await
+    }
+}
+
+/// Has the server look now and then whether this client is still there, so that a statement of
+/// minutes does not outlive it. Servers before PostgreSQL 14 can't.
+async fn end_with_us(connection: &mut PgConnection) {
+    let set = sqlx::query(
+        "SELECT set_config(name, $1, false) FROM pg_settings \
+         WHERE name = 'client_connection_check_interval'",
+    )
+    .bind(CLIENT_CHECK.as_millis().to_string());
+    if let Err(error) = set.execute(connection).await {
+        tracing::debug!("the server will not look whether we wait: {}", fault(&error));
+    }
+}
+
+async fn compare(connection: &mut PgConnection, keep: usize) -> Result<Comparison, Error> {
+    let mut comparison = Comparison::default();
+    let mut laws = sqlx::query(RECOUNT).fetch(connection);
+    while let Some(row) = laws.try_next().await? {
+        comparison.add(law_counts(&row)?, keep);
+    }
+    Ok(comparison)
+}
+
+fn law_counts(row: &PgRow) -> Result<LawCounts, Error> {
+    Ok(LawCounts {
+        law_id: row.try_get("law_id")?,
+        audit: [row.try_get("audit_oui")?, row.try_get("audit_non")?],
+        results: [row.try_get("results_oui")?, row.try_get("results_non")?],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn law(law_id: &str, audit: [i64; 2], results: [i64; 2]) -> LawCounts {
+        LawCounts { law_id: law_id.to_owned(), audit, results }
+    }
+
+    #[test]
+    fn drift_is_what_laws_and_choices_differ_by_and_does_not_cancel_out() {
+        let mut comparison = Comparison::default();
+        for law in [
+            law("equal", [3, 4], [3, 4]),
+            law("moved", [3, 4], [4, 3]),
+            law("negative", [1, 0], [-1, 0]),
+            law("lost", [5, 0], [0, 0]),
+            law("empty", [0, 0], [0, 0]),
+        ] {
+            comparison.add(law, 2);
+        }
+        let kept: Vec<&str> = comparison.differing.iter().map(|l| l.law_id.as_str()).collect();
+        assert_eq!(kept, ["moved", "negative"], "the first two of three");
+        assert_eq!((comparison.drift_laws, comparison.drift_votes), (3, 2 + 2 + 5));
+        assert_eq!((comparison.laws, comparison.votes), (5, 20));
+        assert!(!comparison.agrees() && Comparison::default().agrees());
+    }
+
+    #[test]
+    fn a_law_is_told_with_both_counts_and_its_name_quoted() {
+        assert_eq!(
+            law("a\nb", [3, 4], [4, -3]).to_string(),
+            r#""a\nb" audit 3 oui 4 non, results 4 oui -3 non"#
+        );
+        assert_eq!(law("far", [i64::MAX, i64::MAX], [i64::MIN, 0]).drift(), u64::MAX);
+    }
+}

@@ -1,0 +1,164 @@
+//! The totals, compared with the audit while the service runs.
+
+use rustix::process::Signal;
+use sqlx::AssertSqlSafe;
+
+use crate::support::{Servers, Service, Stage, eventually, votes};
+
+/// Often enough for a test, and the pause of 20 times a short while goes on top.
+const OFTEN: (&str, &str) = ("RECONCILE_INTERVAL_SECONDS", "0.1");
+
+async fn execute(stage: &Stage<'_>, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&stage.sql).await.expect("executed");
+}
+
+async fn until_drift(service: &Service, votes: f64, laws: f64) {
+    eventually(&format!("{votes} votes in {laws} laws; see {}", service.log()), async || {
+        let shown = [
+            service.metric("results_drift_votes").await,
+            service.metric("results_drift_laws").await,
+        ];
+        shown == [Some(votes), Some(laws)]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_changed_total_shows_until_it_is_put_right() {
+    let stage = Stage::migrated(Servers::shared(), "drift").await;
+    let service = stage.start(&[OFTEN]).await;
+    stage.publish_votes(&votes(0, 50)).await;
+    stage.until_counted(50).await;
+    until_drift(&service, 0.0, 0.0).await;
+    let right = stage.results().await;
+
+    // Two votes moved from one choice to the other, a law that nobody voted on, one gone.
+    execute(
+        &stage,
+        "UPDATE vote_results SET oui_count = oui_count + 2, non_count = non_count - 2 \
+             WHERE law_id = 'law-001'; \
+         INSERT INTO vote_results (law_id, oui_count) VALUES ('law-nowhere', 7); \
+         DELETE FROM vote_results WHERE law_id = 'law-002'",
+    )
+    .await;
+    until_drift(&service, 4.0 + 7.0 + 10.0, 3.0).await;
+    service.until_logged("vote_results differs from vote_audit by 21 votes in 3 laws").await;
+    let log = service.log();
+    let line = log.lines().find(|line| line.contains("differs from vote_audit by 21"));
+    let line: serde_json::Value = serde_json::from_str(line.expect("logged")).expect("JSON");
+    assert_eq!(line["level"], "ERROR");
+    let told = line["message"].as_str().expect("a message");
+    let [oui, non] = right["law-001"];
+    for law in [
+        format!("\"law-001\" audit {oui} oui {non} non, results {} oui {} non", oui + 2, non - 2),
+        "\"law-nowhere\" audit 0 oui 0 non, results 7 oui 0 non".to_owned(),
+        "\"law-002\" audit".to_owned(),
+    ] {
+        assert!(told.contains(&law), "{law}: {told}");
+    }
+    assert_eq!(service.logged("vote_results agrees with vote_audit again"), 0);
+
+    execute(
+        &stage,
+        "UPDATE vote_results SET oui_count = oui_count - 2, non_count = non_count + 2 \
+             WHERE law_id = 'law-001'; \
+         DELETE FROM vote_results WHERE law_id = 'law-nowhere'",
+    )
+    .await;
+    let [oui, non] = right["law-002"];
+    execute(&stage, &format!("INSERT INTO vote_results VALUES ('law-002', {oui}, {non})")).await;
+    until_drift(&service, 0.0, 0.0).await;
+    service.until_logged("vote_results agrees with vote_audit again: 50 votes in 5 laws").await;
+    service.stop().await;
+}
+
+/// Both tables from one snapshot: a comparison between the halves of a batch would see a drift.
+#[tokio::test]
+async fn counting_never_looks_like_a_drift() {
+    let stage = Stage::migrated(Servers::shared(), "nodrift").await;
+    let (one, two) = (stage.start(&[]).await, stage.start(&[]).await);
+    let all = votes(0, 20_000);
+    let store = stage.store().await;
+    stage.publish_votes(&all).await;
+    let mut midway = 0;
+    eventually("all votes are counted", async || {
+        // As often as it goes, and not at the pace of the waiting.
+        for _ in 0..10 {
+            let compared = store.compare(10).await.expect("compared");
+            assert!(compared.agrees(), "{compared:?}");
+            if compared.votes == 20_000 {
+                return true;
+            }
+            midway += usize::from(compared.votes > 0);
+        }
+        false
+    })
+    .await;
+    assert!(midway >= 10, "compared in mid stream: {midway}");
+    for service in [one, two] {
+        assert!(!service.stop().await.contains("differs from vote_audit"));
+    }
+    stage.assert_counted_exactly(&all).await;
+}
+
+/// Its connections, as far as a lock holds them up.
+const WAITING: &str = "SELECT count(*) FROM pg_stat_activity \
+                       WHERE datname = current_database() AND wait_event_type = 'Lock' \
+                       AND application_name = 'vote-aggregator reconciler'";
+
+#[tokio::test]
+async fn what_keeps_it_from_comparing_is_told_and_ends_by_itself() {
+    let stage = Stage::migrated(Servers::shared(), "blocked").await;
+    let service = stage.start(&[OFTEN]).await;
+    until_drift(&service, 0.0, 0.0).await;
+    let mut other = stage.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("LOCK TABLE vote_audit").execute(&mut *other).await.expect("locked");
+    // Ended at once, since the pause goes by the time that the comparison took.
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+               WHERE datname = current_database() AND wait_event_type = 'Lock' \
+               AND application_name = 'vote-aggregator reconciler'";
+    eventually("a comparison is ended", async || stage.number(end).await == 1).await;
+    service.until_logged("the totals could not be compared with the audit").await;
+    assert_eq!(service.metric("results_drift_votes").await, Some(0.0), "the last that is known");
+    other.rollback().await.expect("unlocked");
+    let before = service.metric("last_reconciliation_age_seconds").await;
+    eventually("compared again", async || {
+        service.metric("last_reconciliation_age_seconds").await < before
+    })
+    .await;
+    assert_eq!(service.logged("could not be compared"), 1, "{}", service.log());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_comparison() {
+    let stage = Stage::migrated(Servers::shared(), "abandoned").await;
+    let mut service = stage.start(&[OFTEN]).await;
+    until_drift(&service, 0.0, 0.0).await;
+    let mut other = stage.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("LOCK TABLE vote_audit").execute(&mut *other).await.expect("locked");
+    eventually("it compares", async || stage.number(WAITING).await == 1).await;
+    service.signal(Signal::TERM);
+    assert_eq!(service.exit_code().await, Some(0), "{}", service.log());
+    other.rollback().await.expect("unlocked");
+    eventually("nothing is left of it", async || {
+        let left = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                    AND application_name LIKE 'vote-aggregator%'";
+        stage.number(left).await == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn switched_off_it_compares_nothing_and_shows_nothing() {
+    let stage = Stage::migrated(Servers::shared(), "unreconciled").await;
+    let off = [("RECONCILE_INTERVAL_SECONDS", "0"), ("TOTALS_REFRESH_SECONDS", "0.1")];
+    let service = stage.start(&off).await;
+    execute(&stage, "INSERT INTO vote_results VALUES ('law-nowhere', 7, 0)").await;
+    // Its totals are read; that is all that happens to them.
+    let seen = "current_vote_totals{choice=\"oui\",law_id=\"law-nowhere\"}";
+    eventually(seen, async || service.metric(seen).await == Some(7.0)).await;
+    let scrape = service.get("/metrics").await.body;
+    assert!(!scrape.contains("results_drift") && !scrape.contains("reconciliation"), "{scrape}");
+    assert!(!service.stop().await.contains("differs from vote_audit"));
+}
