@@ -13,9 +13,9 @@ use crate::pipeline::RetryPolicy;
 use crate::ports::{Channel, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Lost, Votes};
 use crate::telemetry::Metrics;
 
-/// Gives sessions that are lost after these times, and then one that stays.
+/// Gives sessions that are lost after some time, or refuses them, and then gives one that stays.
 struct Idle {
-    lives: Mutex<VecDeque<Duration>>,
+    script: Mutex<VecDeque<Result<Duration, OpenError>>>,
     opened: Mutex<Vec<Instant>>,
 }
 
@@ -65,7 +65,8 @@ impl Broker for Idle {
 
     async fn open(&self, _prefetch: u16) -> Result<IdleSession, OpenError> {
         self.opened.lock().expect("no panic while held").push(Instant::now());
-        Ok(IdleSession(self.lives.lock().expect("no panic while held").pop_front()))
+        let next = self.script.lock().expect("no panic while held").pop_front();
+        next.transpose().map(IdleSession)
     }
 }
 
@@ -85,11 +86,14 @@ impl Store for Nothing {
     }
 }
 
-/// Whole seconds from the loss of each session to the opening of the next.
-async fn waits(lives: &[u64]) -> Vec<u64> {
-    let lives: Vec<Duration> = lives.iter().copied().map(Duration::from_secs).collect();
+/// Runs a supervisor through `script` until `long_enough` has passed: how it ended, and when it
+/// opened sessions, or tried to.
+async fn supervise(
+    script: impl IntoIterator<Item = Result<Duration, OpenError>>,
+    long_enough: Duration,
+) -> (Result<(), OpenError>, Vec<Instant>) {
     let broker =
-        Idle { lives: Mutex::new(lives.iter().copied().collect()), opened: Mutex::default() };
+        Idle { script: Mutex::new(script.into_iter().collect()), opened: Mutex::default() };
     let limits = Limits {
         batch_size: 10,
         batch_timeout: Duration::from_secs(1),
@@ -109,14 +113,20 @@ async fn waits(lives: &[u64]) -> Vec<u64> {
         health: &health,
     };
     let stop = CancellationToken::new();
-    let long_enough = lives.iter().sum::<Duration>() + LONGEST_WAIT * 2 * lives.len() as u32;
     let stopping = async {
         tokio::time::sleep(long_enough).await;
         stop.cancel();
     };
     let (ended, ()) = futures::join!(supervisor.run(&stop), stopping);
+    (ended, broker.opened.into_inner().expect("no panic while held"))
+}
+
+/// Whole seconds from the loss of each session to the opening of the next.
+async fn waits(lives: &[u64]) -> Vec<u64> {
+    let lives: Vec<Duration> = lives.iter().copied().map(Duration::from_secs).collect();
+    let long_enough = lives.iter().sum::<Duration>() + LONGEST_WAIT * 2 * lives.len() as u32;
+    let (ended, opened) = supervise(lives.iter().copied().map(Ok), long_enough).await;
     ended.expect("never refused");
-    let opened = broker.opened.into_inner().expect("no panic while held");
     let lost = opened.iter().zip(&lives).map(|(opened, life)| *opened + *life);
     lost.zip(&opened[1..]).map(|(lost, next)| (*next - lost).as_secs()).collect()
 }
@@ -138,4 +148,23 @@ async fn sessions_that_end_at_once_are_opened_ever_further_apart() {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_lasted_starts_the_backoff_over() {
     assert_delays(&waits(&[0, 0, 0, 3_600, 0]).await, &[1, 2, 4, 1, 2]);
+}
+
+/// Semantics of a start: what waiting does not mend ends it, and later on somebody may be mending
+/// the same.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_fatal_before_the_first_session_and_waited_for_after_it() {
+    let minutes = Duration::from_secs(600);
+    let refused = "refused".to_owned();
+    for fatal in
+        [OpenError::Credentials(refused.clone()), OpenError::Configuration(refused.clone())]
+    {
+        let (ended, opened) = supervise([Err(fatal.clone())], minutes).await;
+        assert_eq!((ended, opened.len()), (Err(fatal.clone()), 1));
+        let later = [Ok(Duration::ZERO), Err(fatal.clone()), Err(fatal)];
+        let (ended, opened) = supervise(later, minutes).await;
+        assert_eq!((ended, opened.len()), (Ok(()), 4));
+    }
+    let (ended, opened) = supervise([Err(OpenError::Unavailable(refused))], minutes).await;
+    assert_eq!((ended, opened.len()), (Ok(()), 2));
 }
