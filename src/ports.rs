@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use futures::Stream;
 
-use crate::vote::{Choice, Vote};
+use crate::vote::Vote;
 
 /// Number of a delivery on its channel: 1, 2, 3, …; means nothing on any other channel.
 pub type DeliveryTag = u64;
@@ -228,16 +228,6 @@ pub struct LawCount {
     pub totals: [u64; 2],
 }
 
-impl LawCount {
-    /// Index of a choice in `added` and `totals`.
-    pub const fn index(choice: Choice) -> usize {
-        match choice {
-            Choice::Oui => 0,
-            Choice::Non => 1,
-        }
-    }
-}
-
 /// What a failed transaction calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
@@ -304,4 +294,33 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`Fault`] when it would not.
     fn probe(&self) -> impl Future<Output = Result<(), Fault>> + Send;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_told_with_the_sqlstate_that_the_server_gave() {
+        let fault = Fault { class: Class::Pause, sqlstate: None, message: "no answer".to_owned() };
+        assert_eq!(fault.to_string(), "no answer");
+        let fault = Fault { sqlstate: Some("53100".to_owned()), ..fault };
+        assert_eq!(fault.to_string(), "no answer (SQLSTATE 53100)");
+    }
+
+    #[test]
+    fn a_delivery_is_told_by_its_tag_and_without_its_body() {
+        let told = format!("{:?}", Delivery::new(7, b"who voted what".to_vec()));
+        assert_eq!(told, "Delivery { tag: 7, .. }");
+    }
+
+    #[test]
+    fn a_traceparent_is_kept_as_it_is_unless_it_can_be_none() {
+        let known = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(TraceContext::new(known).traceparent(), Some(known));
+        let long = "0".repeat(TraceContext::MAX_LENGTH + 1);
+        for none in ["", &long] {
+            assert_eq!(TraceContext::new(none).traceparent(), None);
+        }
+    }
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
-use vote_aggregator::ports::{DeadLetter, DeliveryTag, LawCount};
-use vote_aggregator::vote::Vote;
+use vote_aggregator::ports::{DeadLetter, DeliveryTag};
+use vote_aggregator::vote::{Choice, Vote};
 
 use crate::broker::{How, SessionId};
 use crate::plan::POISON;
@@ -111,7 +111,7 @@ pub fn check_end(world: &World) {
 
     let mut totals: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
     for (hash, vote) in &database.audit {
-        totals.entry(&vote.law_id).or_default()[LawCount::index(vote.choice)] += 1;
+        totals.entry(&vote.law_id).or_default()[usize::from(vote.choice == Choice::Non)] += 1;
         if !published.get(hash.as_str()).is_some_and(|votes| votes.contains(vote)) {
             broken("I6", &format!("{hash} was counted with a content that nobody published"));
         }

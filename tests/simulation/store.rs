@@ -9,7 +9,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 use vote_aggregator::ports::{Class, Counted, Fault, LawCount, Store, Votes};
 use vote_aggregator::store::classify;
-use vote_aggregator::vote::Vote;
+use vote_aggregator::vote::{Choice, Vote};
 
 use crate::plan::{Mishap, Outage, POISON, Trouble};
 use crate::world::{Process, World, lock};
@@ -43,7 +43,7 @@ impl Database {
                 None => {
                     self.audit.insert(vote.vote_hash.clone(), vote.clone());
                     let totals = self.totals.entry(vote.law_id.clone()).or_default();
-                    totals[LawCount::index(vote.choice)] += 1;
+                    totals[usize::from(vote.choice == Choice::Non)] += 1;
                 }
                 Some(first) if first == vote => counted.replays += 1,
                 Some(_) => {
