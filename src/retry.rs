@@ -98,11 +98,16 @@ mod tests {
     fn jitter_stays_in_bounds_and_repeats_with_its_seed() {
         let (one, two) = (Jitter::seeded(7), Jitter::seeded(7));
         let nominal = Duration::from_secs(4);
+        let mut drawn = Vec::new();
         for _ in 0..1000 {
             let delay = one.stretch(nominal);
             assert!(delay >= nominal && delay <= nominal.mul_f64(1.0 + JITTER));
             assert_eq!(delay, two.stretch(nominal));
+            drawn.push(delay);
         }
+        drawn.sort();
+        assert!(drawn[100] < nominal.mul_f64(1.0 + JITTER / 4.0), "instances spread out");
+        assert!(drawn[900] > nominal.mul_f64(1.0 + JITTER * 3.0 / 4.0), "over all of it");
         let drawn = one.between(Duration::from_millis(10), Duration::from_millis(100));
         assert!((10..=100).contains(&drawn.as_millis()));
     }

@@ -1,7 +1,8 @@
-//! When sessions are opened, on a virtual clock, with a broker that has no votes.
+//! When sessions are opened, and what for, on a virtual clock.
 
 use std::collections::VecDeque;
 use std::future::pending;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures::stream::{self, BoxStream};
@@ -10,16 +11,25 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::pipeline::RetryPolicy;
-use crate::ports::{Channel, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Lost, Votes};
+use crate::ports::{
+    Channel, Class, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Lost, Votes,
+};
 use crate::telemetry::Metrics;
 
 /// Gives sessions that are lost after some time, or refuses them, and then gives one that stays.
-struct Idle {
+#[derive(Default)]
+struct Scripted {
     script: Mutex<VecDeque<Result<Duration, OpenError>>>,
-    opened: Mutex<Vec<Instant>>,
+    /// When sessions were opened, and with which prefetch.
+    opened: Mutex<Vec<(Instant, u16)>>,
+    /// What each of them delivers at once.
+    deliveries: Vec<Delivery>,
 }
 
-struct IdleSession(Option<Duration>);
+struct ScriptedSession {
+    life: Option<Duration>,
+    deliveries: Vec<Delivery>,
+}
 
 struct Nothing;
 
@@ -37,12 +47,12 @@ impl Channel for Nothing {
     }
 }
 
-impl Session for IdleSession {
+impl Session for ScriptedSession {
     type Channel = Nothing;
     type Deliveries = BoxStream<'static, Result<Delivery, Lost>>;
 
     fn split(&mut self) -> (&Nothing, Self::Deliveries) {
-        let deliveries = match self.0 {
+        let end = match self.life {
             None => pending().into_stream().boxed(),
             Some(life) => stream::once(async move {
                 tokio::time::sleep(life).await;
@@ -50,7 +60,8 @@ impl Session for IdleSession {
             })
             .boxed(),
         };
-        (&Nothing, deliveries)
+        let deliveries = std::mem::take(&mut self.deliveries);
+        (&Nothing, stream::iter(deliveries).map(Ok).chain(end).boxed())
     }
 
     async fn requeue(self) {}
@@ -60,17 +71,18 @@ impl Session for IdleSession {
     }
 }
 
-impl Broker for Idle {
-    type Session = IdleSession;
+impl Broker for Scripted {
+    type Session = ScriptedSession;
 
-    async fn open(&self, _prefetch: u16) -> Result<IdleSession, OpenError> {
-        self.opened.lock().expect("no panic while held").push(Instant::now());
+    async fn open(&self, prefetch: u16) -> Result<ScriptedSession, OpenError> {
+        self.opened.lock().expect("no panic while held").push((Instant::now(), prefetch));
         let next = self.script.lock().expect("no panic while held").pop_front();
-        next.transpose().map(IdleSession)
+        let life = next.transpose()?;
+        Ok(ScriptedSession { life, deliveries: self.deliveries.clone() })
     }
 }
 
-impl DeadLetters for Idle {
+impl DeadLetters for Scripted {
     async fn publish(&self, _: &DeadLetter) -> Result<(), Lost> {
         Ok(())
     }
@@ -86,28 +98,51 @@ impl Store for Nothing {
     }
 }
 
-/// Runs a supervisor through `script` until `long_enough` has passed: how it ended, and when it
-/// opened sessions, or tried to.
+/// Takes a probe write and no batch, as with a trigger that the probe does not meet.
+#[derive(Default)]
+struct Refusing {
+    running: AtomicUsize,
+    /// For each batch when it came, and how many were tried at that time.
+    tried: Mutex<Vec<(Instant, usize)>>,
+}
+
+impl Store for Refusing {
+    async fn count(&self, _: Votes) -> Result<Counted, Fault> {
+        let running = 1 + self.running.fetch_add(1, Ordering::Relaxed);
+        self.tried.lock().expect("no panic while held").push((Instant::now(), running));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        Err(Fault { class: Class::Pause, sqlstate: None, message: "a trigger".to_owned() })
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+const BATCH_SIZE: u16 = 10;
+const PREFETCH: u16 = 40;
+
+/// Runs a supervisor until `long_enough` has passed.
 async fn supervise(
-    script: impl IntoIterator<Item = Result<Duration, OpenError>>,
+    broker: &Scripted,
+    store: &impl Store,
     long_enough: Duration,
-) -> (Result<(), OpenError>, Vec<Instant>) {
-    let broker =
-        Idle { script: Mutex::new(script.into_iter().collect()), opened: Mutex::default() };
+) -> Result<(), OpenError> {
     let limits = Limits {
-        batch_size: 10,
+        batch_size: BATCH_SIZE.into(),
         batch_timeout: Duration::from_secs(1),
-        in_flight: 1,
+        in_flight: 4,
         max_message_bytes: 1_024,
         retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },
     };
     let health = Arc::new(Health::default());
     let metrics = Metrics::new(1, Arc::clone(&health)).expect("metrics");
     let supervisor = Supervisor {
-        broker: &broker,
-        store: &Nothing,
+        broker,
+        store,
         limits: &limits,
-        prefetch: 10,
+        prefetch: PREFETCH,
         jitter: &Jitter::seeded(1),
         instruments: &metrics.instruments,
         health: &health,
@@ -117,15 +152,26 @@ async fn supervise(
         tokio::time::sleep(long_enough).await;
         stop.cancel();
     };
-    let (ended, ()) = futures::join!(supervisor.run(&stop), stopping);
-    (ended, broker.opened.into_inner().expect("no panic while held"))
+    futures::join!(supervisor.run(&stop), stopping).0
+}
+
+/// How a supervisor ended that met these openings, and when it opened sessions, or tried to.
+async fn open_by(
+    script: impl IntoIterator<Item = Result<Duration, OpenError>>,
+    long_enough: Duration,
+) -> (Result<(), OpenError>, Vec<Instant>) {
+    let script = Mutex::new(script.into_iter().collect());
+    let broker = Scripted { script, ..Scripted::default() };
+    let ended = supervise(&broker, &Nothing, long_enough).await;
+    let opened = broker.opened.into_inner().expect("no panic while held");
+    (ended, opened.into_iter().map(|(at, _)| at).collect())
 }
 
 /// Whole seconds from the loss of each session to the opening of the next.
 async fn waits(lives: &[u64]) -> Vec<u64> {
     let lives: Vec<Duration> = lives.iter().copied().map(Duration::from_secs).collect();
     let long_enough = lives.iter().sum::<Duration>() + LONGEST_WAIT * 2 * lives.len() as u32;
-    let (ended, opened) = supervise(lives.iter().copied().map(Ok), long_enough).await;
+    let (ended, opened) = open_by(lives.iter().copied().map(Ok), long_enough).await;
     ended.expect("never refused");
     let lost = opened.iter().zip(&lives).map(|(opened, life)| *opened + *life);
     lost.zip(&opened[1..]).map(|(lost, next)| (*next - lost).as_secs()).collect()
@@ -159,12 +205,37 @@ async fn a_refusal_is_fatal_before_the_first_session_and_waited_for_after_it() {
     for fatal in
         [OpenError::Credentials(refused.clone()), OpenError::Configuration(refused.clone())]
     {
-        let (ended, opened) = supervise([Err(fatal.clone())], minutes).await;
+        let (ended, opened) = open_by([Err(fatal.clone())], minutes).await;
         assert_eq!((ended, opened.len()), (Err(fatal.clone()), 1));
         let later = [Ok(Duration::ZERO), Err(fatal.clone()), Err(fatal)];
-        let (ended, opened) = supervise(later, minutes).await;
+        let (ended, opened) = open_by(later, minutes).await;
         assert_eq!((ended, opened.len()), (Ok(()), 4));
     }
-    let (ended, opened) = supervise([Err(OpenError::Unavailable(refused))], minutes).await;
+    let (ended, opened) = open_by([Err(OpenError::Unavailable(refused))], minutes).await;
     assert_eq!((ended, opened.len()), (Ok(()), 2));
+}
+
+/// Semantics, section 6: one batch at a time until one commits, and the longest wait when the same
+/// votes fail again.
+#[tokio::test(start_paused = true)]
+async fn what_fails_again_is_tried_batch_by_batch_and_seldom() {
+    let deliveries = (1..=u64::from(PREFETCH)).map(|tag| {
+        let vote = format!(
+            r#"{{"vote_hash":"h{tag}","citizen_id":"c","law_id":"l","choice":"oui","timestamp":"2025-11-13T08:00:00Z"}}"#
+        );
+        Delivery::new(tag, vote.into_bytes())
+    });
+    let broker = Scripted { deliveries: deliveries.collect(), ..Scripted::default() };
+    let store = Refusing::default();
+    supervise(&broker, &store, Duration::from_secs(90)).await.expect("never refused");
+
+    let opened = broker.opened.into_inner().expect("no panic while held");
+    let waits: Vec<u64> = opened.windows(2).map(|two| (two[1].0 - two[0].0).as_secs()).collect();
+    assert_delays(&waits, &[1, 30, 30]);
+    let prefetches: Vec<u16> = opened.iter().map(|(_, prefetch)| *prefetch).collect();
+    assert_eq!(prefetches, [PREFETCH, BATCH_SIZE, BATCH_SIZE, BATCH_SIZE]);
+    let tried = store.tried.into_inner().expect("no panic while held");
+    let trials = opened[1].0;
+    assert!(tried.iter().any(|(at, running)| *at < trials && *running == 4), "flowing: {tried:?}");
+    assert!(tried.iter().all(|(at, running)| *at < trials || *running == 1), "trial: {tried:?}");
 }
