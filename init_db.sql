@@ -87,4 +87,23 @@ INSERT INTO _sqlx_migrations (version, description, success, checksum, execution
 VALUES (1, 'votes', true, '\xbc229564682cff17e0f73ba4e595508b28ac75b9c1cd5c67c261949568d7a661d3c519afab05fe577123a3a2cd1d7607', 0)
 ON CONFLICT (version) DO NOTHING;
 
+-- 0002 result corrections
+
+-- One row a law whose totals `vote-aggregator recount --repair` put right: when, as whom, why, and
+-- what they were before and after. Written in the transaction that corrects them.
+CREATE TABLE IF NOT EXISTS result_corrections (
+    id           bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    corrected_at timestamptz NOT NULL DEFAULT now(),
+    corrected_by text        NOT NULL DEFAULT session_user,
+    reason       text,
+    law_id       varchar(50) COLLATE "C" NOT NULL,
+    oui_before   bigint      NOT NULL,
+    non_before   bigint      NOT NULL,
+    oui_after    bigint      NOT NULL,
+    non_after    bigint      NOT NULL
+);
+INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+VALUES (2, 'result corrections', true, '\xd75846f118faf7fe14c0edeb74cff115122431a1367e1c59de47cdb2c7c0279c4164af97c0f2588421f1be0c9521a478', 0)
+ON CONFLICT (version) DO NOTHING;
+
 COMMIT;

@@ -25,8 +25,8 @@ END
 $$;
 
 -- What was granted before goes first, so that what follows is all there is.
-REVOKE ALL ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, vote_statistics,
-    citizens_with_multiple_votes
+REVOKE ALL ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
+    vote_statistics, citizens_with_multiple_votes
     FROM PUBLIC, vote_service, vote_results_reader, vote_auditor;
 
 -- The service itself: counts, records attempts, reads which migrations there are.
@@ -37,9 +37,9 @@ GRANT SELECT, INSERT, UPDATE ON vote_results TO vote_service;
 -- Results, which name nobody.
 GRANT SELECT ON vote_results, vote_statistics TO vote_results_reader;
 
--- Auditors read everything: who voted what is in it.
-GRANT SELECT ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, vote_statistics,
-    citizens_with_multiple_votes
+-- Auditors read everything: who voted what is in it. Correcting results is for the owner alone.
+GRANT SELECT ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
+    vote_statistics, citizens_with_multiple_votes
     TO vote_auditor;
 
 DO $$

@@ -3,6 +3,7 @@
 mod health_check;
 mod migrate;
 mod publish;
+mod recount;
 mod run;
 
 use std::path::PathBuf;
@@ -25,6 +26,8 @@ pub mod exit {
     /// The configuration, the schema, a port that is taken, a database that could lose commits, a
     /// server that we refuse.
     pub const CONFIG: u8 = 78;
+    /// Arguments that make no sense, as clap itself ends with.
+    pub const USAGE: u8 = 2;
     /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no.
     pub const FINDINGS: u8 = 1;
 }
@@ -52,6 +55,7 @@ Examples:
   vote-aggregator --profile throughput run      larger batches and prefetch
   vote-aggregator migrate                       create or upgrade the tables
   vote-aggregator publish --count 1000          publish 1,000 sample votes
+  vote-aggregator recount                       compare the results with the audit
   vote-aggregator health-check                  ask the service on this host whether it is ready";
 
 /// Counts votes from a RabbitMQ queue into PostgreSQL, each exactly once.
@@ -88,6 +92,8 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Publish sample votes, or the lines of a file, to the queue
     Publish(publish::Arguments),
+    /// Recount the audit and compare the results with it: exit code 0 or 1
+    Recount(recount::Arguments),
     /// Ask the service on this host whether it is ready: exit code 0 or 1
     HealthCheck(health_check::Arguments),
 }
@@ -140,6 +146,7 @@ pub fn main() -> ExitCode {
         telemetry::init_logs(config.monitoring.log_level, config.monitoring.log_format, &traces);
         match command.unwrap_or(Command::Run) {
             Command::Run => run::run(config, traces).await,
+            Command::Recount(arguments) => recount::recount(&config, arguments).await,
             Command::Migrate(_) => migrate::migrate(&config).await,
             Command::Publish(arguments) => {
                 let code = publish::publish(&config, arguments).await;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::ports::Fault;
 use crate::retry::Jitter;
 use crate::store::{Comparison, PgStore};
 use crate::telemetry::{Reconciliation, seconds};
@@ -15,6 +16,8 @@ const TOLD: usize = 10;
 /// A pause is at least this many times as long as the comparison before it: on a table of any
 /// size, comparing takes at most a twentieth of one connection's time.
 const PAUSES: u32 = 20;
+/// The shortest pause after a connection was lost or refused, which costs hardly any time.
+const AFTER_A_LOSS: Duration = Duration::from_secs(1);
 
 /// What compares; runs until it is dropped, which at any point leaves nothing behind.
 pub(super) struct Reconciler {
@@ -32,7 +35,7 @@ impl Reconciler {
             let began = Instant::now();
             let compared = self.store.compare(TOLD).await;
             let elapsed = began.elapsed();
-            let pause = pause(self.interval, elapsed);
+            let pause = pause(self.interval, elapsed, compared.as_ref().err());
             match compared {
                 Ok(comparison) => {
                     self.shown.compared(comparison.drift_votes, comparison.drift_laws);
@@ -53,8 +56,13 @@ impl Reconciler {
     }
 }
 
-fn pause(interval: Duration, took: Duration) -> Duration {
-    interval.max(took.saturating_mul(PAUSES))
+fn pause(interval: Duration, took: Duration, failed: Option<&Fault>) -> Duration {
+    match failed {
+        // The server did nothing in that time, or stopped soon after it had lost us: a link that
+        // hangs for minutes is no reason to pause for hours.
+        Some(Fault { sqlstate: None, .. }) => interval.max(AFTER_A_LOSS),
+        _ => interval.max(took.saturating_mul(PAUSES)),
+    }
 }
 
 fn tell(comparison: &Comparison, differed: bool, elapsed: Duration) {
@@ -88,14 +96,28 @@ fn tell(comparison: &Comparison, differed: bool, elapsed: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::Class;
 
     #[test]
     fn comparing_takes_at_most_a_twentieth_of_the_time() {
         let interval = Duration::from_secs(600);
         let second = Duration::from_secs(1);
-        assert_eq!(pause(interval, second), interval);
-        assert_eq!(pause(interval, 30 * second), interval);
-        assert_eq!(pause(interval, 31 * second), 620 * second);
-        assert_eq!(pause(interval, Duration::MAX), Duration::MAX);
+        assert_eq!(pause(interval, second, None), interval);
+        assert_eq!(pause(interval, 30 * second, None), interval);
+        assert_eq!(pause(interval, 31 * second, None), 620 * second);
+        assert_eq!(pause(interval, Duration::MAX, None), Duration::MAX);
+    }
+
+    #[test]
+    fn a_server_that_gave_up_had_the_work_and_one_that_was_lost_had_not() {
+        let fault = |sqlstate: Option<&str>| Fault {
+            class: Class::Reconnect,
+            sqlstate: sqlstate.map(str::to_owned),
+            message: String::new(),
+        };
+        let (interval, minute) = (Duration::from_millis(1), Duration::from_secs(60));
+        assert_eq!(pause(interval, minute, Some(&fault(Some("57014")))), 20 * minute);
+        assert_eq!(pause(interval, minute, Some(&fault(None))), AFTER_A_LOSS);
+        assert_eq!(pause(minute, Duration::ZERO, Some(&fault(None))), minute);
     }
 }

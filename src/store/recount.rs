@@ -14,9 +14,9 @@ use crate::ports::Fault;
 const RECOUNT: &str = include_str!("recount.sql");
 
 /// Longest time for reading all of vote_audit; far above what a night's votes take.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
+pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
 /// The server has given up by then, or is not there any more.
-const DEADLINE: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(20));
+pub(super) const DEADLINE: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(20));
 /// How soon the server may find out that nobody waits for its answer any more.
 const CLIENT_CHECK: Duration = Duration::from_secs(2);
 
@@ -71,7 +71,7 @@ impl Comparison {
     }
 
     /// Takes in one law; keeps it when it differs and fewer than `keep` are kept.
-    fn add(&mut self, law: LawCounts, keep: usize) {
+    pub(super) fn add(&mut self, law: LawCounts, keep: usize) {
         self.laws += 1;
         self.votes += law.audit.iter().map(|count| count.unsigned_abs()).sum::<u64>();
         let drift = law.drift();

@@ -37,9 +37,13 @@ pub enum StartError {
          the loss with POSTGRES_ALLOW_LOSSY=true"
     )]
     Lossy { settings: String, place: String },
+    /// Not at a start, but in what a command does once it is connected.
+    #[error("PostgreSQL can't do it: {fault}; {place}")]
+    Failed { fault: Fault, place: String },
 }
 
-enum Attempt {
+/// Why a try was in vain.
+pub(super) enum Attempt {
     Fatal(StartError),
     Wait(Fault),
 }
@@ -88,7 +92,7 @@ pub async fn migrate(
     wait(jitter, health, stop, async || migrated(config, true).await).await
 }
 
-async fn wait<R>(
+pub(super) async fn wait<R>(
     jitter: &Jitter,
     health: &Health,
     stop: &CancellationToken,
@@ -173,7 +177,7 @@ async fn migrated(config: &Config, may_migrate: bool) -> Result<usize, Attempt> 
                 Err(
                     sqlx::migrate::MigrateError::Execute(error)
                     | sqlx::migrate::MigrateError::ExecuteMigration(error, _),
-                ) => Err(migration_failed(config, fault(&error))),
+                ) => Err(migration_failed(config, &versions, fault(&error))),
                 Err(error) => Err(unfit(error.to_string())),
             }
         }
@@ -193,7 +197,7 @@ async fn migrated(config: &Config, may_migrate: bool) -> Result<usize, Attempt> 
 }
 
 /// A failure to get as far as a question.
-fn not_connected(config: &Config, not: NotConnected) -> Attempt {
+pub(super) fn not_connected(config: &Config, not: NotConnected) -> Attempt {
     match not.verdict {
         Some(Verdict::Mismatch) => Attempt::Fatal(StartError::Tls(not.fault)),
         Some(Verdict::Refused) => Attempt::Fatal(StartError::Certificate(not.fault)),
@@ -203,7 +207,7 @@ fn not_connected(config: &Config, not: NotConnected) -> Attempt {
     }
 }
 
-fn gone(config: &Config, fault: Fault) -> Attempt {
+pub(super) fn gone(config: &Config, fault: Fault) -> Attempt {
     let place = describe(&config.postgres);
     match fault.sqlstate.as_deref() {
         Some("3D000") => Attempt::Fatal(StartError::NoDatabase { fault, place }),
@@ -234,9 +238,20 @@ fn advice(config: &Postgres, sqlstate: &str) -> String {
     }
 }
 
-fn migration_failed(config: &Config, fault: Fault) -> Attempt {
+fn migration_failed(config: &Config, versions: &[i64], fault: Fault) -> Attempt {
     match fault.class {
         Class::Retry | Class::Reconnect | Class::UnknownOutcome => Attempt::Wait(fault),
+        // A role with what it takes to count alone, after an upgrade.
+        _ if fault.sqlstate.as_deref() == Some("42501") => {
+            Attempt::Fatal(StartError::Credentials {
+                fault,
+                place: describe(&config.postgres),
+                advice: format!(
+                    "Migrations {versions:?} are not applied: run `vote-aggregator migrate` as the \
+                     owner of the tables, then roles.sql"
+                ),
+            })
+        }
         _ if fault.sqlstate.as_deref().is_some_and(fatal_at_start) => gone(config, fault),
         _ => Attempt::Fatal(StartError::Schema {
             reason: format!("a migration failed: {fault}"),

@@ -13,6 +13,7 @@ mod poison;
 mod process;
 mod readme;
 mod reconcile;
+mod recount;
 mod roles;
 mod schema;
 mod start;

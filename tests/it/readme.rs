@@ -144,7 +144,7 @@ async fn its_commands_work_as_written() {
         assert!(!output.is_empty(), "{command} says something");
         ran += 1;
     }
-    assert_eq!(ran, 10, "every command of the README is accounted for");
+    assert_eq!(ran, 12, "every command of the README is accounted for");
     let service = service.expect("started");
     eventually("the line from standard input is counted", async || {
         stage.number("SELECT count(*) FROM vote_audit WHERE vote_hash = 'readme-1'").await == 1

@@ -16,11 +16,12 @@ use crate::support::{Servers, Stage, eventually, vote, votes};
 const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
 const SERVICE: &str = "vote_service";
 const GROUPS: [&str; 3] = [SERVICE, "vote_results_reader", "vote_auditor"];
-const RELATIONS: [&str; 6] = [
+const RELATIONS: [&str; 7] = [
     "_sqlx_migrations",
     "vote_results",
     "vote_audit",
     "duplicate_attempts",
+    "result_corrections",
     "vote_statistics",
     "citizens_with_multiple_votes",
 ];
@@ -238,6 +239,27 @@ async fn a_missing_grant_is_a_clear_refusal_at_start() {
         grant(&stage);
     }
     stage.prepare(&as_role).await.expect("enough again");
+}
+
+/// The service's role can't migrate, and says who has to.
+#[tokio::test]
+async fn a_pending_migration_is_for_the_owner() {
+    let stage = with_roles("upgrade").await;
+    let role = login(&stage, SERVICE).await;
+    execute(
+        &stage,
+        "DROP TABLE result_corrections; DELETE FROM _sqlx_migrations WHERE version = 2".to_owned(),
+    )
+    .await;
+    let as_role = [("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")];
+    let refused = stage.prepare(&as_role).await.err();
+    assert!(matches!(refused, Some(StartError::Credentials { .. })), "{refused:?}");
+    let told = refused.map(|error| error.to_string()).unwrap_or_default();
+    assert!(told.contains("[2]") && told.contains("`vote-aggregator migrate`"), "{told}");
+    // With rows in the tables, as after an upgrade.
+    stage.store().await.count(Votes::new(votes(0, 10))).await.expect("migrated by the owner");
+    grant(&stage);
+    stage.prepare(&as_role).await.expect("the newest schema");
 }
 
 /// Tables that the service's predecessor left number their rows from sequences.

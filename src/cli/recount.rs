@@ -1,0 +1,222 @@
+//! `recount`.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use vote_aggregator::config::Config;
+use vote_aggregator::retry::Jitter;
+use vote_aggregator::store::{self, Comparison, LawCounts, Progress, StartError};
+
+use super::exit;
+
+/// A line below the header and no others.
+const STYLE: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-'));
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  vote-aggregator recount                       0 when results and audit agree, 1 when they differ
+  vote-aggregator recount --json                the same for programs
+  vote-aggregator recount --repair --reason \"restored from the backup of 9 pm\"
+
+Reading needs SELECT on vote_results and vote_audit. --repair is for the owner of the tables; votes
+may be counted meanwhile, and wait for as long as the audit takes to read. Each law that it changes
+is a row in result_corrections.")]
+pub(super) struct Arguments {
+    /// Write the audit's counts into vote_results where they differ, after asking
+    #[arg(long)]
+    repair: bool,
+    /// Repair without asking
+    #[arg(long, requires = "repair")]
+    yes: bool,
+    /// Why, for the record in result_corrections
+    #[arg(long, value_name = "TEXT", requires = "repair")]
+    reason: Option<String>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn recount(config: &Config, arguments: Arguments) -> ExitCode {
+    let Arguments { repair, yes, reason, json } = arguments;
+    if repair && !yes && !io::stdin().is_terminal() {
+        eprintln!("--repair asks before it writes, and standard input is no terminal: add --yes");
+        return ExitCode::from(exit::USAGE);
+    }
+    match run(config, repair, yes, reason.as_deref(), json).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(exit::FINDINGS),
+        Err(error) => {
+            tracing::error!("cannot recount: {error}");
+            ExitCode::from(match error {
+                StartError::Credentials { .. } | StartError::Certificate(_) => exit::CREDENTIALS,
+                StartError::Failed { .. } => exit::INTERNAL,
+                _ => exit::CONFIG,
+            })
+        }
+    }
+}
+
+/// Whether results and audit agree in the end.
+async fn run(
+    config: &Config,
+    repair: bool,
+    yes: bool,
+    reason: Option<&str>,
+    json: bool,
+) -> Result<bool, StartError> {
+    // Nobody stops it but a signal, which ends the process and with it the transaction.
+    let (jitter, stop) = (Jitter::from_entropy(), CancellationToken::new());
+    let began = Instant::now();
+    let bar = bar("recounting");
+    let found = store::recount(config, &jitter, &stop, |at| show(&bar, at)).await?;
+    bar.finish_and_clear();
+    let found = found.unwrap_or_default();
+    if found.agrees() || !repair {
+        print!("{}", if json { object(&found, false) } else { text(&found) });
+        return Ok(found.agrees());
+    }
+    if !yes {
+        eprint!("{}", text(&found));
+        if !confirmed(began.elapsed()) {
+            eprintln!("nothing is changed");
+            return Ok(false);
+        }
+    }
+    let bar = self::bar("correcting");
+    let corrected = store::correct(config, &jitter, &stop, reason, |at| show(&bar, at)).await?;
+    bar.finish_and_clear();
+    let before = corrected.unwrap_or_default();
+    print!("{}", if json { object(&before, !before.agrees()) } else { correction(&before) });
+    Ok(true)
+}
+
+fn confirmed(took: Duration) -> bool {
+    eprint!(
+        "Write the audit's counts into vote_results? Counting will wait for about {}. [y/N] ",
+        HumanDuration(took.max(Duration::from_secs(1)))
+    );
+    let mut answer = String::new();
+    let asked = io::stderr().flush().and_then(|()| io::stdin().read_line(&mut answer));
+    asked.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
+}
+
+fn text(found: &Comparison) -> String {
+    let (laws, votes) = (HumanCount(found.laws), HumanCount(found.votes));
+    if found.agrees() {
+        return format!("results and audit agree: {votes} votes in {laws} laws\n");
+    }
+    let (drift, differ) = (HumanCount(found.drift_votes), HumanCount(found.drift_laws));
+    format!(
+        "{}\n\nresults and audit differ by {drift} votes in {differ} of {laws} laws; \
+         {votes} votes are in the audit\n",
+        table(&found.differing)
+    )
+}
+
+fn correction(before: &Comparison) -> String {
+    let (drift, differ) = (HumanCount(before.drift_votes), HumanCount(before.drift_laws));
+    if before.agrees() {
+        // Somebody else was faster; or the answer to our first COMMIT got lost.
+        return "results and audit agree by now; see result_corrections\n".to_owned();
+    }
+    format!(
+        "{}\n\ncorrected: {drift} votes in {differ} laws, recorded in result_corrections\n",
+        table(&before.differing)
+    )
+}
+
+fn table(differing: &[LawCounts]) -> Table {
+    let mut table = Table::new();
+    table.load_style(STYLE);
+    table.set_header([
+        "law",
+        "audit oui",
+        "audit non",
+        "results oui",
+        "results non",
+        "oui too many",
+        "non too many",
+    ]);
+    for LawCounts { law_id, audit, results } in differing {
+        let too_many = |choice: usize| i128::from(results[choice]) - i128::from(audit[choice]);
+        table.add_row([
+            // Written by hand, a law's name may hold what a terminal obeys.
+            law_id.escape_debug().to_string(),
+            audit[0].to_string(),
+            audit[1].to_string(),
+            results[0].to_string(),
+            results[1].to_string(),
+            format!("{:+}", too_many(0)),
+            format!("{:+}", too_many(1)),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn object(found: &Comparison, corrected: bool) -> String {
+    let counts = |[oui, non]: [i64; 2]| json!({"oui": oui, "non": non});
+    let differing = found.differing.iter().map(|law| {
+        json!({
+            "law_id": law.law_id,
+            "audit": counts(law.audit),
+            "results": counts(law.results),
+        })
+    });
+    let object = json!({
+        "agree": found.agrees(),
+        "laws": found.laws,
+        "votes": found.votes,
+        "drift_laws": found.drift_laws,
+        "drift_votes": found.drift_votes,
+        "differing": differing.collect::<Vec<Value>>(),
+        "corrected": corrected,
+    });
+    format!("{object}\n")
+}
+
+/// Pages, since their number is known before they are read.
+fn bar(doing: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new(0).with_prefix(doing);
+    let template = "{prefix} {bar:30} {percent} %, {msg} votes ({eta} left)";
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn show(bar: &ProgressBar, Progress { pages, all_pages, votes }: Progress) {
+    bar.set_length(all_pages);
+    bar.set_position(pages);
+    bar.set_message(HumanCount(votes).to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_shows_both_counts_and_what_the_results_have_too_many() {
+        let law =
+            |law_id: &str, audit, results| LawCounts { law_id: law_id.to_owned(), audit, results };
+        let table = table(&[law("law-1", [10, 5], [12, 5]), law("a\x1b[2J", [1, 2], [0, 0])]);
+        let rows: Vec<Vec<String>> = table
+            .to_string()
+            .lines()
+            .map(|line| line.split_whitespace().map(str::to_owned).collect())
+            .collect();
+        assert_eq!(rows[2], ["law-1", "10", "5", "12", "5", "+2", "+0"]);
+        assert_eq!(rows[3], ["a\\u{1b}[2J", "1", "2", "0", "0", "-1", "-2"]);
+    }
+}
