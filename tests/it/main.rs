@@ -15,6 +15,7 @@ mod readme;
 mod reconcile;
 mod roles;
 mod schema;
+mod service_manager;
 mod start;
 mod support;
 mod telemetry;
