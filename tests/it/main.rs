@@ -4,6 +4,7 @@ mod broker;
 mod counting;
 mod demo;
 mod deploy;
+mod deployment;
 mod health;
 mod hostile;
 mod metrics;
