@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use tokio::process::Command;
 
-use super::{ROOT, Scratch, assert_pinned, files_below, read};
+use super::{ROOT, Scratch, assert_pinned, files_below, read, text};
 use crate::support::{Servers, Service, Stage, votes};
 
 /// Every instruction, its name with what follows it; continued lines are joined.
@@ -95,8 +96,7 @@ fn the_build_sees_all_that_it_needs_and_no_secret() {
 
     // Whatever the program is compiled from, beside its modules.
     for source in files_below("src") {
-        // Tests are not compiled there.
-        let (code, _) = source_without_tests(&source);
+        let code = source_without_tests(&source);
         for included in code.split("include_str!(\"").skip(1) {
             let name = included.split('"').next().expect("a name");
             let folder = Path::new(ROOT).join(&source);
@@ -114,20 +114,33 @@ fn the_build_sees_all_that_it_needs_and_no_secret() {
         fs::create_dir_all(to.parent().expect("a folder")).expect("made");
         std::os::unix::fs::symlink(from, to).expect("linked");
     }
+    let all = targets(Path::new(ROOT));
+    assert!(all.iter().any(|target| target == "vote-aggregator bin"), "{all:?}");
+    assert_eq!(targets(&scratch.0), all);
+}
+
+/// Names and kinds of what Cargo can build in a folder.
+fn targets(folder: &Path) -> BTreeSet<String> {
     let metadata = std::process::Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--offline", "--locked", "--format-version=1"])
-        .current_dir(&scratch.0)
+        .current_dir(folder)
         .output()
         .expect("cargo runs");
     let said = String::from_utf8_lossy(&metadata.stderr);
     assert!(metadata.status.success(), "{said}");
+    let metadata: Value = serde_json::from_slice(&metadata.stdout).expect("JSON");
+    let targets = metadata["packages"][0]["targets"].as_array().expect("targets").iter();
+    targets
+        .map(|target| format!("{} {}", text(&target["name"]), text(&target["kind"][0])))
+        .collect()
 }
 
-fn source_without_tests(path: &str) -> (String, bool) {
-    let is_test = path.contains("/tests/") || path.ends_with("/tests.rs");
-    let text = if is_test { String::new() } else { read(path) };
-    let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
-    (code, is_test)
+/// What a release compiles of a source file.
+fn source_without_tests(path: &str) -> String {
+    if path.contains("/tests/") || path.ends_with("/tests.rs") {
+        return String::new();
+    }
+    read(path).split("#[cfg(test)]").next().unwrap_or_default().to_owned()
 }
 
 /// A program of the administrator's, whose folders need not be on everybody's path.
