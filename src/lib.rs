@@ -15,6 +15,7 @@
 //! | [`retry`] | time | what is retried |
 //! | [`telemetry`] | names, units, help texts | who calls |
 //! | [`http`] | `/metrics`, `/livez`, `/readyz`, `/startupz` | the pipeline's inside |
+//! | [`service_manager`] | `sd_notify` | the pipeline's inside |
 //! | [`config`] | every setting | everything else |
 //! | [`publish`] | sample votes, files of votes | how votes are counted |
 //! | [`service`] | all of them, in the order of a start | |
@@ -27,6 +28,7 @@ pub mod ports;
 pub mod publish;
 pub mod retry;
 pub mod service;
+pub mod service_manager;
 pub mod store;
 pub mod supervisor;
 pub mod telemetry;

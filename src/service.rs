@@ -16,6 +16,7 @@ use crate::http;
 use crate::pipeline::{Limits, RetryPolicy};
 use crate::ports::{Fault, OpenError};
 use crate::retry::Jitter;
+use crate::service_manager::ServiceManager;
 use crate::store::{self, PgStore, StartError, Totals};
 use crate::supervisor::Supervisor;
 use crate::telemetry::{
@@ -44,13 +45,31 @@ pub enum ServiceError {
     Metrics(#[from] MetricsError),
 }
 
-/// Counts votes until `stop`; what was taken by then is settled.
+/// Counts votes until `stop`; what was taken by then is settled. `manager` is told how it goes.
 ///
 /// # Errors
 /// [`ServiceError`]: what keeps the service from starting. Servers that are down do not.
-pub async fn run(config: &Config, stop: &CancellationToken) -> Result<(), ServiceError> {
-    let began = Instant::now();
+pub async fn run(
+    config: &Config,
+    manager: Option<&ServiceManager>,
+    stop: &CancellationToken,
+) -> Result<(), ServiceError> {
     let health = Arc::new(Health::default());
+    let counting = count(config, Arc::clone(&health), stop);
+    let Some(manager) = manager else { return counting.await };
+    // In the task that counts, so that it is missed when that does not get on.
+    tokio::select! {
+        ended = counting => ended,
+        never = manager.attend(&health, stop) => match never {},
+    }
+}
+
+async fn count(
+    config: &Config,
+    health: Arc<Health>,
+    stop: &CancellationToken,
+) -> Result<(), ServiceError> {
+    let began = Instant::now();
     let metrics = if metrics_wanted() {
         Metrics::new(config.monitoring.max_laws, Arc::clone(&health))?
     } else {

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
 use vote_aggregator::ports::OpenError;
 use vote_aggregator::service::{self, ServiceError};
+use vote_aggregator::service_manager::ServiceManager;
 use vote_aggregator::store::StartError;
 use vote_aggregator::telemetry::{Traces, seconds};
 
@@ -33,7 +34,9 @@ pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
         }
     };
     let stop = CancellationToken::new();
-    let mut service = Box::pin(AssertUnwindSafe(service::run(&config, &stop)).catch_unwind());
+    let manager = ServiceManager::from_env();
+    let running = service::run(&config, manager.as_ref(), &stop);
+    let mut service = Box::pin(AssertUnwindSafe(running).catch_unwind());
 
     let first = tokio::select! {
         ended = &mut service => {
@@ -49,6 +52,9 @@ pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
         deadline = seconds(config.shutdown_timeout),
         "stopping: what was taken is committed and acked, the rest stays in the queue"
     );
+    if let Some(manager) = &manager {
+        manager.stopping().await;
+    }
     stop.cancel();
     let ended = tokio::select! {
         ended = &mut service => ended,

@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 /// State of one side.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,6 +31,11 @@ impl Check {
         if self.reason != reason {
             reason.clone_into(&mut self.reason);
         }
+    }
+
+    /// What keeps this side from working.
+    fn amiss(&self, side: &str) -> Option<String> {
+        (!self.ok).then(|| format!("{side}: {}", self.reason))
     }
 }
 
@@ -83,7 +89,11 @@ pub struct RabbitMqCheck {
 
 /// Shared state of both sides; whoever sees a change notes it here.
 #[derive(Debug)]
-pub struct Health(Mutex<State>);
+pub struct Health {
+    state: Mutex<State>,
+    /// Told of every note, whether it changed something or not.
+    noted: watch::Sender<()>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -91,6 +101,8 @@ struct State {
     postgres: Check,
     /// Both sides worked at the same time once.
     started: bool,
+    /// A side was found not to work once.
+    failed: bool,
     /// Set while the breaker is open: a database that answers a read may still take no votes.
     breaker: Option<String>,
     route: DeadLetterRoute,
@@ -100,11 +112,13 @@ struct State {
 impl State {
     fn set_rabbitmq(&mut self, ok: bool, reason: &str) {
         self.rabbitmq.set(ok, reason);
+        self.failed |= !ok;
         self.note_start();
     }
 
     fn set_postgres(&mut self, ok: bool, reason: &str) {
         self.postgres.set(ok, reason);
+        self.failed |= !ok;
         self.note_start();
     }
 
@@ -115,51 +129,54 @@ impl State {
 
 impl Default for Health {
     fn default() -> Self {
-        Self(Mutex::new(State {
+        let state = State {
             rabbitmq: Check::starting(),
             postgres: Check::starting(),
             started: false,
+            failed: false,
             breaker: None,
             route: DeadLetterRoute::Unknown,
             warnings: Vec::new(),
-        }))
+        };
+        Self { state: Mutex::new(state), noted: watch::Sender::new(()) }
     }
 }
 
 impl Health {
     pub fn rabbitmq_consuming(&self) {
-        self.state().set_rabbitmq(true, "consuming");
+        self.note(|state| state.set_rabbitmq(true, "consuming"));
     }
 
     pub fn rabbitmq_failed(&self, reason: &str) {
-        self.state().set_rabbitmq(false, reason);
+        self.note(|state| state.set_rabbitmq(false, reason));
     }
 
     /// The database answered.
     pub fn postgres_answers(&self) {
-        let mut state = self.state();
-        match state.breaker.clone() {
+        self.note(|state| match state.breaker.clone() {
             Some(reason) => state.set_postgres(false, &reason),
             None => state.set_postgres(true, "answering"),
-        }
+        });
     }
 
     pub fn postgres_failed(&self, reason: &str) {
-        self.state().set_postgres(false, reason);
+        self.note(|state| state.set_postgres(false, reason));
     }
 
     /// Votes are not taken until [`Health::breaker_closed`].
     pub fn breaker_open(&self, reason: &str) {
-        let mut state = self.state();
-        state.breaker = Some(reason.to_owned());
-        state.set_postgres(false, reason);
+        self.note(|state| {
+            state.breaker = Some(reason.to_owned());
+            state.set_postgres(false, reason);
+        });
     }
 
     /// The database takes writes again; `reason` says how far that is proven.
     pub fn breaker_closed(&self, reason: &str) {
-        let mut state = self.state();
-        state.breaker = None;
-        state.set_postgres(true, reason);
+        self.note(|state| {
+            state.breaker = None;
+            state.set_postgres(true, reason);
+        });
     }
 
     /// What was found out about the queue.
@@ -178,6 +195,26 @@ impl Health {
         self.state().started
     }
 
+    /// How it goes, in one line for people, worst news first. `None` while that is open: nothing
+    /// failed yet, and the first connections are being opened.
+    pub fn summary(&self) -> Option<String> {
+        let state = self.state();
+        if !(state.started || state.failed) {
+            return None;
+        }
+        let amiss = [state.postgres.amiss("PostgreSQL"), state.rabbitmq.amiss("RabbitMQ")];
+        let amiss: Vec<String> = amiss.into_iter().flatten().collect();
+        Some(match &amiss[..] {
+            [] => "counting votes".to_owned(),
+            amiss => format!("not counting votes; {}", amiss.join("; ")),
+        })
+    }
+
+    /// Hears of everything that is noted from now on.
+    pub fn notes(&self) -> watch::Receiver<()> {
+        self.noted.subscribe()
+    }
+
     pub fn report(&self) -> Report {
         let state = self.state();
         let ready = state.rabbitmq.ok && state.postgres.ok;
@@ -194,8 +231,13 @@ impl Health {
         }
     }
 
+    fn note(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.noted.send_replace(());
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -236,6 +278,35 @@ mod tests {
         assert!(!health.report().is_ready());
         health.breaker_closed("taking votes");
         assert!(health.report().is_ready());
+    }
+
+    #[test]
+    fn there_is_no_summary_until_it_counts_or_something_failed() {
+        let health = Health::default();
+        assert_eq!(health.summary(), None);
+        health.postgres_answers();
+        assert_eq!(health.summary(), None, "the broker is being connected to");
+        health.rabbitmq_consuming();
+        assert_eq!(health.summary().as_deref(), Some("counting votes"));
+        health.breaker_open("disk full");
+        health.rabbitmq_failed("not consuming");
+        let both = "not counting votes; PostgreSQL: disk full; RabbitMQ: not consuming";
+        assert_eq!(health.summary().as_deref(), Some(both));
+
+        let health = Health::default();
+        health.postgres_failed("connection refused");
+        let waiting =
+            "not counting votes; PostgreSQL: connection refused; RabbitMQ: not connected yet";
+        assert_eq!(health.summary().as_deref(), Some(waiting));
+    }
+
+    #[test]
+    fn whoever_listens_hears_of_a_note() {
+        let health = Health::default();
+        let notes = health.notes();
+        assert!(!notes.has_changed().expect("the sender lives"));
+        health.rabbitmq_consuming();
+        assert!(notes.has_changed().expect("the sender lives"));
     }
 
     #[test]

@@ -243,8 +243,12 @@ fn its_configuration_table_is_that_of_the_code() {
 #[test]
 fn what_it_names_exists() {
     for name in [
+        "docs/deployment.md",
         "docs/metrics.md",
+        "docs/runbook.md",
+        "docs/scaling.md",
         "script/chaos",
+        "script/deb",
         "script/demo",
         "script/test",
         ".ci/run",

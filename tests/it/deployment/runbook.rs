@@ -1,0 +1,110 @@
+//! The runbook: a heading for each alert, links that lead somewhere, and SQL that does what it says.
+
+use std::collections::BTreeSet;
+
+use sqlx::AssertSqlSafe;
+
+use super::{document, read, text};
+use crate::support::{Servers, Stage, eventually, votes};
+
+/// The anchor of a heading, as GitHub and its like make it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+fn headings(text: &str) -> Vec<&str> {
+    text.lines()
+        .filter_map(|line| {
+            line.trim_start_matches('#').strip_prefix(' ').filter(|_| line.starts_with('#'))
+        })
+        .collect()
+}
+
+#[test]
+fn every_alert_has_its_heading_and_names_it() {
+    let runbook = read("docs/runbook.md");
+    let headings: Vec<&str> = headings(&runbook);
+    let rules = document("deploy/prometheus/alerts.yml");
+    let mut alerts = BTreeSet::new();
+    for group in rules["groups"].as_array().expect("groups") {
+        for rule in group["rules"].as_array().expect("rules") {
+            let name = text(&rule["alert"]);
+            assert_eq!(headings.iter().filter(|heading| **heading == name).count(), 1, "{name}");
+            let link = text(&rule["annotations"]["runbook"]);
+            assert_eq!(link, format!("docs/runbook.md#{}", anchor(name)));
+            alerts.insert(name.to_owned());
+        }
+    }
+    assert!(alerts.len() >= 20, "{} alerts", alerts.len());
+    let (_, about) = runbook.split_once("\n## Alerts").expect("a part about alerts");
+    let (about, _) = about.split_once("\n## PostgreSQL is restored").expect("what follows");
+    let described = about.lines().filter_map(|line| line.strip_prefix("### "));
+    assert_eq!(described.map(str::to_owned).collect::<BTreeSet<_>>(), alerts, "none that is gone");
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for guide in ["docs/runbook.md", "docs/scaling.md", "docs/deployment.md"] {
+        let guide_text = read(guide);
+        let links =
+            guide_text.split("](").skip(1).map(|rest| rest.split(')').next().expect("an end"));
+        for link in links.filter(|link| !link.contains("://")) {
+            let (file, part) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { guide.to_owned() } else { format!("docs/{file}") };
+            let there = read(&target);
+            let anchors: Vec<String> = headings(&there).into_iter().map(anchor).collect();
+            assert!(part.is_empty() || anchors.iter().any(|a| a == part), "{guide}: {link}");
+        }
+    }
+}
+
+fn sql_blocks() -> Vec<String> {
+    let runbook = read("docs/runbook.md");
+    let blocks = runbook.split("```sql\n").skip(1);
+    blocks.map(|rest| rest.split("```").next().expect("closed").to_owned()).collect()
+}
+
+#[tokio::test]
+async fn its_sql_shows_who_waits_and_repairs_the_totals() {
+    let stage = Stage::migrated(Servers::shared(), "runbook").await;
+    let service = stage.start(&[]).await;
+    let all = votes(0, 300);
+    stage.publish_votes(&all).await;
+    stage.until_counted(300).await;
+    service.stop().await;
+    let blocks = sql_blocks();
+    let [waiting, repair] = &blocks[..] else { panic!("two blocks of SQL") };
+
+    let mut holder = stage.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("LOCK TABLE vote_audit").execute(&mut *holder).await.expect("locked");
+    let sql = stage.sql.clone();
+    let blocked =
+        tokio::spawn(async move { sqlx::raw_sql("TABLE vote_audit").execute(&sql).await });
+    let waiting = waiting.trim().trim_end_matches(';');
+    let found = format!("SELECT count(*) FROM ({waiting}) AS w WHERE blocked_by <> '{{}}'");
+    eventually("it shows who waits", async || {
+        let found = sqlx::query_scalar(AssertSqlSafe(found.clone())).fetch_one(&stage.sql).await;
+        found.is_ok_and(|waiting: i64| waiting == 1)
+    })
+    .await;
+    holder.rollback().await.expect("unlocked");
+    blocked.await.expect("no panic").expect("it got its turn");
+
+    // Too many, too few, a law that nobody voted on, a law that is missing.
+    for wrong in [
+        "UPDATE vote_results SET oui_count = oui_count + 7 WHERE law_id = 'law-001'",
+        "UPDATE vote_results SET non_count = 0 WHERE law_id = 'law-002'",
+        "DELETE FROM vote_results WHERE law_id = 'law-003'",
+        "INSERT INTO vote_results VALUES ('law-nowhere', 1, 0)",
+    ] {
+        sqlx::raw_sql(wrong).execute(&stage.sql).await.expect("altered");
+    }
+    sqlx::raw_sql(AssertSqlSafe(repair.clone())).execute(&stage.sql).await.expect("repaired");
+    stage.assert_counted_exactly(&all).await;
+    let kept = "SELECT count(*) FROM vote_results_before_repair \
+                WHERE law_id = 'law-nowhere' AND repaired_by = current_user";
+    assert_eq!(stage.number(kept).await, 1, "what stood there before is on record");
+    sqlx::raw_sql(AssertSqlSafe(repair.clone())).execute(&stage.sql).await.expect("again");
+    stage.assert_counted_exactly(&all).await;
+}
