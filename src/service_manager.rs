@@ -11,7 +11,7 @@
 //! server that hangs does not keep it back: a restart would mend nothing there either.
 //!
 //! Architecture invariant: a service manager that does not listen delays no vote, and a stop by no
-//! more than [`PATIENCE`].
+//! more than a second.
 
 use std::convert::Infallible;
 use std::env;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use sqlx::AssertSqlSafe;
 
 use super::{document, read, text};
-use crate::support::{Servers, Stage, eventually, votes};
+use crate::support::{Servers, Service, Stage, eventually};
 
 /// The anchor of a heading, as GitHub and its like make it.
 fn anchor(heading: &str) -> String {
@@ -66,45 +66,49 @@ fn sql_blocks() -> Vec<String> {
 }
 
 #[tokio::test]
-async fn its_sql_shows_who_waits_and_repairs_the_totals() {
+async fn its_sql_shows_who_waits_for_whom() {
     let stage = Stage::migrated(Servers::shared(), "runbook").await;
-    let service = stage.start(&[]).await;
-    let all = votes(0, 300);
-    stage.publish_votes(&all).await;
-    stage.until_counted(300).await;
-    service.stop().await;
     let blocks = sql_blocks();
-    let [waiting, repair] = &blocks[..] else { panic!("two blocks of SQL") };
+    let [waiting] = &blocks[..] else { panic!("one block of SQL") };
+    let waiting = waiting.trim().trim_end_matches(';');
+    let found = format!("SELECT count(*) FROM ({waiting}) AS w WHERE blocked_by <> '{{}}'");
+    let blocked = async || {
+        let asked = sqlx::query_scalar::<_, i64>(AssertSqlSafe(found.clone()));
+        asked.fetch_one(&stage.sql).await.expect("it runs")
+    };
+    assert_eq!(blocked().await, 0);
 
     let mut holder = stage.sql.begin().await.expect("a transaction");
     sqlx::raw_sql("LOCK TABLE vote_audit").execute(&mut *holder).await.expect("locked");
     let sql = stage.sql.clone();
-    let blocked =
-        tokio::spawn(async move { sqlx::raw_sql("TABLE vote_audit").execute(&sql).await });
-    let waiting = waiting.trim().trim_end_matches(';');
-    let found = format!("SELECT count(*) FROM ({waiting}) AS w WHERE blocked_by <> '{{}}'");
-    eventually("it shows who waits", async || {
-        let found = sqlx::query_scalar(AssertSqlSafe(found.clone())).fetch_one(&stage.sql).await;
-        found.is_ok_and(|waiting: i64| waiting == 1)
-    })
-    .await;
+    let waiter = tokio::spawn(async move { sqlx::raw_sql("TABLE vote_audit").execute(&sql).await });
+    eventually("it shows who waits", async || blocked().await == 1).await;
     holder.rollback().await.expect("unlocked");
-    blocked.await.expect("no panic").expect("it got its turn");
+    waiter.await.expect("no panic").expect("it got its turn");
+}
 
-    // Too many, too few, a law that nobody voted on, a law that is missing.
-    for wrong in [
-        "UPDATE vote_results SET oui_count = oui_count + 7 WHERE law_id = 'law-001'",
-        "UPDATE vote_results SET non_count = 0 WHERE law_id = 'law-002'",
-        "DELETE FROM vote_results WHERE law_id = 'law-003'",
-        "INSERT INTO vote_results VALUES ('law-nowhere', 1, 0)",
+/// What is to be typed on such an evening has to be there.
+#[tokio::test]
+async fn its_commands_are_the_binarys() {
+    for (command, options) in [
+        ("recount", &["--repair", "--reason"][..]),
+        ("publish", &["--file"]),
+        ("migrate", &[]),
+        ("run", &["--profile"]),
     ] {
-        sqlx::raw_sql(wrong).execute(&stage.sql).await.expect("altered");
+        let (code, help) = Service::output(&[command, "--help"]).await;
+        assert_eq!(code, Some(0), "{command}");
+        for option in options {
+            assert!(help.contains(option), "{command} {option}");
+        }
     }
-    sqlx::raw_sql(AssertSqlSafe(repair.clone())).execute(&stage.sql).await.expect("repaired");
-    stage.assert_counted_exactly(&all).await;
-    let kept = "SELECT count(*) FROM vote_results_before_repair \
-                WHERE law_id = 'law-nowhere' AND repaired_by = current_user";
-    assert_eq!(stage.number(kept).await, 1, "what stood there before is on record");
-    sqlx::raw_sql(AssertSqlSafe(repair.clone())).execute(&stage.sql).await.expect("again");
-    stage.assert_counted_exactly(&all).await;
+    for guide in ["docs/runbook.md", "docs/scaling.md", "docs/deployment.md"] {
+        for command in read(guide).split("vote-aggregator ").skip(1) {
+            let word = command.split(|c: char| !c.is_ascii_lowercase()).next().unwrap_or_default();
+            let quoted = command.starts_with(|c: char| c.is_ascii_lowercase());
+            let (code, _) =
+                if quoted { Service::output(&[word, "--help"]).await } else { continue };
+            assert_eq!(code, Some(0), "{guide}: vote-aggregator {word}");
+        }
+    }
 }
