@@ -129,6 +129,8 @@ mod tests {
         ledger.rejected(2);
         assert_eq!(ledger.open.len(), 3, "behind a held one it has to stay");
         assert_eq!(ledger.unsettled(), 2);
+        ledger.rejected(2);
+        assert_eq!(ledger.unsettled(), 2, "twice is as good as once");
         ledger.rejected(1);
         assert_eq!(ledger.open.len(), 1, "forgotten without any ack");
         ledger.rejected(3);

@@ -255,3 +255,37 @@ fn hashes<'v>(votes: &'v Votes, refused: &[Refused]) -> BTreeSet<&'v str> {
 const fn paused(fault: Fault) -> Unsettled {
     Unsettled::Failed(Failure::Paused(fault))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Semantics, section 5: more than max(3, 5 %) of a batch is no fault of single votes.
+    #[test]
+    fn a_batch_may_lose_three_votes_or_one_in_twenty() {
+        for (size, most) in [(4, 3), (10, 3), (60, 3), (79, 3), (80, 4), (100, 5), (1_000, 50)] {
+            assert!(!IsolationBudget::exceeds_batch(most, size), "{most} of {size}");
+            assert!(IsolationBudget::exceeds_batch(most + 1, size), "{} of {size}", most + 1);
+        }
+    }
+
+    /// Nor are more than 20 votes in a minute, however many batches they came in.
+    #[tokio::test(start_paused = true)]
+    async fn a_minute_has_room_for_twenty_votes_each_counted_once() {
+        let budget = IsolationBudget::default();
+        let hashes: Vec<String> = (0..22).map(|number| format!("hash-{number}")).collect();
+        let some =
+            |range: std::ops::Range<usize>| hashes[range].iter().map(String::as_str).collect();
+        assert!(budget.has_room(some(0..20)) && !budget.has_room(some(0..21)));
+        for hash in hashes[..19].iter().chain(&hashes[..19]) {
+            budget.book(hash);
+        }
+        assert!(budget.has_room(some(0..20)), "nineteen are booked, once each");
+        assert!(!budget.has_room(some(0..21)));
+        tokio::time::advance(Duration::from_secs(59)).await;
+        budget.book(&hashes[19]);
+        assert!(budget.has_room(some(0..20)) && !budget.has_room(some(20..21)), "full");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(budget.has_room(some(0..19)) && !budget.has_room(some(0..21)), "one is left over");
+    }
+}
