@@ -11,6 +11,7 @@ use super::*;
 use crate::ports::{Class, Counted, DeadLetter, LawCount};
 use crate::telemetry::{Health, Metrics};
 
+mod conflicts;
 mod trial;
 
 /// What happened, in order.

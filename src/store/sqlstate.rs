@@ -89,6 +89,22 @@ mod tests {
         }
     }
 
+    /// What a trigger says under a code of its own may be about a vote, and so may what is said of
+    /// a value that is refused.
+    #[test]
+    fn only_words_that_are_the_servers_own_are_passed_on() {
+        for code in
+            ["08006", "40P01", "42501", "42P01", "53100", "57P01", "58030", "23505", "XX000"]
+        {
+            assert!(is_listed(code), "{code}");
+        }
+        for code in
+            ["22001", "22P02", "23502", "23514", "P0001", "P0002", "ZZ999", "01000", "", "4"]
+        {
+            assert!(!is_listed(code), "{code:?}");
+        }
+    }
+
     #[test]
     fn fatal_at_start_are_credentials_database_and_grants() {
         for code in ["28000", "28P01", "3D000", "42501"] {
