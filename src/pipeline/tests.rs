@@ -12,6 +12,7 @@ use crate::ports::{Class, Counted, DeadLetter, LawCount};
 use crate::telemetry::{Health, Metrics};
 
 mod conflicts;
+mod systemic;
 mod trial;
 
 /// What happened, in order.
@@ -35,7 +36,7 @@ enum Known {
 struct World {
     events: Arc<Mutex<Vec<Event>>>,
     faults: Arc<Mutex<VecDeque<Class>>>,
-    refused: Option<String>,
+    refused: Vec<String>,
     ack_fails: bool,
     /// How long the store lets a batch wait, on top.
     hangs: Duration,
@@ -107,7 +108,7 @@ impl Store for World {
         if let Some(class) = self.faults.lock().expect("no panic while held").pop_front() {
             return Err(fault(class));
         }
-        if votes.iter().any(|vote| Some(&vote.vote_hash) == self.refused.as_ref()) {
+        if votes.iter().any(|vote| self.refused.contains(&vote.vote_hash)) {
             return Err(fault(Class::Isolate));
         }
         self.note(Event::Stored(votes.iter().map(|vote| vote.vote_hash.clone()).collect()));
@@ -341,7 +342,7 @@ fn a_batch_is_halved_when_it_is_too_much_and_a_pause_pauses_at_once() {
 
 #[test]
 fn one_refused_vote_is_dead_lettered_before_its_batch_is_acked() {
-    let world = World { refused: Some("h3".to_owned()), ..World::default() };
+    let world = World { refused: vec!["h3".to_owned()], ..World::default() };
     let items = stream::iter(deliveries(votes_named(8))).boxed();
     let (ended, _) = run_chain(&world, &limits(8, 1), Mode::Flowing, items, None);
     assert_eq!(ended.failure, None);

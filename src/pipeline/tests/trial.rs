@@ -41,7 +41,7 @@ fn a_trial_is_passed_by_votes_that_are_found_counted() {
 #[test]
 fn a_trial_is_not_passed_by_votes_that_were_all_refused() {
     let refused = "h1".to_owned();
-    let world = World { refused: Some(refused.clone()), ..World::default() };
+    let world = World { refused: vec![refused.clone()], ..World::default() };
     let ended = run_trial(&world, 1, 2);
     assert!(ended.committed, "by the second");
     let stored = Event::Stored(vec!["h2".to_owned()]);
