@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use sqlx::Row;
+use sqlx::{AssertSqlSafe, Row};
 use time::OffsetDateTime;
 use vote_aggregator::ports::{Class, Counted, Store, Votes};
 use vote_aggregator::store::PgStore;
@@ -195,6 +195,33 @@ async fn a_batch_with_one_refused_vote_counts_nothing_and_says_so_without_the_vo
     assert_eq!(stage.number("SELECT count(*) FROM vote_results").await, 0);
     // The connection went back in good order.
     assert_eq!(count(&store, &votes(0, 20)).await.added(), 20);
+}
+
+/// A trigger may say anything, under any code: what is not the server's own stays out of the log.
+#[tokio::test]
+async fn what_a_trigger_says_of_a_vote_is_not_passed_on() {
+    let stage = Stage::new(Servers::shared(), "says").await;
+    let store = stage.store().await;
+    let says = "CREATE FUNCTION says() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN \
+        RAISE EXCEPTION '% votes %', NEW.citizen_id, NEW.choice USING ERRCODE = TG_ARGV[0]; END$$";
+    sqlx::raw_sql(says).execute(&stage.sql).await.expect("a function");
+    for (code, class) in [
+        ("P0001", Class::Isolate),
+        ("54000", Class::Isolate),
+        ("23514", Class::Isolate),
+        ("P0002", Class::Pause),
+        ("ZZ001", Class::Pause),
+    ] {
+        let trigger = format!(
+            "DROP TRIGGER IF EXISTS says ON vote_audit; \
+             CREATE TRIGGER says BEFORE INSERT ON vote_audit FOR EACH ROW \
+             EXECUTE FUNCTION says('{code}')"
+        );
+        sqlx::raw_sql(AssertSqlSafe(trigger)).execute(&stage.sql).await.expect("a trigger");
+        let fault = store.count(Votes::new(votes(0, 1))).await.expect_err("refused");
+        assert_eq!((fault.class, fault.sqlstate.as_deref()), (class, Some(code)));
+        assert!(!fault.message.contains("votes"), "{fault}");
+    }
 }
 
 #[tokio::test]
