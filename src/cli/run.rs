@@ -5,7 +5,7 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
-use futures::FutureExt;
+use futures::{FutureExt, future};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -52,15 +52,19 @@ pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
         deadline = seconds(config.shutdown_timeout),
         "stopping: what was taken is committed and acked, the rest stays in the queue"
     );
-    if let Some(manager) = &manager {
-        manager.stopping().await;
-    }
     stop.cancel();
+    let telling = async {
+        if let Some(manager) = &manager {
+            manager.stopping().await;
+        }
+    };
+    // Together: a manager that does not listen holds up neither the stop nor a second signal.
+    let mut ending = Box::pin(future::join(service, telling));
     let ended = tokio::select! {
-        ended = &mut service => ended,
+        (ended, ()) = &mut ending => ended,
         second = signals.next() => {
             tracing::warn!(signal = second.name(), "second signal, ending at once");
-            drop(service);
+            drop(ending);
             leave(second.code())
         }
         () = tokio::time::sleep_until(deadline) => {
@@ -68,7 +72,7 @@ pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
                 "not done within SHUTDOWN_TIMEOUT_SECONDS; what is not committed is not acked and \
                  will be delivered again"
             );
-            drop(service);
+            drop(ending);
             leave(exit::DEADLINE)
         }
     };
