@@ -5,6 +5,7 @@
 //! retries do), the supervisor opens a new session instead.
 
 mod connect;
+mod dead_letters;
 mod depth;
 mod headers;
 mod management;
@@ -21,6 +22,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+pub use self::dead_letters::{DeadLetterQueue, DeliveryLimit, GivenBack, Letter};
 pub use self::depth::QueueWatch;
 pub use self::publisher::{Confirm, Publisher};
 pub use self::session::{RabbitChannel, RabbitSession};
@@ -109,8 +111,16 @@ impl RabbitMq {
     }
 
     async fn publish_on(&self, publisher: &Publisher, letter: &DeadLetter) -> Result<(), Lost> {
-        let headers = [("x-sqlstate", &*letter.sqlstate), ("x-vote-hash", &letter.vote_hash)];
-        publisher.publish(&self.config.dead_letter_queue, &letter.body, &headers).await?.await
+        let (now, replays) = (headers::now(), letter.replays.to_string());
+        let mut told = vec![
+            (headers::SQLSTATE, &*letter.sqlstate),
+            (headers::VOTE_HASH, &letter.vote_hash),
+            (headers::REFUSED_AT, &now),
+        ];
+        if letter.replays > 0 {
+            told.push((headers::REPLAYS, &replays));
+        }
+        publisher.publish(&self.config.dead_letter_queue, &letter.body, &told).await?.await
     }
 
     async fn open_dead_letters(&self) -> Result<Publisher, OpenError> {

@@ -1,11 +1,13 @@
 //! The command line: arguments to commands, results to exit codes.
 
+mod dlq;
 mod health_check;
 mod migrate;
 mod publish;
 mod recount;
 mod run;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,7 +30,8 @@ pub mod exit {
     pub const CONFIG: u8 = 78;
     /// Arguments that make no sense, as clap itself ends with.
     pub const USAGE: u8 = 2;
-    /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no.
+    /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no;
+    /// for `dlq`: not everything that matches was put back or removed.
     pub const FINDINGS: u8 = 1;
 }
 
@@ -38,7 +41,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 const EXIT_CODES: &str = "\
 Exit codes:
   0      done
-  1      findings or differences; publish: not everything was confirmed; health-check: no
+  1      findings or differences; publish: not everything was confirmed; health-check: no;
+         dlq: not everything that matches was put back or removed
   2      wrong usage
   70     internal error
   75     the shutdown deadline passed before everything was committed
@@ -56,6 +60,7 @@ Examples:
   vote-aggregator migrate                       create or upgrade the tables
   vote-aggregator publish --count 1000          publish 1,000 sample votes
   vote-aggregator recount                       compare the results with the audit
+  vote-aggregator dlq list                      show what could not be counted, and why
   vote-aggregator health-check                  ask the service on this host whether it is ready";
 
 /// Counts votes from a RabbitMQ queue into PostgreSQL, each exactly once.
@@ -94,6 +99,8 @@ enum Command {
     Publish(publish::Arguments),
     /// Recount the audit and compare the results with it: exit code 0 or 1
     Recount(recount::Arguments),
+    /// Look into the dead-letter queue, put messages back, remove them
+    Dlq(dlq::Arguments),
     /// Ask the service on this host whether it is ready: exit code 0 or 1
     HealthCheck(health_check::Arguments),
 }
@@ -147,6 +154,7 @@ pub fn main() -> ExitCode {
         match command.unwrap_or(Command::Run) {
             Command::Run => run::run(config, traces).await,
             Command::Recount(arguments) => recount::recount(&config, arguments).await,
+            Command::Dlq(arguments) => dlq::dlq(&config, arguments).await,
             Command::Migrate(_) => migrate::migrate(&config).await,
             Command::Publish(arguments) => {
                 let code = publish::publish(&config, arguments).await;
@@ -161,6 +169,14 @@ pub fn main() -> ExitCode {
     // nothing can end; dropping the runtime would wait for it, past any deadline.
     runtime.shutdown_background();
     code
+}
+
+/// Asks on the terminal; anything but a yes is a no.
+fn agreed(question: &str) -> bool {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    let asked = io::stderr().flush().and_then(|()| io::stdin().read_line(&mut answer));
+    asked.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

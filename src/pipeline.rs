@@ -134,6 +134,7 @@ struct Ballot {
     vote: Vote,
     published_at: Option<SystemTime>,
     trace: TraceContext,
+    replays: u32,
     taken: Instant,
 }
 
@@ -229,9 +230,9 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     fn decode(&self, (delivery, taken): (Delivery, Instant)) -> Result<Ballot, Malformed> {
-        let Delivery { tag, body, published_at, trace } = delivery;
+        let Delivery { tag, body, published_at, trace, replays } = delivery;
         match vote::decode(&body, self.tools.limits.max_message_bytes) {
-            Ok(vote) => Ok(Ballot { tag, body, vote, published_at, trace, taken }),
+            Ok(vote) => Ok(Ballot { tag, body, vote, published_at, trace, replays, taken }),
             Err(rejection) => Err(Malformed { tag, size: body.len(), rejection }),
         }
     }
@@ -278,11 +279,13 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         let mut bodies = Vec::with_capacity(batch.len());
         let mut votes = Vec::with_capacity(batch.len());
         let mut published = Vec::with_capacity(batch.len());
+        let mut replays = Vec::with_capacity(batch.len());
         for ballot in batch {
             tags.push(ballot.tag);
             bodies.push(ballot.body);
             votes.push(ballot.vote);
             published.extend(ballot.published_at);
+            replays.push(ballot.replays);
         }
         let Tools { store, dead_letters, limits, budget, jitter, instruments } = *self.tools;
         let retry = &limits.retry;
@@ -301,7 +304,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             journal,
             owed: &owed,
         };
-        match stage.settle(votes, bodies).await {
+        match stage.settle(votes, bodies, &replays).await {
             Ok(counted) => {
                 instruments.batch_settled(tags.len(), began.elapsed(), &published);
                 self.owed.owe(tags.len() as u64);

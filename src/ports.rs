@@ -24,12 +24,14 @@ pub struct Delivery {
     /// When it was published, if its publisher said so. Measured by, and never decided by.
     pub published_at: Option<SystemTime>,
     pub trace: TraceContext,
+    /// How often an operator put it back from the dead-letter queue.
+    pub replays: u32,
 }
 
 impl Delivery {
     /// A delivery of which nothing but its body is known.
     pub const fn new(tag: DeliveryTag, body: Vec<u8>) -> Self {
-        Self { tag, body, published_at: None, trace: TraceContext(None) }
+        Self { tag, body, published_at: None, trace: TraceContext(None), replays: 0 }
     }
 }
 
@@ -144,6 +146,8 @@ pub struct DeadLetter {
     pub vote_hash: String,
     /// SQLSTATE of the refusal.
     pub sqlstate: String,
+    /// As its delivery had it: what guards a replay against going round for ever.
+    pub replays: u32,
 }
 
 /// Where isolated votes go.

@@ -173,19 +173,19 @@ impl Run<'_> {
 }
 
 /// An even rate: message n is due n ÷ rate seconds after the first.
-struct Pace {
+pub(crate) struct Pace {
     began: Instant,
     each: Duration,
     sent: u32,
 }
 
 impl Pace {
-    fn new(rate: u32) -> Self {
+    pub(crate) fn new(rate: u32) -> Self {
         let each = Duration::from_secs(1) / rate.max(1);
         Self { began: Instant::now(), each, sent: 0 }
     }
 
-    async fn wait(&mut self) {
+    pub(crate) async fn wait(&mut self) {
         tokio::time::sleep_until(self.began + self.each * self.sent).await;
         self.sent = self.sent.saturating_add(1);
     }

@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::long_string;
 use crate::ports::TraceContext;
@@ -12,6 +14,14 @@ use crate::ports::TraceContext;
 const PUBLISHED_AT: &str = "x-published-at-us";
 /// W3C trace context.
 const TRACEPARENT: &str = "traceparent";
+/// Why PostgreSQL refused a vote that the service dead-lettered.
+pub(super) const SQLSTATE: &str = "x-sqlstate";
+/// The vote_hash of such a vote.
+pub(super) const VOTE_HASH: &str = "x-vote-hash";
+/// When that was, as RFC 3339.
+pub(super) const REFUSED_AT: &str = "x-refused-at";
+/// How often a message was put back from the dead-letter queue by `dlq replay`.
+pub(super) const REPLAYS: &str = "x-replays";
 
 /// Notes that the message is published now.
 pub(super) fn stamp(headers: &mut FieldTable) {
@@ -30,6 +40,18 @@ pub(super) fn published_at(properties: &BasicProperties) -> Option<SystemTime> {
         None => Duration::from_secs((*properties.timestamp())?),
     };
     SystemTime::UNIX_EPOCH.checked_add(since_epoch)
+}
+
+/// The time as a header tells it.
+pub(super) fn now() -> String {
+    OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
+}
+
+/// How often an operator put the message back from the dead-letter queue. A number beyond all
+/// sense is as good as the largest.
+pub(super) fn replays(properties: &BasicProperties) -> u32 {
+    let header = properties.headers().as_ref().and_then(|all| all.inner().get(REPLAYS));
+    header.and_then(whole).map_or(0, |replays| u32::try_from(replays).unwrap_or(u32::MAX))
 }
 
 /// Makes the message part of a trace.

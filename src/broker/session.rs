@@ -137,6 +137,7 @@ impl Stream for Deliveries {
                     } else {
                         TraceContext::default()
                     },
+                    replays: headers::replays(&delivery.properties),
                     body: delivery.data,
                 };
                 return Poll::Ready(Some(Ok(delivery)));
@@ -154,13 +155,16 @@ impl Stream for Deliveries {
 }
 
 /// Waits until a frame has left, which takes a socket that takes bytes.
-async fn sent(what: &str, sending: impl Future<Output = lapin::Result<()>>) -> Result<(), Lost> {
+pub(super) async fn sent(
+    what: &str,
+    sending: impl Future<Output = lapin::Result<()>>,
+) -> Result<(), Lost> {
     match timeout(SEND_TIMEOUT, sending).await {
         Ok(sent) => sent.map_err(|error| lost(what, &error)),
         Err(_) => Err(Lost(format!("{what}: the connection took no bytes for {SEND_TIMEOUT:?}"))),
     }
 }
 
-fn lost(what: &str, error: &lapin::Error) -> Lost {
+pub(super) fn lost(what: &str, error: &lapin::Error) -> Lost {
     Lost(format!("{what}: {error}"))
 }

@@ -1,14 +1,17 @@
 //! The queue: used as it is when it exists, created safe when it does not, and examined, because
 //! a queue without a dead-letter route or with a TTL loses votes quietly.
 
+mod refusal;
+
 use std::collections::BTreeMap;
 
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, Error};
 
+use self::refusal::{Current, Difference};
 use super::connect::amqp_code;
-use super::{long_string, management};
+use super::{DeliveryLimit, long_string, management};
 use crate::config::RabbitMq as Config;
 use crate::telemetry::DeadLetterRoute;
 
@@ -56,13 +59,16 @@ pub(super) async fn ensure_dead_letter_queue(
     config: &Config,
 ) -> Result<(), Error> {
     if !exists(connection, &config.dead_letter_queue).await? {
-        let quorum = BTreeMap::from([("x-queue-type".to_owned(), long_string("quorum"))]);
-        declare(connection, &config.dead_letter_queue, Flags::DURABLE, quorum).await?;
+        declare(connection, &config.dead_letter_queue, Flags::DURABLE, quorum()).await?;
     }
     Ok(())
 }
 
 type Arguments = BTreeMap<String, AMQPValue>;
+
+fn quorum() -> Arguments {
+    BTreeMap::from([("x-queue-type".to_owned(), long_string("quorum"))])
+}
 
 fn queue_arguments(config: &Config) -> Arguments {
     let arguments = [
@@ -119,23 +125,7 @@ async fn declare(
 /// Finds out what can lose votes: from the management API where one is configured, else by
 /// redeclaring.
 pub(super) async fn examine(connection: &Connection, config: &Config) -> Examined {
-    let known = match &config.management_url {
-        Some(url) => match management::queue(url, config).await {
-            Ok((arguments, [durable, auto_delete])) => {
-                let flags = Flags { durable, auto_delete, exclusive: false };
-                Some(Known { arguments, flags, policies: true })
-            }
-            Err(error) => {
-                tracing::warn!("RABBITMQ_MANAGEMENT_URL: {error}");
-                None
-            }
-        },
-        None => None,
-    };
-    let known = match known {
-        Some(known) => Some(known),
-        None => redeclare(connection, config).await,
-    };
+    let known = learn(connection, config, queue_arguments(config)).await;
     let Some(known) = known else {
         let warning = "the broker does not tell this queue's arguments; whether rejected messages \
                        are kept is unknown";
@@ -151,6 +141,41 @@ pub(super) async fn examine(connection: &Connection, config: &Config) -> Examine
         target => target,
     };
     assess(&known, &target)
+}
+
+/// What is known of how often the dead-letter queue lets a message be given back.
+pub(super) async fn delivery_limit(connection: &Connection, config: &Config) -> DeliveryLimit {
+    let queue = config.dead_letter_queue.clone();
+    let config = Config { queue, ..config.clone() };
+    match learn(connection, &config, quorum()).await {
+        None => DeliveryLimit::Unknown,
+        Some(known) => match known.number("x-delivery-limit") {
+            Some(limit) => DeliveryLimit::Set(limit),
+            None if known.policies => DeliveryLimit::Unset,
+            None => DeliveryLimit::Unknown,
+        },
+    }
+}
+
+/// The arguments of `config.queue`; `guess` is what it was most likely declared with.
+async fn learn(connection: &Connection, config: &Config, guess: Arguments) -> Option<Known> {
+    let known = match &config.management_url {
+        Some(url) => match management::queue(url, config).await {
+            Ok((arguments, [durable, auto_delete])) => {
+                let flags = Flags { durable, auto_delete, exclusive: false };
+                Some(Known { arguments, flags, policies: true })
+            }
+            Err(error) => {
+                tracing::warn!("RABBITMQ_MANAGEMENT_URL: {error}");
+                None
+            }
+        },
+        None => None,
+    };
+    match known {
+        Some(known) => Some(known),
+        None => redeclare(connection, &config.queue, guess).await,
+    }
 }
 
 async fn exchange_is_missing(connection: &Connection, exchange: &str) -> bool {
@@ -298,15 +323,18 @@ fn assess(known: &Known, target: &Target) -> Examined {
 /// Learns the arguments from the broker's refusals: AMQP never lists them, but a declare that
 /// differs is answered by a 406 that names one and its current value. A queue that vanished
 /// meanwhile is created by this, with what is known of it so far.
-async fn redeclare(connection: &Connection, config: &Config) -> Option<Known> {
-    let mut arguments = queue_arguments(config);
+async fn redeclare(
+    connection: &Connection,
+    queue: &str,
+    mut arguments: Arguments,
+) -> Option<Known> {
     let mut flags = Flags::DURABLE;
     for _ in 0..MAX_ROUNDS {
-        let error = match declare(connection, &config.queue, flags, arguments.clone()).await {
+        let error = match declare(connection, queue, flags, arguments.clone()).await {
             Ok(()) => return Some(Known { arguments, flags, policies: false }),
             Err(error) => error,
         };
-        tracing::debug!(queue = config.queue, "learning the queue's arguments: {error}");
+        tracing::debug!(queue, "learning the queue's arguments: {error}");
         if amqp_code(&error) != Some(406) {
             return None;
         }
@@ -328,54 +356,6 @@ async fn redeclare(connection: &Connection, config: &Config) -> Option<Known> {
         }
     }
     None
-}
-
-/// One argument in which a queue differs from a declare.
-#[derive(Debug, PartialEq)]
-struct Difference {
-    name: String,
-    current: Current,
-}
-
-#[derive(Debug, PartialEq)]
-enum Current {
-    None,
-    Flag(bool),
-    Value(AMQPValue),
-    /// Some arguments are told without their type.
-    Untyped(String),
-}
-
-impl Difference {
-    /// Reads `… inequivalent arg 'NAME' for queue … but current is CURRENT`, where CURRENT is
-    /// `none`, `'true'`, `'untyped'` or `the value 'V' of type 'T'`.
-    fn parse(told: &str) -> Option<Self> {
-        let (_, rest) = told.split_once("inequivalent arg '")?;
-        let (name, rest) = rest.split_once('\'')?;
-        let (_, current) = rest.rsplit_once(" but current is ")?;
-        let current = match current.strip_prefix("the value '") {
-            None => match current.trim_matches('\'') {
-                "none" => Current::None,
-                "true" => Current::Flag(true),
-                "false" => Current::Flag(false),
-                text => Current::Untyped(text.to_owned()),
-            },
-            Some(typed) => {
-                let (value, kind) = typed.rsplit_once("' of type '")?;
-                Current::Value(typed_value(value, kind.split('\'').next()?)?)
-            }
-        };
-        Some(Self { name: name.to_owned(), current })
-    }
-}
-
-fn typed_value(value: &str, kind: &str) -> Option<AMQPValue> {
-    Some(match kind {
-        "longstr" => long_string(value),
-        "bool" => AMQPValue::Boolean(value.parse().ok()?),
-        // Every integer type compares equal to any other of the same value.
-        _ => AMQPValue::LongLongInt(value.parse().ok()?),
-    })
 }
 
 #[cfg(test)]

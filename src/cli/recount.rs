@@ -1,6 +1,6 @@
 //! `recount`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use vote_aggregator::config::Config;
 use vote_aggregator::retry::Jitter;
 use vote_aggregator::store::{self, Comparison, LawCounts, Progress, StartError};
 
-use super::exit;
+use super::{agreed, exit};
 
 /// A line below the header and no others.
 const STYLE: TableStyle =
@@ -100,13 +100,10 @@ async fn run(
 }
 
 fn confirmed(took: Duration) -> bool {
-    eprint!(
-        "Write the audit's counts into vote_results? Counting will wait for about {}. [y/N] ",
+    agreed(&format!(
+        "Write the audit's counts into vote_results? Counting will wait for about {}.",
         HumanDuration(took.max(Duration::from_secs(1)))
-    );
-    let mut answer = String::new();
-    let asked = io::stderr().flush().and_then(|()| io::stdin().read_line(&mut answer));
-    asked.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
+    ))
 }
 
 fn text(found: &Comparison) -> String {

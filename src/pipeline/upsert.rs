@@ -98,9 +98,10 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         &self,
         votes: Votes,
         bodies: Vec<Vec<u8>>,
+        replays: &[u32],
     ) -> Result<Counted, Unsettled> {
         let mut attempt = 0;
-        let settled = self.settle_all(votes, bodies, &mut attempt).await;
+        let settled = self.settle_all(votes, bodies, replays, &mut attempt).await;
         match &settled {
             Ok(counted) => self.journal.committed(counted, attempt),
             Err(Unsettled::Failed(failure)) => self.journal.given_up(failure, attempt),
@@ -114,11 +115,12 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         &self,
         votes: Votes,
         bodies: Vec<Vec<u8>>,
+        replays: &[u32],
         attempt: &mut u32,
     ) -> Result<Counted, Unsettled> {
         let (counted, refused) = self.count(votes.clone(), attempt).await?;
         if !refused.is_empty() {
-            self.dead_letter(&votes, bodies, refused, *attempt).await?;
+            self.dead_letter(&votes, bodies, replays, refused, *attempt).await?;
         }
         Ok(counted)
     }
@@ -200,6 +202,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         &self,
         votes: &Votes,
         mut bodies: Vec<Vec<u8>>,
+        replays: &[u32],
         refused: Vec<Refused>,
         attempt: u32,
     ) -> Result<(), Unsettled> {
@@ -214,6 +217,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 body: bodies.get_mut(index).map(std::mem::take).unwrap_or_default(),
                 vote_hash: votes[index].vote_hash.clone(),
                 sqlstate: fault.sqlstate.unwrap_or_default(),
+                replays: replays[index],
             };
             self.journal.unstorable(&letter, attempt);
             self.dead_letters

@@ -1,0 +1,399 @@
+//! The dead-letter queue under an operator's eyes: each message is read once, held on the broker
+//! until the end, and then removed or given back. What is not acked is never lost: the broker gives
+//! it back by itself when the channel goes, however it goes.
+//!
+//! Looking costs: each time a message is given back, a quorum queue counts one delivery more, and
+//! drops a message beyond its `x-delivery-limit`. A message that comes near is put back as a copy,
+//! confirmed, before the original is acked: a copy starts from nought.
+
+mod letter;
+mod limit;
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::{FuturesUnordered, SelectAll};
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions,
+    BasicQosOptions, QueueDeclareOptions,
+};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Connection, Consumer};
+use tokio::time::timeout;
+
+pub use self::letter::Letter;
+pub use self::limit::DeliveryLimit;
+use super::connect::{self, amqp_code};
+use super::session::{lost, sent};
+use super::{OPEN_TIMEOUT, Publisher, topology};
+use crate::config::RabbitMq as Config;
+use crate::ports::{DeliveryTag, Lost, OpenError};
+
+/// Deliveries that the first consumer holds. Where more have to be held, another consumer is begun: a
+/// prefetch for all of them would have the broker send everything at once, into our memory.
+const FIRST_WINDOW: u16 = 50;
+/// What each further consumer may hold: of messages as large as those before, about this much.
+const WINDOW_BYTES: u64 = 8 << 20;
+const WINDOW: RangeInclusive<u64> = 10..=500;
+/// Bodies that the broker holds for us; a classic queue has them in memory.
+const HELD_BYTES_AT_MOST: usize = 128 << 20;
+/// Without a delivery for this long, the queue is asked whether it is empty.
+const QUIET: Duration = Duration::from_secs(2);
+/// Longest wait for an answer, and for a delivery that the queue owes us.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Copies on their way to a confirm at a time.
+const COPIES_AT_MOST: usize = 200;
+/// Questions behind the last ack: one for the acks that were passed on, one for those that had to
+/// wait, and one to spare.
+const BARRIERS: usize = 3;
+
+/// What was left in the queue at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GivenBack {
+    /// Messages that were put back as copies, since the queue would have dropped them soon.
+    pub copied: u64,
+}
+
+/// The dead-letter queue, being read from its beginning to where its end was when it was opened.
+pub struct DeadLetterQueue {
+    config: Config,
+    connection: Connection,
+    channel: Channel,
+    deliveries: SelectAll<Consumer>,
+    consumers: Vec<ShortString>,
+    /// What all consumers may hold.
+    capacity: usize,
+    depth: u64,
+    limit: DeliveryLimit,
+    hold_at_most: usize,
+    /// Messages read that were there when it was opened. Tags count the deliveries of a channel in
+    /// their order, so they say which ones those are; consumers come to be heard in any order.
+    read: u64,
+    bytes_read: u64,
+    /// What is neither acked nor given back, with its size.
+    held: BTreeMap<DeliveryTag, usize>,
+    held_bytes: usize,
+    full: bool,
+    /// Something was acked, and the queue may not know yet.
+    removed: bool,
+    /// On a connection of its own: a blocked one must not hold up acks.
+    copier: Option<Publisher>,
+    copies: FuturesUnordered<Copying>,
+    given_back: GivenBack,
+}
+
+type Copying = std::pin::Pin<Box<dyn Future<Output = (DeliveryTag, Result<(), Lost>)> + Send>>;
+
+impl DeadLetterQueue {
+    /// Connects and asks how many messages there are. Of those at most `hold_at_most` are held at
+    /// the same time.
+    ///
+    /// # Errors
+    /// [`OpenError`]; a queue that does not exist is [`OpenError::Configuration`].
+    pub async fn open(config: &Config, hold_at_most: usize) -> Result<Self, OpenError> {
+        match timeout(OPEN_TIMEOUT, Self::connect(config, hold_at_most)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(OpenError::Unavailable(format!(
+                "{} did not tell about {} within {OPEN_TIMEOUT:?}",
+                connect::describe(config),
+                config.dead_letter_queue
+            ))),
+        }
+    }
+
+    async fn connect(config: &Config, hold_at_most: usize) -> Result<Self, OpenError> {
+        let refused = |error: &lapin::Error| match amqp_code(error) {
+            Some(404) => OpenError::Configuration(format!(
+                "there is no queue {:?} on {}. The service creates it with its queue, or when it \
+                 first publishes to it; RABBITMQ_DEAD_LETTER_QUEUE names another",
+                config.dead_letter_queue,
+                connect::describe(config)
+            )),
+            _ => connect::refused(config, error),
+        };
+        let connection = connect::open(config, "dead letters, by hand").await?;
+        let channel = connection.create_channel().await.map_err(|e| refused(&e))?;
+        let depth = depth(&channel, config).await.map_err(|e| refused(&e))?;
+        let limit = topology::delivery_limit(&connection, config).await;
+        Ok(Self {
+            config: config.clone(),
+            connection,
+            channel,
+            deliveries: SelectAll::new(),
+            consumers: Vec::new(),
+            capacity: 0,
+            depth,
+            limit,
+            hold_at_most,
+            read: 0,
+            bytes_read: 0,
+            held: BTreeMap::new(),
+            held_bytes: 0,
+            full: false,
+            removed: false,
+            copier: None,
+            copies: FuturesUnordered::new(),
+            given_back: GivenBack::default(),
+        })
+    }
+
+    /// Messages that were ready when it was opened.
+    pub fn depth(&self) -> u64 {
+        self.depth
+    }
+
+    /// Messages read so far.
+    pub fn read(&self) -> u64 {
+        self.read
+    }
+
+    /// What is known of the queue's delivery limit.
+    pub fn limit(&self) -> DeliveryLimit {
+        self.limit
+    }
+
+    /// Whether [`DeadLetterQueue::next`] ended because no more may be held, and not because there
+    /// was nothing left to read.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// The next message, in the order of the queue; `None` behind the last one that was there when
+    /// the queue was opened, or when no more may be held. What comes in later, or comes back, is not
+    /// read. Each one is to be [removed](Self::remove) or [kept](Self::keep).
+    ///
+    /// # Errors
+    /// [`Lost`] when the broker is gone or delivers nothing: everything is still in the queue.
+    pub async fn next(&mut self) -> Result<Option<Letter>, Lost> {
+        if self.read >= self.depth {
+            return Ok(None);
+        }
+        self.full = self.held.len() >= self.hold_at_most || self.held_bytes >= HELD_BYTES_AT_MOST;
+        if self.full {
+            return Ok(None);
+        }
+        let mut waited = Duration::ZERO;
+        loop {
+            if self.held.len() >= self.capacity {
+                self.widen().await?;
+            }
+            match timeout(QUIET, self.deliveries.next()).await {
+                Ok(Some(Ok(delivery))) => {
+                    let letter = self.hold(delivery);
+                    if letter.tag <= self.depth {
+                        self.read += 1;
+                        self.bytes_read += letter.body.len() as u64;
+                        return Ok(Some(letter));
+                    }
+                    // Came in, or came back, after the beginning.
+                    self.keep(&letter).await?;
+                    continue;
+                }
+                Ok(Some(Err(error))) => return Err(lost("consume", &error)),
+                Ok(None) => {
+                    return Err(Lost(
+                        "the broker ended the consumer: the queue was deleted, or lost its leader"
+                            .to_owned(),
+                    ));
+                }
+                Err(_) => waited += QUIET,
+            }
+            // Somebody else may have taken what was counted.
+            if self.ready().await? == 0 {
+                return Ok(None);
+            }
+            if waited >= ANSWER_TIMEOUT {
+                return Err(Lost(format!(
+                    "the queue has messages, and none was delivered within {waited:?}: is another \
+                     consumer the only one allowed (x-single-active-consumer)?"
+                )));
+            }
+        }
+    }
+
+    /// Takes a message out of the queue for good. The broker has it done for certain once
+    /// [`DeadLetterQueue::finish`] returns.
+    ///
+    /// # Errors
+    /// [`Lost`]: then it is still there.
+    pub async fn remove(&mut self, tag: DeliveryTag) -> Result<(), Lost> {
+        sent("ack", self.channel.basic_ack(tag, BasicAckOptions::default())).await?;
+        self.removed = true;
+        if let Some(size) = self.held.remove(&tag) {
+            self.held_bytes -= size;
+        }
+        Ok(())
+    }
+
+    /// Leaves a message in the queue; it goes back at the end, or at once as a copy when the queue
+    /// would drop it otherwise.
+    ///
+    /// # Errors
+    /// [`Lost`] when a copy is needed and can't be published: the message itself is still there.
+    pub async fn keep(&mut self, letter: &Letter) -> Result<(), Lost> {
+        if !self.limit.is_near(letter.given_back()) {
+            return Ok(());
+        }
+        if self.copier.is_none() {
+            self.copier = Some(self.open_copier().await?);
+        }
+        if let Some(copier) = &self.copier {
+            let confirm = copier.copy(&self.config.dead_letter_queue, letter).await?;
+            let tag = letter.tag;
+            self.copies.push(Box::pin(async move { (tag, confirm.await) }));
+        }
+        while self.copies.len() >= COPIES_AT_MOST {
+            self.copied().await?;
+        }
+        Ok(())
+    }
+
+    /// Gives back what is held and closes. On return everything is as it was asked for.
+    ///
+    /// # Errors
+    /// [`Lost`] when the broker did not confirm. What is not acked goes back all the same; acks may
+    /// or may not have arrived.
+    pub async fn finish(mut self) -> Result<GivenBack, Lost> {
+        let cancelling = async {
+            for consumer in &self.consumers {
+                self.channel.basic_cancel(consumer.clone(), BasicCancelOptions::default()).await?;
+            }
+            Ok(())
+        };
+        answered("cancel", cancelling).await?;
+        // What was delivered and not read counts as delivered, too.
+        while let Some(delivery) = self.deliveries.next().await {
+            let delivery = delivery.map_err(|error| lost("consume", &error))?;
+            let letter = self.hold(delivery);
+            self.keep(&letter).await?;
+        }
+        self.settle_removals().await?;
+        // A nack and not the close alone: from RabbitMQ 4.3 on it does not count as a delivery.
+        let giving_back = async {
+            if !self.held.is_empty() {
+                let everything = BasicNackOptions { multiple: true, requeue: true };
+                self.channel.basic_nack(0, everything).await?;
+            }
+            self.channel.close(200, "OK".into()).await?;
+            self.connection.close(200, "OK".into()).await
+        };
+        answered("close", giving_back).await?;
+        if let Some(copier) = self.copier {
+            answered_by(copier.close()).await?;
+        }
+        Ok(self.given_back)
+    }
+
+    /// Waits until the queue has got all acks. A channel keeps acks for a quorum queue to itself while
+    /// many others are under way (32 on RabbitMQ 3.10), and a close forgets them: of 199 acks right
+    /// before a close all were lost (measured). A `basic.get` is answered behind the acks that were
+    /// passed on, and their answers have the channel pass on the next: what it gets goes back with
+    /// the others.
+    async fn settle_removals(&mut self) -> Result<(), Lost> {
+        while !self.copies.is_empty() {
+            self.copied().await?;
+        }
+        while std::mem::take(&mut self.removed) {
+            for _ in 0..BARRIERS {
+                let queue = self.config.dead_letter_queue.as_str().into();
+                let get = self.channel.basic_get(queue, BasicGetOptions::default());
+                if let Some(got) = answered("get", get).await? {
+                    let letter = self.hold(got.delivery);
+                    self.keep(&letter).await?;
+                }
+            }
+            while !self.copies.is_empty() {
+                self.copied().await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, delivery: Delivery) -> Letter {
+        let tag = delivery.delivery_tag;
+        self.held.insert(tag, delivery.data.len());
+        self.held_bytes += delivery.data.len();
+        Letter::delivered(tag, delivery.data, delivery.properties)
+    }
+
+    /// Begins another consumer.
+    async fn widen(&mut self) -> Result<(), Lost> {
+        let window = match self.bytes_read / self.read.max(1) {
+            0 if self.read == 0 => FIRST_WINDOW,
+            mean => {
+                let fitting = WINDOW_BYTES / mean.max(1);
+                u16::try_from(fitting.clamp(*WINDOW.start(), *WINDOW.end())).unwrap_or(FIRST_WINDOW)
+            }
+        };
+        // For the consumers that are begun from now on.
+        let each_consumer = BasicQosOptions { global: false };
+        answered("qos", self.channel.basic_qos(window, each_consumer)).await?;
+        let consuming = self.channel.basic_consume(
+            self.config.dead_letter_queue.as_str().into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = answered("consume", consuming).await?;
+        self.capacity += usize::from(window);
+        self.consumers.push(consumer.tag());
+        self.deliveries.push(consumer);
+        Ok(())
+    }
+
+    async fn ready(&self) -> Result<u64, Lost> {
+        answered("passive declare", depth(&self.channel, &self.config)).await
+    }
+
+    async fn open_copier(&self) -> Result<Publisher, Lost> {
+        let connection = connect::open(&self.config, "dead letters, copies").await;
+        let connection = connection.map_err(|error| Lost(error.to_string()))?;
+        answered("confirm.select", Publisher::on(connection)).await
+    }
+
+    /// Acks an original whose copy is confirmed.
+    async fn copied(&mut self) -> Result<(), Lost> {
+        let confirmed = timeout(ANSWER_TIMEOUT, self.copies.next()).await;
+        match confirmed {
+            Ok(Some((tag, Ok(())))) => {
+                self.remove(tag).await?;
+                self.given_back.copied += 1;
+                Ok(())
+            }
+            Ok(Some((_, Err(lost)))) => {
+                Err(Lost(format!("a copy near the delivery limit: {lost}")))
+            }
+            Ok(None) => Ok(()),
+            Err(_) => Err(Lost(format!(
+                "no confirm for a copy within {ANSWER_TIMEOUT:?}; is the broker blocked by a memory \
+                 or disk alarm?"
+            ))),
+        }
+    }
+}
+
+async fn depth(channel: &Channel, config: &Config) -> Result<u64, lapin::Error> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let queue = config.dead_letter_queue.as_str().into();
+    let declared = channel.queue_declare(queue, passive, FieldTable::default()).await?;
+    Ok(declared.message_count().into())
+}
+
+/// Waits for the broker's reply; a frozen one never sends it.
+async fn answered<T>(what: &str, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, Lost> {
+    match timeout(ANSWER_TIMEOUT, asked).await {
+        Ok(answer) => answer.map_err(|error| lost(what, &error)),
+        Err(_) => Err(Lost(format!("{what}: no answer from the broker within {ANSWER_TIMEOUT:?}"))),
+    }
+}
+
+async fn answered_by(closing: impl Future<Output = Result<(), Lost>>) -> Result<(), Lost> {
+    match timeout(ANSWER_TIMEOUT, closing).await {
+        Ok(closed) => closed,
+        // Everything on it is confirmed.
+        Err(_) => Ok(()),
+    }
+}

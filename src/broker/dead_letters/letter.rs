@@ -1,0 +1,220 @@
+//! One dead letter: plain values to look at, and what it takes to publish it again.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::broker::headers;
+use crate::ports::DeliveryTag;
+
+/// AMQP's delivery mode for messages that survive a restart of the broker.
+const PERSISTENT: u8 = 2;
+/// How often a quorum queue has had the message back.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+/// RabbitMQ routes a message to these, too.
+const OTHER_RECIPIENTS: [&str; 2] = ["CC", "BCC"];
+/// The broker's own account of this stay in a queue.
+const OF_THIS_STAY: [&str; 2] = [DELIVERY_COUNT, "x-acquired-count"];
+/// Of an earlier time once a message is put back; RabbitMQ would go on counting in `x-death`.
+const OF_ITS_DEATH: [&str; 4] =
+    ["x-death", headers::SQLSTATE, headers::VOTE_HASH, headers::REFUSED_AT];
+const OF_ITS_DEATH_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
+
+/// A message in the dead-letter queue.
+pub struct Letter {
+    /// Its number in this reading of the queue.
+    pub tag: DeliveryTag,
+    pub body: Vec<u8>,
+    /// Headers as JSON: times as RFC 3339, bytes that are not UTF-8 as `{"base64": …}`.
+    pub headers: BTreeMap<String, Value>,
+    properties: BasicProperties,
+}
+
+impl Letter {
+    /// A letter that no broker delivered.
+    pub fn new(body: impl Into<Vec<u8>>, headers: BTreeMap<String, Value>) -> Self {
+        Self { tag: 0, body: body.into(), headers, properties: BasicProperties::default() }
+    }
+
+    pub(super) fn delivered(tag: DeliveryTag, body: Vec<u8>, properties: BasicProperties) -> Self {
+        let table = properties.headers().as_ref();
+        let headers = table.map(|table| plain_table(table).into_iter().collect());
+        Self { tag, body, headers: headers.unwrap_or_default(), properties }
+    }
+
+    /// How often the queue has had it back.
+    pub(super) fn given_back(&self) -> i64 {
+        self.headers.get(DELIVERY_COUNT).and_then(Value::as_i64).unwrap_or(0)
+    }
+
+    /// What it is published with to the queue it came from: as its publisher sent it, with the times
+    /// it was put back.
+    pub(in crate::broker) fn replayed(&self, replays: u32) -> BasicProperties {
+        let dropped = |name: &str| {
+            OF_ITS_DEATH.contains(&name)
+                || OF_ITS_DEATH_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        };
+        let mut headers = self.headers_without(dropped);
+        headers.insert(headers::REPLAYS.into(), AMQPValue::LongLongInt(replays.into()));
+        self.properties_with(headers)
+    }
+
+    /// What a copy of it in the dead-letter queue is published with.
+    pub(in crate::broker) fn copied(&self) -> BasicProperties {
+        self.properties_with(self.headers_without(|_| false))
+    }
+
+    fn headers_without(&self, dropped: impl Fn(&str) -> bool) -> FieldTable {
+        let table = self.properties.headers().as_ref();
+        let kept = table.into_iter().flat_map(FieldTable::inner).filter(|(name, _)| {
+            let name = name.as_str();
+            !OTHER_RECIPIENTS.contains(&name) && !OF_THIS_STAY.contains(&name) && !dropped(name)
+        });
+        let kept: BTreeMap<_, _> = kept.map(|(n, v)| (n.clone(), v.clone())).collect();
+        kept.into()
+    }
+
+    /// Everything but the expiration, which would have it expire again, and the user id, which has
+    /// to be that of who publishes.
+    fn properties_with(&self, headers: FieldTable) -> BasicProperties {
+        let old = &self.properties;
+        let mut new =
+            BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
+        macro_rules! carry {
+            ($($get:ident => $with:ident),+ $(,)?) => {
+                $(if let Some(value) = old.$get() {
+                    new = new.$with(value.clone());
+                })+
+            };
+        }
+        carry!(
+            content_type => with_content_type,
+            content_encoding => with_content_encoding,
+            priority => with_priority,
+            correlation_id => with_correlation_id,
+            reply_to => with_reply_to,
+            message_id => with_message_id,
+            timestamp => with_timestamp,
+            kind => with_type,
+            app_id => with_app_id,
+        );
+        new
+    }
+}
+
+fn plain_table(table: &FieldTable) -> Map<String, Value> {
+    table.inner().iter().map(|(name, value)| (name.to_string(), plain(value))).collect()
+}
+
+fn plain(value: &AMQPValue) -> Value {
+    match value {
+        AMQPValue::Boolean(on) => json!(on),
+        AMQPValue::ShortShortInt(n) => json!(n),
+        AMQPValue::ShortShortUInt(n) => json!(n),
+        AMQPValue::ShortInt(n) => json!(n),
+        AMQPValue::ShortUInt(n) => json!(n),
+        AMQPValue::LongInt(n) => json!(n),
+        AMQPValue::LongUInt(n) => json!(n),
+        AMQPValue::LongLongInt(n) => json!(n),
+        AMQPValue::Float(n) => json!(n),
+        AMQPValue::Double(n) => json!(n),
+        AMQPValue::DecimalValue(n) => json!({"value": n.value, "scale": n.scale}),
+        AMQPValue::ShortString(text) => json!(text.as_str()),
+        AMQPValue::LongString(text) => bytes(text.as_bytes()),
+        AMQPValue::ByteArray(array) => bytes(array.as_slice()),
+        AMQPValue::FieldArray(array) => array.as_slice().iter().map(plain).collect(),
+        AMQPValue::FieldTable(table) => Value::Object(plain_table(table)),
+        AMQPValue::Timestamp(seconds) => {
+            let time = i64::try_from(*seconds).ok().map(OffsetDateTime::from_unix_timestamp);
+            match time.and_then(|time| time.ok()?.format(&Rfc3339).ok()) {
+                Some(text) => json!(text),
+                None => json!(seconds),
+            }
+        }
+        AMQPValue::Void => Value::Null,
+    }
+}
+
+fn bytes(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => json!(text),
+        Err(_) => json!({"base64": STANDARD.encode(bytes)}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn long(text: &str) -> AMQPValue {
+        AMQPValue::LongString(text.into())
+    }
+
+    fn dead() -> Letter {
+        let mut death = FieldTable::default();
+        death.insert("reason".into(), long("rejected"));
+        death.insert("time".into(), AMQPValue::Timestamp(1_763_000_000));
+        let mut table = FieldTable::default();
+        for (name, value) in [
+            ("x-death", AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into())),
+            ("x-first-death-reason", long("rejected")),
+            ("x-last-death-queue", long("votes")),
+            ("x-sqlstate", long("23514")),
+            ("x-vote-hash", long("h")),
+            ("x-refused-at", long("2026-11-25T04:00:00Z")),
+            ("x-delivery-count", AMQPValue::LongLongInt(3)),
+            ("x-replays", long("1")),
+            ("x-published-at-us", AMQPValue::LongLongInt(7)),
+            ("traceparent", long("00-1-2-01")),
+            ("CC", AMQPValue::FieldArray(vec![long("elsewhere")].into())),
+            ("own", AMQPValue::ByteArray(vec![0xff].into())),
+        ] {
+            table.insert(name.into(), value);
+        }
+        let properties = BasicProperties::default()
+            .with_headers(table)
+            .with_message_id("id".into())
+            .with_expiration("1000".into())
+            .with_user_id("publisher".into());
+        Letter::delivered(1, b"body".to_vec(), properties)
+    }
+
+    fn names(properties: &BasicProperties) -> Vec<String> {
+        let headers = properties.headers().as_ref().expect("headers");
+        headers.inner().keys().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_is_put_back_tells_of_its_publisher_and_not_of_its_death() {
+        let replayed = dead().replayed(2);
+        assert_eq!(names(&replayed), ["own", "traceparent", "x-published-at-us", "x-replays"]);
+        assert_eq!(headers::replays(&replayed), 2);
+        assert_eq!(*replayed.delivery_mode(), Some(PERSISTENT));
+        assert_eq!(replayed.message_id().as_ref().map(|id| id.as_str()), Some("id"));
+        assert!(replayed.expiration().is_none() && replayed.user_id().is_none());
+    }
+
+    #[test]
+    fn a_copy_keeps_why_it_is_there_and_counts_from_nought() {
+        let copied = names(&dead().copied());
+        for kept in ["x-death", "x-sqlstate", "x-replays", "x-last-death-queue", "own"] {
+            assert!(copied.iter().any(|name| name == kept), "{kept}");
+        }
+        assert!(!copied.iter().any(|name| name == "x-delivery-count" || name == "CC"));
+    }
+
+    #[test]
+    fn headers_become_json() {
+        let letter = dead();
+        assert_eq!(letter.given_back(), 3);
+        let death = json!([{"reason": "rejected", "time": "2025-11-13T02:13:20Z"}]);
+        assert_eq!(letter.headers["x-death"], death);
+        assert_eq!(letter.headers["own"], json!({"base64": "/w=="}));
+    }
+}

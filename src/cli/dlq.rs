@@ -1,0 +1,187 @@
+//! `dlq`: looking into the dead-letter queue, putting back, removing.
+
+mod act;
+mod look;
+
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use comfy_table::{LineStyle, TableStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use vote_aggregator::broker::{DeadLetterQueue, DeliveryLimit, GivenBack};
+use vote_aggregator::config::Config;
+use vote_aggregator::dlq::{self, Ended, Filter, PurgeError, Tally};
+use vote_aggregator::ports::{Lost, OpenError};
+
+use super::exit;
+
+/// A line below the header and no others.
+const STYLE: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-'));
+const TICK: Duration = Duration::from_millis(100);
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  vote-aggregator dlq list                              what is there, and why
+  vote-aggregator dlq show --hash 4f2a...               everything about one message
+  vote-aggregator dlq replay --sqlstate 23514 --dry-run what would be put back
+  vote-aggregator dlq replay --sqlstate 23514           put it back, after asking
+  vote-aggregator dlq purge --reason malformed --save removed.ndjson
+
+Nothing leaves the dead-letter queue before it is confirmed elsewhere (replay), or on disk (purge
+--save). What is only looked at goes back when the command ends, however it ends. A quorum queue then
+has it behind what came in meanwhile, and counts one delivery more; a message that would be dropped
+for that is put back as a fresh copy instead, and the command says so.")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show what is in the dead-letter queue, and how much of it for which reason
+    List(look::List),
+    /// Show everything about single messages: why, what to do, headers, body without the citizen
+    Show(look::Show),
+    /// Put messages back into the votes queue: exit code 0 when all that match were confirmed
+    Replay(act::Replay),
+    /// Remove messages for good
+    Purge(act::Purge),
+}
+
+/// Which messages are meant.
+#[derive(Args, Clone)]
+struct Meant {
+    /// Only with this reason, e.g. malformed, missing_field, refused, delivery_limit; repeatable
+    #[arg(long, value_name = "REASON", value_parser = dlq::reason)]
+    reason: Vec<String>,
+    /// Only refused by PostgreSQL with this SQLSTATE, or with this class (23); repeatable
+    #[arg(long, value_name = "CODE", value_parser = dlq::sqlstate)]
+    sqlstate: Vec<String>,
+    /// Only votes on this law; repeatable
+    #[arg(long, value_name = "LAW_ID")]
+    law: Vec<String>,
+    /// Only the vote with this hash; repeatable
+    #[arg(long, value_name = "VOTE_HASH")]
+    hash: Vec<String>,
+    /// Messages held on the broker at the same time, at most; beyond that the command stops early
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    hold: u32,
+}
+
+impl Meant {
+    fn filter(&self) -> Filter {
+        Filter {
+            reasons: self.reason.clone(),
+            sqlstates: self.sqlstate.clone(),
+            laws: self.law.clone(),
+            hashes: self.hash.clone(),
+        }
+    }
+}
+
+/// Why a command did not come to its end.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("{0}. Nothing is lost: what was not acknowledged is in the dead-letter queue")]
+    Lost(#[from] Lost),
+    #[error("{0}. What was not removed is still in the dead-letter queue")]
+    Purge(#[from] PurgeError),
+    #[error("{0}")]
+    Usage(String),
+}
+
+pub(super) async fn dlq(config: &Config, arguments: Arguments) -> ExitCode {
+    let done = match arguments.command {
+        Command::List(arguments) => look::list(config, &arguments).await,
+        Command::Show(arguments) => look::show(config, &arguments).await,
+        Command::Replay(arguments) => act::replay(config, &arguments).await,
+        Command::Purge(arguments) => act::purge(config, &arguments).await,
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(exit::FINDINGS),
+        Err(failed) => {
+            match &failed {
+                Failed::Usage(told) => eprintln!("{told}"),
+                _ => tracing::error!(queue = config.rabbitmq.dead_letter_queue, "{failed}"),
+            }
+            ExitCode::from(match failed {
+                Failed::Usage(_) => exit::USAGE,
+                Failed::Open(OpenError::Credentials(_)) => exit::CREDENTIALS,
+                Failed::Open(OpenError::Configuration(_)) => exit::CONFIG,
+                Failed::Open(OpenError::Unavailable(_)) | Failed::Lost(_) => exit::FINDINGS,
+                Failed::Purge(PurgeError::Lost(_)) => exit::FINDINGS,
+                Failed::Purge(PurgeError::Save { .. }) => exit::INTERNAL,
+            })
+        }
+    }
+}
+
+async fn open(config: &Config, hold: u32) -> Result<DeadLetterQueue, OpenError> {
+    let hold = usize::try_from(hold).unwrap_or(usize::MAX);
+    let queue = DeadLetterQueue::open(&config.rabbitmq, hold).await?;
+    if let DeliveryLimit::Set(limit) = queue.limit() {
+        tracing::warn!(
+            queue = config.rabbitmq.dead_letter_queue,
+            "x-delivery-limit={limit}: the broker drops a message that is given back more often, as \
+             each look does; those that come near it are put back as copies"
+        );
+    }
+    Ok(queue)
+}
+
+/// Says what a person should know of how it was given back.
+fn tell_copies(given_back: GivenBack) {
+    if given_back.copied > 0 {
+        eprintln!(
+            "{} messages had been given back so often that the broker could have dropped them: they \
+             were put back as fresh copies, at the end of the queue",
+            HumanCount(given_back.copied)
+        );
+    }
+}
+
+/// Says that not everything was read, and why.
+fn tell_end(tally: &Tally) {
+    let (read, depth) = (HumanCount(tally.read), HumanCount(tally.depth));
+    match tally.ended {
+        Ended::Full => eprintln!(
+            "stopped early: read {read} of {depth} messages, since no more are held on the broker at \
+             the same time (--hold, or 128 MiB)"
+        ),
+        Ended::Enough if tally.read < tally.depth => {
+            eprintln!("stopped at --max: read {read} of {depth} messages");
+        }
+        Ended::AtTheEnd if tally.read < tally.depth => eprintln!(
+            "read {read} of the {depth} messages that were there: another consumer holds or took the \
+             others"
+        ),
+        _ => {}
+    }
+}
+
+fn needs_yes(yes: bool, what: &str) -> Result<(), Failed> {
+    if yes || io::stdin().is_terminal() {
+        return Ok(());
+    }
+    Err(Failed::Usage(format!(
+        "{what} asks before it does anything, and standard input is no terminal: add --yes, or \
+         --dry-run"
+    )))
+}
+
+fn bar(doing: &'static str, length: u64) -> ProgressBar {
+    let bar = ProgressBar::new(length).with_prefix(doing);
+    bar.enable_steady_tick(TICK);
+    let template = "{prefix} {bar:30} {human_pos}/{human_len} ({eta} left)";
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}

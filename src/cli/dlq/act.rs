@@ -1,0 +1,300 @@
+//! `dlq replay` and `dlq purge`: first a look without touching, then the question, then the deed on
+//! what the question was about.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use comfy_table::{CellAlignment, Table};
+use indicatif::HumanCount;
+use vote_aggregator::broker::{DeadLetterQueue, RabbitMq};
+use vote_aggregator::config::Config;
+use vote_aggregator::dlq::{
+    self, Ended, Fingerprint, Removed, Selection, Tally, Verdict, fingerprint, printable,
+};
+use vote_aggregator::telemetry::Health;
+
+use super::super::agreed;
+use super::{Failed, Meant, STYLE, bar, needs_yes, open, tell_copies, tell_end};
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  vote-aggregator dlq replay --sqlstate 23514 --dry-run
+  vote-aggregator dlq replay --reason refused --law law-001
+  vote-aggregator dlq replay --reason delivery_limit --rate 100 --yes
+
+Mend the cause first. Each message is published to the votes queue, and leaves the dead-letter queue
+once the broker has confirmed it there; ended half-way, by whatever, a message is in one of the two or
+in both. Replaying a vote that is counted changes nothing. Only what was in the dead-letter queue at
+the beginning is taken, so that what comes back is not taken again. The header x-replays counts.")]
+pub(super) struct Replay {
+    #[command(flatten)]
+    meant: Meant,
+    /// Messages to put back at most; 0 for all that match
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max: u64,
+    /// Leave messages that were put back this often before: they come back each time
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    max_replays: u32,
+    /// Messages a second; as fast as the broker confirms when not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// Also what is malformed by our own rules: the service will reject it again
+    #[arg(long)]
+    force: bool,
+    /// Say what would be put back, and put back nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Put back without asking
+    #[arg(long, conflicts_with = "dry_run")]
+    yes: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  vote-aggregator dlq purge --reason malformed --dry-run
+  vote-aggregator dlq purge --reason malformed --save removed.ndjson
+  vote-aggregator dlq purge --hash 4f2a... --save removed.ndjson --yes
+
+--save writes each message with its body, headers and reason to a new file, one JSON object a line,
+which is on disk before the message leaves the queue. It holds who voted what: only its owner can
+read it. To count from it what was valid after all:
+  jq -r '.body // empty' removed.ndjson | vote-aggregator publish --file -")]
+pub(super) struct Purge {
+    #[command(flatten)]
+    meant: Meant,
+    /// Messages to remove at most; 0 for all that match
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max: u64,
+    /// Write what is removed to this file first; it must not exist
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Say what would be removed, and remove nothing
+    #[arg(long, conflicts_with = "save")]
+    dry_run: bool,
+    /// Remove without asking
+    #[arg(long, conflicts_with = "dry_run")]
+    yes: bool,
+}
+
+pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, Failed> {
+    let Replay { meant, max, max_replays, rate, force, dry_run, yes } = arguments;
+    let votes = &config.rabbitmq.queue;
+    let filter = meant.filter();
+    let selection = Selection {
+        filter: &filter,
+        max_replays: Some(*max_replays),
+        malformed: *force,
+        max_message_bytes: config.batch.max_message_bytes,
+        max: (*max > 0).then_some(*max),
+        agreed: None,
+    };
+    let deed = Deed { taken: "put back", max_replays: *max_replays };
+    let look = Look { config, selection: &selection, hold: meant.hold };
+    if *dry_run {
+        let (tally, _) = look.through().await?;
+        tell_end(&tally);
+        print!("{}", deed.would(&tally));
+        return Ok(true);
+    }
+    needs_yes(*yes, "replay")?;
+    let seen = if *yes {
+        None
+    } else {
+        let question =
+            |tally: &Tally| format!("Put {} messages back into {votes}?", HumanCount(tally.taken));
+        match look.and_ask(&deed, question).await? {
+            Answer::Yes(seen) => Some(seen),
+            Answer::No => return Ok(false),
+            Answer::Nothing(all) => return Ok(all),
+        }
+    };
+    let selection = Selection { agreed: seen.as_ref(), ..selection.clone() };
+
+    let rabbitmq = RabbitMq::new(config.rabbitmq.clone(), Arc::new(Health::default()));
+    let publisher = rabbitmq.publisher().await?;
+    let mut queue = open(config, meant.hold).await?;
+    let bar = bar("replaying", queue.depth());
+    let plan = dlq::Replay { selection, queue: votes, rate: *rate };
+    let progress = |tally: &Tally| bar.set_position(tally.read);
+    let (tally, ended) = dlq::replay(&mut queue, &publisher, &plan, progress).await;
+    let finished = finish(queue).await;
+    bar.finish_and_clear();
+    if let Err(lost) = publisher.close().await {
+        // Every message is confirmed by now, or still in the dead-letter queue.
+        tracing::debug!("{lost}");
+    }
+    tell_end(&tally);
+    print!("{}", deed.done(&tally));
+    ended?;
+    finished?;
+    Ok(tally.taken == tally.matched && tally.ended != Ended::Full)
+}
+
+pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<bool, Failed> {
+    let Purge { meant, max, save, dry_run, yes } = arguments;
+    let filter = meant.filter();
+    let selection = Selection {
+        filter: &filter,
+        max_replays: None,
+        malformed: true,
+        max_message_bytes: config.batch.max_message_bytes,
+        max: (*max > 0).then_some(*max),
+        agreed: None,
+    };
+    let deed = Deed { taken: "removed", max_replays: 0 };
+    let look = Look { config, selection: &selection, hold: meant.hold };
+    if *dry_run {
+        let (tally, _) = look.through().await?;
+        tell_end(&tally);
+        print!("{}", deed.would(&tally));
+        return Ok(true);
+    }
+    needs_yes(*yes, "purge")?;
+    // Before the question; what comes in between is refused when the file is made.
+    if let Some(path) = save.as_ref().filter(|path| path.exists()) {
+        let told = format!("--save {}: there is such a file; name a new one", path.display());
+        return Err(Failed::Usage(told));
+    }
+    let seen = if *yes {
+        None
+    } else {
+        let question = |tally: &Tally| {
+            let valid = match tally.valid {
+                0 => String::new(),
+                valid => format!(", {} of them valid votes", HumanCount(valid)),
+            };
+            let kept = if save.is_some() { "" } else { " and keep no copy" };
+            format!("Remove {} messages{valid}{kept}?", HumanCount(tally.taken))
+        };
+        match look.and_ask(&deed, question).await? {
+            Answer::Yes(seen) => Some(seen),
+            Answer::No => return Ok(false),
+            Answer::Nothing(all) => return Ok(all),
+        }
+    };
+    let selection = Selection { agreed: seen.as_ref(), ..selection.clone() };
+
+    let mut file = match save {
+        Some(path) => Some(Removed::create(path).await?),
+        None => None,
+    };
+    let mut queue = open(config, meant.hold).await?;
+    let bar = bar("purging", queue.depth());
+    let progress = |tally: &Tally| bar.set_position(tally.read);
+    let (tally, ended) = dlq::purge(&mut queue, &selection, file.as_mut(), progress).await;
+    let finished = finish(queue).await;
+    bar.finish_and_clear();
+    tell_end(&tally);
+    print!("{}", deed.done(&tally));
+    ended?;
+    finished?;
+    Ok(tally.taken == tally.matched && tally.ended != Ended::Full)
+}
+
+async fn finish(queue: DeadLetterQueue) -> Result<(), Failed> {
+    tell_copies(queue.finish().await?);
+    Ok(())
+}
+
+enum Answer {
+    /// To these letters.
+    Yes(BTreeSet<Fingerprint>),
+    No,
+    /// There was nothing to ask about; whether nothing matched at all.
+    Nothing(bool),
+}
+
+/// The look before the question.
+struct Look<'a> {
+    config: &'a Config,
+    selection: &'a Selection<'a>,
+    hold: u32,
+}
+
+impl Look<'_> {
+    async fn through(&self) -> Result<(Tally, BTreeSet<Fingerprint>), Failed> {
+        let mut queue = open(self.config, self.hold).await?;
+        let bar = bar("looking", queue.depth());
+        let mut seen = BTreeSet::new();
+        let tally = dlq::scan(&mut queue, self.selection, |letter, _, verdict| {
+            bar.set_position(letter.tag);
+            if verdict == Verdict::Taken {
+                seen.insert(fingerprint(letter));
+            }
+        });
+        let tally = tally.await?;
+        finish(queue).await?;
+        bar.finish_and_clear();
+        Ok((tally, seen))
+    }
+
+    async fn and_ask(
+        &self,
+        deed: &Deed,
+        question: impl Fn(&Tally) -> String,
+    ) -> Result<Answer, Failed> {
+        let (tally, seen) = self.through().await?;
+        tell_end(&tally);
+        eprint!("{}", deed.would(&tally));
+        if tally.taken == 0 {
+            return Ok(Answer::Nothing(tally.matched == 0));
+        }
+        if agreed(&question(&tally)) {
+            return Ok(Answer::Yes(seen));
+        }
+        eprintln!("nothing is changed");
+        Ok(Answer::No)
+    }
+}
+
+/// Words for what is done.
+struct Deed {
+    taken: &'static str,
+    max_replays: u32,
+}
+
+impl Deed {
+    fn would(&self, tally: &Tally) -> String {
+        let mut reasons = table(["reason", "messages"]);
+        for (label, count) in &tally.reasons {
+            reasons.add_row([printable(label), HumanCount(*count).to_string()]);
+        }
+        let reasons =
+            if tally.reasons.is_empty() { String::new() } else { format!("{reasons}\n\n") };
+        format!("{reasons}{}", self.outcome(tally, &format!("would be {}", self.taken)))
+    }
+
+    fn done(&self, tally: &Tally) -> String {
+        self.outcome(tally, self.taken)
+    }
+
+    fn outcome(&self, tally: &Tally, taken: &str) -> String {
+        let mut table = table(["of the messages that match", "messages"]);
+        let rows = [
+            (taken.to_owned(), tally.taken),
+            ("left: malformed, would come straight back".to_owned(), tally.malformed),
+            (format!("left: put back {} times or more", self.max_replays), tally.too_often),
+            ("left: not confirmed by the broker".to_owned(), tally.failed),
+        ];
+        for (index, (what, count)) in rows.into_iter().enumerate() {
+            if index == 0 || count > 0 {
+                table.add_row([what, HumanCount(count).to_string()]);
+            }
+        }
+        format!("{table}\n")
+    }
+}
+
+fn table(header: [&str; 2]) -> Table {
+    let mut table = Table::new();
+    table.load_style(STYLE);
+    table.set_header(header);
+    if let Some(column) = table.column_mut(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}

@@ -1,0 +1,56 @@
+//! Text from strangers, made harmless for a terminal.
+
+/// Escapes what a terminal would obey and what would change the look of the text around it: control
+/// characters, line separators, and marks of direction or without any width.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if obeyed(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+/// The same in a line of JSON, where such a character can only be within a string.
+pub fn json_line(json: &str) -> String {
+    use std::fmt::Write;
+    let mut line = String::with_capacity(json.len());
+    for c in json.chars() {
+        if !obeyed(c) {
+            line.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            // Writing to a String cannot fail.
+            write!(line, "\\u{unit:04x}").ok();
+        }
+    }
+    line
+}
+
+fn obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_obeyed_and_the_rest_stays() {
+        assert_eq!(printable("é \"quoted\" \\ 投票"), "é \"quoted\" \\ 投票");
+        assert_eq!(printable("a\x1b[2J\r\n\u{9b}b"), "a\\u{1b}[2J\\r\\n\\u{9b}b");
+        assert_eq!(printable("\u{202e}oui\u{200b}"), "\\u{202e}oui\\u{200b}");
+    }
+
+    #[test]
+    fn json_stays_the_same_json() {
+        let told = "a\u{9b}b\u{7f}\u{202e}\u{e0041}\n\"";
+        let line = json_line(&serde_json::to_string(told).expect("JSON"));
+        assert!(line.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{line}");
+        assert_eq!(serde_json::from_str::<String>(&line).expect("JSON"), told);
+    }
+}

@@ -1,0 +1,311 @@
+//! Why a message is in the dead-letter queue: by what its headers tell, and by what the decoder
+//! says when asked again.
+
+use serde_json::Value;
+
+use super::body;
+use crate::broker::Letter;
+use crate::vote::{self, Reason, Rejection};
+
+/// Why a message is a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The decoder refuses it, as of now: so would the service.
+    Malformed(Rejection),
+    /// A valid vote that PostgreSQL refused.
+    Refused { sqlstate: String },
+    /// A valid vote that RabbitMQ dead-lettered for this reason: `rejected`, `delivery_limit`,
+    /// `expired`, `maxlen`.
+    Died { reason: String },
+    /// A valid vote, and no header that tells.
+    Unknown,
+}
+
+/// One entry of `x-death`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Death {
+    pub reason: String,
+    /// The queue it died in.
+    pub queue: String,
+    /// How often, there and for this reason.
+    pub count: u64,
+    /// The first time, as RFC 3339.
+    pub time: Option<String>,
+}
+
+/// All that is told of a letter without its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Examined {
+    pub why: Why,
+    pub vote_hash: Option<String>,
+    pub law_id: Option<String>,
+    /// Newest first.
+    pub deaths: Vec<Death>,
+    /// As the service wrote it, whatever the decoder says now.
+    pub sqlstate: Option<String>,
+    /// When it was dead-lettered, as RFC 3339.
+    pub when: Option<String>,
+    /// In bytes.
+    pub size: usize,
+    /// How often it was put back by `dlq replay`.
+    pub replays: u32,
+    /// How often the dead-letter queue has had it back.
+    pub given_back: u64,
+}
+
+/// Looks into a letter, with the decoder's limit in bytes.
+pub fn examine(letter: &Letter, max_bytes: usize) -> Examined {
+    let text = |name: &str| letter.headers.get(name).and_then(Value::as_str).map(str::to_owned);
+    let deaths = deaths(letter.headers.get("x-death"));
+    let sqlstate = text("x-sqlstate");
+    let (why, vote_hash, law_id) = match vote::decode(&letter.body, max_bytes) {
+        Ok(vote) => {
+            let why = match (&sqlstate, deaths.first()) {
+                (Some(sqlstate), _) => Why::Refused { sqlstate: sqlstate.clone() },
+                (None, Some(death)) => Why::Died { reason: death.reason.clone() },
+                (None, None) => Why::Unknown,
+            };
+            (why, Some(vote.vote_hash), Some(vote.law_id))
+        }
+        Err(rejection) => {
+            let small = letter.body.len() <= max_bytes;
+            let law_id = small.then(|| body::law_id(&letter.body)).flatten();
+            let vote_hash = rejection.vote_hash.clone();
+            (Why::Malformed(rejection), vote_hash, law_id)
+        }
+    };
+    let when = deaths.first().and_then(|death| death.time.clone());
+    Examined {
+        why,
+        vote_hash: vote_hash.or_else(|| text("x-vote-hash")),
+        law_id,
+        when: when.or_else(|| text("x-refused-at")),
+        deaths,
+        sqlstate,
+        size: letter.body.len(),
+        replays: u32::try_from(number(letter.headers.get("x-replays"))).unwrap_or(u32::MAX),
+        given_back: number(letter.headers.get("x-delivery-count")),
+    }
+}
+
+fn deaths(header: Option<&Value>) -> Vec<Death> {
+    let text =
+        |entry: &Value, name: &str| entry.get(name).and_then(Value::as_str).map(str::to_owned);
+    let entries = header.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let told = entries.iter().filter_map(|entry| {
+        Some(Death {
+            reason: text(entry, "reason")?,
+            queue: text(entry, "queue").unwrap_or_default(),
+            count: number(entry.get("count")),
+            time: text(entry, "time"),
+        })
+    });
+    told.collect()
+}
+
+/// Whichever of AMQP's types a client chose for it; 0 for what is no number.
+fn number(value: Option<&Value>) -> u64 {
+    match value {
+        Some(Value::Number(number)) => number.as_u64().unwrap_or(0),
+        Some(Value::String(text)) => text.parse().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+impl Why {
+    /// One word for a column and a filter.
+    pub fn word(&self) -> &str {
+        match self {
+            Self::Malformed(rejection) => rejection.reason.as_str(),
+            Self::Refused { sqlstate } => sqlstate,
+            Self::Died { reason } => reason,
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// For a column: the word, and what it is about.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Malformed(rejection) => rejection.to_string(),
+            Self::Refused { sqlstate } => format!("SQLSTATE {sqlstate}"),
+            Self::Died { reason } => reason.clone(),
+            Self::Unknown => "unknown".to_owned(),
+        }
+    }
+
+    /// Whether it is a valid vote, which nobody has counted from here.
+    pub const fn is_valid(&self) -> bool {
+        !matches!(self, Self::Malformed(_))
+    }
+
+    /// A sentence that says what happened.
+    pub fn told(&self) -> String {
+        match self {
+            Self::Malformed(rejection) => {
+                let field = rejection.field.map(|field| format!(" ({field})")).unwrap_or_default();
+                format!("Malformed: {}{field}.", broken(rejection.reason))
+            }
+            Self::Refused { sqlstate } => {
+                format!("A valid vote that PostgreSQL refused: {}.", refusal(sqlstate))
+            }
+            Self::Died { reason } => match reason.as_str() {
+                "rejected" => "Rejected by a consumer, and valid by the rules of today.".to_owned(),
+                "delivery_limit" => "A valid vote that was delivered too often without being \
+                                     settled: the queue's delivery limit dropped it."
+                    .to_owned(),
+                "expired" => "A valid vote that waited longer than the queue's TTL.".to_owned(),
+                "maxlen" => "A valid vote that the queue's length limit pushed out.".to_owned(),
+                other => format!("A valid vote that RabbitMQ dead-lettered: {other}."),
+            },
+            Self::Unknown => "A valid vote, and no header tells how it came here.".to_owned(),
+        }
+    }
+
+    /// What an operator does about it.
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::Malformed(Rejection { reason: Reason::TooLarge, .. }) => {
+                "Its publisher sends it again, smaller; or raise MAX_MESSAGE_BYTES on all instances \
+                 and here, and replay."
+            }
+            Self::Malformed(_) => {
+                "Its publisher mends and sends it again; replayed as it is, it comes straight back. \
+                 Then purge it."
+            }
+            Self::Refused { .. } => {
+                "Mend the constraint, trigger or column that the service's log names, then replay."
+            }
+            Self::Died { reason } => match reason.as_bytes() {
+                b"delivery_limit" => {
+                    "Find out why no instance could settle it (crashes? a low limit?), then replay."
+                }
+                b"expired" | b"maxlen" => "Take the limit off the queue, then replay.",
+                _ => "Replay: it will be counted, or recognised as counted.",
+            },
+            Self::Unknown => "Replay: it will be counted, or recognised as counted.",
+        }
+    }
+}
+
+const fn broken(reason: Reason) -> &'static str {
+    match reason {
+        Reason::TooLarge => "the body is longer than MAX_MESSAGE_BYTES",
+        Reason::NotUtf8 => "the body is not UTF-8",
+        Reason::NotJson => "the body is not JSON",
+        Reason::NotObject => "the body is JSON, but not an object",
+        Reason::RepeatedField => "a field occurs twice",
+        Reason::MissingField => "a field is missing",
+        Reason::WrongType => "a field is not a string",
+        Reason::EmptyField => "a field is empty",
+        Reason::TooLong => "a field is longer than its column",
+        Reason::ControlCharacter => "a field has a control character",
+        Reason::BadVoteHash => "vote_hash is not visible ASCII",
+        Reason::BadLawId => "law_id has a character outside A–Z a–z 0–9 . _ : -",
+        Reason::BadChoice => "choice is neither oui nor non",
+        Reason::BadTimestamp => "timestamp is not RFC 3339 with an offset, of the years 1970–9999",
+    }
+}
+
+fn refusal(sqlstate: &str) -> String {
+    let known = match sqlstate {
+        "23502" => "a column that must not be empty",
+        "23503" => "a reference to a row that is not there",
+        "23514" => "a check constraint",
+        "22001" => "a column that is too short",
+        "P0001" => "a trigger",
+        "" => return "without an SQLSTATE".to_owned(),
+        code if code.starts_with("22") => "a value that the database does not take",
+        code if code.starts_with("23") => "a constraint",
+        _ => return format!("SQLSTATE {sqlstate}"),
+    };
+    format!("{known} (SQLSTATE {sqlstate})")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const VOTE: &str = r#"{"vote_hash":"h-1","citizen_id":"citizen-1","law_id":"law-1","choice":"oui","timestamp":"2025-11-14T12:00:00Z"}"#;
+
+    fn letter(body: impl Into<Vec<u8>>, headers: Value) -> Letter {
+        let Value::Object(headers) = headers else { panic!("headers are an object") };
+        Letter::new(body, headers.into_iter().collect())
+    }
+
+    fn of(body: impl Into<Vec<u8>>, headers: Value) -> Examined {
+        examine(&letter(body, headers), 16_384)
+    }
+
+    fn death(reason: &str) -> Value {
+        json!([
+            {"reason": reason, "queue": "votes", "count": 2, "time": "2026-11-25T04:00:00Z"},
+            {"reason": "older", "queue": "votes", "count": 9, "time": "2020-01-01T00:00:00Z"},
+        ])
+    }
+
+    #[test]
+    fn the_decoder_says_why_a_message_is_malformed() {
+        for (body, label) in [
+            ("", "not_json"),
+            ("[]", "not_object"),
+            (&VOTE.replace("oui", "maybe"), "bad_choice (choice)"),
+            (&VOTE.replace("citizen_id", "citizenId"), "missing_field (citizen_id)"),
+        ] {
+            let found = of(body, json!({"x-death": death("rejected")}));
+            assert_eq!(found.why.label(), label);
+            assert!(!found.why.is_valid());
+            assert_eq!(found.when.as_deref(), Some("2026-11-25T04:00:00Z"), "{label}");
+        }
+        let found = of(VOTE.replace("oui", "maybe"), json!({}));
+        assert_eq!(
+            (found.vote_hash.as_deref(), found.law_id.as_deref()),
+            (Some("h-1"), Some("law-1"))
+        );
+    }
+
+    #[test]
+    fn the_decoders_limit_is_that_of_the_configuration() {
+        let small = examine(&letter(VOTE, json!({})), 20);
+        assert_eq!(small.why.word(), "too_large");
+        assert!(small.why.advice().contains("MAX_MESSAGE_BYTES"));
+        assert_eq!(small.law_id, None, "nothing beyond the limit is read");
+    }
+
+    #[test]
+    fn a_valid_vote_is_there_for_what_its_headers_tell() {
+        let refused =
+            of(VOTE, json!({"x-sqlstate": "23514", "x-refused-at": "2026-11-25T04:00:01Z"}));
+        assert_eq!(refused.why, Why::Refused { sqlstate: "23514".to_owned() });
+        assert_eq!(refused.when.as_deref(), Some("2026-11-25T04:00:01Z"));
+        assert!(refused.why.told().contains("check constraint"), "{}", refused.why.told());
+        for reason in ["rejected", "delivery_limit", "expired", "maxlen"] {
+            let died = of(VOTE, json!({"x-death": death(reason)}));
+            assert_eq!(died.why.word(), reason);
+            assert_eq!(died.deaths.len(), 2);
+            assert_eq!((died.deaths[0].count, died.deaths[0].queue.as_str()), (2, "votes"));
+        }
+        assert_eq!(of(VOTE, json!({})).why, Why::Unknown);
+    }
+
+    #[test]
+    fn headers_of_any_shape_are_survived() {
+        for odd in [json!(null), json!(7), json!("x"), json!([1, {"reason": 5}]), json!({"a": 1})] {
+            let found = of(VOTE, json!({"x-death": odd, "x-sqlstate": odd, "x-replays": odd}));
+            assert!(found.why.is_valid());
+            assert!(found.deaths.is_empty());
+        }
+        let counted = |replays: Value| of(VOTE, json!({"x-replays": replays})).replays;
+        assert_eq!((counted(json!(2)), counted(json!("3")), counted(json!(-1))), (2, 3, 0));
+        assert_eq!(counted(json!(u64::MAX)), u32::MAX, "guarded rather than let through");
+    }
+
+    #[test]
+    fn every_reason_has_its_words() {
+        for reason in Reason::ALL {
+            let why = Why::Malformed(Rejection { reason, field: None, vote_hash: None });
+            assert!(why.told().len() > 20 && why.advice().len() > 20, "{why:?}");
+        }
+    }
+}
