@@ -5,6 +5,7 @@ mod counting;
 mod demo;
 mod deploy;
 mod deployment;
+mod dlq;
 mod health;
 mod hostile;
 mod metrics;

@@ -93,10 +93,15 @@ async fn its_commands_are_the_binarys() {
     for (command, options) in [
         ("recount", &["--repair", "--reason"][..]),
         ("publish", &["--file"]),
+        ("dlq list", &["--json", "--max", "--reason"]),
+        ("dlq show", &["--reason", "--max", "--reveal"]),
+        ("dlq replay", &["--sqlstate", "--dry-run", "--yes", "--rate", "--max-replays"]),
+        ("dlq purge", &["--reason", "--save", "--hold"]),
         ("migrate", &[]),
         ("run", &["--profile"]),
     ] {
-        let (code, help) = Service::output(&[command, "--help"]).await;
+        let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let (code, help) = Service::output(&words).await;
         assert_eq!(code, Some(0), "{command}");
         for option in options {
             assert!(help.contains(option), "{command} {option}");

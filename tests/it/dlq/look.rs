@@ -1,0 +1,176 @@
+//! `dlq list` and `dlq show`: they tell everything, and every message stays.
+
+use super::*;
+
+#[tokio::test]
+async fn looking_says_why_and_leaves_every_message_there() {
+    let (stage, service, _, dead) = some_dead("dlq_look").await;
+    service.stop().await;
+
+    let list = expect(&stage, 0, &["list"]).await;
+    for (reason, count) in [
+        ("bad_choice (choice)", "1"),
+        ("missing_field (citizen_id)", "1"),
+        ("not_json", "1"),
+        ("not_utf8", "1"),
+        ("SQLSTATE 23514", "2"),
+    ] {
+        let row = list.row(reason).unwrap_or_else(|| panic!("{reason}: {}", list.stdout));
+        let told = row[reason.len()..].split_whitespace().next();
+        assert_eq!(told, Some(count), "{row}");
+    }
+    assert!(list.stdout.contains("showing 6 of 6 messages"), "{}", list.stdout);
+    until_dead(&stage, dead.len()).await;
+
+    let rows = expect(&stage, 0, &["list", "--json"]).await.lines();
+    assert_eq!(rows.len(), dead.len());
+    let refused: Vec<&Value> = rows.iter().filter(|row| row["sqlstate"] == "23514").collect();
+    assert_eq!(refused.len(), 2);
+    for row in &rows {
+        let when = row["dead_lettered_at"].as_str().unwrap_or_else(|| panic!("{row}"));
+        assert!(when.starts_with("20") && when.contains('T'), "{row}");
+        let valid = row["sqlstate"] == "23514";
+        assert_eq!(row["x_death_reason"], if valid { Value::Null } else { "rejected".into() });
+        assert_eq!(row["malformed"], !valid);
+    }
+    until_dead(&stage, dead.len()).await;
+
+    for (filter, count) in [
+        (&["--reason", "malformed"][..], 4),
+        (&["--reason", "refused", "--law", "law-x"], 2),
+        (&["--sqlstate", "23"], 2),
+        (&["--law", "law-001"], 2),
+        (&["--hash", "hash-00001000"], 1),
+        (&["--hash", "hash-00001000", "--reason", "malformed"], 0),
+        (&["--max", "3"], 3),
+    ] {
+        let rows = expect(&stage, 0, &[&["list", "--json"], filter].concat()).await.lines();
+        assert_eq!(rows.len(), count, "{filter:?}");
+        until_dead(&stage, dead.len()).await;
+    }
+    let wrong = expect(&stage, 2, &["list", "--reason", "missing"]).await;
+    assert!(wrong.stderr.contains("missing_field"), "{}", wrong.stderr);
+
+    let shown = expect(&stage, 0, &["show"]).await.stdout;
+    assert!(!shown.contains("citizen-0000"), "{shown}");
+    assert!(shown.contains("\"citizn_id\":\"***\"") && shown.contains("maybe"), "{shown}");
+    assert!(shown.contains("not shown: no JSON") && shown.contains("not UTF-8"), "{shown}");
+    assert!(shown.contains("Mend the constraint"), "{shown}");
+    until_dead(&stage, dead.len()).await;
+    let shown = expect(&stage, 0, &["show", "--json"]).await;
+    assert!(!shown.stdout.contains("citizen-0000"), "{}", shown.stdout);
+    assert_eq!(shown.lines().len(), dead.len());
+    until_dead(&stage, dead.len()).await;
+
+    let shown = expect(&stage, 0, &["show", "--reveal"]).await.stdout;
+    assert!(shown.contains("citizen-00000007 voted\\u{1b}[2J"), "escaped: {shown}");
+    assert!(shown.contains("hex fffe") && !shown.contains('\x1b'), "{shown}");
+    until_dead(&stage, dead.len()).await;
+    let lines = expect(&stage, 0, &["show", "--json", "--reveal"]).await.lines();
+    let bodies = lines.iter().map(|line| match &line["body"] {
+        Value::String(text) => text.clone().into_bytes(),
+        _ => STANDARD.decode(line["body_base64"].as_str().expect("base64")).expect("base64"),
+    });
+    assert_eq!(sorted(bodies.collect()), dead);
+    until_dead(&stage, dead.len()).await;
+    // After so many looks, and with what the headers told still there.
+    assert_eq!(
+        expect(&stage, 0, &["list", "--json", "--reason", "rejected"]).await.lines().len(),
+        4
+    );
+    until_dead(&stage, dead.len()).await;
+    assert_eq!(taken(&stage).await, dead);
+    assert!(expect(&stage, 0, &["list"]).await.stdout.contains("is empty"));
+}
+
+/// RabbitMQ drops what is given back more often than the limit, with no word to anybody.
+#[tokio::test]
+async fn looking_does_not_use_up_a_delivery_limit() {
+    let stage = Stage::migrated(Servers::shared(), "dlq_limit").await;
+    let quorum = ("x-queue-type", AMQPValue::LongString("quorum".into()));
+    let limit = ("x-delivery-limit", AMQPValue::LongLongInt(2));
+    stage.declare_queue(&stage.dead_letter_queue(), true, &[quorum, limit]).await;
+    let bodies: Vec<Vec<u8>> = votes(0, 700).iter().map(message).collect();
+    put(&stage, &bodies, &[("x-sqlstate", "23514")]).await;
+    until_dead(&stage, bodies.len()).await;
+    for _ in 0..6 {
+        let list = expect(&stage, 0, &["list", "--max", "1"]).await;
+        assert!(list.stdout.contains("showing 1 of 700"), "{}", list.stdout);
+        assert!(list.stderr.contains("x-delivery-limit=2"), "{}", list.stderr);
+        until_dead(&stage, bodies.len()).await;
+        // Read in part, and the rest had been sent to us.
+        expect(&stage, 0, &["show", "--max", "1"]).await;
+        until_dead(&stage, bodies.len()).await;
+    }
+    let rows = expect(&stage, 0, &["list", "--sqlstate", "23514", "--max", "0", "--json"]).await;
+    assert_eq!(rows.lines().len(), bodies.len(), "with what their headers told");
+    until_dead(&stage, bodies.len()).await;
+
+    // Without such care they are gone.
+    let connection = stage.amqp().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let queue = stage.dead_letter_queue();
+    for _ in 0..3 {
+        let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await;
+        let first = got.expect("the queue is there").expect("a message").delivery.delivery_tag;
+        for _ in 1..bodies.len() {
+            let got = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await;
+            got.expect("the queue is there");
+        }
+        let back = BasicNackOptions { multiple: true, requeue: true };
+        channel.basic_nack(first + bodies.len() as u64 - 1, back).await.expect("given back");
+        if stage.ready(&queue).await != Some(bodies.len() as u32) {
+            break;
+        }
+    }
+    connection.close(200, "OK".into()).await.expect("closed");
+    eventually("dropped", async || {
+        stage.ready(&queue).await.is_some_and(|left| left < bodies.len() as u32)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_scan_is_bounded_and_says_so() {
+    let stage = Stage::migrated(Servers::shared(), "dlq_hold").await;
+    // A classic queue, which has what is held in memory.
+    stage.declare_queue(&stage.dead_letter_queue(), true, &[]).await;
+    let bodies: Vec<Vec<u8>> = votes(0, 1_300).iter().map(message).collect();
+    put(&stage, &bodies, &[]).await;
+    until_dead(&stage, bodies.len()).await;
+    let list = expect(&stage, 0, &["list", "--hold", "700", "--max", "0", "--json"]).await;
+    assert_eq!(list.lines().len(), 700);
+    assert!(list.stderr.contains("read 700 of 1,300 messages"), "{}", list.stderr);
+    until_dead(&stage, bodies.len()).await;
+    let all = expect(&stage, 0, &["list", "--max", "0", "--json"]).await;
+    let hashes: Vec<String> = all
+        .lines()
+        .iter()
+        .map(|row| row["vote_hash"].as_str().expect("a hash").to_owned())
+        .collect();
+    let expected: Vec<String> = votes(0, 1_300).into_iter().map(|vote| vote.vote_hash).collect();
+    assert!(hashes == expected, "in the order of the queue");
+    until_dead(&stage, bodies.len()).await;
+    // Most of it matches and is taken, so the others fit in.
+    let taken = expect(&stage, 0, &["replay", "--hold", "300", "--yes"]).await;
+    assert!(taken.row("put back").is_some_and(|row| row.ends_with("1,300")), "{}", taken.stdout);
+    until_dead(&stage, 0).await;
+    assert_eq!(stage.ready(&stage.queue).await, Some(1_300));
+}
+
+#[tokio::test]
+async fn what_is_missing_has_an_exit_code_and_a_reason() {
+    let stage = Stage::new(Servers::shared(), "dlq_codes").await;
+    let with = async |settings: &[(&str, &str)]| {
+        let mut command = command(&stage, BINARY, &["dlq", "list"]);
+        command.envs(settings.iter().copied());
+        let ended = ended(command).await;
+        (ended.code, ended.stderr)
+    };
+    let (code, told) = with(&[]).await;
+    assert!(code == Some(78) && told.contains(&stage.dead_letter_queue()), "{told}");
+    let (code, told) = with(&[("RABBITMQ_PASSWORD", "wrong")]).await;
+    assert!(code == Some(77) && told.contains("RABBITMQ_PASSWORD"), "{told}");
+    let (code, told) = with(&[("RABBITMQ_PORT", "1")]).await;
+    assert!(code == Some(1) && told.contains("127.0.0.1:1"), "{told}");
+}
