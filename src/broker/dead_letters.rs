@@ -6,6 +6,7 @@
 //! drops a message beyond its `x-delivery-limit`. A message that comes near is put back as a copy,
 //! confirmed, before the original is acked: a copy starts from nought.
 
+mod finish;
 mod letter;
 mod limit;
 
@@ -16,10 +17,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::{FuturesUnordered, SelectAll};
 use lapin::message::Delivery;
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions,
-    BasicQosOptions, QueueDeclareOptions,
-};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer};
 use tokio::time::timeout;
@@ -46,15 +44,14 @@ const QUIET: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Copies on their way to a confirm at a time.
 const COPIES_AT_MOST: usize = 200;
-/// Questions behind the last ack: one for the acks that were passed on, one for those that had to
-/// wait, and one to spare.
-const BARRIERS: usize = 3;
 
 /// What was left in the queue at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GivenBack {
     /// Messages that were put back as copies, since the queue would have dropped them soon.
     pub copied: u64,
+    /// Whether all others were seen to be back.
+    pub arrived: bool,
 }
 
 /// The dead-letter queue, being read from its beginning to where its end was when it was opened.
@@ -251,67 +248,6 @@ impl DeadLetterQueue {
         Ok(())
     }
 
-    /// Gives back what is held and closes. On return everything is as it was asked for.
-    ///
-    /// # Errors
-    /// [`Lost`] when the broker did not confirm. What is not acked goes back all the same; acks may
-    /// or may not have arrived.
-    pub async fn finish(mut self) -> Result<GivenBack, Lost> {
-        let cancelling = async {
-            for consumer in &self.consumers {
-                self.channel.basic_cancel(consumer.clone(), BasicCancelOptions::default()).await?;
-            }
-            Ok(())
-        };
-        answered("cancel", cancelling).await?;
-        // What was delivered and not read counts as delivered, too.
-        while let Some(delivery) = self.deliveries.next().await {
-            let delivery = delivery.map_err(|error| lost("consume", &error))?;
-            let letter = self.hold(delivery);
-            self.keep(&letter).await?;
-        }
-        self.settle_removals().await?;
-        // A nack and not the close alone: from RabbitMQ 4.3 on it does not count as a delivery.
-        let giving_back = async {
-            if !self.held.is_empty() {
-                let everything = BasicNackOptions { multiple: true, requeue: true };
-                self.channel.basic_nack(0, everything).await?;
-            }
-            self.channel.close(200, "OK".into()).await?;
-            self.connection.close(200, "OK".into()).await
-        };
-        answered("close", giving_back).await?;
-        if let Some(copier) = self.copier {
-            answered_by(copier.close()).await?;
-        }
-        Ok(self.given_back)
-    }
-
-    /// Waits until the queue has got all acks. A channel keeps acks for a quorum queue to itself while
-    /// many others are under way (32 on RabbitMQ 3.10), and a close forgets them: of 199 acks right
-    /// before a close all were lost (measured). A `basic.get` is answered behind the acks that were
-    /// passed on, and their answers have the channel pass on the next: what it gets goes back with
-    /// the others.
-    async fn settle_removals(&mut self) -> Result<(), Lost> {
-        while !self.copies.is_empty() {
-            self.copied().await?;
-        }
-        while std::mem::take(&mut self.removed) {
-            for _ in 0..BARRIERS {
-                let queue = self.config.dead_letter_queue.as_str().into();
-                let get = self.channel.basic_get(queue, BasicGetOptions::default());
-                if let Some(got) = answered("get", get).await? {
-                    let letter = self.hold(got.delivery);
-                    self.keep(&letter).await?;
-                }
-            }
-            while !self.copies.is_empty() {
-                self.copied().await?;
-            }
-        }
-        Ok(())
-    }
-
     fn hold(&mut self, delivery: Delivery) -> Letter {
         let tag = delivery.delivery_tag;
         self.held.insert(tag, delivery.data.len());
@@ -387,13 +323,5 @@ async fn answered<T>(what: &str, asked: impl Future<Output = lapin::Result<T>>) 
     match timeout(ANSWER_TIMEOUT, asked).await {
         Ok(answer) => answer.map_err(|error| lost(what, &error)),
         Err(_) => Err(Lost(format!("{what}: no answer from the broker within {ANSWER_TIMEOUT:?}"))),
-    }
-}
-
-async fn answered_by(closing: impl Future<Output = Result<(), Lost>>) -> Result<(), Lost> {
-    match timeout(ANSWER_TIMEOUT, closing).await {
-        Ok(closed) => closed,
-        // Everything on it is confirmed.
-        Err(_) => Ok(()),
     }
 }

@@ -25,16 +25,16 @@ const TICK: Duration = Duration::from_millis(100);
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  vote-aggregator dlq list                              what is there, and why
-  vote-aggregator dlq show --hash 4f2a...               everything about one message
-  vote-aggregator dlq replay --sqlstate 23514 --dry-run what would be put back
-  vote-aggregator dlq replay --sqlstate 23514           put it back, after asking
+  vote-aggregator dlq list                               what is there, and why
+  vote-aggregator dlq show --hash 4f2a...                everything about one message
+  vote-aggregator dlq replay --sqlstate 23514 --dry-run  what would be put back
+  vote-aggregator dlq replay --sqlstate 23514            put it back, after asking
   vote-aggregator dlq purge --reason malformed --save removed.ndjson
 
 Nothing leaves the dead-letter queue before it is confirmed elsewhere (replay), or on disk (purge
---save). What is only looked at goes back when the command ends, however it ends. A quorum queue then
-has it behind what came in meanwhile, and counts one delivery more; a message that would be dropped
-for that is put back as a fresh copy instead, and the command says so.")]
+--save). What is only looked at goes back when the command ends, however it ends. A quorum queue
+then has it behind what came in meanwhile, and counts one delivery more; a message that would be
+dropped for that is put back as a fresh copy instead, and the command says so.")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -138,6 +138,9 @@ async fn open(config: &Config, hold: u32) -> Result<DeadLetterQueue, OpenError> 
 
 /// Says what a person should know of how it was given back.
 fn tell_copies(given_back: GivenBack) {
+    if !given_back.arrived {
+        eprintln!("the queue has not got back everything yet: look again in a moment");
+    }
     if given_back.copied > 0 {
         eprintln!(
             "{} messages had been given back so often that the broker could have dropped them: they \

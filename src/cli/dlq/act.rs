@@ -26,9 +26,9 @@ Examples:
   vote-aggregator dlq replay --reason delivery_limit --rate 100 --yes
 
 Mend the cause first. Each message is published to the votes queue, and leaves the dead-letter queue
-once the broker has confirmed it there; ended half-way, by whatever, a message is in one of the two or
-in both. Replaying a vote that is counted changes nothing. Only what was in the dead-letter queue at
-the beginning is taken, so that what comes back is not taken again. The header x-replays counts.")]
+once the broker has confirmed it there; ended half-way, by whatever, a message is in one of the two
+or in both. Replaying a vote that is counted changes nothing. Only what was in the dead-letter queue
+at the beginning is taken, so that what comes back is not taken again; x-replays, a header, counts.")]
 pub(super) struct Replay {
     #[command(flatten)]
     meant: Meant,

@@ -53,9 +53,9 @@ Examples:
   vote-aggregator dlq show --hash 4f2a... --reveal     with the citizen: for confidential eyes only
   vote-aggregator dlq show --json --max 0 | jq .
 
-Of a body the values of vote_hash, law_id, choice and timestamp are shown, all others are ***, and so
-is a citizen_id that stands anywhere else; a body that is no JSON is not shown at all. --reveal shows
-everything as it is, with control characters escaped.")]
+Of a body the values of vote_hash, law_id, choice and timestamp are shown, all others are ***, and
+so is a citizen_id that stands anywhere else; a body that is no JSON is not shown at all. --reveal
+shows everything as it is, with control characters escaped.")]
 pub(super) struct Show {
     #[command(flatten)]
     meant: Meant,
