@@ -43,8 +43,8 @@ async fn look(config: &Config, report: &mut Report) {
         Ok(connection) => connection,
         Err(error) => return report.findings.push(refusal(config, &error)),
     };
-    version(rabbitmq, report).await;
-    if let Err(error) = queues(config, &connection, report).await {
+    let version = version(rabbitmq, report).await;
+    if let Err(error) = queues(config, &connection, version.as_deref(), report).await {
         let error = connect::refused(rabbitmq, &error);
         report.findings.push(refusal(config, &error));
     }
@@ -80,11 +80,12 @@ fn refusal(config: &Config, error: &OpenError) -> Finding {
 }
 
 /// Told by the management API alone.
-async fn version(rabbitmq: &RabbitMq, report: &mut Report) {
-    let Some(url) = &rabbitmq.management_url else { return };
-    let finding = match management::version(url).await {
+async fn version(rabbitmq: &RabbitMq, report: &mut Report) -> Option<String> {
+    let url = rabbitmq.management_url.as_ref()?;
+    let told = management::version(url).await;
+    report.findings.push(match &told {
         Ok(version) => {
-            let (severity, meaning, remedy) = if knows_at_least_once(&version) {
+            let (severity, meaning, remedy) = if is_at_least(version, (3, 10)) {
                 (Info, "new enough for everything that the service asks of it", "nothing to do")
             } else {
                 (
@@ -104,15 +105,15 @@ async fn version(rabbitmq: &RabbitMq, report: &mut Report) {
             "check RABBITMQ_MANAGEMENT_URL, that the plugin rabbitmq_management is enabled, and \
              that the user has the tag monitoring or management",
         ),
-    };
-    report.findings.push(finding);
+    });
+    told.ok()
 }
 
-/// Whether it is 3.10 or newer; a version in another form is new.
-fn knows_at_least_once(version: &str) -> bool {
+/// Whether it is that version or a newer one; a version in another form is new.
+fn is_at_least(version: &str, wanted: (u32, u32)) -> bool {
     let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
     match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) => (major, minor) >= (3, 10),
+        (Some(major), Some(minor)) => (major, minor) >= wanted,
         _ => true,
     }
 }
@@ -120,6 +121,7 @@ fn knows_at_least_once(version: &str) -> bool {
 async fn queues(
     config: &Config,
     connection: &Connection,
+    version: Option<&str>,
     report: &mut Report,
 ) -> Result<(), lapin::Error> {
     let rabbitmq = &config.rabbitmq;
@@ -137,9 +139,12 @@ async fn queues(
         Standing::Exclusive => report.findings.push(exclusive(queue)),
         Standing::There { ready, consumers } => {
             report.findings.push(depth(queue, ready, consumers));
-            let Assessment { noted, target, consumer_timeout, .. } =
+            let Assessment { noted, target, default_limit, consumer_timeout, .. } =
                 topology::examine(connection, rabbitmq).await;
             report.findings.extend(noted.into_iter().map(|Noted { finding, .. }| finding));
+            if default_limit {
+                report.findings.extend(default_delivery_limit(queue, version));
+            }
             report.findings.extend(match consumer_timeout {
                 Some(own) => shorter(config, own),
                 None => Some(untold_timeout(config)),
@@ -221,6 +226,22 @@ fn dead_letter_depth(queue: &str, ready: u32) -> Finding {
     Finding::new(Info, subject(queue), meaning, remedy).with_value(messages(ready))
 }
 
+/// None at all before RabbitMQ 4, low from then on.
+fn default_delivery_limit(queue: &str, version: Option<&str>) -> Option<Finding> {
+    let (severity, meaning) = match version {
+        Some(version) if !is_at_least(version, (4, 0)) => return None,
+        Some(_) => (Warning, "RabbitMQ's own limit holds, 20 from version 4 on"),
+        None => (Info, "RabbitMQ's own limit holds: none before version 4, 20 from then on"),
+    };
+    let finding = Finding::new(
+        severity,
+        subject(queue),
+        format!("{meaning}; with 20, votes given back 20 times in an outage are dropped"),
+        "set delivery-limit to 1000 by a policy",
+    );
+    Some(finding.with_value("no x-delivery-limit"))
+}
+
 /// A consumer timeout of the queue's own that is shorter than the one configured.
 fn shorter(config: &Config, own: Duration) -> Option<Finding> {
     let configured = config.rabbitmq.consumer_timeout;
@@ -296,67 +317,4 @@ fn prefetch(config: &Config) -> Option<Finding> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::ffi::OsString;
-
-    use super::*;
-    use crate::config::Sources;
-
-    fn config(variables: &[(&str, &str)]) -> Config {
-        let environment =
-            variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value)));
-        let sources = Sources { environment: environment.collect(), ..Sources::default() };
-        Config::load(&sources).unwrap_or_else(|problems| panic!("{problems}"))
-    }
-
-    #[test]
-    fn a_queues_own_consumer_timeout_is_held_against_the_longest_hold() {
-        let config = config(&[]);
-        let severity = |seconds| {
-            shorter(&config, Duration::from_secs(seconds)).map(|finding| finding.severity)
-        };
-        // The longest hold is 109.75 s.
-        assert_eq!(severity(1800), None);
-        assert_eq!(severity(1799), Some(Warning));
-        assert_eq!(severity(220), Some(Warning));
-        assert_eq!(severity(219), Some(Error));
-    }
-
-    #[test]
-    fn dead_letters_in_two_places_are_told() {
-        let config = config(&[]);
-        let to = |queue: &str| {
-            elsewhere(&config.rabbitmq, Some(&Target::Queue(queue.to_owned()))).is_some()
-        };
-        assert!(to("elsewhere") && !to("votes.aggregation.dlq"));
-    }
-
-    #[test]
-    fn a_refusal_names_the_setting_and_where_it_came_from() {
-        let config = config(&[("RABBITMQ_HOST", "mq.example")]);
-        let finding = refusal(&config, &OpenError::Unavailable("it is down".to_owned()));
-        assert_eq!((finding.severity, finding.value.as_deref()), (Error, Some("mq.example")));
-        assert_eq!(finding.set_by.as_deref(), Some("environment variable RABBITMQ_HOST"));
-        let refused = refusal(&config, &OpenError::Credentials("403".to_owned()));
-        assert_eq!(refused.subject, "rabbitmq.user");
-    }
-
-    #[test]
-    fn versions_are_compared_by_their_numbers() {
-        for old in ["3.9.29", "3.8", "2.99.1"] {
-            assert!(!knows_at_least_once(old), "{old}");
-        }
-        for new in ["3.10.0", "3.13.7", "4.0.5", "4.2.0-rc.1", "tanzu"] {
-            assert!(knows_at_least_once(new), "{new}");
-        }
-    }
-
-    #[test]
-    fn a_large_prefetch_is_worth_a_note_and_no_more() {
-        let noted = |prefetch| {
-            let large = config(&[("RABBITMQ_PREFETCH_COUNT", prefetch)]);
-            super::prefetch(&large).map(|finding| finding.severity)
-        };
-        assert_eq!((noted("2000"), noted("2001")), (None, Some(Info)));
-    }
-}
+mod tests;

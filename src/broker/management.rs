@@ -7,7 +7,7 @@ use lapin::types::AMQPValue;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use super::long_string;
@@ -54,8 +54,7 @@ pub(super) async fn queue(
     vhost: &str,
     queue: &str,
 ) -> Result<Told, String> {
-    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-    let path = format!("queues/{}/{}", encode(vhost), encode(queue));
+    let path = format!("queues/{}/{}", encoded(vhost), encoded(queue));
     let queue: Queue = ask(management, &path)
         .await
         .map_err(|error| format!("the management API did not tell about the queue: {error}"))?;
@@ -71,6 +70,13 @@ pub(super) async fn queue(
         effective.into_iter().filter_map(|(name, value)| Some((name, amqp(&value)?))).collect();
     let Queue { durable, auto_delete, exclusive, .. } = queue;
     Ok(Told { arguments, durable, auto_delete, exclusive })
+}
+
+/// Whether nothing is bound to an exchange for certain: what it is given vanishes.
+pub(super) async fn is_unbound(management: &ManagementUrl, vhost: &str, exchange: &str) -> bool {
+    let path = format!("exchanges/{}/{}/bindings/source", encoded(vhost), encoded(exchange));
+    let bindings: Result<Vec<IgnoredAny>, _> = ask(management, &path).await;
+    bindings.is_ok_and(|bindings| bindings.is_empty())
 }
 
 /// RabbitMQ's version, which AMQP tells only within lapin.
@@ -95,6 +101,10 @@ async fn ask<T: DeserializeOwned + Send + 'static>(
     });
     let asked = asking.await.map_err(|panicked| panicked.to_string())?;
     asked.map_err(|error| error.to_string())
+}
+
+fn encoded(name: &str) -> String {
+    utf8_percent_encode(name, NON_ALPHANUMERIC).to_string()
 }
 
 fn basic(user: &str, password: &str) -> String {

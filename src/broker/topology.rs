@@ -12,9 +12,9 @@ use lapin::{Connection, Error};
 
 pub(super) use self::assess::{Assessment, Noted, Target};
 use self::assess::{assess, assess_dead_letters};
-use self::learn::Learned;
+use self::learn::{Known, Learned};
 use super::connect::amqp_code;
-use super::long_string;
+use super::{long_string, management};
 use crate::config::RabbitMq as Config;
 
 /// High enough that no outage drops a vote, finite because RabbitMQ 3.10 takes -1 for "none" and
@@ -167,15 +167,7 @@ pub(super) async fn examine(connection: &Connection, config: &Config) -> Assessm
     let mut assessment = match known {
         None => Assessment::of_unknown(&config.queue),
         Some(known) => {
-            let target = match known.target() {
-                Target::Queue(name) if matches!(exists(connection, &name).await, Ok(false)) => {
-                    Target::Missing(format!("the queue {name:?}"))
-                }
-                Target::Exchange(name) if exchange_is_missing(connection, &name).await => {
-                    Target::Missing(format!("the exchange {name:?}"))
-                }
-                target => target,
-            };
+            let target = existing(connection, config, &known).await;
             assess(&config.queue, &known, target)
         }
     };
@@ -188,6 +180,26 @@ pub(super) async fn examine_dead_letters(connection: &Connection, config: &Confi
     let queue = &config.dead_letter_queue;
     let learned = learn::queue(connection, config, queue, dead_letter_arguments()).await;
     learned.known.map_or_else(Vec::new, |known| assess_dead_letters(queue, &known))
+}
+
+/// The target of a queue's dead letters, if it leads anywhere.
+async fn existing(connection: &Connection, config: &Config, known: &Known) -> Target {
+    match known.target() {
+        Target::Queue(name) if matches!(exists(connection, &name).await, Ok(false)) => {
+            Target::Missing(format!("the queue {name:?}"))
+        }
+        Target::Exchange(name) if exchange_is_missing(connection, &name).await => {
+            Target::Missing(format!("the exchange {name:?}"))
+        }
+        // Only of an API that has just told of the queue.
+        Target::Exchange(name) if known.policies => match &config.management_url {
+            Some(url) if management::is_unbound(url, &config.vhost, &name).await => {
+                Target::Unbound(name)
+            }
+            _ => Target::Exchange(name),
+        },
+        target => target,
+    }
 }
 
 async fn exchange_is_missing(connection: &Connection, exchange: &str) -> bool {

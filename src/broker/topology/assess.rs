@@ -31,6 +31,8 @@ pub(crate) struct Assessment {
     pub(crate) noted: Vec<Noted>,
     /// Where rejected messages go, when that is known.
     pub(crate) target: Option<Target>,
+    /// A quorum queue that nobody set a delivery limit for: RabbitMQ's own default holds.
+    pub(crate) default_limit: bool,
     /// The queue's own consumer timeout, when it has one.
     pub(crate) consumer_timeout: Option<Duration>,
     /// Why the management API did not tell, when it was asked.
@@ -43,6 +45,8 @@ pub(crate) enum Target {
     Queue(String),
     /// Through an exchange, whose bindings AMQP does not show.
     Exchange(String),
+    /// To an exchange that the management API shows without any binding.
+    Unbound(String),
     /// To the default exchange under the key they came with: into this very queue.
     Itself,
     /// Somewhere that does not exist.
@@ -80,6 +84,7 @@ impl Assessment {
             route: DeadLetterRoute::Unknown,
             noted: vec![Noted { finding, at_start: true }],
             target: None,
+            default_limit: false,
             consumer_timeout: None,
             management_failed: None,
         }
@@ -103,6 +108,7 @@ pub(super) fn assess(queue: &str, known: &Known, target: Target) -> Assessment {
         route,
         noted,
         target: Some(target),
+        default_limit: known.is_quorum() && known.number("x-delivery-limit").is_none(),
         consumer_timeout: consumer_timeout.map(Duration::from_millis),
         management_failed: None,
     }
@@ -126,6 +132,15 @@ fn route(queue: &str, known: &Known, target: &Target) -> (DeadLetterRoute, Optio
                  can't be seen, and if none is they vanish"
             ),
             "look at its bindings: rabbitmqctl list_bindings",
+        ),
+        Target::Unbound(name) => (
+            No,
+            Error,
+            format!(
+                "rejected messages go to the exchange {name:?}, to which nothing is bound: \
+                     they vanish"
+            ),
+            "bind the dead-letter queue to it",
         ),
         Target::Itself => (
             No,

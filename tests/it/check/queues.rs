@@ -4,7 +4,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::{check, closed_port, everything};
-use crate::support::{Servers, Stage};
+use crate::support::{Servers, Stage, eventually};
 
 fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
@@ -54,7 +54,10 @@ async fn a_queue_that_loses_votes_is_told_of_with_all_its_reasons() {
             durable: true,
             arguments: &[("x-queue-type", text("quorum"))],
             code: 0,
-            found: &[("declared without a dead-letter exchange", "warning")],
+            found: &[
+                ("declared without a dead-letter exchange", "warning"),
+                ("no x-delivery-limit", "info"),
+            ],
         },
         Case {
             name: "checknowhere",
@@ -121,10 +124,22 @@ async fn policies_are_seen_through_the_management_api() {
     let pattern = format!("^{}$", stage.queue.replace('.', "\\."));
     let set = ["ctl", "--", "-q", "set_policy", "votes", &pattern, &policy.to_string()];
     servers.script(&set);
-    let with = check(&stage, &["--connect", "--json"], &management).await;
-    assert_eq!(with.code, Some(0), "{}", with.stdout);
-    assert_eq!(with.severity("x-delivery-limit=5"), "warning");
+    // The API shows what is new a moment later.
+    eventually("the policy is seen", async || {
+        let with = check(&stage, &["--connect", "--json"], &management).await;
+        with.code == Some(0) && with.severity("x-delivery-limit=5") == "warning"
+    })
+    .await;
+    let with = check(&stage, &["--connect"], &management).await;
     assert!(!with.stdout.contains("at most once"), "{}", with.stdout);
+
+    let nothing_bound = r#"{"dead-letter-exchange": "amq.fanout"}"#;
+    servers.script(&["ctl", "--", "-q", "set_policy", "votes", &pattern, nothing_bound]);
+    eventually("the policy is seen", async || {
+        let unbound = check(&stage, &["--connect"], &management).await;
+        unbound.code == Some(1) && unbound.stdout.contains("to which nothing is bound")
+    })
+    .await;
 
     // Its own address, at which nothing listens any more.
     let closed = closed_port().await;

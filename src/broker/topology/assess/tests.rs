@@ -112,6 +112,13 @@ fn a_delivery_limit_is_worse_the_sooner_it_drops() {
 }
 
 #[test]
+fn whether_rabbitmqs_own_delivery_limit_holds_is_known() {
+    assert!(assessed(&without("x-delivery-limit"), true).default_limit);
+    assert!(!assessed(&ours(), true).default_limit, "it has one");
+    assert!(!assessed(&[], true).default_limit, "a classic queue has none");
+}
+
+#[test]
 fn a_missing_route_is_an_error_where_it_is_certain() {
     let first = |assessment: &Assessment| assessment.noted[0].finding.severity;
     assert_eq!(first(&assessed(&without("x-dead-letter-exchange"), true)), Error);
@@ -119,6 +126,8 @@ fn a_missing_route_is_an_error_where_it_is_certain() {
     let known = known(&ours(), Flags::DURABLE, false);
     let missing = assess("votes", &known, Target::Missing("the queue \"votes.dlq\"".to_owned()));
     assert_eq!((first(&missing), missing.route), (Error, DeadLetterRoute::No));
+    let unbound = assess("votes", &known, Target::Unbound("dlx".to_owned()));
+    assert_eq!((first(&unbound), unbound.route), (Error, DeadLetterRoute::No));
 }
 
 #[test]
