@@ -86,7 +86,7 @@ async fn version(rabbitmq: &RabbitMq, report: &mut Report) -> Option<String> {
     report.findings.push(match &told {
         Ok(version) => {
             let (severity, meaning, remedy) = if is_at_least(version, (3, 10)) {
-                (Info, "new enough for everything that the service asks of it", "nothing to do")
+                (Info, "new enough for everything that the service asks of it", "nothing")
             } else {
                 (
                     Warning,
@@ -180,7 +180,7 @@ fn subject(queue: &str) -> String {
 }
 
 fn missing(queue: &str, meaning: String) -> Finding {
-    let remedy = "nothing to do, if the user may configure it (rabbitmqctl list_permissions); if \
+    let remedy = "nothing, if the user may configure it (rabbitmqctl list_permissions); if \
                   it should be there, check RABBITMQ_VHOST and RABBITMQ_QUEUE";
     Finding::new(Info, subject(queue), meaning, remedy).with_value("not there")
 }
@@ -208,15 +208,15 @@ fn depth(queue: &str, ready: u32, consumers: u32) -> Finding {
         n => format!("{n} consumers take from it"),
     };
     let remedy = match consumers {
-        0 => "nothing to do: what is there is counted once the service runs",
-        _ => "nothing to do, if these consumers are instances of this service",
+        0 => "nothing: what is there is counted once the service runs",
+        _ => "nothing, if these consumers are instances of this service",
     };
     Finding::new(Info, subject(queue), taken, remedy).with_value(messages(ready))
 }
 
 fn dead_letter_depth(queue: &str, ready: u32) -> Finding {
     let (meaning, remedy) = match ready {
-        0 => ("nothing was refused, or somebody has dealt with it", "nothing to do"),
+        0 => ("nothing was refused, or somebody has dealt with it", "nothing"),
         _ => (
             "messages that were no votes, and votes that the database refused: none of them is \
              counted",
@@ -311,7 +311,7 @@ fn prefetch(config: &Config) -> Option<Finding> {
                  gives {LARGE_PREFETCH}, so it is a large one: what is handed out stays in the \
                  broker's memory"
             ),
-            "nothing to do, unless the broker is short of memory or other instances go idle",
+            "nothing, unless the broker is short of memory or other instances go idle",
         )
     })
 }

@@ -142,7 +142,7 @@ fn schema(config: &Config, server: &Server, state: &SchemaState) -> Finding {
                 Info,
                 database(config),
                 "the service applies them at its start (MIGRATE_ON_START); counting was not tried",
-                "nothing to do; or run vote-aggregator migrate now, and check again",
+                "nothing; or run vote-aggregator migrate now, and check again",
             )
         } else {
             Finding::new(

@@ -191,7 +191,7 @@ async fn migrated(config: &Config, may_migrate: bool) -> Result<usize, Attempt> 
 /// Why a schema does not fit that is not to be migrated, and what to do.
 pub(super) fn unfit(state: &SchemaState) -> (String, &'static str) {
     match state {
-        SchemaState::Current => ("it is up to date".to_owned(), "nothing to do"),
+        SchemaState::Current => ("it is up to date".to_owned(), "nothing"),
         SchemaState::Pending(versions) => (
             format!("migrations {versions:?} are not applied and MIGRATE_ON_START is off"),
             "run `vote-aggregator migrate` as the owner of the tables",

@@ -103,7 +103,7 @@ fn version(config: &Config, server: &Server) -> Option<Finding> {
             "upgrade PostgreSQL to 14 or newer",
         )
     } else {
-        (Info, "new enough for everything that the service asks of it", "nothing to do")
+        (Info, "new enough for everything that the service asks of it", "nothing")
     };
     let finding = Finding::new(severity, place(config), meaning, remedy);
     Some(finding.with_value(format!("PostgreSQL {}", server.version)))
@@ -116,7 +116,7 @@ fn encryption(config: &Config, server: &Server) -> Option<Finding> {
             Info,
             place(config),
             format!("the connection is encrypted; POSTGRES_SSLMODE={}", config.postgres.ssl.mode),
-            "nothing to do",
+            "nothing",
         )
         .with_value(tls.clone()),
         None if is_local(&config.postgres.host) => return None,
