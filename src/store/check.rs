@@ -74,13 +74,21 @@ async fn look(config: &Config, report: &mut Report) -> Result<(), Refused> {
 /// What a start would end with, or wait for.
 fn refusal(config: &Config, attempt: Attempt) -> Finding {
     let (key, meaning, remedy) = match attempt {
-        Attempt::Wait(fault) => (
-            &keys::POSTGRES_HOST,
-            format!("PostgreSQL does not answer as it should: {fault}"),
-            "start the server, or check POSTGRES_HOST, POSTGRES_PORT and what lies between; the \
-             service would wait for it"
-                .to_owned(),
-        ),
+        Attempt::Wait(fault) => {
+            // With a code it is there, and something on it is in the way.
+            let remedy = match &fault.sqlstate {
+                Some(_) => {
+                    "see what holds it up: the server's log, pg_stat_activity, pg_locks; the \
+                     service would wait"
+                }
+                None => {
+                    "start the server, or check POSTGRES_HOST, POSTGRES_PORT and what lies \
+                     between; the service would wait for it"
+                }
+            };
+            let meaning = format!("PostgreSQL does not answer as it should: {fault}");
+            (&keys::POSTGRES_HOST, meaning, remedy.to_owned())
+        }
         Attempt::Fatal(StartError::Credentials { fault, place, advice }) => {
             (&keys::POSTGRES_USER, format!("PostgreSQL refuses us: {fault}; {place}"), advice)
         }

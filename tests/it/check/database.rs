@@ -79,3 +79,15 @@ async fn a_role_that_may_do_too_little_or_too_much_is_told() {
     let ended = check(&stage, &connect, &as_role(&role)).await;
     assert_eq!((ended.code, ended.severity("25006").as_str()), (Some(1), "error"));
 }
+
+/// A start would wait for the lock as well; a check says what is in the way.
+#[tokio::test]
+async fn a_table_that_somebody_has_locked_is_an_error_and_not_waited_for() {
+    let stage = Stage::migrated(Servers::shared(), "checklocked").await;
+    let mut other = stage.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("LOCK TABLE vote_audit").execute(&mut *other).await.expect("locked");
+    let ended = check(&stage, &["--connect", "--json"], &[]).await;
+    assert_eq!((ended.code, ended.severity("55P03").as_str()), (Some(1), "error"));
+    assert_eq!(ended.severity("pg_locks"), "error");
+    other.rollback().await.expect("unlocked");
+}
