@@ -1,5 +1,6 @@
 //! The command line: arguments to commands, results to exit codes.
 
+mod check;
 mod dlq;
 mod health_check;
 mod migrate;
@@ -57,6 +58,7 @@ const EXAMPLES: &str = "\
 Examples:
   vote-aggregator                               count votes, settings from the environment
   vote-aggregator --profile throughput run      larger batches and prefetch
+  vote-aggregator check --connect               look for mistakes before counting begins
   vote-aggregator migrate                       create or upgrade the tables
   vote-aggregator publish --count 1000          publish 1,000 sample votes
   vote-aggregator recount                       compare the results with the audit
@@ -93,6 +95,8 @@ struct Settings {
 enum Command {
     /// Count votes until SIGINT or SIGTERM (the default)
     Run,
+    /// Look for mistakes in the configuration, and with --connect on the servers: exit code 0 or 1
+    Check(check::Arguments),
     /// Create or upgrade the tables
     Migrate(migrate::Arguments),
     /// Publish sample votes, or the lines of a file, to the queue
@@ -125,6 +129,9 @@ pub fn main() -> ExitCode {
     let config = match Config::load(&Sources::from_process(Overrides { config, profile, set })) {
         Ok(config) => config,
         Err(problems) => {
+            if let Some(Command::Check(arguments)) = &command {
+                return check::unusable(&problems, arguments);
+            }
             eprintln!("{problems}");
             return ExitCode::from(match command {
                 Some(Command::HealthCheck(_)) => exit::FINDINGS,
@@ -153,6 +160,7 @@ pub fn main() -> ExitCode {
         telemetry::init_logs(config.monitoring.log_level, config.monitoring.log_format, &traces);
         match command.unwrap_or(Command::Run) {
             Command::Run => run::run(config, traces).await,
+            Command::Check(arguments) => check::check(&config, &arguments).await,
             Command::Recount(arguments) => recount::recount(&config, arguments).await,
             Command::Dlq(arguments) => dlq::dlq(&config, arguments).await,
             Command::Migrate(_) => migrate::migrate(&config).await,
