@@ -4,7 +4,10 @@ mod health_check;
 mod migrate;
 mod publish;
 mod recount;
+mod results;
 mod run;
+mod signals;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,6 +58,7 @@ Examples:
   vote-aggregator --profile throughput run      larger batches and prefetch
   vote-aggregator migrate                       create or upgrade the tables
   vote-aggregator publish --count 1000          publish 1,000 sample votes
+  vote-aggregator results --watch               the results, live
   vote-aggregator recount                       compare the results with the audit
   vote-aggregator health-check                  ask the service on this host whether it is ready";
 
@@ -92,6 +96,8 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Publish sample votes, or the lines of a file, to the queue
     Publish(publish::Arguments),
+    /// Show the results: a table, JSON, CSV, or live on the terminal
+    Results(results::Arguments),
     /// Recount the audit and compare the results with it: exit code 0 or 1
     Recount(recount::Arguments),
     /// Ask the service on this host whether it is ready: exit code 0 or 1
@@ -143,9 +149,14 @@ pub fn main() -> ExitCode {
                 return ExitCode::from(exit::CONFIG);
             }
         };
-        telemetry::init_logs(config.monitoring.log_level, config.monitoring.log_format, &traces);
+        // A log would be written across what is drawn, which says the same.
+        if !matches!(&command, Some(Command::Results(arguments)) if arguments.draws()) {
+            let monitoring = &config.monitoring;
+            telemetry::init_logs(monitoring.log_level, monitoring.log_format, &traces);
+        }
         match command.unwrap_or(Command::Run) {
             Command::Run => run::run(config, traces).await,
+            Command::Results(arguments) => results::results(&config, &arguments).await,
             Command::Recount(arguments) => recount::recount(&config, arguments).await,
             Command::Migrate(_) => migrate::migrate(&config).await,
             Command::Publish(arguments) => {

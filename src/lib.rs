@@ -18,6 +18,7 @@
 //! | [`service_manager`] | `sd_notify` | the pipeline's inside |
 //! | [`config`] | every setting | everything else |
 //! | [`publish`] | sample votes, files of votes | how votes are counted |
+//! | [`results`] | sums, shares, rates | where a reading comes from |
 //! | [`service`] | all of them, in the order of a start | |
 
 pub mod broker;
@@ -26,6 +27,7 @@ pub mod http;
 pub mod pipeline;
 pub mod ports;
 pub mod publish;
+pub mod results;
 pub mod retry;
 pub mod service;
 pub mod service_manager;

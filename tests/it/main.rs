@@ -15,6 +15,7 @@ mod process;
 mod readme;
 mod reconcile;
 mod recount;
+mod results;
 mod roles;
 mod schema;
 mod service_manager;
