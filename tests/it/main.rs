@@ -12,6 +12,7 @@ mod outage;
 mod planted;
 mod poison;
 mod process;
+mod publish;
 mod readme;
 mod reconcile;
 mod recount;
