@@ -6,6 +6,7 @@ mod demo;
 mod deploy;
 mod deployment;
 mod health;
+mod help;
 mod hostile;
 mod metrics;
 mod outage;
