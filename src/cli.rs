@@ -5,6 +5,7 @@ mod exit;
 mod health_check;
 mod man;
 mod migrate;
+mod output;
 mod publish;
 mod recount;
 mod results;
@@ -165,7 +166,7 @@ pub fn main() -> ExitCode {
 fn embedded(command: &Command) -> Option<ExitCode> {
     match command {
         Command::Migrate(arguments) if arguments.print => {
-            Some(completions::print(vote_aggregator::store::init_script().as_bytes()))
+            Some(output::print(vote_aggregator::store::init_script().as_bytes()))
         }
         Command::Completions(arguments) => {
             Some(completions::completions(Arguments::command(), arguments))

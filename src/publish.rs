@@ -153,7 +153,7 @@ pub enum PublishError {
     /// At the start; later on it is tried again.
     #[error("{0}")]
     Refused(OpenError),
-    #[error("RabbitMQ is away for {away:?} (--retry-for): {reason}")]
+    #[error("RabbitMQ is away for {} s, longer than --retry-for: {reason}", away.as_secs())]
     GaveUp { away: Duration, reason: String },
     #[error("stopped by a signal")]
     Stopped,

@@ -1,12 +1,11 @@
 //! `completions`.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::exit;
+use super::output::print;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -28,15 +27,4 @@ pub(super) fn completions(mut command: Command, arguments: &Arguments) -> ExitCo
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut command, name, &mut script);
     print(&script)
-}
-
-/// To standard output. A reader who has seen enough is no failure.
-pub(super) fn print(bytes: &[u8]) -> ExitCode {
-    match io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("cannot write to standard output: {error}");
-            ExitCode::from(exit::INTERNAL)
-        }
-        _ => ExitCode::SUCCESS,
-    }
 }

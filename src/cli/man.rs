@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use clap::{Args, Command};
 use clap_mangen::Man;
 
-use super::completions::print;
 use super::exit;
+use super::output::print;
 
 #[derive(Args)]
 #[command(after_help = "\

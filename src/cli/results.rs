@@ -12,6 +12,7 @@ use vote_aggregator::results::{self, LawResult, Order, Reading, grouped, moment,
 use vote_aggregator::retry::Jitter;
 use vote_aggregator::store::{self, StartError};
 
+use super::output::print;
 use super::{exit, watch};
 
 /// A line below the header and no others.
@@ -100,15 +101,12 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> ExitCode 
     };
     reading.sort(arguments.order());
     let (law, top) = (&arguments.law, arguments.top());
-    print!(
-        "{}",
-        match (arguments.json, arguments.csv) {
-            (true, _) => results::json(&reading, top, law),
-            (_, true) => results::csv(&reading, top),
-            _ => text(&reading, top, law),
-        }
-    );
-    ExitCode::SUCCESS
+    let text = match (arguments.json, arguments.csv) {
+        (true, _) => results::json(&reading, top, law),
+        (_, true) => results::csv(&reading, top),
+        _ => text(&reading, top, law),
+    };
+    print(text.as_bytes())
 }
 
 async fn watched(config: &Config, arguments: &Arguments) -> ExitCode {

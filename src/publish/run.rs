@@ -304,7 +304,7 @@ impl<'a> Run<'a> {
         let away = self.away_since.get_or_insert_with(Instant::now).elapsed();
         self.save_or_warn();
         let Some(left) = self.retry_for.checked_sub(away).filter(|left| !left.is_zero()) else {
-            return Err(PublishError::GaveUp { away: Duration::from_secs(away.as_secs()), reason });
+            return Err(PublishError::GaveUp { away, reason });
         };
         let delay = self.jitter.stretch(self.backoff.next_delay()).min(left);
         self.bar.suspend(|| {

@@ -65,7 +65,7 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
     tracing_subscriber::registry().with(spans).with(layer.with_filter(filter)).init();
 }
 
-/// Whether a person who likes colours reads it: https://no-color.org.
+/// Whether a person who likes colours reads it: <https://no-color.org>.
 fn colours() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     !refused && std::io::stderr().is_terminal()

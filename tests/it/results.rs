@@ -43,6 +43,11 @@ fn command(stage: &Stage<'_>, program: &str, arguments: &[&str]) -> Command {
     command
 }
 
+fn on_path(mut command: Command) -> Command {
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}
+
 async fn ended(mut command: Command) -> Ended {
     let output = timeout(PATIENCE, command.output()).await.expect("ends in time");
     let Output { status, stdout, stderr } = output.expect("it runs");
@@ -100,6 +105,11 @@ async fn it_shows_the_counts_for_people_and_for_programs() {
     assert_eq!(lines[1], "\"'=1+1\\u{1b}[2J\",0,0,0,,,");
     assert_eq!(lines[2], "law-001,1,2,3,33.333333333333336,66.66666666666667,2026-11-25T21:00:00Z");
     assert_eq!(lines[3], "law-002,999999,1,1000000,99.9999,0.0001,2026-11-25T21:15:03.25Z");
+
+    // A reader who has seen enough.
+    let head = format!("{BINARY} results --csv | true; {BINARY} results --csv | head -n 1");
+    let head = ended(on_path(command(&stage, "sh", &["-c", &head]))).await;
+    assert!(head.stdout.starts_with("law_id,") && head.stderr.is_empty(), "{}", head.stderr);
 
     let top = results(&stage, &["--sort", "updated", "--top", "1"]).await;
     assert_eq!((top.rows()[2][0], top.rows()[3][0]), ("law-002", "all"));
@@ -173,11 +183,10 @@ async fn the_live_view_outlives_an_outage_and_gives_the_terminal_back() {
         "stty rows 24 cols 120; {BINARY} results --watch --interval 0.2; \
          echo \"ended with $?\"; stty -a"
     );
-    let mut command = command(&stage, "script", &["--quiet", "--return", "--flush"]);
+    let mut command = on_path(command(&stage, "script", &["--quiet", "--return", "--flush"]));
     command
         .args(["--command", &watch])
         .arg(&typescript)
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .env("TERM", "xterm-256color")
         .env("SHELL", "/bin/sh")
         .stdin(Stdio::piped())
