@@ -4,6 +4,7 @@
 //! 4.12.3 its stream waits for ever after a channel-level close, and ends silently when its
 //! retries do), the supervisor opens a new session instead.
 
+mod check;
 mod connect;
 mod depth;
 mod headers;
@@ -21,10 +22,11 @@ use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+pub use self::check::check;
 pub use self::depth::QueueWatch;
 pub use self::publisher::{Confirm, Publisher};
 pub use self::session::{RabbitChannel, RabbitSession};
-use self::topology::{Examined, Found};
+use self::topology::{Assessment, Found};
 use crate::config::RabbitMq as Config;
 use crate::ports::{Broker, DeadLetter, DeadLetters, Lost, OpenError};
 use crate::telemetry::Health;
@@ -82,7 +84,13 @@ impl RabbitMq {
         if found == Found::Existing && recently {
             return;
         }
-        let Examined { route, warnings } = topology::examine(connection, &self.config).await;
+        let Assessment { route, noted, management_failed, .. } =
+            topology::examine(connection, &self.config).await;
+        if let Some(error) = management_failed {
+            tracing::warn!("RABBITMQ_MANAGEMENT_URL: {error}");
+        }
+        let told = noted.iter().filter(|noted| noted.at_start);
+        let warnings: Vec<String> = told.map(|noted| noted.finding.line()).collect();
         for warning in &warnings {
             if last.as_ref().is_none_or(|(_, told)| !told.contains(warning)) {
                 tracing::warn!(queue = self.config.queue, "{warning}");

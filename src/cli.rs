@@ -1,5 +1,6 @@
 //! The command line: arguments to commands, results to exit codes.
 
+mod check;
 mod completions;
 mod exit;
 mod health_check;
@@ -33,6 +34,7 @@ const EXAMPLES: &str = "\
 Examples:
   vote-aggregator                               count votes, settings from the environment
   vote-aggregator --profile throughput run      larger batches and prefetch
+  vote-aggregator check --connect               look for mistakes before counting begins
   vote-aggregator migrate                       create or upgrade the tables
   vote-aggregator publish --count 1000          publish 1,000 sample votes
   vote-aggregator results --watch               the results, live
@@ -79,6 +81,8 @@ enum Command {
     /// Count votes until SIGINT or SIGTERM (the default)
     #[command(after_help = RUN_EXAMPLES)]
     Run,
+    /// Look for mistakes in the configuration, and with --connect on the servers: exit code 0 or 1
+    Check(check::Arguments),
     /// Create or upgrade the tables
     Migrate(migrate::Arguments),
     /// Publish sample votes, or the lines of a file, to the queue
@@ -111,6 +115,9 @@ pub fn main() -> ExitCode {
     let config = match Config::load(&Sources::from_process(Overrides { config, profile, set })) {
         Ok(config) => config,
         Err(problems) => {
+            if let Some(Command::Check(arguments)) = &command {
+                return check::unusable(&problems, arguments);
+            }
             eprintln!("{problems}");
             return ExitCode::from(match command {
                 Some(Command::HealthCheck(_)) => exit::FINDINGS,
@@ -143,6 +150,7 @@ pub fn main() -> ExitCode {
         }
         match command.unwrap_or(Command::Run) {
             Command::Run => run::run(config, traces).await,
+            Command::Check(arguments) => check::check(&config, &arguments).await,
             Command::Results(arguments) => results::results(&config, &arguments).await,
             Command::Recount(arguments) => recount::recount(&config, arguments).await,
             Command::Migrate(_) => migrate::migrate(&config).await,

@@ -17,11 +17,13 @@
 //! | [`http`] | `/metrics`, `/livez`, `/readyz`, `/startupz` | the pipeline's inside |
 //! | [`service_manager`] | `sd_notify` | the pipeline's inside |
 //! | [`config`] | every setting | everything else |
+//! | [`check`] | findings, rules over the configuration | AMQP, SQL |
 //! | [`publish`] | sample votes, files of votes | how votes are counted |
 //! | [`results`] | sums, shares, rates | where a reading comes from |
 //! | [`service`] | all of them, in the order of a start | |
 
 pub mod broker;
+pub mod check;
 pub mod config;
 pub mod http;
 pub mod pipeline;

@@ -3,6 +3,7 @@
 //! Architecture invariant: nothing here knows the broker. Everything about SQL, SQLSTATE and sqlx
 //! stays behind [`PgStore`] and its errors.
 
+mod check;
 mod columns;
 mod connection;
 mod migrate;
@@ -20,6 +21,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+pub use self::check::check;
 pub use self::connection::options;
 use self::connection::{Address, Distrust};
 pub use self::migrate::init_script;

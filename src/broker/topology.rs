@@ -1,24 +1,25 @@
 //! The queue: used as it is when it exists, created safe when it does not, and examined, because
 //! a queue without a dead-letter route or with a TTL loses votes quietly.
 
+mod assess;
+mod learn;
+
 use std::collections::BTreeMap;
 
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, Error};
 
+pub(super) use self::assess::{Assessment, Noted, Target};
+use self::assess::{assess, assess_dead_letters};
+use self::learn::{Known, Learned};
 use super::connect::amqp_code;
 use super::{long_string, management};
 use crate::config::RabbitMq as Config;
-use crate::telemetry::DeadLetterRoute;
 
 /// High enough that no outage drops a vote, finite because RabbitMQ 3.10 takes -1 for "none" and
 /// drops at the first requeue.
 const DELIVERY_LIMIT: i64 = 1000;
-/// A limit up to this, RabbitMQ 4's own default, can drop good votes in a long outage.
-const LOW_DELIVERY_LIMIT: i64 = 20;
-/// More rounds of redeclaring than a queue has arguments.
-const MAX_ROUNDS: usize = 24;
 
 /// Whether the queue was there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +28,16 @@ pub enum Found {
     Created,
 }
 
-/// What the broker told of the queue.
-#[derive(Debug)]
-pub(super) struct Examined {
-    pub(super) route: DeadLetterRoute,
-    pub(super) warnings: Vec<String>,
+/// How a queue is found, without touching it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    There {
+        ready: u32,
+        consumers: u32,
+    },
+    Missing,
+    /// Another connection has it to itself.
+    Exclusive,
 }
 
 /// Makes sure of the queue. Declared passively first, each time on a channel of its own, since a
@@ -56,8 +62,8 @@ pub(super) async fn ensure_dead_letter_queue(
     config: &Config,
 ) -> Result<(), Error> {
     if !exists(connection, &config.dead_letter_queue).await? {
-        let quorum = BTreeMap::from([("x-queue-type".to_owned(), long_string("quorum"))]);
-        declare(connection, &config.dead_letter_queue, Flags::DURABLE, quorum).await?;
+        let arguments = dead_letter_arguments();
+        declare(connection, &config.dead_letter_queue, Flags::DURABLE, arguments).await?;
     }
     Ok(())
 }
@@ -77,6 +83,10 @@ fn queue_arguments(config: &Config) -> Arguments {
     arguments.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
+fn dead_letter_arguments() -> Arguments {
+    BTreeMap::from([("x-queue-type".to_owned(), long_string("quorum"))])
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Flags {
     durable: bool,
@@ -90,11 +100,35 @@ impl Flags {
 
 async fn exists(connection: &Connection, queue: &str) -> Result<bool, Error> {
     let channel = connection.create_channel().await?;
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    match channel.queue_declare(queue.into(), passive, FieldTable::default()).await {
+    match channel.queue_declare(queue.into(), PASSIVE, FieldTable::default()).await {
         Ok(_) => channel.close(200, "OK".into()).await.map(|()| true),
         Err(error) if amqp_code(&error) == Some(404) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+const PASSIVE: QueueDeclareOptions = QueueDeclareOptions {
+    passive: true,
+    durable: false,
+    exclusive: false,
+    auto_delete: false,
+    nowait: false,
+};
+
+/// Looks at a queue by a passive declare, which creates and changes nothing.
+pub(super) async fn standing(connection: &Connection, queue: &str) -> Result<Standing, Error> {
+    let channel = connection.create_channel().await?;
+    match channel.queue_declare(queue.into(), PASSIVE, FieldTable::default()).await {
+        Ok(found) => {
+            channel.close(200, "OK".into()).await?;
+            let (ready, consumers) = (found.message_count(), found.consumer_count());
+            Ok(Standing::There { ready, consumers })
+        }
+        Err(error) => match amqp_code(&error) {
+            Some(404) => Ok(Standing::Missing),
+            Some(405) => Ok(Standing::Exclusive),
+            _ => Err(error),
+        },
     }
 }
 
@@ -105,6 +139,16 @@ async fn declare(
     arguments: Arguments,
 ) -> Result<(), Error> {
     let channel = connection.create_channel().await?;
+    declare_on(&channel, queue, flags, arguments).await?;
+    channel.close(200, "OK".into()).await
+}
+
+async fn declare_on(
+    channel: &lapin::Channel,
+    queue: &str,
+    flags: Flags,
+    arguments: Arguments,
+) -> Result<(), Error> {
     let Flags { durable, auto_delete, exclusive } = flags;
     let options =
         QueueDeclareOptions { durable, auto_delete, exclusive, ..QueueDeclareOptions::default() };
@@ -112,45 +156,50 @@ async fn declare(
     for (name, value) in arguments {
         table.insert(name.into(), value);
     }
-    channel.queue_declare(queue.into(), options, table).await?;
-    channel.close(200, "OK".into()).await
+    channel.queue_declare(queue.into(), options, table).await.map(drop)
 }
 
 /// Finds out what can lose votes: from the management API where one is configured, else by
-/// redeclaring.
-pub(super) async fn examine(connection: &Connection, config: &Config) -> Examined {
-    let known = match &config.management_url {
-        Some(url) => match management::queue(url, config).await {
-            Ok((arguments, [durable, auto_delete])) => {
-                let flags = Flags { durable, auto_delete, exclusive: false };
-                Some(Known { arguments, flags, policies: true })
-            }
-            Err(error) => {
-                tracing::warn!("RABBITMQ_MANAGEMENT_URL: {error}");
-                None
-            }
-        },
-        None => None,
+/// redeclaring. Creates nothing.
+pub(super) async fn examine(connection: &Connection, config: &Config) -> Assessment {
+    let learned = learn::queue(connection, config, &config.queue, queue_arguments(config)).await;
+    let Learned { known, management_failed } = learned;
+    let mut assessment = match known {
+        None => Assessment::of_unknown(&config.queue),
+        Some(known) => {
+            let target = existing(connection, config, &known).await;
+            assess(&config.queue, &known, target)
+        }
     };
-    let known = match known {
-        Some(known) => Some(known),
-        None => redeclare(connection, config).await,
-    };
-    let Some(known) = known else {
-        let warning = "the broker does not tell this queue's arguments; whether rejected messages \
-                       are kept is unknown";
-        return Examined { route: DeadLetterRoute::Unknown, warnings: vec![warning.to_owned()] };
-    };
-    let target = match known.target() {
+    assessment.management_failed = management_failed;
+    assessment
+}
+
+/// Finds out what can lose dead letters, in the same way.
+pub(super) async fn examine_dead_letters(connection: &Connection, config: &Config) -> Vec<Noted> {
+    let queue = &config.dead_letter_queue;
+    let learned = learn::queue(connection, config, queue, dead_letter_arguments()).await;
+    learned.known.map_or_else(Vec::new, |known| assess_dead_letters(queue, &known))
+}
+
+/// The target of a queue's dead letters, if it leads anywhere.
+async fn existing(connection: &Connection, config: &Config, known: &Known) -> Target {
+    match known.target() {
         Target::Queue(name) if matches!(exists(connection, &name).await, Ok(false)) => {
             Target::Missing(format!("the queue {name:?}"))
         }
         Target::Exchange(name) if exchange_is_missing(connection, &name).await => {
             Target::Missing(format!("the exchange {name:?}"))
         }
+        // Only of an API that has just told of the queue.
+        Target::Exchange(name) if known.policies => match &config.management_url {
+            Some(url) if management::is_unbound(url, &config.vhost, &name).await => {
+                Target::Unbound(name)
+            }
+            _ => Target::Exchange(name),
+        },
         target => target,
-    };
-    assess(&known, &target)
+    }
 }
 
 async fn exchange_is_missing(connection: &Connection, exchange: &str) -> bool {
@@ -161,222 +210,3 @@ async fn exchange_is_missing(connection: &Connection, exchange: &str) -> bool {
     let declared = channel.exchange_declare(exchange.into(), kind, passive, FieldTable::default());
     matches!(declared.await, Err(error) if amqp_code(&error) == Some(404))
 }
-
-/// Where rejected messages go.
-#[derive(Debug, PartialEq)]
-enum Target {
-    Queue(String),
-    /// Through an exchange, whose bindings AMQP does not show.
-    Exchange(String),
-    /// To the default exchange under the key they came with: into this very queue.
-    Itself,
-    /// Somewhere that does not exist.
-    Missing(String),
-    Nowhere,
-}
-
-/// What is known of a queue.
-struct Known {
-    arguments: Arguments,
-    flags: Flags,
-    /// Whether policies are in the arguments, too.
-    policies: bool,
-}
-
-impl Known {
-    fn text(&self, name: &str) -> Option<String> {
-        match self.arguments.get(name)? {
-            AMQPValue::LongString(text) => Some(text.to_string()),
-            _ => None,
-        }
-    }
-
-    fn number(&self, name: &str) -> Option<i64> {
-        self.arguments.get(name).and_then(number)
-    }
-
-    fn target(&self) -> Target {
-        let key = self.text("x-dead-letter-routing-key");
-        match (self.text("x-dead-letter-exchange"), key) {
-            (None, _) => Target::Nowhere,
-            (Some(exchange), _) if !exchange.is_empty() => Target::Exchange(exchange),
-            (Some(_), Some(queue)) => Target::Queue(queue),
-            (Some(_), None) => Target::Itself,
-        }
-    }
-}
-
-fn number(value: &AMQPValue) -> Option<i64> {
-    match *value {
-        AMQPValue::ShortShortInt(n) => Some(n.into()),
-        AMQPValue::ShortShortUInt(n) => Some(n.into()),
-        AMQPValue::ShortInt(n) => Some(n.into()),
-        AMQPValue::ShortUInt(n) => Some(n.into()),
-        AMQPValue::LongInt(n) => Some(n.into()),
-        AMQPValue::LongUInt(n) => Some(n.into()),
-        AMQPValue::LongLongInt(n) => Some(n),
-        _ => None,
-    }
-}
-
-fn assess(known: &Known, target: &Target) -> Examined {
-    use DeadLetterRoute::{No, Unknown, Yes};
-    let (route, warning) = match target {
-        Target::Queue(_) => (Yes, None),
-        Target::Exchange(name) => (
-            Unknown,
-            Some(format!(
-                "rejected messages go to the exchange {name:?}; whether a queue is bound to it \
-                 can't be seen, and if none is they vanish"
-            )),
-        ),
-        Target::Itself => (
-            No,
-            Some(
-                "rejected messages go to the default exchange under the key they came with: back \
-                 into this queue, or nowhere; set x-dead-letter-routing-key"
-                    .to_owned(),
-            ),
-        ),
-        Target::Missing(what) => (
-            No,
-            Some(format!(
-                "rejected messages are routed to {what}, which does not exist: they vanish"
-            )),
-        ),
-        Target::Nowhere if known.policies => (
-            No,
-            Some(
-                "the queue has no dead-letter exchange: a rejected message vanishes; set one by \
-                 a policy"
-                    .to_owned(),
-            ),
-        ),
-        Target::Nowhere => (
-            Unknown,
-            Some(
-                "the queue was declared without a dead-letter exchange: unless a policy sets one \
-                 (RABBITMQ_MANAGEMENT_URL lets us see it), a rejected message vanishes"
-                    .to_owned(),
-            ),
-        ),
-    };
-    let mut warnings = Vec::from_iter(warning);
-    if let Some(ttl) = known.number("x-message-ttl") {
-        warnings.push(format!("x-message-ttl={ttl}: votes older than {ttl} ms are dropped"));
-    }
-    if let Some(expires) = known.number("x-expires") {
-        warnings
-            .push(format!("x-expires={expires}: unused for {expires} ms, the queue is deleted"));
-    }
-    let overflow = known.text("x-overflow").unwrap_or_else(|| "drop-head".to_owned());
-    for name in ["x-max-length", "x-max-length-bytes"] {
-        if let Some(length) = known.number(name)
-            && overflow == "drop-head"
-        {
-            warnings.push(format!(
-                "{name}={length} with drop-head: a full queue drops its oldest votes"
-            ));
-        }
-    }
-    if let Some(limit) = known.number("x-delivery-limit")
-        && limit <= LOW_DELIVERY_LIMIT
-    {
-        warnings.push(format!(
-            "x-delivery-limit={limit}: votes given back {limit} times in an outage are dropped"
-        ));
-    }
-    if !known.flags.durable {
-        warnings.push("the queue is not durable: a restart of the broker empties it".to_owned());
-    }
-    if known.flags.auto_delete {
-        warnings.push("the queue is auto-delete: it goes with its last consumer".to_owned());
-    }
-    Examined { route, warnings }
-}
-
-/// Learns the arguments from the broker's refusals: AMQP never lists them, but a declare that
-/// differs is answered by a 406 that names one and its current value. A queue that vanished
-/// meanwhile is created by this, with what is known of it so far.
-async fn redeclare(connection: &Connection, config: &Config) -> Option<Known> {
-    let mut arguments = queue_arguments(config);
-    let mut flags = Flags::DURABLE;
-    for _ in 0..MAX_ROUNDS {
-        let error = match declare(connection, &config.queue, flags, arguments.clone()).await {
-            Ok(()) => return Some(Known { arguments, flags, policies: false }),
-            Err(error) => error,
-        };
-        tracing::debug!(queue = config.queue, "learning the queue's arguments: {error}");
-        if amqp_code(&error) != Some(406) {
-            return None;
-        }
-        let Difference { name, current } = Difference::parse(&error.to_string())?;
-        match (name.as_str(), current) {
-            ("durable", Current::Flag(on)) => flags.durable = on,
-            ("auto_delete", Current::Flag(on)) => flags.auto_delete = on,
-            ("exclusive", Current::Flag(on)) => flags.exclusive = on,
-            (_, Current::None) => drop(arguments.remove(&name)),
-            (_, Current::Value(value)) => drop(arguments.insert(name, value)),
-            (_, Current::Untyped(text)) => {
-                // A number as often as a text; what is refused as a number was a text.
-                let as_number = text.parse().ok().map(AMQPValue::LongLongInt);
-                let tried = arguments.get(&name) == as_number.as_ref();
-                let value = as_number.filter(|_| !tried).unwrap_or_else(|| long_string(&text));
-                drop(arguments.insert(name, value));
-            }
-            (_, Current::Flag(_)) => return None,
-        }
-    }
-    None
-}
-
-/// One argument in which a queue differs from a declare.
-#[derive(Debug, PartialEq)]
-struct Difference {
-    name: String,
-    current: Current,
-}
-
-#[derive(Debug, PartialEq)]
-enum Current {
-    None,
-    Flag(bool),
-    Value(AMQPValue),
-    /// Some arguments are told without their type.
-    Untyped(String),
-}
-
-impl Difference {
-    /// Reads `… inequivalent arg 'NAME' for queue … but current is CURRENT`, where CURRENT is
-    /// `none`, `'true'`, `'untyped'` or `the value 'V' of type 'T'`.
-    fn parse(told: &str) -> Option<Self> {
-        let (_, rest) = told.split_once("inequivalent arg '")?;
-        let (name, rest) = rest.split_once('\'')?;
-        let (_, current) = rest.rsplit_once(" but current is ")?;
-        let current = match current.strip_prefix("the value '") {
-            None => match current.trim_matches('\'') {
-                "none" => Current::None,
-                "true" => Current::Flag(true),
-                "false" => Current::Flag(false),
-                text => Current::Untyped(text.to_owned()),
-            },
-            Some(typed) => {
-                let (value, kind) = typed.rsplit_once("' of type '")?;
-                Current::Value(typed_value(value, kind.split('\'').next()?)?)
-            }
-        };
-        Some(Self { name: name.to_owned(), current })
-    }
-}
-
-fn typed_value(value: &str, kind: &str) -> Option<AMQPValue> {
-    Some(match kind {
-        "longstr" => long_string(value),
-        "bool" => AMQPValue::Boolean(value.parse().ok()?),
-        // Every integer type compares equal to any other of the same value.
-        _ => AMQPValue::LongLongInt(value.parse().ok()?),
-    })
-}
-
-#[cfg(test)]
-mod tests;

@@ -132,7 +132,7 @@ pub(super) async fn wait<R>(
 
 /// Reads what the server does with a COMMIT. With `synchronous_commit=off`, 10–25 acknowledged
 /// commits were lost each time PostgreSQL was killed (measured on 15.18).
-async fn lossy_settings(connection: &mut PgConnection) -> Result<Vec<String>, Fault> {
+pub(super) async fn lossy_settings(connection: &mut PgConnection) -> Result<Vec<String>, Fault> {
     let rows = sqlx::query(
         "SELECT name || '=off' AS lossy FROM pg_settings WHERE setting = 'off' \
          AND name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY name",
@@ -171,7 +171,7 @@ async fn migrated(config: &Config, may_migrate: bool) -> Result<usize, Attempt> 
     };
     let (mut connection, found) =
         within(deadline, asking).await.map_err(|not| not_connected(config, not))?;
-    let unfit =
+    let misfit =
         |reason| Attempt::Fatal(StartError::Schema { reason, place: describe(&config.postgres) });
     match found {
         SchemaState::Current => Ok(0),
@@ -186,21 +186,38 @@ async fn migrated(config: &Config, may_migrate: bool) -> Result<usize, Attempt> 
                     sqlx::migrate::MigrateError::Execute(error)
                     | sqlx::migrate::MigrateError::ExecuteMigration(error, _),
                 ) => Err(migration_failed(config, &versions, fault(&error))),
-                Err(error) => Err(unfit(error.to_string())),
+                Err(error) => Err(misfit(error.to_string())),
             }
         }
-        SchemaState::Pending(versions) => Err(unfit(format!(
-            "migrations {versions:?} are not applied and MIGRATE_ON_START is off; run \
-             `vote-aggregator migrate` as the owner of the tables"
-        ))),
-        SchemaState::Unknown(version) => Err(unfit(format!(
-            "the database is at migration {version}, which this version of the service does not \
-             know; run the newer version"
-        ))),
-        SchemaState::Differs(version) => Err(unfit(format!(
-            "migration {version} was applied with other content than this version of the service \
-             has; compare the schema with init_db.sql"
-        ))),
+        other => {
+            let (reason, remedy) = unfit(&other);
+            Err(misfit(format!("{reason}; {remedy}")))
+        }
+    }
+}
+
+/// Why a schema does not fit that is not to be migrated, and what to do.
+pub(super) fn unfit(state: &SchemaState) -> (String, &'static str) {
+    match state {
+        SchemaState::Current => ("it is up to date".to_owned(), "nothing"),
+        SchemaState::Pending(versions) => (
+            format!("migrations {versions:?} are not applied and MIGRATE_ON_START is off"),
+            "run `vote-aggregator migrate` as the owner of the tables",
+        ),
+        SchemaState::Unknown(version) => (
+            format!(
+                "the database is at migration {version}, which this version of the service does \
+                 not know"
+            ),
+            "run the newer version",
+        ),
+        SchemaState::Differs(version) => (
+            format!(
+                "migration {version} was applied with other content than this version of the \
+                 service has"
+            ),
+            "compare the schema with init_db.sql",
+        ),
     }
 }
 
@@ -215,7 +232,7 @@ pub(super) fn not_connected(config: &Config, not: NotConnected) -> Attempt {
     }
 }
 
-fn gone(config: &Config, fault: Fault) -> Attempt {
+pub(super) fn gone(config: &Config, fault: Fault) -> Attempt {
     let place = describe(&config.postgres);
     match fault.sqlstate.as_deref() {
         Some("3D000") => Attempt::Fatal(StartError::NoDatabase { fault, place }),
@@ -287,7 +304,7 @@ fn migration_failed(config: &Config, versions: &[i64], fault: Fault) -> Attempt 
 }
 
 /// Whether a batch can be counted: tables that are not as the statements need them are fatal.
-fn fits(config: &Config, rehearsed: Result<Rehearsed, Fault>) -> Result<(), Attempt> {
+pub(super) fn fits(config: &Config, rehearsed: Result<Rehearsed, Fault>) -> Result<(), Attempt> {
     let fault = match rehearsed {
         Ok(Rehearsed::Counted) => return Ok(()),
         // A column too short, or one that we do not know and that must not be NULL: good votes

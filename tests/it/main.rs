@@ -1,6 +1,7 @@
 //! The service against a real RabbitMQ and a real PostgreSQL, run by `script/test`.
 
 mod broker;
+mod check;
 mod counting;
 mod demo;
 mod deploy;

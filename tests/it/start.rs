@@ -106,7 +106,9 @@ async fn a_metrics_port_that_is_taken_is_a_clear_refusal() {
 
 #[tokio::test]
 async fn every_command_helps_with_an_example_and_wrong_usage_ends_with_2() {
-    for arguments in [&["--help"][..], &["migrate", "--help"], &["publish", "--help"]] {
+    for arguments in
+        [&["--help"][..], &["check", "--help"], &["migrate", "--help"], &["publish", "--help"]]
+    {
         let help = Service::output(arguments).await;
         assert_eq!(help.0, Some(0));
         assert!(help.1.contains("Examples:"), "{arguments:?}: {}", help.1);

@@ -1,0 +1,105 @@
+//! Whether counting stays fast: with an audit that has grown, with few laws and with many, and with
+//! several instances.
+
+use vote_aggregator::store;
+
+use crate::contender::{Contender, Peers};
+use crate::measure::{Bench, Run};
+use crate::report::{Figures, Report};
+
+/// Rows are made in parts, so that there is something to tell.
+const PART: u64 = 5_000_000;
+/// How full a B-tree's leaves are whose keys came in random order, in per cent.
+const GROWN: u32 = 70;
+const LAWS: [u32; 3] = [1, 100, 10_000];
+const INSTANCES: [usize; 3] = [1, 2, 4];
+
+/// Sizes from the smallest to the largest, since growing takes long; the others in turn.
+pub async fn run(bench: &Bench, rounds: usize, votes: u64, rows: &[u64]) -> Report {
+    let peers = Peers::new(None);
+    let one = async |laws: u32, instances: usize, name: &str, figures: &mut Figures| {
+        let run = bench.consume_more(votes, laws, async |stage| {
+            let start = |_| Contender::Throughput.start(stage, &peers, votes);
+            (0..instances).map(start).collect()
+        });
+        let run: Run = run.await;
+        eprintln!("{name}: {run}");
+        figures.push(run);
+    };
+
+    let mut all = Vec::new();
+    bench.empty().await;
+    for instances in INSTANCES {
+        all.push((5, instances, Figures::of(format!("{instances} instances"))));
+    }
+    for laws in LAWS {
+        all.push((laws, 1, Figures::of(format!("{laws} laws"))));
+    }
+    for round in 0..rounds {
+        for turn in 0..all.len() {
+            bench.empty().await;
+            let which = (round + turn) % all.len();
+            let (laws, instances, figures) = &mut all[which];
+            let name = format!("round {} of {rounds}: {}", round + 1, figures.name);
+            one(*laws, *instances, &name, figures).await;
+        }
+    }
+    let mut all: Vec<Figures> = all.into_iter().map(|(.., figures)| figures).collect();
+
+    bench.empty().await;
+    let mut there = 0;
+    for &rows in rows {
+        grow(bench, there, rows).await;
+        let name = format!("{rows} rows in the audit");
+        let mut figures = Figures::of(name.clone());
+        for round in 0..rounds {
+            one(5, 1, &format!("round {} of {rounds}: {name}", round + 1), &mut figures).await;
+        }
+        // What was counted is there as well.
+        there = rows + rounds as u64 * votes;
+        all.push(figures);
+    }
+    let log = bench.stage.servers.script(&["log", "postgres"]);
+    let deadlocks = log.lines().filter(|line| line.contains("deadlock detected")).count();
+    Report::new(format!("Throughput profile; {deadlocks} deadlocks in PostgreSQL's log"), all)
+}
+
+/// Fills the audit, and the totals with it. The key's index is made anew with leaves as full as
+/// those of one that has grown: filling it row by row takes an hour.
+async fn grow(bench: &Bench, mut there: u64, rows: u64) {
+    let key = "vote_audit_pkey";
+    bench.sql(format!("ALTER TABLE duplicate_attempts DROP CONSTRAINT IF EXISTS duplicate_attempts_vote_hash_fkey; ALTER TABLE vote_audit DROP CONSTRAINT {key}")).await;
+    while there < rows {
+        let until = rows.min(there + PART);
+        eprintln!("making rows: {there} of {rows}");
+        bench
+            .sql(format!(
+                "INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, \"timestamp\")
+                 SELECT encode(sha256(convert_to('grown-' || n, 'UTF8')), 'hex'),
+                        'citizen-' || n, 'law-' || lpad((1 + n % 5)::text, 3, '0'),
+                        CASE WHEN n % 2 = 0 THEN 'oui' ELSE 'non' END, now()
+                 FROM generate_series({there}::bigint, {until}::bigint - 1) AS n"
+            ))
+            .await;
+        there = until;
+    }
+    eprintln!("making the index of {rows} rows");
+    bench
+        .sql(format!(
+            "SET maintenance_work_mem = '2GB';
+             ALTER TABLE vote_audit ADD CONSTRAINT {key} PRIMARY KEY (vote_hash)
+             WITH (fillfactor = {GROWN});
+             ALTER TABLE vote_audit ALTER COLUMN vote_hash SET NOT NULL;
+             ALTER INDEX {key} RESET (fillfactor);
+             ALTER TABLE duplicate_attempts ADD CONSTRAINT duplicate_attempts_vote_hash_fkey
+             FOREIGN KEY (vote_hash) REFERENCES vote_audit (vote_hash);
+             RESET maintenance_work_mem"
+        ))
+        .await;
+    bench.sql("VACUUM (ANALYZE) vote_audit".to_owned()).await;
+    let config = bench.stage.config(&[]);
+    let jitter = vote_aggregator::retry::Jitter::seeded(1);
+    let never = tokio_util::sync::CancellationToken::new();
+    let corrected = store::correct(&config, &jitter, &never, Some("grown"), |_| {}).await;
+    corrected.expect("the totals follow the audit");
+}

@@ -1,0 +1,218 @@
+//! One measurement: a queue is filled, consumers are started, and between the first votes and the
+//! last the clock and the processors' times are read.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::AssertSqlSafe;
+use tokio::time::{Instant, sleep, timeout};
+use vote_aggregator::publish::{Samples, Shape};
+
+use crate::it::support::{Servers, Service, Stage};
+use crate::meter::{cpu_seconds, peak_memory};
+
+/// Between two looks at how far they are.
+const LOOK: Duration = Duration::from_millis(10);
+/// A consumer that has counted nothing new for so long never will.
+const STALLED: Duration = Duration::from_secs(60);
+/// The servers are quiet when they have had less of a processor than this, in such a time.
+const QUIET: (f64, Duration) = (0.05, Duration::from_millis(500));
+/// They need not ever be: a checkpoint may take its time.
+const QUIET_AT_LAST: Duration = Duration::from_secs(30);
+
+/// The servers, and the tables that all contenders write into.
+pub struct Bench {
+    pub stage: Stage<'static>,
+    broker: u32,
+    database: u32,
+}
+
+/// What one measurement came to.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    pub votes: u64,
+    pub seconds: f64,
+    /// Processor seconds.
+    pub client: f64,
+    pub broker: f64,
+    pub database: f64,
+    /// MiB, of the largest process.
+    pub memory: f64,
+}
+
+impl Run {
+    pub fn rate(&self) -> f64 {
+        self.votes as f64 / self.seconds
+    }
+
+    /// Processor seconds a million votes: client, broker, database.
+    pub fn cost(&self) -> [f64; 3] {
+        [self.client, self.broker, self.database].map(|cpu| cpu * 1e6 / self.votes as f64)
+    }
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [client, broker, database] = self.cost();
+        write!(
+            f,
+            "{:.0} votes/s over {:.1} s; CPU-s a million: client {client:.1}, broker {broker:.1}, \
+             database {database:.1}; {:.0} MiB",
+            self.rate(),
+            self.seconds,
+            self.memory
+        )
+    }
+}
+
+/// All readings of one moment.
+struct Mark {
+    at: Instant,
+    votes: u64,
+    cpu: [f64; 3],
+}
+
+impl Bench {
+    /// On these servers, PostgreSQL with the settings of a file, and keeping the times of commits
+    /// where they are asked for.
+    pub async fn new(
+        servers: &'static Servers,
+        settings: Option<&Path>,
+        commit_times: bool,
+    ) -> Self {
+        if commit_times {
+            servers.script(&["psql", "--", "-qc", "ALTER SYSTEM SET track_commit_timestamp = on"]);
+        }
+        if let Some(file) = settings {
+            let text = std::fs::read_to_string(file).expect("the settings can be read");
+            let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+            for line in lines.filter(|line| !line.is_empty()) {
+                let (name, value) = line.split_once('=').expect("name = value");
+                let value = value.trim().trim_matches('\'');
+                let sql = format!("ALTER SYSTEM SET {} = '{value}'", name.trim());
+                servers.script(&["psql", "--", "-qc", &sql]);
+            }
+        }
+        servers.script(&["restart", "postgres"]);
+        let stage = Stage::migrated(servers, "bench").await;
+        let pid = |which| servers.script(&["pid", which]).trim().parse().expect("a process id");
+        Self { broker: pid("rabbitmq"), database: pid("postgres"), stage }
+    }
+
+    pub async fn sql(&self, sql: String) {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.stage.sql).await.expect("SQL");
+    }
+
+    /// Tables as they are after `migrate`.
+    pub async fn empty(&self) {
+        self.sql("TRUNCATE vote_results, vote_audit, duplicate_attempts".to_owned()).await;
+    }
+
+    /// Processor seconds that PostgreSQL has had.
+    pub fn database_cpu(&self) -> f64 {
+        cpu_seconds(self.database)
+    }
+
+    /// So many votes on a queue of their own, taken by whom `start` starts, into empty tables.
+    pub async fn consume(
+        &self,
+        votes: u64,
+        laws: u32,
+        start: impl AsyncFnOnce(&Stage<'_>) -> Vec<Service>,
+    ) -> Run {
+        self.empty().await;
+        self.consume_more(votes, laws, start).await
+    }
+
+    /// The same into tables as they are.
+    pub async fn consume_more(
+        &self,
+        votes: u64,
+        laws: u32,
+        start: impl AsyncFnOnce(&Stage<'_>) -> Vec<Service>,
+    ) -> Run {
+        let stage = &self.stage;
+        let count = usize::try_from(votes).expect("64 bits");
+        let seed = fastrand::u64(..);
+        let shape = Shape { count, laws, duplicates: 0.0, malformed: 0.0, seed };
+        stage.publish_each(Samples::new(shape)).await;
+        self.quiet(true).await;
+
+        let before = self.counted().await;
+        let running = start(stage).await;
+        let run = self.watch(&running, before, votes).await;
+        drop(running);
+        stage.delete(&stage.queue).await;
+        run
+    }
+
+    /// From the first votes to the last.
+    async fn watch(&self, running: &[Service], before: u64, votes: u64) -> Run {
+        let mut first: Option<Mark> = None;
+        let mut progress = (0, Instant::now());
+        loop {
+            sleep(LOOK).await;
+            // One that only acks tells so itself.
+            let acked = running[0].log().lines().rev().find_map(|line| line.parse::<u64>().ok());
+            let done = match acked {
+                Some(acked) => acked,
+                None => self.counted().await - before,
+            };
+            if done > progress.0 {
+                progress = (done, Instant::now());
+            }
+            assert!(progress.1.elapsed() < STALLED, "stalled at {done}: {}", running[0].log());
+            if done == 0 {
+                continue;
+            }
+            let mark = self.mark(running, done);
+            let Some(first) = &first else {
+                first = Some(mark);
+                continue;
+            };
+            if done < votes {
+                continue;
+            }
+            let cpu = [0, 1, 2].map(|of| mark.cpu[of] - first.cpu[of]);
+            return Run {
+                votes: done - first.votes,
+                seconds: (mark.at - first.at).as_secs_f64(),
+                client: cpu[0],
+                broker: cpu[1],
+                database: cpu[2],
+                memory: running.iter().map(|one| peak_memory(one.id())).fold(0.0, f64::max),
+            };
+        }
+    }
+
+    fn mark(&self, running: &[Service], votes: u64) -> Mark {
+        let client = running.iter().map(|service| cpu_seconds(service.id())).sum();
+        let cpu = [client, cpu_seconds(self.broker), cpu_seconds(self.database)];
+        Mark { at: Instant::now(), votes, cpu }
+    }
+
+    pub async fn counted(&self) -> u64 {
+        let counted = "SELECT coalesce(sum(oui_count + non_count), 0)::bigint FROM vote_results";
+        self.stage.number(counted).await.try_into().expect("no negative totals")
+    }
+
+    /// Waits until the servers have written what they have to write.
+    pub async fn quiet(&self, checkpoint: bool) {
+        if checkpoint {
+            self.sql("CHECKPOINT".to_owned()).await;
+        }
+        let waiting = async {
+            loop {
+                let before = cpu_seconds(self.broker) + self.database_cpu();
+                sleep(QUIET.1).await;
+                if cpu_seconds(self.broker) + self.database_cpu() - before < QUIET.0 {
+                    return;
+                }
+            }
+        };
+        if timeout(QUIET_AT_LAST, waiting).await.is_err() {
+            eprintln!("the servers do not come to rest; measuring all the same");
+        }
+    }
+}

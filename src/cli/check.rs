@@ -1,0 +1,216 @@
+//! `check`.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+use vote_aggregator::check::{self, Finding, Report, Severity};
+use vote_aggregator::config::{Config, ConfigErrors};
+use vote_aggregator::{broker, store};
+
+use super::exit;
+
+/// Columns of text, with the indent.
+const WIDTH: usize = 100;
+/// Below the severity and two spaces.
+const INDENT: usize = 9;
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  vote-aggregator check                         the configuration alone, no server is touched
+  vote-aggregator check --connect               RabbitMQ and PostgreSQL as well
+  vote-aggregator check --connect --strict      1 also for warnings, for a pipeline
+  vote-aggregator check --connect --json        the same for programs
+
+Exit code 0: no error; 1: errors, with --strict also warnings; 78: the configuration can't be used.
+--connect creates and changes nothing: the queue's arguments are read from the broker's refusals of
+declares that differ (each right behind a passive declare, so that no queue comes into being), and a
+made-up batch is counted in PostgreSQL and rolled back.")]
+pub(super) struct Arguments {
+    /// Look at RabbitMQ and PostgreSQL, too
+    #[arg(long)]
+    connect: bool,
+    /// End with 1 for warnings as well
+    #[arg(long)]
+    strict: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn check(config: &Config, arguments: &Arguments) -> ExitCode {
+    let mut report = check::configuration(config);
+    if arguments.connect {
+        let (broker, database) = tokio::join!(broker::check(config), store::check(config));
+        report.absorb(broker);
+        report.absorb(database);
+    }
+    // The worst first; of one severity, in the order of the dataflow.
+    report.findings.sort_by_key(|finding| finding.severity);
+    print!("{}", if arguments.json { object(&report) } else { text(&report, colours()) });
+    let failed = report.count(Severity::Error) > 0
+        || (arguments.strict && report.count(Severity::Warning) > 0);
+    if failed { ExitCode::from(exit::FINDINGS) } else { ExitCode::SUCCESS }
+}
+
+/// A configuration that can't be used: its problems as every command tells them, and for programs
+/// the object that they expect.
+pub(super) fn unusable(problems: &ConfigErrors, arguments: &Arguments) -> ExitCode {
+    eprintln!("{problems}");
+    if arguments.json {
+        let findings = problems.problems().iter().map(Finding::from).collect();
+        print!("{}", object(&Report { checked: vec!["the configuration".to_owned()], findings }));
+    }
+    ExitCode::from(exit::CONFIG)
+}
+
+fn object(report: &Report) -> String {
+    let object = json!({
+        "findings": report.findings,
+        "errors": report.count(Severity::Error),
+        "warnings": report.count(Severity::Warning),
+        "checked": report.checked,
+    });
+    format!("{object}\n")
+}
+
+fn colours() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stdout().is_terminal() && !unwanted
+}
+
+fn text(report: &Report, colours: bool) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let Finding { severity, subject, value, set_by, meaning, remedy } = finding;
+        let subject = match value {
+            Some(value) => format!("{subject}: {value}"),
+            None => subject.clone(),
+        };
+        let name = severity.as_str();
+        let padding = " ".repeat(INDENT - name.len());
+        let (on, off) = if colours { (colour(*severity), "\x1b[0m") } else { ("", "") };
+        text += &format!("{on}{name}{off}{padding}{}\n", wrapped(&subject, ""));
+        if let Some(set_by) = set_by {
+            text += &indented(&format!("set by: {set_by}"), "        ");
+        }
+        text += &indented(meaning, "");
+        text += &indented(&format!("to do:  {remedy}"), "        ");
+        text.push('\n');
+    }
+    for (index, checked) in report.checked.iter().enumerate() {
+        let label = if index == 0 { "checked: " } else { "         " };
+        text += &format!("{label}{}\n", wrapped(checked, ""));
+    }
+    text += &format!("{}\n", summary(report));
+    text
+}
+
+fn summary(report: &Report) -> String {
+    let counted = |severity, name: &str| match report.count(severity) {
+        0 => format!("no {name}s"),
+        1 => format!("1 {name}"),
+        n => format!("{n} {name}s"),
+    };
+    format!("{}, {}", counted(Severity::Error, "error"), counted(Severity::Warning, "warning"))
+}
+
+const fn colour(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Error => "\x1b[1;31m",
+        Severity::Warning => "\x1b[1;33m",
+        Severity::Info => "\x1b[1;36m",
+    }
+}
+
+fn indented(text: &str, hanging: &str) -> String {
+    format!("{}{}\n", " ".repeat(INDENT), wrapped(text, hanging))
+}
+
+/// Breaks lines at spaces, so that they fit behind the indent; what follows the first is indented,
+/// and by `hanging` on top. What a terminal obeys is shown instead: servers wrote some of it.
+fn wrapped(text: &str, hanging: &str) -> String {
+    let mut lines = String::new();
+    let mut width = INDENT;
+    for (index, word) in text.split(' ').enumerate() {
+        let word = shown(word);
+        let length = word.chars().count();
+        if index == 0 {
+            width += length;
+        } else if width + 1 + length > WIDTH {
+            lines += &format!("\n{}{hanging}", " ".repeat(INDENT));
+            width = INDENT + hanging.len() + length;
+        } else {
+            lines.push(' ');
+            width += 1 + length;
+        }
+        lines += &word;
+    }
+    lines
+}
+
+fn shown(word: &str) -> String {
+    let mut shown = String::with_capacity(word.len());
+    for c in word.chars() {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let finding = Finding::new(
+            Severity::Error,
+            "queue \"votes\"",
+            "votes older than 60000 ms are dropped",
+            "do \x1b[2J this ".repeat(20),
+        );
+        let note = Finding::new(Severity::Info, "clock", "it ticks", "wind it up");
+        Report {
+            checked: vec!["the configuration".to_owned(), "the clock".to_owned()],
+            findings: vec![finding.with_value("x-message-ttl=60000"), note],
+        }
+    }
+
+    #[test]
+    fn text_fits_a_terminal_and_obeys_no_server() {
+        let text = text(&report(), false);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert!(!text.contains('\x1b') && text.contains("\\u{1b}[2J"), "{text}");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "error    queue \"votes\": x-message-ttl=60000");
+        assert_eq!(lines[1], "         votes older than 60000 ms are dropped");
+        assert!(lines[2].starts_with("         to do:  do "), "{text}");
+        assert!(lines[3].starts_with("                 "), "{text}");
+        let end = ["checked: the configuration", "         the clock", "1 error, no warnings"];
+        assert!(lines.ends_with(&end), "{text}");
+    }
+
+    #[test]
+    fn colours_are_for_the_severity_alone() {
+        let coloured = text(&report(), true);
+        assert!(coloured.starts_with("\x1b[1;31merror\x1b[0m    queue"), "{coloured}");
+        assert_eq!(coloured.matches("\x1b[0m").count(), 2, "{coloured}");
+    }
+
+    #[test]
+    fn json_is_one_object_with_every_field() {
+        let object: serde_json::Value = serde_json::from_str(&object(&report())).expect("JSON");
+        assert_eq!((&object["errors"], &object["warnings"]), (&json!(1), &json!(0)));
+        assert_eq!(object["checked"], json!(["the configuration", "the clock"]));
+        let expected = json!({
+            "severity": "info", "subject": "clock", "value": null, "set_by": null,
+            "meaning": "it ticks", "remedy": "wind it up",
+        });
+        assert_eq!(object["findings"][1], expected);
+    }
+}

@@ -1,0 +1,213 @@
+//! The database's side of `vote-aggregator check`: looks, and leaves nothing behind.
+
+mod server;
+
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use self::server::{Server, findings};
+use super::connection::{Address, describe, options, with_session_limits};
+use super::migrate::{SchemaState, state};
+use super::start::{Attempt, StartError, fits, gone, lossy_settings, not_connected, unfit};
+use super::transaction::{fault, rehearse};
+use super::within;
+use crate::check::{Finding, Report, Severity};
+use crate::config::{Config, keys};
+use crate::ports::Fault;
+
+use Severity::{Error, Info, Warning};
+
+/// Clocks further apart than this make latencies and time stamps hard to believe.
+const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(5);
+
+/// Finds out about the database that `config` names: whether it takes us, keeps what it confirms,
+/// has the schema, and lets this role count. Never waits for one that is down. A batch is counted
+/// as at start, and rolled back.
+pub async fn check(config: &Config) -> Report {
+    let mut report = Report::default();
+    report.looked_at(format!("PostgreSQL, {}", describe(&config.postgres)));
+    let looked = within(config.postgres.transaction_deadline(), look(config, &mut report)).await;
+    report.findings.extend(looked.err().map(|Refused(attempt)| refusal(config, attempt)));
+    report
+}
+
+/// What kept us from looking further.
+struct Refused(Attempt);
+
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Self {
+        Self(Attempt::Wait(fault))
+    }
+}
+
+async fn look(config: &Config, report: &mut Report) -> Result<(), Refused> {
+    let limited = with_session_limits(options(&config.postgres), config.postgres.statement_timeout);
+    let address = Address::new(&config.postgres, limited).session("vote-aggregator check", []);
+    let connected = address.connect().await;
+    let mut connection = connected.map_err(|not| Refused(not_connected(config, not)))?;
+    let asked = |fault: Fault| Refused(gone(config, fault));
+
+    let server = Server::ask(&mut connection).await.map_err(asked)?;
+    report.findings.extend(findings(config, &server));
+    let lossy = lossy_settings(&mut connection).await.map_err(asked)?;
+    report.findings.extend(lossy.iter().map(|setting| lossy_finding(config, setting)));
+    report.findings.extend(clock(&mut connection).await.map_err(asked)?);
+
+    report.looked_at("the schema");
+    let state = state(&mut connection).await.map_err(|error| asked(fault(&error)))?;
+    if state == SchemaState::Current {
+        // A server that takes no writes has been told of.
+        if !server.read_only {
+            report.looked_at("a batch, counted and rolled back");
+            let rehearsed = rehearse(&mut connection).await;
+            fits(config, rehearsed).map_err(Refused)?;
+        }
+    } else {
+        report.findings.push(schema(config, &server, &state));
+    }
+    connection.close().await.ok();
+    Ok(())
+}
+
+/// What a start would end with, or wait for.
+fn refusal(config: &Config, attempt: Attempt) -> Finding {
+    let (key, meaning, remedy) = match attempt {
+        Attempt::Wait(fault) => {
+            // With a code it is there, and something on it is in the way.
+            let remedy = match &fault.sqlstate {
+                Some(_) => {
+                    "see what holds it up: the server's log, pg_stat_activity, pg_locks; the \
+                     service would wait"
+                }
+                None => {
+                    "start the server, or check POSTGRES_HOST, POSTGRES_PORT and what lies \
+                     between; the service would wait for it"
+                }
+            };
+            let meaning = format!("PostgreSQL does not answer as it should: {fault}");
+            (&keys::POSTGRES_HOST, meaning, remedy.to_owned())
+        }
+        Attempt::Fatal(StartError::Credentials { fault, place, advice }) => {
+            (&keys::POSTGRES_USER, format!("PostgreSQL refuses us: {fault}; {place}"), advice)
+        }
+        Attempt::Fatal(StartError::NoDatabase { fault, place }) => (
+            &keys::POSTGRES_DB,
+            format!("PostgreSQL has no such database: {fault}; {place}"),
+            "create it (createdb), or set POSTGRES_DB".to_owned(),
+        ),
+        Attempt::Fatal(error @ (StartError::Certificate(_) | StartError::Tls(_))) => (
+            &keys::POSTGRES_SSLMODE,
+            error.to_string(),
+            "mend the settings or the certificate that it names; the service would not start"
+                .to_owned(),
+        ),
+        Attempt::Fatal(StartError::Schema { reason, place }) => (
+            &keys::POSTGRES_DB,
+            format!("the schema does not fit: {reason}; {place}"),
+            "have the owner of the tables mend them; the service would not start".to_owned(),
+        ),
+        Attempt::Fatal(error) => {
+            (&keys::POSTGRES_DB, error.to_string(), "see the server's log".to_owned())
+        }
+    };
+    Finding::of_setting(Error, config, key, meaning, remedy)
+}
+
+/// `setting` as in `fsync=off`.
+fn lossy_finding(config: &Config, setting: &str) -> Finding {
+    let (severity, consequence) = if config.postgres.allow_lossy {
+        (Warning, "accepted by POSTGRES_ALLOW_LOSSY")
+    } else {
+        (Error, "the service would not start")
+    };
+    let name = setting.split_once('=').map_or(setting, |(name, _)| name);
+    Finding::new(
+        severity,
+        database(config),
+        format!("a crash of PostgreSQL may lose votes that were committed and acked; {consequence}"),
+        format!(
+            "set {name} to on; SELECT source, sourcefile FROM pg_settings WHERE name = '{name}' says \
+             where it is set, and pg_db_role_setting whether for this role or database alone"
+        ),
+    )
+    .with_value(setting)
+}
+
+fn database(config: &Config) -> String {
+    format!("database {:?}", config.postgres.database)
+}
+
+/// Anything but a schema that is up to date.
+fn schema(config: &Config, server: &Server, state: &SchemaState) -> Finding {
+    if let SchemaState::Pending(versions) = state
+        && config.postgres.migrate_on_start
+    {
+        let value = format!("migrations {versions:?} are not applied");
+        let finding = if server.may_migrate() {
+            Finding::new(
+                Info,
+                database(config),
+                "the service applies them at its start (MIGRATE_ON_START); counting was not tried",
+                "nothing; or run vote-aggregator migrate now, and check again",
+            )
+        } else {
+            Finding::new(
+                Error,
+                database(config),
+                format!(
+                    "the user {:?} may not create tables in this schema, or is not the owner of \
+                     those that are there: the service would not start; counting was not tried",
+                    config.postgres.user
+                ),
+                "run vote-aggregator migrate as the owner of the tables, then roles.sql",
+            )
+        };
+        return finding.with_value(value);
+    }
+    let (reason, remedy) = unfit(state);
+    let meaning = format!("{reason}: the service would not start; counting was not tried");
+    Finding::new(Error, database(config), meaning, remedy).with_value("the schema does not fit")
+}
+
+/// How far this machine's clock is from the server's, taking the way there and back for equally
+/// long. A difference that the round trip could explain is none.
+async fn clock(connection: &mut PgConnection) -> Result<Option<Finding>, Fault> {
+    let ask = async |connection: &mut PgConnection| {
+        let asked = sqlx::query_scalar::<_, OffsetDateTime>("SELECT clock_timestamp()");
+        asked.fetch_one(connection).await.map_err(|error| fault(&error))
+    };
+    // Prepares the statement, so that the next one is a single round trip.
+    ask(connection).await?;
+    let (here, began) = (OffsetDateTime::now_utc(), Instant::now());
+    let there = ask(connection).await?;
+    Ok(clocks(here, there, began.elapsed()))
+}
+
+fn clocks(
+    here: OffsetDateTime,
+    there: OffsetDateTime,
+    round_trip: std::time::Duration,
+) -> Option<Finding> {
+    let half = time::Duration::try_from(round_trip / 2).unwrap_or(time::Duration::ZERO);
+    let ahead = there - (here + half);
+    (ahead.abs() - half > CLOCK_TOLERANCE).then(|| {
+        let direction = if ahead.is_negative() { "behind" } else { "ahead of" };
+        Finding::new(
+            Warning,
+            "clock",
+            "times in the audit, in logs and in metrics can't be compared; latencies from \
+             publication to commit are wrong, and certificates may look expired",
+            "have both machines set their clocks by the same NTP servers (timedatectl, chronyc \
+             tracking)",
+        )
+        .with_value(format!(
+            "PostgreSQL is {:.1} s {direction} this machine",
+            ahead.abs().as_seconds_f64()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests;
