@@ -1,12 +1,19 @@
 //! The command line: arguments to commands, results to exit codes.
 
 mod check;
+mod completions;
 mod dlq;
+mod exit;
 mod health_check;
+mod man;
 mod migrate;
+mod output;
 mod publish;
 mod recount;
+mod results;
 mod run;
+mod signals;
+mod watch;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -18,41 +25,12 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use vote_aggregator::config::{Config, Overrides, Sources};
 use vote_aggregator::telemetry::{self, Traces};
 
-/// How the process ends; the codes from 64 up are those of sysexits.h.
-pub mod exit {
-    /// Something of the service itself failed.
-    pub const INTERNAL: u8 = 70;
-    /// The shutdown deadline passed; what was not committed is not acked.
-    pub const DEADLINE: u8 = 75;
-    /// RabbitMQ or PostgreSQL refused us: password, client certificate, a missing permission.
-    pub const CREDENTIALS: u8 = 77;
-    /// The configuration, the schema, a port that is taken, a database that could lose commits, a
-    /// server that we refuse.
-    pub const CONFIG: u8 = 78;
-    /// Arguments that make no sense, as clap itself ends with.
-    pub const USAGE: u8 = 2;
-    /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no;
-    /// for `dlq`: not everything that matches was put back or removed.
-    pub const FINDINGS: u8 = 1;
-}
-
 /// How long the last spans may take on their way to the collector.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0      done
-  1      findings or differences; publish: not everything was confirmed; health-check: no;
-         dlq: not everything that matches was put back or removed
-  2      wrong usage
-  70     internal error
-  75     the shutdown deadline passed before everything was committed
-  77     RabbitMQ or PostgreSQL refused us: password, permission, client certificate
-  78     configuration, schema, port taken, a database that could lose commits, a certificate
-         that we refuse
-  128+n  ended at once by a second signal n
-
-Settings come from pipeline.toml, .env and the environment; README.md lists them.";
+/// Where settings come from, for help and manual page.
+const SETTINGS: &str =
+    "Settings come from pipeline.toml, .env and the environment; README.md lists them.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,13 +39,23 @@ Examples:
   vote-aggregator check --connect               look for mistakes before counting begins
   vote-aggregator migrate                       create or upgrade the tables
   vote-aggregator publish --count 1000          publish 1,000 sample votes
+  vote-aggregator results --watch               the results, live
   vote-aggregator recount                       compare the results with the audit
   vote-aggregator dlq list                      show what could not be counted, and why
   vote-aggregator health-check                  ask the service on this host whether it is ready";
 
+const RUN_EXAMPLES: &str = "\
+Examples:
+  vote-aggregator run                           settings from the environment and pipeline.toml
+  vote-aggregator run --profile throughput      larger batches and prefetch
+  vote-aggregator run --config /etc/votes.toml --set monitoring.port=9001
+
+SIGINT or SIGTERM ends it: what was taken is committed and acknowledged first. A second one ends it
+at once.";
+
 /// Counts votes from a RabbitMQ queue into PostgreSQL, each exactly once.
 #[derive(Parser)]
-#[command(version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}\n\n{SETTINGS}", exit::help()))]
 struct Arguments {
     #[command(flatten)]
     settings: Settings,
@@ -94,6 +82,7 @@ struct Settings {
 #[derive(Subcommand)]
 enum Command {
     /// Count votes until SIGINT or SIGTERM (the default)
+    #[command(after_help = RUN_EXAMPLES)]
     Run,
     /// Look for mistakes in the configuration, and with --connect on the servers: exit code 0 or 1
     Check(check::Arguments),
@@ -101,12 +90,18 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Publish sample votes, or the lines of a file, to the queue
     Publish(publish::Arguments),
+    /// Show the results: a table, JSON, CSV, or live on the terminal
+    Results(results::Arguments),
     /// Recount the audit and compare the results with it: exit code 0 or 1
     Recount(recount::Arguments),
     /// Look into the dead-letter queue, put messages back, remove them
     Dlq(dlq::Arguments),
     /// Ask the service on this host whether it is ready: exit code 0 or 1
     HealthCheck(health_check::Arguments),
+    /// Print what makes a shell complete commands and options
+    Completions(completions::Arguments),
+    /// Print the manual page
+    Man(man::Arguments),
 }
 
 pub fn main() -> ExitCode {
@@ -118,12 +113,8 @@ pub fn main() -> ExitCode {
             .error(ErrorKind::ArgumentConflict, "--health-check goes without a command")
             .exit(),
     };
-    // Needs no configuration: prints what is embedded.
-    if let Some(Command::Migrate(arguments)) = &command
-        && arguments.print
-    {
-        print!("{}", vote_aggregator::store::init_script());
-        return ExitCode::SUCCESS;
+    if let Some(code) = command.as_ref().and_then(embedded) {
+        return code;
     }
     let Settings { config, profile, set } = settings;
     let config = match Config::load(&Sources::from_process(Overrides { config, profile, set })) {
@@ -157,10 +148,15 @@ pub fn main() -> ExitCode {
                 return ExitCode::from(exit::CONFIG);
             }
         };
-        telemetry::init_logs(config.monitoring.log_level, config.monitoring.log_format, &traces);
+        // A log would be written across what is drawn, which says the same.
+        if !matches!(&command, Some(Command::Results(arguments)) if arguments.draws()) {
+            let monitoring = &config.monitoring;
+            telemetry::init_logs(monitoring.log_level, monitoring.log_format, &traces);
+        }
         match command.unwrap_or(Command::Run) {
             Command::Run => run::run(config, traces).await,
             Command::Check(arguments) => check::check(&config, &arguments).await,
+            Command::Results(arguments) => results::results(&config, &arguments).await,
             Command::Recount(arguments) => recount::recount(&config, arguments).await,
             Command::Dlq(arguments) => dlq::dlq(&config, arguments).await,
             Command::Migrate(_) => migrate::migrate(&config).await,
@@ -171,6 +167,7 @@ pub fn main() -> ExitCode {
             }
             // Answered above, without a runtime.
             Command::HealthCheck(arguments) => health_check::check(&config, &arguments),
+            command => embedded(&command).unwrap_or(ExitCode::from(exit::INTERNAL)),
         }
     });
     // A name that is still being looked up, or a read of standard input, blocks a thread that
@@ -187,6 +184,20 @@ fn agreed(question: &str) -> bool {
     asked.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
 }
 
+/// What needs no configuration: prints what is in the program.
+fn embedded(command: &Command) -> Option<ExitCode> {
+    match command {
+        Command::Migrate(arguments) if arguments.print => {
+            Some(output::print(vote_aggregator::store::init_script().as_bytes()))
+        }
+        Command::Completions(arguments) => {
+            Some(completions::completions(Arguments::command(), arguments))
+        }
+        Command::Man(arguments) => Some(man::man(Arguments::command(), arguments)),
+        _ => None,
+    }
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -195,20 +206,4 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_arguments_are_consistent() {
-        Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn run_is_the_default_and_settings_go_anywhere() {
-        let parsed = Arguments::parse_from(["vote-aggregator", "--profile", "throughput"]);
-        assert!(parsed.command.is_none());
-        let parsed = Arguments::parse_from(["vote-aggregator", "run", "--set", "batch.size=5"]);
-        assert_eq!(parsed.settings.set, [("batch.size".to_owned(), "5".to_owned())]);
-        assert!(Arguments::try_parse_from(["vote-aggregator", "--set", "batch.size"]).is_err());
-    }
-}
+mod tests;

@@ -20,6 +20,7 @@
 //! | [`check`] | findings, rules over the configuration | AMQP, SQL |
 //! | [`dlq`] | why a message is a dead letter, and which are meant | AMQP, SQL |
 //! | [`publish`] | sample votes, files of votes | how votes are counted |
+//! | [`results`] | sums, shares, rates | where a reading comes from |
 //! | [`service`] | all of them, in the order of a start | |
 
 pub mod broker;
@@ -30,6 +31,7 @@ pub mod http;
 pub mod pipeline;
 pub mod ports;
 pub mod publish;
+pub mod results;
 pub mod retry;
 pub mod service;
 pub mod service_manager;

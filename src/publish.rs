@@ -1,59 +1,136 @@
 //! Publishing votes to the queue, each confirmed by the broker: made-up ones to try the service
 //! out, or the lines of a file to count them through the same path as all others.
 
+mod check;
+mod checkpoint;
+mod lines;
+mod progress;
+pub(crate) mod rate;
+mod run;
 mod sample;
+mod window;
 
-use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use serde::Serialize;
 use tokio::fs::File;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
-use tokio::time::Instant;
+use tokio::io::AsyncSeekExt;
+use tokio_util::sync::CancellationToken;
 
+pub use self::check::{Check, Rejected, check};
+pub use self::checkpoint::{Checkpoint, CheckpointError};
+pub use self::lines::{LONGEST_LINE, Position};
+use self::lines::{Line, Lines};
+use self::progress::Length;
+use self::run::Run;
 pub use self::sample::{Expected, Samples, Shape};
-use crate::broker::{Confirm, Publisher};
-use crate::ports::Lost;
-
-/// Messages on their way to a confirm at a time.
-const UNCONFIRMED_AT_MOST: usize = 2_000;
-/// A file that cannot be told its number of lines shows a spinner.
-const TICK: Duration = Duration::from_millis(100);
+use crate::broker::RabbitMq;
+use crate::ports::OpenError;
 
 /// What is published.
 pub enum Source {
     /// Made-up votes.
     Samples(Box<Samples>),
     /// Lines of JSON, published as they are; blank lines are passed over.
-    Lines(Box<dyn AsyncRead + Unpin + Send>),
+    Lines {
+        lines: Box<Lines>,
+        /// For messages.
+        name: String,
+        /// Bytes, of a file that is one.
+        size: Option<u64>,
+    },
 }
 
 impl Source {
-    /// The lines of a file, or of standard input for `-`.
+    /// The lines of a file from `position` on, or of standard input for `-`.
     ///
     /// # Errors
     /// [`PublishError::Read`] when the file can't be opened.
-    pub async fn lines(path: &PathBuf) -> Result<Self, PublishError> {
+    pub async fn lines(path: &Path, position: Position) -> Result<Self, PublishError> {
         if path.as_os_str() == "-" {
-            return Ok(Self::Lines(Box::new(tokio::io::stdin())));
+            let lines = Box::new(Lines::new(Box::new(tokio::io::stdin()), position));
+            return Ok(Self::Lines { lines, name: "standard input".to_owned(), size: None });
         }
-        match File::open(path).await {
-            Ok(file) => Ok(Self::Lines(Box::new(file))),
-            Err(source) => Err(PublishError::Read { path: path.display().to_string(), source }),
+        let name = path.display().to_string();
+        let opened = async {
+            let mut file = File::open(path).await?;
+            let metadata = file.metadata().await?;
+            if position.bytes > 0 {
+                file.seek(std::io::SeekFrom::Start(position.bytes)).await?;
+            }
+            let size = metadata.is_file().then_some(metadata.len());
+            Ok((Box::new(Lines::new(Box::new(file), position)), size))
+        };
+        match opened.await {
+            Ok((lines, size)) => Ok(Self::Lines { lines, name, size }),
+            Err(source) => Err(PublishError::Read { path: name, source }),
         }
     }
+
+    fn length(&self) -> Length {
+        match self {
+            Self::Samples(samples) => Length::Messages(samples.len() as u64),
+            Self::Lines { lines, size: Some(all), .. } => {
+                Length::Bytes { from: lines.position().bytes, all: *all }
+            }
+            Self::Lines { size: None, .. } => Length::Unknown,
+        }
+    }
+
+    fn position(&self) -> Position {
+        match self {
+            Self::Samples(_) => Position::default(),
+            Self::Lines { lines, .. } => lines.position(),
+        }
+    }
+
+    /// The next message and where it ends; for made-up ones, `before` and one more line.
+    async fn next(
+        &mut self,
+        before: Position,
+    ) -> Result<Option<(Vec<u8>, Position)>, PublishError> {
+        match self {
+            Self::Samples(samples) => Ok(samples.next().map(|body| {
+                let bytes = before.bytes + body.len() as u64;
+                (body, Position { bytes, lines: before.lines + 1, blank: 0 })
+            })),
+            Self::Lines { lines, name, .. } => match lines.next().await {
+                Ok(None) => Ok(None),
+                Ok(Some(Line::Body { body, end })) => Ok(Some((body, end))),
+                Ok(Some(Line::TooLong { number })) => {
+                    Err(PublishError::TooLong { path: name.clone(), number })
+                }
+                Err(source) => Err(PublishError::Read { path: name.clone(), source }),
+            },
+        }
+    }
+}
+
+/// How it is published.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Messages a second; `None`: as fast as confirms come.
+    pub rate: Option<u32>,
+    /// How long a broker that is away is tried for, since the last confirm.
+    pub retry_for: Duration,
 }
 
 /// What became of it.
 #[derive(Debug, Serialize)]
 pub struct Report {
+    /// Whether the end was reached and all of it confirmed.
+    pub complete: bool,
     /// Messages that the broker has confirmed: they will be counted or dead-lettered.
     pub confirmed: u64,
+    /// Lines, blank lines and bytes of this run, up to which everything is confirmed; of made-up
+    /// votes a message is a line.
+    pub lines: u64,
+    pub blank: u64,
+    pub bytes: u64,
     pub seconds: f64,
+    /// Where an earlier run had come to.
+    pub resumed_from: Option<Position>,
     /// What a count of the made-up votes must come to; absent for a file.
     pub expected: Option<Expected>,
 }
@@ -71,145 +148,31 @@ pub enum PublishError {
     #[error("cannot read {path}: {source}")]
     Read { path: String, source: std::io::Error },
     #[error(
-        "{lost}; {confirmed} messages were confirmed before. Publish the same again (the same file, \
-         or the same --seed): what was counted is not counted twice"
+        "line {number} of {path} goes on for more than {LONGEST_LINE} bytes; a vote is one line"
     )]
-    Lost { confirmed: u64, lost: Lost },
+    TooLong { path: String, number: u64 },
+    /// At the start; later on it is tried again.
+    #[error("{0}")]
+    Refused(OpenError),
+    #[error("RabbitMQ is away for {} s, longer than --retry-for: {reason}", away.as_secs())]
+    GaveUp { away: Duration, reason: String },
+    #[error("stopped by a signal")]
+    Stopped,
+    #[error("{0}")]
+    Checkpoint(#[from] CheckpointError),
 }
 
-/// Publishes all of `source` to `queue` at `rate` messages a second (`None`: as fast as confirms
-/// come), with a progress bar on a terminal.
-///
-/// # Errors
-/// [`PublishError`], with the number of messages confirmed before it.
+/// Publishes all of `source` to `queue`, with a progress bar on a terminal. When the connection is
+/// lost it opens another one and publishes again what was not confirmed, which counts nothing
+/// twice. `checkpoint` is kept up to date, at least once a second and at the end, however it ends;
+/// `stop` ends it once what is under way is confirmed, or is not for two seconds.
 pub async fn publish(
-    publisher: &Publisher,
+    rabbitmq: &RabbitMq,
     queue: &str,
     source: Source,
-    rate: Option<u32>,
-) -> Result<Report, PublishError> {
-    let mut run = Run {
-        publisher,
-        queue,
-        pace: rate.map(Pace::new),
-        unconfirmed: FuturesUnordered::new(),
-        confirmed: 0,
-        bar: bar(&source),
-    };
-    let began = Instant::now();
-    let expected = match source {
-        Source::Samples(mut samples) => {
-            for body in samples.by_ref() {
-                run.send(&body).await?;
-            }
-            Some(samples.into_expected())
-        }
-        Source::Lines(lines) => {
-            let mut lines = BufReader::new(lines);
-            let mut line = Vec::new();
-            loop {
-                line.clear();
-                // Bytes and not text: whether they are UTF-8 is for the service to judge.
-                let read = lines.read_until(b'\n', &mut line).await;
-                let read = read.map_err(|source| PublishError::Read {
-                    path: "the votes".to_owned(),
-                    source,
-                })?;
-                if read == 0 {
-                    break;
-                }
-                let body = line.trim_ascii();
-                if !body.is_empty() {
-                    run.send(body).await?;
-                }
-            }
-            None
-        }
-    };
-    while !run.unconfirmed.is_empty() {
-        run.confirm_one().await?;
-    }
-    run.bar.finish_and_clear();
-    Ok(Report { confirmed: run.confirmed, seconds: began.elapsed().as_secs_f64(), expected })
-}
-
-struct Run<'a> {
-    publisher: &'a Publisher,
-    queue: &'a str,
-    pace: Option<Pace>,
-    unconfirmed: FuturesUnordered<Confirm>,
-    confirmed: u64,
-    bar: ProgressBar,
-}
-
-impl Run<'_> {
-    async fn send(&mut self, body: &[u8]) -> Result<(), PublishError> {
-        if let Some(pace) = &mut self.pace {
-            pace.wait().await;
-        }
-        while self.unconfirmed.len() >= UNCONFIRMED_AT_MOST {
-            self.confirm_one().await?;
-        }
-        let sent = self.publisher.publish_vote(self.queue, body).await;
-        self.unconfirmed.push(sent.map_err(|lost| self.lost(lost))?);
-        Ok(())
-    }
-
-    async fn confirm_one(&mut self) -> Result<(), PublishError> {
-        match self.unconfirmed.next().await {
-            Some(Ok(())) => {
-                self.confirmed += 1;
-                self.bar.inc(1);
-                Ok(())
-            }
-            Some(Err(lost)) => Err(self.lost(lost)),
-            None => Ok(()),
-        }
-    }
-
-    fn lost(&self, lost: Lost) -> PublishError {
-        PublishError::Lost { confirmed: self.confirmed, lost }
-    }
-}
-
-/// An even rate: message n is due n ÷ rate seconds after the first.
-pub(crate) struct Pace {
-    began: Instant,
-    each: Duration,
-    sent: u32,
-}
-
-impl Pace {
-    pub(crate) fn new(rate: u32) -> Self {
-        let each = Duration::from_secs(1) / rate.max(1);
-        Self { began: Instant::now(), each, sent: 0 }
-    }
-
-    pub(crate) async fn wait(&mut self) {
-        tokio::time::sleep_until(self.began + self.each * self.sent).await;
-        self.sent = self.sent.saturating_add(1);
-    }
-}
-
-fn bar(source: &Source) -> ProgressBar {
-    let (bar, template) = match source {
-        Source::Samples(samples) => (
-            ProgressBar::new(samples.len() as u64),
-            "publishing {bar:40} {human_pos}/{human_len} ({rate}, {eta} left)",
-        ),
-        Source::Lines(_) => {
-            (ProgressBar::new_spinner(), "publishing {spinner} {human_pos} ({rate})")
-        }
-    };
-    bar.enable_steady_tick(TICK);
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style.with_key("rate", rate)),
-        Err(_) => bar,
-    }
-}
-
-/// indicatif's own `per_sec` has decimals, which flicker.
-fn rate(state: &ProgressState, out: &mut dyn fmt::Write) {
-    // Nobody is left to tell of a bar that cannot be drawn.
-    write!(out, "{}/s", HumanCount(state.per_sec() as u64)).ok();
+    pace: Pace,
+    checkpoint: Option<&Checkpoint>,
+    stop: &CancellationToken,
+) -> (Report, Result<(), PublishError>) {
+    Run::new(rabbitmq, queue, source, pace, checkpoint, stop).publish().await
 }

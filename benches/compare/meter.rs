@@ -1,6 +1,6 @@
 //! What processes have had of the processors and of memory, read from /proc.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use rustix::param::clock_ticks_per_second;
@@ -8,8 +8,8 @@ use rustix::param::clock_ticks_per_second;
 /// Seconds of processor time that a process and all below it have had, those that have ended among
 /// them as far as their parents have taken note.
 pub fn cpu_seconds(root: u32) -> f64 {
-    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
-    let mut spent: HashMap<u32, u64> = HashMap::new();
+    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    let mut spent: BTreeMap<u32, u64> = BTreeMap::new();
     for entry in fs::read_dir("/proc").expect("Linux").flatten() {
         let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
@@ -21,7 +21,7 @@ pub fn cpu_seconds(root: u32) -> f64 {
             spent.insert(process, ticks);
         }
     }
-    let mut seen = HashSet::new();
+    let mut seen = BTreeSet::new();
     let mut open = vec![root];
     let mut ticks = 0;
     while let Some(process) = open.pop() {

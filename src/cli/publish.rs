@@ -1,25 +1,49 @@
 //! `publish`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use indicatif::HumanCount;
+use tokio_util::sync::CancellationToken;
 use vote_aggregator::broker::RabbitMq;
 use vote_aggregator::config::Config;
 use vote_aggregator::ports::OpenError;
-use vote_aggregator::publish::{self, Report, Samples, Shape, Source};
+use vote_aggregator::publish::{
+    self, Check, Checkpoint, CheckpointError, Pace, Position, PublishError, Report, Samples, Shape,
+    Source,
+};
 use vote_aggregator::telemetry::Health;
 
 use super::exit;
+use super::signals::{Signals, leave};
+
+/// A line below the header and no others.
+const STYLE: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-'));
+
+/// What says what samples are like. Each option of a file names them: clap asks for no `requires` that
+/// another option rules out.
+const OF_SAMPLES: [&str; 5] = ["count", "laws", "duplicates", "malformed", "seed"];
 
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   vote-aggregator publish --count 100000 --duplicates 0.05 --malformed 0.01
   vote-aggregator publish --count 600 --rate 10 --laws 3
-  vote-aggregator publish --file votes.ndjson
-  zcat votes.ndjson.gz | vote-aggregator publish --file -")]
+  vote-aggregator publish --file votes.ndjson --dry-run
+  vote-aggregator publish --file votes.ndjson --checkpoint votes.checkpoint
+  zcat votes.ndjson.gz | vote-aggregator publish --file -
+
+A broker that is away, at the start or later, is tried again until --retry-for is over, counted from
+the last confirm; what was not confirmed is published again then. With --checkpoint, run the same
+command again after whatever ended it: it goes on behind the last line up to which everything is
+confirmed. Without it, run it again from the beginning: that counts nothing twice, it only takes
+longer. A file may have grown at its end since; a checkpoint of another file is refused.")]
 pub(super) struct Arguments {
     /// Sample messages in all
     #[arg(long, default_value_t = 1000)]
@@ -40,61 +64,151 @@ pub(super) struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// Publish the lines of this file of JSON votes instead of samples; - for standard input
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["count", "laws", "duplicates", "malformed", "seed"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = OF_SAMPLES)]
     file: Option<PathBuf>,
+    /// Keep in this file how far --file is published, and go on from there when it exists
+    #[arg(long, value_name = "FILE", requires = "file", conflicts_with_all = OF_SAMPLES)]
+    checkpoint: Option<PathBuf>,
+    /// Seconds to try for while the broker is away; 0: not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    retry_for: u32,
+    /// Decode every line of --file as the service would, tell which are no votes, publish nothing
+    #[arg(long, requires = "file", conflicts_with_all = OF_SAMPLES)]
+    #[arg(conflicts_with_all = ["checkpoint", "rate", "report", "retry_for"])]
+    dry_run: bool,
     /// Write what was confirmed, and what counting it must come to, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
 
 pub(super) async fn publish(config: &Config, arguments: Arguments) -> ExitCode {
-    let rabbitmq = RabbitMq::new(config.rabbitmq.clone(), Arc::new(Health::default()));
-    let publisher = match rabbitmq.publisher().await {
-        Ok(publisher) => publisher,
+    if let (true, Some(file)) = (arguments.dry_run, &arguments.file) {
+        return dry_run(config, file).await;
+    }
+    let signals = match Signals::listen() {
+        Ok(signals) => signals,
         Err(error) => {
-            tracing::error!("cannot publish: {error}");
-            return ExitCode::from(match error {
-                OpenError::Credentials(_) => exit::CREDENTIALS,
-                OpenError::Configuration(_) => exit::CONFIG,
-                OpenError::Unavailable(_) => exit::FINDINGS,
-            });
+            tracing::error!("cannot listen for signals: {error}");
+            return ExitCode::from(exit::INTERNAL);
         }
     };
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
-    let source = match &arguments.file {
-        Some(path) => Source::lines(path).await,
-        None => Ok(Source::Samples(Box::new(Samples::new(Shape {
-            count: arguments.count,
-            laws: arguments.laws,
-            duplicates: arguments.duplicates,
-            malformed: arguments.malformed,
-            seed,
-        })))),
-    };
-    let queue = &config.rabbitmq.queue;
-    let published = match source {
-        Ok(source) => publish::publish(&publisher, queue, source, arguments.rate).await,
-        Err(error) => Err(error),
-    };
-    let report = match published {
-        Ok(report) => report,
+    let (source, checkpoint) = match source(&arguments, seed).await {
+        Ok(opened) => opened,
         Err(error) => {
-            tracing::error!(queue, seed, "publishing ended early: {error}");
-            return ExitCode::from(exit::FINDINGS);
+            tracing::error!("cannot publish: {error}");
+            return code(&error);
         }
     };
-    if let Err(lost) = publisher.close().await {
-        // Every message is confirmed by now.
-        tracing::debug!("{lost}");
+    let queue = &config.rabbitmq.queue;
+    let rabbitmq = RabbitMq::new(config.rabbitmq.clone(), Arc::new(Health::default()));
+    let retry_for = Duration::from_secs(arguments.retry_for.into());
+    let pace = Pace { rate: arguments.rate, retry_for };
+    let stop = CancellationToken::new();
+    let publishing = publish::publish(&rabbitmq, queue, source, pace, checkpoint.as_ref(), &stop);
+    let (report, published) = stoppable(publishing, signals, &stop).await;
+    match &published {
+        Ok(()) => tell(&report, queue, seed),
+        Err(error @ PublishError::Refused(_)) => tracing::error!("cannot publish: {error}"),
+        Err(error) => {
+            let (confirmed, again) =
+                (report.confirmed, again(checkpoint.as_ref(), &arguments, seed));
+            tracing::error!(queue, confirmed, "publishing ended early: {error}. {again}");
+        }
     }
-    tell(&report, queue, seed);
     match arguments.report.map(|path| (std::fs::write(&path, json(&report)), path)) {
         Some((Err(error), path)) => {
             tracing::error!("cannot write {}: {error}", path.display());
             ExitCode::from(exit::INTERNAL)
         }
-        _ => ExitCode::SUCCESS,
+        _ => published.map_or_else(|error| code(&error), |()| ExitCode::SUCCESS),
     }
+}
+
+/// What is published, from where its checkpoint says that it goes on.
+async fn source(
+    arguments: &Arguments,
+    seed: u64,
+) -> Result<(Source, Option<Checkpoint>), PublishError> {
+    let Some(file) = &arguments.file else {
+        let shape = Shape {
+            count: arguments.count,
+            laws: arguments.laws,
+            duplicates: arguments.duplicates,
+            malformed: arguments.malformed,
+            seed,
+        };
+        return Ok((Source::Samples(Box::new(Samples::new(shape))), None));
+    };
+    let (checkpoint, from) = match &arguments.checkpoint {
+        None => (None, Position::default()),
+        Some(_) if file.as_os_str() == "-" => {
+            return Err(CheckpointError::NotAFile { file: "standard input".into() }.into());
+        }
+        Some(path) => {
+            let (checkpoint, from) = Checkpoint::open(path, file)?;
+            (Some(checkpoint), from)
+        }
+    };
+    if from.lines > 0 {
+        eprintln!(
+            "going on behind line {} of {}: up to there everything is confirmed",
+            HumanCount(from.lines),
+            file.display()
+        );
+    }
+    Ok((Source::lines(file, from).await?, checkpoint))
+}
+
+/// A first signal ends it in good order, a second one at once.
+async fn stoppable<R>(
+    publishing: impl Future<Output = R>,
+    mut signals: Signals,
+    stop: &CancellationToken,
+) -> R {
+    let mut publishing = pin!(publishing);
+    tokio::select! {
+        ended = &mut publishing => return ended,
+        _ = signals.next() => stop.cancel(),
+    }
+    tokio::select! {
+        ended = publishing => ended,
+        second = signals.next() => leave(second.code()),
+    }
+}
+
+/// How to go on after an early end.
+fn again(checkpoint: Option<&Checkpoint>, arguments: &Arguments, seed: u64) -> String {
+    match (checkpoint, &arguments.file) {
+        (Some(checkpoint), _) => {
+            format!("Run the same command again: it goes on from {}", checkpoint.path().display())
+        }
+        (None, Some(_)) => "Publish the same file again: what was counted is not counted twice. \
+                            --checkpoint saves the time"
+            .to_owned(),
+        (None, None) => {
+            format!("Publish the same again (--seed {seed}): what was counted is not counted twice")
+        }
+    }
+}
+
+fn code(error: &PublishError) -> ExitCode {
+    ExitCode::from(match error {
+        PublishError::Refused(OpenError::Credentials(_)) => exit::CREDENTIALS,
+        PublishError::Refused(OpenError::Configuration(_)) => exit::CONFIG,
+        PublishError::Checkpoint(CheckpointError::Write { .. }) => exit::INTERNAL,
+        PublishError::Checkpoint(
+            CheckpointError::NotAFile { .. }
+            | CheckpointError::Malformed { .. }
+            | CheckpointError::OtherFile { .. },
+        ) => exit::USAGE,
+        PublishError::Refused(OpenError::Unavailable(_))
+        | PublishError::Checkpoint(CheckpointError::Read { .. })
+        | PublishError::Read { .. }
+        | PublishError::TooLong { .. }
+        | PublishError::GaveUp { .. }
+        | PublishError::Stopped => exit::FINDINGS,
+    })
 }
 
 fn tell(report: &Report, queue: &str, seed: u64) {
@@ -112,7 +226,64 @@ fn tell(report: &Report, queue: &str, seed: u64) {
             expected.attempts,
             expected.malformed
         );
+        return;
     }
+    let (lines, blank, bytes) =
+        (HumanCount(report.lines), HumanCount(report.blank), HumanCount(report.bytes));
+    let from = match report.resumed_from {
+        Some(from) => format!(", behind the {} of earlier runs", HumanCount(from.lines)),
+        None => String::new(),
+    };
+    println!("{lines} lines, {blank} of them blank, {bytes} bytes{from}");
+}
+
+async fn dry_run(config: &Config, file: &Path) -> ExitCode {
+    let checked = match Source::lines(file, Position::default()).await {
+        Ok(source) => publish::check(source, config.batch.max_message_bytes).await,
+        Err(error) => Err(error),
+    };
+    match checked {
+        Ok(check) => {
+            print!("{}", text(&check));
+            ExitCode::from(if check.malformed() == 0 { 0 } else { exit::FINDINGS })
+        }
+        Err(error) => {
+            tracing::error!("cannot check: {error}");
+            code(&error)
+        }
+    }
+}
+
+fn text(check: &Check) -> String {
+    let Check { end: Position { lines, blank, .. }, votes, .. } = *check;
+    let table = match check.malformed() {
+        0 => String::new(),
+        _ => format!("{}\n\n", table(check)),
+    };
+    format!(
+        "{table}{} lines: {} votes, {} that the service would dead-letter, {} blank; nothing is \
+         published\n",
+        HumanCount(lines),
+        HumanCount(votes),
+        HumanCount(check.malformed()),
+        HumanCount(blank)
+    )
+}
+
+fn table(check: &Check) -> Table {
+    let mut table = Table::new();
+    table.load_style(STYLE);
+    table.set_header(["reason", "field", "lines", "first in lines"]);
+    for ((reason, field), rejected) in &check.rejected {
+        let first: Vec<String> = rejected.first.iter().map(u64::to_string).collect();
+        let lines = HumanCount(rejected.lines).to_string();
+        let row = [reason.as_str(), field.unwrap_or("-"), &lines, &first.join(", ")];
+        table.add_row(row.map(str::to_owned));
+    }
+    for column in table.column_iter_mut().skip(2).take(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
 }
 
 fn json(report: &Report) -> String {

@@ -1,12 +1,10 @@
 //! `run`, and the signals that end it.
 
 use std::any::Any;
-use std::io;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use futures::{FutureExt, future};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
@@ -16,6 +14,7 @@ use vote_aggregator::service_manager::ServiceManager;
 use vote_aggregator::store::StartError;
 use vote_aggregator::telemetry::{Traces, seconds};
 
+use super::signals::{Signals, leave};
 use super::{FLUSH_TIMEOUT, exit};
 
 pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
@@ -85,11 +84,6 @@ pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
     }
 }
 
-/// Ends the process with everything that is still under way in it.
-fn leave(code: u8) -> ! {
-    std::process::exit(code.into())
-}
-
 fn code(ended: Result<Result<(), ServiceError>, Box<dyn Any + Send>>) -> ExitCode {
     let error = match ended {
         Ok(Ok(())) => return ExitCode::SUCCESS,
@@ -115,49 +109,4 @@ fn settings(config: &Config) -> String {
         .map(|setting| format!("{}={}", setting.path, setting.value))
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-/// SIGINT and SIGTERM, from the moment it is made.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-#[derive(Clone, Copy)]
-enum Asked {
-    Interrupt,
-    Terminate,
-}
-
-impl Asked {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Interrupt => "SIGINT",
-            Self::Terminate => "SIGTERM",
-        }
-    }
-
-    /// 128 + the signal's number, as a shell reports a process that a signal ended.
-    const fn code(self) -> u8 {
-        match self {
-            Self::Interrupt => 128 + 2,
-            Self::Terminate => 128 + 15,
-        }
-    }
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) -> Asked {
-        tokio::select! {
-            _ = self.interrupt.recv() => Asked::Interrupt,
-            _ = self.terminate.recv() => Asked::Terminate,
-        }
-    }
 }

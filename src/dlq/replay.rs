@@ -11,7 +11,7 @@ use super::scan::{Ended, Selection, Tally, Verdict};
 use super::why::examine;
 use crate::broker::{DeadLetterQueue, Letter, Publisher};
 use crate::ports::Lost;
-use crate::publish::Pace;
+use crate::publish::rate::Rate;
 
 /// Messages on their way to a confirm at a time; each is held with its body.
 const UNCONFIRMED_AT_MOST: usize = 200;
@@ -74,7 +74,7 @@ struct Run<'a, P> {
 impl<P: FnMut(&Tally)> Run<'_, P> {
     async fn all(&mut self) -> Result<(), Lost> {
         let Replay { selection, rate, .. } = self.plan;
-        let mut pace = (*rate).map(Pace::new);
+        let mut pace = (*rate).map(Rate::new);
         let mut sent = 0;
         loop {
             if selection.max.is_some_and(|max| sent >= max) {
@@ -98,7 +98,8 @@ impl<P: FnMut(&Tally)> Run<'_, P> {
                 continue;
             }
             if let Some(pace) = &mut pace {
-                pace.wait().await;
+                pace.due().await;
+                pace.sent();
             }
             self.send(letter, examined.replays.saturating_add(1)).await?;
             sent += 1;

@@ -6,14 +6,13 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Error, Executor, Row};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Address, describe, options, with_session_limits};
+use super::connection::{Address, options, with_session_limits};
 use super::recount::{Comparison, DEADLINE, LawCounts, STATEMENT_TIMEOUT};
-use super::sqlstate::fatal_at_start;
-use super::start::{Attempt, StartError, gone, not_connected, wait};
+use super::start::{Attempt, StartError, failed, not_connected, wait};
 use super::transaction::fault;
 use super::within;
 use crate::config::Config;
-use crate::ports::{Class, Fault};
+use crate::ports::Fault;
 use crate::retry::Jitter;
 use crate::telemetry::Health;
 
@@ -59,7 +58,7 @@ pub async fn recount(
             .await?;
             compare(&mut connection, &progress).await
         };
-        let compared = compared.await.map_err(|fault| failed(config, fault))?;
+        let compared = compared.await.map_err(|fault| failed(config, fault, "recounting"))?;
         connection.close().await.ok();
         Ok(compared)
     })
@@ -99,7 +98,7 @@ pub async fn correct(
             run(&mut connection, "COMMIT").await?;
             Ok(before)
         };
-        let before = corrected.await.map_err(|fault| failed(config, fault))?;
+        let before = corrected.await.map_err(|fault| failed(config, fault, "recounting"))?;
         connection.close().await.ok();
         Ok(before)
     })
@@ -111,23 +110,6 @@ async fn open(config: &Config) -> Result<PgConnection, Attempt> {
     let limited = with_session_limits(options(&config.postgres), STATEMENT_TIMEOUT);
     let named = Address::new(&config.postgres, limited).session("vote-aggregator recount", []);
     named.connect().await.map_err(|not| not_connected(config, not))
-}
-
-fn failed(config: &Config, fault: Fault) -> Attempt {
-    let place = describe(&config.postgres);
-    match (fault.class, fault.sqlstate.as_deref()) {
-        // Nothing is committed, or all of it, which the next try sees.
-        (Class::Retry | Class::Reconnect | Class::UnknownOutcome, _) => Attempt::Wait(fault),
-        (_, Some(code)) if fatal_at_start(code) => gone(config, fault),
-        (_, Some(code)) if code.starts_with("42") => Attempt::Fatal(StartError::Schema {
-            reason: format!(
-                "recounting fails: {fault}; run `vote-aggregator migrate` as the owner of the \
-                 tables, or compare them with init_db.sql"
-            ),
-            place,
-        }),
-        _ => Attempt::Fatal(StartError::Failed { fault, place }),
-    }
 }
 
 /// Compares in the transaction that is open, whose snapshot all statements share.

@@ -43,9 +43,17 @@ pub enum StartError {
 }
 
 /// Why a try was in vain.
-pub(super) enum Attempt {
+pub enum Attempt {
+    /// Waiting does not mend it.
     Fatal(StartError),
+    /// It may be over by itself: the database is down, or coming up.
     Wait(Fault),
+}
+
+impl From<Fault> for Attempt {
+    fn from(fault: Fault) -> Self {
+        Self::Wait(fault)
+    }
 }
 
 /// Waits for the database and prepares it: applies migrations when `migrate_on_start` says so,
@@ -233,6 +241,24 @@ pub(super) fn gone(config: &Config, fault: Fault) -> Attempt {
             Attempt::Fatal(StartError::Credentials { fault, place, advice })
         }
         _ => Attempt::Wait(fault),
+    }
+}
+
+/// What a command that is connected ran into while `doing` its work.
+pub(super) fn failed(config: &Config, fault: Fault, doing: &str) -> Attempt {
+    let place = describe(&config.postgres);
+    match (fault.class, fault.sqlstate.as_deref()) {
+        // Nothing is committed, or all of it, which the next try sees.
+        (Class::Retry | Class::Reconnect | Class::UnknownOutcome, _) => Attempt::Wait(fault),
+        (_, Some(code)) if fatal_at_start(code) => gone(config, fault),
+        (_, Some(code)) if code.starts_with("42") => Attempt::Fatal(StartError::Schema {
+            reason: format!(
+                "{doing} fails: {fault}; run `vote-aggregator migrate` as the owner of the \
+                 tables, or compare them with init_db.sql"
+            ),
+            place,
+        }),
+        _ => Attempt::Fatal(StartError::Failed { fault, place }),
     }
 }
 

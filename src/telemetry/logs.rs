@@ -45,13 +45,10 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
         .and(filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE));
     let writer = format::layer().with_writer(std::io::stderr);
     let layer = match format {
-        LogFormat::Text => {
-            let colours = std::io::stderr().is_terminal();
-            writer
-                .with_ansi(colours)
-                .map_event_format(|text| WithTrace::text(text.with_target(false)))
-                .boxed()
-        }
+        LogFormat::Text => writer
+            .with_ansi(colours())
+            .map_event_format(|text| WithTrace::text(text.with_target(false)))
+            .boxed(),
         LogFormat::Json => {
             writer.json().flatten_event(true).map_event_format(WithTrace::json).boxed()
         }
@@ -66,6 +63,12 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
             .with_filter(Targets::new().with_target("vote_aggregator", LevelFilter::INFO))
     });
     tracing_subscriber::registry().with(spans).with(layer.with_filter(filter)).init();
+}
+
+/// Whether a person who likes colours reads it: <https://no-color.org>.
+fn colours() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !refused && std::io::stderr().is_terminal()
 }
 
 /// A time as a field of a line tells it: in seconds, to the microsecond.

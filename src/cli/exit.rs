@@ -1,0 +1,68 @@
+//! How the process ends; the codes from 64 up are those of sysexits.h.
+
+use std::fmt::Write;
+
+/// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no;
+/// for `dlq`: not everything that matches was put back or removed.
+pub const FINDINGS: u8 = 1;
+/// Arguments that make no sense, as clap itself ends with.
+pub const USAGE: u8 = 2;
+/// Something of the service itself failed.
+pub const INTERNAL: u8 = 70;
+/// The shutdown deadline passed; what was not committed is not acked.
+pub const DEADLINE: u8 = 75;
+/// RabbitMQ or PostgreSQL refused us: password, client certificate, a missing permission.
+pub const CREDENTIALS: u8 = 77;
+/// The configuration, the schema, a port that is taken, a database that could lose commits, a
+/// server that we refuse.
+pub const CONFIG: u8 = 78;
+
+/// Every code and what it means: the one place that the help, the manual page and, held to it by a
+/// test, the README have it from. `None` is 128+n.
+pub const TABLE: [(Option<u8>, &str); 8] = [
+    (Some(0), "done"),
+    (
+        Some(FINDINGS),
+        "findings or differences; publish: not everything was confirmed, --dry-run: not every line \
+         is a vote; health-check: no; dlq: not everything that matches was put back or removed",
+    ),
+    (Some(USAGE), "wrong usage"),
+    (Some(INTERNAL), "internal error"),
+    (Some(DEADLINE), "the shutdown deadline passed before everything was committed"),
+    (
+        Some(CREDENTIALS),
+        "RabbitMQ or PostgreSQL refused us at start: password, permission, client certificate",
+    ),
+    (
+        Some(CONFIG),
+        "configuration, schema, a port that is taken, a database that could lose commits, a server \
+         whose certificate we refuse",
+    ),
+    (None, "ended at once by a second signal n"),
+];
+
+/// A code as it is written.
+pub fn name(code: Option<u8>) -> String {
+    code.map_or_else(|| "128+n".to_owned(), |code| code.to_string())
+}
+
+/// The table for the help.
+pub fn help() -> String {
+    const WIDTH: usize = 80;
+    const INDENT: &str = "         ";
+    let mut text = String::from("Exit codes:");
+    for (code, meaning) in TABLE {
+        let mut line = format!("  {:<5} ", name(code));
+        for word in meaning.split(' ') {
+            if line.len() + 1 + word.len() > WIDTH {
+                // Written to a String: there is nobody to fail.
+                write!(text, "\n{line}").unwrap_or_default();
+                line = INDENT[1..].to_owned();
+            }
+            line.push(' ');
+            line.push_str(word);
+        }
+        write!(text, "\n{line}").unwrap_or_default();
+    }
+    text
+}

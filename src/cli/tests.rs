@@ -1,0 +1,111 @@
+use std::collections::BTreeSet;
+
+use super::*;
+
+const README: &str = include_str!("../../README.md");
+
+#[test]
+fn the_arguments_are_consistent() {
+    Arguments::command().debug_assert();
+}
+
+#[test]
+fn run_is_the_default_and_settings_go_anywhere() {
+    let parsed = Arguments::parse_from(["vote-aggregator", "--profile", "throughput"]);
+    assert!(parsed.command.is_none());
+    let parsed = Arguments::parse_from(["vote-aggregator", "run", "--set", "batch.size=5"]);
+    assert_eq!(parsed.settings.set, [("batch.size".to_owned(), "5".to_owned())]);
+    assert!(Arguments::try_parse_from(["vote-aggregator", "--set", "batch.size"]).is_err());
+}
+
+/// The words of a command line, as far as its own arguments go: no comment behind two spaces, no
+/// pipe before it, no redirection behind it.
+fn words(example: &str) -> Vec<String> {
+    let from = example.find("vote-aggregator").expect("an example of this program");
+    let line = example[from..].split("  ").next().unwrap_or_default();
+    let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);
+    for character in line.chars() {
+        match character {
+            '"' => quoted = !quoted,
+            '>' | '|' if !quoted => break,
+            ' ' if !quoted => words.push(std::mem::take(&mut word)),
+            other => word.push(other),
+        }
+    }
+    words.push(word);
+    words.into_iter().filter(|word| !word.is_empty()).collect()
+}
+
+fn examples(command: &clap::Command) -> Vec<String> {
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let lines = help.lines().skip_while(|line| *line != "Examples:").skip(1);
+    lines.take_while(|line| line.starts_with("  ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_command_has_examples_and_they_can_be_parsed() {
+    let root = Arguments::command();
+    for command in [&root].into_iter().chain(root.get_subcommands()) {
+        let (name, examples) = (command.get_name(), examples(command));
+        assert!(!examples.is_empty(), "{name} has no example");
+        for example in examples {
+            assert!(example.len() <= 100, "too wide for a terminal: {example}");
+            let words = words(&example);
+            let parsed = Arguments::command().try_get_matches_from(&words);
+            let parsed = parsed.unwrap_or_else(|error| panic!("{example}: {error}"));
+            if name != root.get_name() {
+                assert_eq!(parsed.subcommand_name(), Some(name), "{example}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_example_is_cut_out_of_its_line() {
+    assert_eq!(
+        words("  zcat x | vote-aggregator publish --file -"),
+        ["vote-aggregator", "publish", "--file", "-"]
+    );
+    let words = words("  vote-aggregator recount --reason \"of 9 pm\"   comment");
+    assert_eq!(words, ["vote-aggregator", "recount", "--reason", "of 9 pm"]);
+    assert_eq!(super::tests::words("vote-aggregator man > a  b"), ["vote-aggregator", "man"]);
+}
+
+/// README, help, manual page and code agree on the exit codes.
+#[test]
+fn exit_codes_are_told_as_they_are() {
+    let (_, table) = README.split_once("| exit code | meaning |\n|---|---|\n").expect("a table");
+    let rows = table.lines().take_while(|line| line.starts_with('|'));
+    let told: Vec<String> = rows.map(|row| row.replace('`', "")).collect();
+    let row = |(code, meaning)| format!("| {} | {meaning} |", exit::name(code));
+    assert_eq!(told, exit::TABLE.map(row));
+
+    let codes: BTreeSet<u8> = exit::TABLE.iter().filter_map(|(code, _)| *code).collect();
+    let constants = [
+        0,
+        exit::FINDINGS,
+        exit::USAGE,
+        exit::INTERNAL,
+        exit::DEADLINE,
+        exit::CREDENTIALS,
+        exit::CONFIG,
+    ];
+    assert_eq!(codes, BTreeSet::from(constants));
+
+    let help = Arguments::command().render_long_help().to_string();
+    let (_, told) = help.split_once("Exit codes:\n").expect("exit codes");
+    let (told, _) = told.split_once("\n\n").expect("their end");
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let all = exit::TABLE.map(|(code, meaning)| format!("{} {meaning}", exit::name(code)));
+    assert_eq!(words(told), words(&all.join(" ")));
+    assert!(told.lines().all(|line| line.len() <= 80), "{told}");
+}
+
+/// The README names every command there is.
+#[test]
+fn the_readme_has_every_command() {
+    for command in Arguments::command().get_subcommands() {
+        let row = format!("| `{}` |", command.get_name());
+        assert!(README.contains(&row), "{row}");
+    }
+}

@@ -1,0 +1,302 @@
+//! How far a file is published: a small file beside it, replaced as a whole each time.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::lines::Position;
+
+/// Bytes at the beginning and before the place reached by which a file is known again.
+const SAMPLE: u64 = 64 * 1_024;
+/// Of the form of the file; another one is not understood.
+const VERSION: u32 = 1;
+
+/// Why there is no checkpoint to go on from, or to write.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error(
+        "{} is no regular file: only what can be read again from the middle has a checkpoint. \
+         Without --checkpoint it can be published; what was counted is not counted twice",
+        file.display()
+    )]
+    NotAFile { file: PathBuf },
+    #[error("{} is no checkpoint ({reason}). Name another file, or delete it", path.display())]
+    Malformed { path: PathBuf, reason: String },
+    #[error(
+        "the checkpoint {} belongs to another file: {} {reason}, and it was written for {written_for:?}. \
+         Name the right one, or delete it to begin at the first line",
+        path.display(), file.display()
+    )]
+    OtherFile { path: PathBuf, file: PathBuf, written_for: String, reason: &'static str },
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write the checkpoint {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+}
+
+/// What the file holds.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    version: u32,
+    /// For people: a file may be moved, and is the same one still.
+    file: String,
+    /// Every line before it is confirmed by the broker.
+    confirmed: Position,
+    /// SHA-256 of the file's first bytes and of those before that position, in hexadecimal.
+    content: String,
+}
+
+/// A checkpoint of one file of votes.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    file: PathBuf,
+    votes: File,
+}
+
+impl Checkpoint {
+    /// The checkpoint at `path` of the votes in `file`, and where to go on: at the first line when
+    /// there is none yet. A file that has grown at its end since then is the same file. Writes it,
+    /// so that one that can't be written shows before anything is published.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; above all when it was written for another file.
+    pub fn open(path: &Path, file: &Path) -> Result<(Self, Position), CheckpointError> {
+        let unreadable = |source| CheckpointError::Read { path: file.to_owned(), source };
+        // Before it is opened: that would wait for whoever writes to a pipe.
+        if !fs::metadata(file).map_err(unreadable)?.is_file() {
+            return Err(CheckpointError::NotAFile { file: file.to_owned() });
+        }
+        let votes = File::open(file).map_err(unreadable)?;
+        let checkpoint = Self { path: path.to_owned(), file: file.to_owned(), votes };
+        let reached = checkpoint.read()?;
+        checkpoint.save(reached)?;
+        Ok((checkpoint, reached))
+    }
+
+    /// Every line before `reached` is confirmed. Written beside and moved into place, so that
+    /// whatever happens there is a whole one.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] when it could not be written; the one before it is still there.
+    pub fn save(&self, reached: Position) -> Result<(), CheckpointError> {
+        let content = self
+            .content(reached)
+            .map_err(|source| CheckpointError::Read { path: self.file.clone(), source })?;
+        let saved = Saved {
+            version: VERSION,
+            file: self.file.display().to_string(),
+            confirmed: reached,
+            content,
+        };
+        self.write(&saved)
+            .map_err(|source| CheckpointError::Write { path: self.path.clone(), source })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn write(&self, saved: &Saved) -> io::Result<()> {
+        let text = serde_json::to_string_pretty(saved).map_err(io::Error::other)? + "\n";
+        let mut beside = self.path.clone().into_os_string();
+        beside.push(".new");
+        let mut file = File::create(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, &self.path)?;
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    }
+
+    fn read(&self) -> Result<Position, CheckpointError> {
+        let path = || self.path.clone();
+        let text = match fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Position::default()),
+            Err(source) if source.kind() == io::ErrorKind::InvalidData => {
+                let reason = "it is no text".to_owned();
+                return Err(CheckpointError::Malformed { path: path(), reason });
+            }
+            Err(source) => return Err(CheckpointError::Read { path: path(), source }),
+        };
+        let saved: Saved = serde_json::from_str(&text).map_err(|error| {
+            CheckpointError::Malformed { path: path(), reason: error.to_string() }
+        })?;
+        if saved.version != VERSION {
+            let reason = format!("version {} and not {VERSION}", saved.version);
+            return Err(CheckpointError::Malformed { path: path(), reason });
+        }
+        let Position { bytes, .. } = saved.confirmed;
+        let unreadable = |source| CheckpointError::Read { path: self.file.clone(), source };
+        let size = self.votes.metadata().map_err(unreadable)?.len();
+        let reason = if size < bytes {
+            "is shorter than what was published of it"
+        } else if self.content(saved.confirmed).map_err(unreadable)? != saved.content {
+            "has other lines"
+        } else if let Some(bytes) = self.next_line(bytes, size).map_err(unreadable)? {
+            return Ok(Position { bytes, ..saved.confirmed });
+        } else {
+            "goes on in what was its last line"
+        };
+        Err(CheckpointError::OtherFile {
+            path: path(),
+            file: self.file.clone(),
+            written_for: saved.file,
+            reason,
+        })
+    }
+
+    /// Where the line begins that comes next. A last line needs no line break; it gets one when the
+    /// file grows. `None` when it has grown itself.
+    fn next_line(&self, bytes: u64, size: u64) -> io::Result<Option<u64>> {
+        let Some(before) = bytes.checked_sub(1).filter(|_| bytes < size) else {
+            return Ok(Some(bytes));
+        };
+        let mut around = [0; 3];
+        let length = 3.min(usize::try_from(size - before).unwrap_or(3));
+        self.votes.read_exact_at(&mut around[..length], before)?;
+        Ok(match around {
+            [b'\n', ..] => Some(bytes),
+            [_, b'\n', _] => Some(bytes + 1),
+            [_, b'\r', b'\n'] => Some(bytes + 2),
+            _ => None,
+        })
+    }
+
+    fn content(&self, reached: Position) -> io::Result<String> {
+        let length = reached.bytes.min(SAMPLE);
+        let mut sample = vec![0; usize::try_from(length).unwrap_or_default()];
+        let mut hash = Sha256::new();
+        for from in [0, reached.bytes - length] {
+            self.votes.read_exact_at(&mut sample, from)?;
+            hash.update(&sample);
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory of the test's own, gone with this value.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let name = format!("vote-aggregator-{name}-{}", std::process::id());
+            let folder = std::env::temp_dir().join(name);
+            fs::create_dir_all(&folder).expect("a folder");
+            Self(folder)
+        }
+
+        fn write(&self, name: &str, text: &str) -> PathBuf {
+            let path = self.0.join(name);
+            fs::write(&path, text).expect("written");
+            path
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).ok();
+        }
+    }
+
+    fn lines(count: usize) -> String {
+        (0..count).map(|number| format!("line {number}\n")).collect()
+    }
+
+    fn at(bytes: usize, lines: u64) -> Position {
+        Position { bytes: bytes as u64, lines, blank: 0 }
+    }
+
+    #[test]
+    fn it_is_found_again_for_the_same_lines_wherever_they_are() {
+        let folder = Folder::new("checkpoint-same");
+        let (path, text) = (folder.0.join("checkpoint"), lines(30_000));
+        let votes = folder.write("votes", &text);
+        let (checkpoint, from) = Checkpoint::open(&path, &votes).expect("a new one");
+        assert_eq!(from, Position::default());
+        let reached = at(lines(20_000).len(), 20_000);
+        checkpoint.save(reached).expect("saved");
+        assert!(!folder.0.join("checkpoint.new").exists(), "moved into place");
+
+        let moved = folder.0.join("moved");
+        fs::rename(&votes, &moved).expect("moved");
+        assert_eq!(Checkpoint::open(&path, &moved).expect("the same").1, reached);
+        fs::write(&moved, text + "one more\n").expect("grown");
+        assert_eq!(Checkpoint::open(&path, &moved).expect("the same").1, reached);
+        // Opening wrote it anew, and did not set it back.
+        assert_eq!(Checkpoint::open(&path, &moved).expect("the same").1, reached);
+    }
+
+    #[test]
+    fn one_of_another_file_is_refused_and_stays() {
+        let folder = Folder::new("checkpoint-other");
+        let (path, text) = (folder.0.join("checkpoint"), lines(30_000));
+        let votes = folder.write("votes", &text);
+        let (checkpoint, _) = Checkpoint::open(&path, &votes).expect("a new one");
+        checkpoint.save(at(text.len(), 30_000)).expect("saved");
+        let saved = fs::read(&path).expect("there");
+
+        let grown = text.clone() + "more\n";
+        for (name, other, reason) in [
+            ("first", text.replacen("line 0", "line X", 1), "has other lines"),
+            ("last", text.replace("line 29999", "line 2999X"), "has other lines"),
+            ("short", lines(10), "is shorter"),
+            ("grown", grown.replace("29999\n", "29999 "), "has other lines"),
+        ] {
+            let other = folder.write(name, &other);
+            let refused = Checkpoint::open(&path, &other).expect_err(name);
+            assert!(matches!(refused, CheckpointError::OtherFile { .. }), "{name}: {refused}");
+            let told = refused.to_string();
+            assert!(told.contains(reason) && told.contains("votes"), "{told}");
+        }
+        assert_eq!(fs::read(&path).expect("there"), saved);
+        // What was the whole last line, without a line break, is only a part of one by now.
+        let votes = folder.write("unended", "one\ntwo");
+        let (checkpoint, _) = Checkpoint::open(&folder.0.join("c"), &votes).expect("a new one");
+        checkpoint.save(at(7, 2)).expect("saved");
+        assert_eq!(Checkpoint::open(&folder.0.join("c"), &votes).expect("the same").1, at(7, 2));
+        fs::write(&votes, "one\ntwo and more\n").expect("grown");
+        let refused = Checkpoint::open(&folder.0.join("c"), &votes).expect_err("half a line");
+        assert!(refused.to_string().contains("in what was its last line"), "{refused}");
+        for (grown, next) in [("one\ntwo\nthree", 8), ("one\ntwo\r\nthree", 9), ("one\ntwo\n", 8)] {
+            checkpoint.save(at(7, 2)).expect("saved");
+            fs::write(&votes, grown).expect("grown");
+            let opened = Checkpoint::open(&folder.0.join("c"), &votes).expect("a whole line");
+            assert_eq!(opened.1, at(next, 2), "{grown:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_checkpoint_is_left_alone() {
+        let folder = Folder::new("checkpoint-none");
+        let votes = folder.write("votes", "one\n");
+        let refused = Checkpoint::open(&votes, &votes).expect_err("the votes themselves");
+        assert!(matches!(refused, CheckpointError::Malformed { .. }), "{refused}");
+        assert_eq!(fs::read_to_string(&votes).expect("there"), "one\n");
+        let newer = folder.write(
+            "newer",
+            r#"{"version": 2, "file": "votes", "confirmed": {"bytes": 0, "lines": 0, "blank": 0}, "content": ""}"#,
+        );
+        let refused = Checkpoint::open(&newer, &votes).expect_err("of a later version");
+        assert!(refused.to_string().contains("version 2"), "{refused}");
+
+        let nowhere = folder.0.join("nowhere/checkpoint");
+        let refused = Checkpoint::open(&nowhere, &votes).expect_err("no such folder");
+        assert!(matches!(refused, CheckpointError::Write { .. }), "{refused}");
+        let refused = Checkpoint::open(&folder.0.join("c"), &folder.0).expect_err("a folder");
+        assert!(matches!(refused, CheckpointError::NotAFile { .. }), "{refused}");
+        let missing = folder.0.join("missing");
+        let refused = Checkpoint::open(&folder.0.join("c"), &missing).expect_err("no votes");
+        assert!(matches!(refused, CheckpointError::Read { .. }), "{refused}");
+    }
+}
