@@ -3,29 +3,17 @@
 mod database;
 mod queues;
 
-use std::process::{Output, Stdio};
-
 use serde_json::Value;
-use sqlx::AssertSqlSafe;
 use tokio::net::TcpListener;
-use tokio::process::Command;
-use tokio::time::timeout;
 
-use crate::support::{PATIENCE, Servers, Stage, votes};
+use crate::support::{BINARY, Ended, Servers, Stage, command, ended, execute, votes};
 
 const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
-
-/// What the command left behind.
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
 
 impl Ended {
     /// The findings of `--json`.
     fn findings(&self) -> Vec<Value> {
-        let object: Value = serde_json::from_str(&self.stdout).expect("one JSON object");
+        let object = self.json();
         let findings = object["findings"].as_array().expect("findings").clone();
         let count = |severity| findings.iter().filter(|f| f["severity"] == severity).count();
         assert_eq!(object["errors"], count("error"), "{object}");
@@ -55,20 +43,9 @@ impl Ended {
 }
 
 async fn check(stage: &Stage<'_>, arguments: &[&str], overrides: &[(&str, &str)]) -> Ended {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vote-aggregator"));
-    command
-        .arg("check")
-        .args(arguments)
-        .env_clear()
-        .envs(stage.environment())
-        .envs(overrides.iter().copied())
-        .current_dir(env!("CARGO_TARGET_TMPDIR"))
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    let output = timeout(PATIENCE, command.output()).await.expect("ends in time");
-    let Output { status, stdout, stderr } = output.expect("it runs");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    let ended = Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) };
+    let mut command = command(stage, BINARY, &[&["check"], arguments].concat());
+    command.envs(overrides.iter().copied());
+    let ended = ended(command).await;
     let told = format!("{}{}", ended.stdout, ended.stderr);
     let mut environment = stage.environment();
     environment.extend(overrides.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
@@ -82,14 +59,10 @@ async fn check(stage: &Stage<'_>, arguments: &[&str], overrides: &[(&str, &str)]
     ended
 }
 
-async fn execute(stage: &Stage<'_>, sql: String) {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&stage.sql).await.expect("executed");
-}
-
 /// A login role of this stage's own, in no group and without grants.
 async fn login(stage: &Stage<'_>) -> String {
     let role = format!("login_{}", stage.database);
-    execute(stage, format!("CREATE ROLE {role} LOGIN PASSWORD 'least-of-all'")).await;
+    execute(stage, &format!("CREATE ROLE {role} LOGIN PASSWORD 'least-of-all'")).await;
     role
 }
 
@@ -116,7 +89,7 @@ async fn good_servers_pass_and_stay_as_they_were() {
     let stage = Stage::migrated(Servers::shared(), "checkgood").await;
     grant(&stage);
     let role = login(&stage).await;
-    execute(&stage, format!("GRANT vote_service TO {role}")).await;
+    execute(&stage, &format!("GRANT vote_service TO {role}")).await;
     let before = everything(&stage).await;
     assert_eq!(before.1, "", "no queue yet");
 

@@ -7,7 +7,7 @@ mod replay;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -16,25 +16,19 @@ use lapin::options::{BasicGetOptions, BasicNackOptions};
 use lapin::types::AMQPValue;
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio::process::Command;
 use tokio::time::timeout;
 use vote_aggregator::broker::RabbitMq;
 use vote_aggregator::telemetry::Health;
 use vote_aggregator::vote::{Choice, Vote};
 
-use crate::support::{PATIENCE, Servers, Service, Stage, eventually, message, vote, votes};
+use crate::support::{
+    BINARY, Ended, PATIENCE, Servers, Service, Stage, command, ended, eventually, execute, message,
+    run, vote, votes,
+};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_vote-aggregator");
 const FORBID_LAW_X: &str =
     "ALTER TABLE vote_audit ADD CONSTRAINT no_law_x CHECK (law_id <> 'law-x')";
 const ALLOW_LAW_X: &str = "ALTER TABLE vote_audit DROP CONSTRAINT no_law_x";
-
-/// What the command left behind.
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
 
 impl Ended {
     fn lines(&self) -> Vec<Value> {
@@ -48,27 +42,8 @@ impl Ended {
     }
 }
 
-fn command(stage: &Stage<'_>, program: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .envs(stage.environment())
-        .current_dir(env!("CARGO_TARGET_TMPDIR"))
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    command
-}
-
-async fn ended(mut command: Command) -> Ended {
-    let output = timeout(PATIENCE, command.output()).await.expect("ends in time");
-    let Output { status, stdout, stderr } = output.expect("it runs");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
-}
-
 async fn dlq(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
-    ended(command(stage, BINARY, &[&["dlq"], arguments].concat())).await
+    run(stage, "dlq", arguments).await
 }
 
 /// The same, which has to end with this code.
@@ -77,10 +52,6 @@ async fn expect(stage: &Stage<'_>, code: i32, arguments: &[&str]) -> Ended {
     let Ended { code: was, stdout, stderr } = &ended;
     assert_eq!(*was, Some(code), "{arguments:?}\n{stdout}\n{stderr}");
     ended
-}
-
-async fn execute(stage: &Stage<'_>, sql: &'static str) {
-    sqlx::raw_sql(sql).execute(&stage.sql).await.expect("executed");
 }
 
 /// Waits until the dead-letter queue has so many messages that nobody holds.

@@ -5,9 +5,7 @@ use std::process::Stdio;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::support::{PATIENCE, Service};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_vote-aggregator");
+use crate::support::{BINARY, PATIENCE, Service};
 
 /// What a command line of sh writes, with util-linux's script giving it a terminal or without.
 async fn written(line: &str, terminal: bool, no_color: Option<&str>) -> String {

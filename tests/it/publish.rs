@@ -1,7 +1,7 @@
 //! `publish --file`: what becomes of a backfill that is killed, stopped, or loses its broker.
 
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -9,15 +9,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::support::{PATIENCE, Servers, Service, Stage, eventually, message, votes};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_vote-aggregator");
-
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
+use crate::support::{
+    BINARY, Ended, PATIENCE, Servers, Service, Stage, command, eventually, message, run, votes,
+};
 
 /// A directory of the test's own with a file of votes, gone with this value.
 struct Folder(PathBuf);
@@ -57,24 +51,8 @@ fn ndjson(first: u64, count: u64) -> Vec<u8> {
     votes(first, count).iter().map(message).collect::<Vec<_>>().join(&b'\n')
 }
 
-fn command(stage: &Stage<'_>, arguments: &[&str]) -> Command {
-    let mut command = Command::new(BINARY);
-    command
-        .arg("publish")
-        .args(arguments)
-        .env_clear()
-        .envs(stage.environment())
-        .current_dir(env!("CARGO_TARGET_TMPDIR"))
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    command
-}
-
 async fn publish(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
-    let output = timeout(PATIENCE, command(stage, arguments).output()).await;
-    let Output { status, stdout, stderr } = output.expect("ends in time").expect("it runs");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+    run(stage, "publish", arguments).await
 }
 
 fn spawn(stage: &Stage<'_>, arguments: &[&str]) -> Service {
@@ -229,7 +207,7 @@ async fn a_dry_run_tells_what_is_no_vote_and_publishes_nothing() {
         &"x".repeat(20_000),
     ]
     .join("\n");
-    let mut command = command(&stage, &["--file", "-", "--dry-run"]);
+    let mut command = command(&stage, BINARY, &["publish", "--file", "-", "--dry-run"]);
     let mut checking =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
     let mut input = checking.stdin.take().expect("piped");

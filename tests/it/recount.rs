@@ -1,62 +1,23 @@
 //! `recount`: what it finds, what it puts right, and what becomes of votes that are counted meanwhile.
 
-use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Row};
-use tokio::process::Command;
-use tokio::time::timeout;
+use serde_json::json;
+use sqlx::Row;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::ports::{Class, Store, Votes};
 use vote_aggregator::retry::Jitter;
 use vote_aggregator::store;
 use vote_aggregator::vote::Choice;
 
-use crate::support::{PATIENCE, Servers, Stage, eventually, vote, votes};
+use crate::support::{
+    BINARY, Ended, Servers, Stage, command, ended, eventually, execute, run, vote, votes,
+};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_vote-aggregator");
 const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
 
-/// What the command left behind.
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ended {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).expect("one JSON object")
-    }
-}
-
-/// The command, to be run to its end.
-fn command(stage: &Stage<'_>, program: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .envs(stage.environment())
-        .current_dir(env!("CARGO_TARGET_TMPDIR"))
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    command
-}
-
-async fn ended(mut command: Command) -> Ended {
-    let output = timeout(PATIENCE, command.output()).await.expect("ends in time");
-    let Output { status, stdout, stderr } = output.expect("it runs");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
-}
-
 async fn recount(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
-    ended(command(stage, BINARY, &[&["recount"], arguments].concat())).await
-}
-
-async fn execute(stage: &Stage<'_>, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&stage.sql).await.expect("executed");
+    run(stage, "recount", arguments).await
 }
 
 /// Fifty counted votes on five laws.

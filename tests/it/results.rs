@@ -1,16 +1,16 @@
 //! `results`: what it reads and how it shows it, as which role, and what becomes of it when
 //! PostgreSQL is not there.
 
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
-use sqlx::AssertSqlSafe;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::support::{PATIENCE, Servers, Stage, eventually};
+use crate::support::{
+    BINARY, Ended, PATIENCE, Servers, Stage, command, ended, eventually, execute, run,
+};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_vote-aggregator");
 const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
 
 /// Three laws, one of them with a name that only a hand can have written.
@@ -19,28 +19,10 @@ const LAWS: &str = "INSERT INTO vote_results (law_id, oui_count, non_count, upda
     ('law-002', 999999, 1, '2026-11-25 22:15:03.25+01'), \
     (E'=1+1\\x1b[2J', 0, 0, 'infinity')";
 
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
 impl Ended {
     fn rows(&self) -> Vec<Vec<&str>> {
         self.stdout.lines().map(|line| line.split_whitespace().collect()).collect()
     }
-}
-
-fn command(stage: &Stage<'_>, program: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .envs(stage.environment())
-        .current_dir(env!("CARGO_TARGET_TMPDIR"))
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    command
 }
 
 fn on_path(mut command: Command) -> Command {
@@ -48,19 +30,8 @@ fn on_path(mut command: Command) -> Command {
     command
 }
 
-async fn ended(mut command: Command) -> Ended {
-    let output = timeout(PATIENCE, command.output()).await.expect("ends in time");
-    let Output { status, stdout, stderr } = output.expect("it runs");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
-}
-
 async fn results(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
-    ended(command(stage, BINARY, &[&["results"], arguments].concat())).await
-}
-
-async fn execute(stage: &Stage<'_>, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&stage.sql).await.expect("executed");
+    run(stage, "results", arguments).await
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod certificates;
 pub mod collector;
+mod command;
 mod process;
 mod servers;
 mod stage;
@@ -15,6 +16,7 @@ use vote_aggregator::vote::{Choice, Vote};
 
 pub use self::certificates::{Authority, Files, Validity};
 pub use self::collector::Collector;
+pub use self::command::{BINARY, Ended, command, ended, execute, run};
 pub use self::process::Service;
 pub use self::servers::Servers;
 pub use self::stage::Stage;

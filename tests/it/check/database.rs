@@ -1,7 +1,7 @@
 //! What `check` finds out about the database and our role in it.
 
-use super::{as_role, check, execute, grant, login};
-use crate::support::{Servers, Stage};
+use super::{as_role, check, grant, login};
+use crate::support::{Servers, Stage, execute};
 
 #[tokio::test]
 async fn a_database_that_could_lose_commits_is_an_error_unless_that_is_accepted() {
@@ -9,7 +9,7 @@ async fn a_database_that_could_lose_commits_is_an_error_unless_that_is_accepted(
     let database = &stage.database;
     execute(
         &stage,
-        format!(
+        &format!(
             "ALTER DATABASE {database} SET synchronous_commit = off; \
              ALTER DATABASE {database} SET log_statement = 'mod'"
         ),
@@ -40,12 +40,12 @@ async fn a_schema_that_is_not_there_or_another_is_told_and_left_alone() {
 
     // A role that can't apply them.
     let role = login(&stage).await;
-    execute(&stage, "REVOKE CREATE ON SCHEMA public FROM PUBLIC".to_owned()).await;
+    execute(&stage, "REVOKE CREATE ON SCHEMA public FROM PUBLIC").await;
     let ended = check(&stage, &["--connect", "--json"], &as_role(&role)).await;
     assert_eq!((ended.code, ended.severity("may not create").as_str()), (Some(1), "error"));
 
     stage.store().await;
-    execute(&stage, "UPDATE _sqlx_migrations SET version = 99 WHERE version = 2".to_owned()).await;
+    execute(&stage, "UPDATE _sqlx_migrations SET version = 99 WHERE version = 2").await;
     let ended = check(&stage, &["--connect", "--json"], &[]).await;
     assert_eq!((ended.code, ended.severity("at migration 99").as_str()), (Some(1), "error"));
 }
@@ -60,7 +60,7 @@ async fn a_role_that_may_do_too_little_or_too_much_is_told() {
     assert_eq!((ended.code, ended.severity("42501").as_str()), (Some(1), "error"));
     assert!(ended.stdout.contains("roles.sql"), "{}", ended.stdout);
 
-    execute(&stage, format!("GRANT vote_service TO {role}; GRANT DELETE ON vote_audit TO {role}"))
+    execute(&stage, &format!("GRANT vote_service TO {role}; GRANT DELETE ON vote_audit TO {role}"))
         .await;
     let ended = check(&stage, &connect, &as_role(&role)).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stdout);
@@ -69,13 +69,13 @@ async fn a_role_that_may_do_too_little_or_too_much_is_told() {
 
     execute(
         &stage,
-        format!("REVOKE DELETE ON vote_audit FROM {role}; ALTER ROLE {role} CONNECTION LIMIT 9"),
+        &format!("REVOKE DELETE ON vote_audit FROM {role}; ALTER ROLE {role} CONNECTION LIMIT 9"),
     )
     .await;
     let ended = check(&stage, &connect, &as_role(&role)).await;
     assert_eq!(ended.severity("limit of the role: 9"), "warning");
     let read_only = format!("ALTER ROLE {role} SET default_transaction_read_only = on");
-    execute(&stage, read_only).await;
+    execute(&stage, &read_only).await;
     let ended = check(&stage, &connect, &as_role(&role)).await;
     assert_eq!((ended.code, ended.severity("25006").as_str()), (Some(1), "error"));
 }
