@@ -17,7 +17,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::{FuturesUnordered, SelectAll};
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer};
 use tokio::time::timeout;
@@ -312,9 +312,8 @@ impl DeadLetterQueue {
 }
 
 async fn depth(channel: &Channel, config: &Config) -> Result<u64, lapin::Error> {
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let queue = config.dead_letter_queue.as_str().into();
-    let declared = channel.queue_declare(queue, passive, FieldTable::default()).await?;
+    let declared = channel.queue_declare(queue, topology::PASSIVE, FieldTable::default()).await?;
     Ok(declared.message_count().into())
 }
 

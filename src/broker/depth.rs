@@ -4,11 +4,10 @@
 use std::time::Duration;
 
 use lapin::Connection;
-use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use tokio::time::Instant;
 
-use super::connect;
+use super::{connect, topology};
 use crate::config::RabbitMq as Config;
 use crate::ports::OpenError;
 use crate::retry::Backoff;
@@ -94,8 +93,7 @@ async fn depth_of(
     let refused = |error: &lapin::Error| connect::refused(config, error);
     // One channel a question: a refusal closes it.
     let channel = connection.create_channel().await.map_err(|e| refused(&e))?;
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    match channel.queue_declare(queue.into(), passive, FieldTable::default()).await {
+    match channel.queue_declare(queue.into(), topology::PASSIVE, FieldTable::default()).await {
         Ok(declared) => {
             channel.close(200, "OK".into()).await.map_err(|e| refused(&e))?;
             Ok(Some(declared.message_count()))

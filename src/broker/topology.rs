@@ -107,7 +107,8 @@ async fn exists(connection: &Connection, queue: &str) -> Result<bool, Error> {
     }
 }
 
-const PASSIVE: QueueDeclareOptions = QueueDeclareOptions {
+/// Creates and changes nothing.
+pub(super) const PASSIVE: QueueDeclareOptions = QueueDeclareOptions {
     passive: true,
     durable: false,
     exclusive: false,
