@@ -10,7 +10,6 @@ mod purge;
 mod removed;
 mod replay;
 mod scan;
-mod terminal;
 mod why;
 
 pub use self::body::{Shown, headers, show};
@@ -19,5 +18,4 @@ pub use self::purge::{PurgeError, purge};
 pub use self::removed::Removed;
 pub use self::replay::{Replay, replay};
 pub use self::scan::{Ended, Fingerprint, Selection, Tally, Verdict, fingerprint, scan};
-pub use self::terminal::{json_line, printable};
 pub use self::why::{Death, Examined, Why, examine};

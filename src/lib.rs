@@ -21,6 +21,7 @@
 //! | [`dlq`] | why a message is a dead letter, and which are meant | AMQP, SQL |
 //! | [`publish`] | sample votes, files of votes | how votes are counted |
 //! | [`results`] | sums, shares, rates | where a reading comes from |
+//! | [`terminal`] | what a terminal obeys | what is shown |
 //! | [`service`] | all of them, in the order of a start | |
 
 pub mod broker;
@@ -38,5 +39,6 @@ pub mod service_manager;
 pub mod store;
 pub mod supervisor;
 pub mod telemetry;
+pub mod terminal;
 pub mod tls;
 pub mod vote;

@@ -9,6 +9,7 @@ mod trend;
 use std::cmp::{Ordering, Reverse};
 use std::fmt::Write;
 
+use indicatif::HumanCount;
 use time::OffsetDateTime;
 
 pub use self::formats::{csv, json};
@@ -127,15 +128,7 @@ pub fn printable(text: &str) -> String {
 
 /// 1234567 as `1,234,567`.
 pub fn grouped(count: i64) -> String {
-    let digits = count.unsigned_abs().to_string();
-    let mut shown = String::from(if count < 0 { "-" } else { "" });
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            shown.push(',');
-        }
-        shown.push(digit);
-    }
-    shown
+    format!("{}{}", if count < 0 { "-" } else { "" }, HumanCount(count.unsigned_abs()))
 }
 
 /// A time to the second, in UTC: `2026-11-25 21:15:04Z`. `-` for none.

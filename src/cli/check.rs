@@ -1,12 +1,12 @@
 //! `check`.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::json;
 use vote_aggregator::check::{self, Finding, Report, Severity};
 use vote_aggregator::config::{Config, ConfigErrors};
+use vote_aggregator::terminal::{colours, printable};
 use vote_aggregator::{broker, store};
 
 use super::exit;
@@ -49,7 +49,10 @@ pub(super) async fn check(config: &Config, arguments: &Arguments) -> ExitCode {
     }
     // The worst first; of one severity, in the order of the dataflow.
     report.findings.sort_by_key(|finding| finding.severity);
-    print!("{}", if arguments.json { object(&report) } else { text(&report, colours()) });
+    print!(
+        "{}",
+        if arguments.json { object(&report) } else { text(&report, colours(&std::io::stdout())) }
+    );
     let failed = report.count(Severity::Error) > 0
         || (arguments.strict && report.count(Severity::Warning) > 0);
     if failed { ExitCode::from(exit::FINDINGS) } else { ExitCode::SUCCESS }
@@ -74,11 +77,6 @@ fn object(report: &Report) -> String {
         "checked": report.checked,
     });
     format!("{object}\n")
-}
-
-fn colours() -> bool {
-    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    std::io::stdout().is_terminal() && !unwanted
 }
 
 fn text(report: &Report, colours: bool) -> String {
@@ -135,7 +133,7 @@ fn wrapped(text: &str, hanging: &str) -> String {
     let mut lines = String::new();
     let mut width = INDENT;
     for (index, word) in text.split(' ').enumerate() {
-        let word = shown(word);
+        let word = printable(word);
         let length = word.chars().count();
         if index == 0 {
             width += length;
@@ -149,18 +147,6 @@ fn wrapped(text: &str, hanging: &str) -> String {
         lines += &word;
     }
     lines
-}
-
-fn shown(word: &str) -> String {
-    let mut shown = String::with_capacity(word.len());
-    for c in word.chars() {
-        if c.is_control() {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
 }
 
 #[cfg(test)]

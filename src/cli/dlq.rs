@@ -8,18 +8,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use comfy_table::{LineStyle, TableStyle};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use vote_aggregator::broker::{DeadLetterQueue, DeliveryLimit, GivenBack};
 use vote_aggregator::config::Config;
-use vote_aggregator::dlq::{self, Ended, Filter, PurgeError, Tally};
+use vote_aggregator::dlq::{self, Ended, Filter, PurgeError, Selection, Tally};
 use vote_aggregator::ports::{Lost, OpenError};
 
 use super::exit;
 
-/// A line below the header and no others.
-const STYLE: TableStyle =
-    TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-'));
 const TICK: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
@@ -83,6 +79,23 @@ impl Meant {
     }
 }
 
+/// `0` stands for no limit.
+fn limit(max: u64) -> Option<u64> {
+    (max > 0).then_some(max)
+}
+
+/// Whatever `filter` means.
+fn everything<'f>(config: &Config, filter: &'f Filter, max: Option<u64>) -> Selection<'f> {
+    Selection {
+        filter,
+        max_replays: None,
+        malformed: true,
+        max_message_bytes: config.batch.max_message_bytes,
+        max,
+        agreed: None,
+    }
+}
+
 /// Why a command did not come to its end.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
@@ -113,10 +126,8 @@ pub(super) async fn dlq(config: &Config, arguments: Arguments) -> ExitCode {
             }
             ExitCode::from(match failed {
                 Failed::Usage(_) => exit::USAGE,
-                Failed::Open(OpenError::Credentials(_)) => exit::CREDENTIALS,
-                Failed::Open(OpenError::Configuration(_)) => exit::CONFIG,
-                Failed::Open(OpenError::Unavailable(_)) | Failed::Lost(_) => exit::FINDINGS,
-                Failed::Purge(PurgeError::Lost(_)) => exit::FINDINGS,
+                Failed::Open(error) => exit::of_rabbitmq(&error),
+                Failed::Lost(_) | Failed::Purge(PurgeError::Lost(_)) => exit::FINDINGS,
                 Failed::Purge(PurgeError::Save { .. }) => exit::INTERNAL,
             })
         }

@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+use vote_aggregator::ports::OpenError;
+use vote_aggregator::store::StartError;
+
 /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no;
 /// for `dlq`: not everything that matches was put back or removed.
 pub const FINDINGS: u8 = 1;
@@ -40,6 +43,27 @@ pub const TABLE: [(Option<u8>, &str); 8] = [
     ),
     (None, "ended at once by a second signal n"),
 ];
+
+/// Of what keeps us from PostgreSQL.
+pub const fn of_postgres(error: &StartError) -> u8 {
+    match error {
+        StartError::Credentials { .. } | StartError::Certificate(_) => CREDENTIALS,
+        StartError::Failed { .. } => INTERNAL,
+        StartError::Tls(_)
+        | StartError::NoDatabase { .. }
+        | StartError::Schema { .. }
+        | StartError::Lossy { .. } => CONFIG,
+    }
+}
+
+/// Of what keeps us from RabbitMQ.
+pub const fn of_rabbitmq(error: &OpenError) -> u8 {
+    match error {
+        OpenError::Credentials(_) => CREDENTIALS,
+        OpenError::Configuration(_) => CONFIG,
+        OpenError::Unavailable(_) => FINDINGS,
+    }
+}
 
 /// A code as it is written.
 pub fn name(code: Option<u8>) -> String {

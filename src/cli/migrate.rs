@@ -6,7 +6,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
 use vote_aggregator::retry::Jitter;
-use vote_aggregator::store::{self, StartError};
+use vote_aggregator::store;
 use vote_aggregator::telemetry::Health;
 
 use super::exit;
@@ -29,10 +29,7 @@ pub(super) async fn migrate(config: &Config) -> ExitCode {
         Ok(applied) => println!("migrations applied: {}", applied.unwrap_or_default()),
         Err(error) => {
             tracing::error!("cannot migrate: {error}");
-            return ExitCode::from(match error {
-                StartError::Credentials { .. } | StartError::Certificate(_) => exit::CREDENTIALS,
-                _ => exit::CONFIG,
-            });
+            return ExitCode::from(exit::of_postgres(&error));
         }
     }
     ExitCode::SUCCESS

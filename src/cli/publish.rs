@@ -7,24 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use comfy_table::Table;
 use indicatif::HumanCount;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::broker::RabbitMq;
 use vote_aggregator::config::Config;
-use vote_aggregator::ports::OpenError;
 use vote_aggregator::publish::{
     self, Check, Checkpoint, CheckpointError, Pace, Position, PublishError, Report, Samples, Shape,
     Source,
 };
 use vote_aggregator::telemetry::Health;
 
-use super::exit;
 use super::signals::{Signals, leave};
-
-/// A line below the header and no others.
-const STYLE: TableStyle =
-    TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-'));
+use super::{exit, output};
 
 /// What says what samples are like. Each option of a file names them: clap asks for no `requires` that
 /// another option rules out.
@@ -194,16 +189,14 @@ fn again(checkpoint: Option<&Checkpoint>, arguments: &Arguments, seed: u64) -> S
 
 fn code(error: &PublishError) -> ExitCode {
     ExitCode::from(match error {
-        PublishError::Refused(OpenError::Credentials(_)) => exit::CREDENTIALS,
-        PublishError::Refused(OpenError::Configuration(_)) => exit::CONFIG,
+        PublishError::Refused(error) => exit::of_rabbitmq(error),
         PublishError::Checkpoint(CheckpointError::Write { .. }) => exit::INTERNAL,
         PublishError::Checkpoint(
             CheckpointError::NotAFile { .. }
             | CheckpointError::Malformed { .. }
             | CheckpointError::OtherFile { .. },
         ) => exit::USAGE,
-        PublishError::Refused(OpenError::Unavailable(_))
-        | PublishError::Checkpoint(CheckpointError::Read { .. })
+        PublishError::Checkpoint(CheckpointError::Read { .. })
         | PublishError::Read { .. }
         | PublishError::TooLong { .. }
         | PublishError::GaveUp { .. }
@@ -271,19 +264,16 @@ fn text(check: &Check) -> String {
 }
 
 fn table(check: &Check) -> Table {
-    let mut table = Table::new();
-    table.load_style(STYLE);
-    table.set_header(["reason", "field", "lines", "first in lines"]);
-    for ((reason, field), rejected) in &check.rejected {
+    let rows = check.rejected.iter().map(|((reason, field), rejected)| {
         let first: Vec<String> = rejected.first.iter().map(u64::to_string).collect();
-        let lines = HumanCount(rejected.lines).to_string();
-        let row = [reason.as_str(), field.unwrap_or("-"), &lines, &first.join(", ")];
-        table.add_row(row.map(str::to_owned));
-    }
-    for column in table.column_iter_mut().skip(2).take(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
+        [
+            reason.as_str().to_owned(),
+            field.unwrap_or("-").to_owned(),
+            HumanCount(rejected.lines).to_string(),
+            first.join(", "),
+        ]
+    });
+    output::table(["reason", "field", "lines", "first in lines"], rows, [2])
 }
 
 fn json(report: &Report) -> String {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use comfy_table::Table;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -14,11 +14,7 @@ use vote_aggregator::config::Config;
 use vote_aggregator::retry::Jitter;
 use vote_aggregator::store::{self, Comparison, LawCounts, Progress, StartError};
 
-use super::{agreed, exit};
-
-/// A line below the header and no others.
-const STYLE: TableStyle =
-    TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-'));
+use super::{agreed, exit, output};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -56,11 +52,7 @@ pub(super) async fn recount(config: &Config, arguments: Arguments) -> ExitCode {
         Ok(false) => ExitCode::from(exit::FINDINGS),
         Err(error) => {
             tracing::error!("cannot recount: {error}");
-            ExitCode::from(match error {
-                StartError::Credentials { .. } | StartError::Certificate(_) => exit::CREDENTIALS,
-                StartError::Failed { .. } => exit::INTERNAL,
-                _ => exit::CONFIG,
-            })
+            ExitCode::from(exit::of_postgres(&error))
         }
     }
 }
@@ -132,9 +124,7 @@ fn correction(before: &Comparison) -> String {
 }
 
 fn table(differing: &[LawCounts]) -> Table {
-    let mut table = Table::new();
-    table.load_style(STYLE);
-    table.set_header([
+    let header = [
         "law",
         "audit oui",
         "audit non",
@@ -142,10 +132,10 @@ fn table(differing: &[LawCounts]) -> Table {
         "results non",
         "oui too many",
         "non too many",
-    ]);
-    for LawCounts { law_id, audit, results } in differing {
+    ];
+    let rows = differing.iter().map(|LawCounts { law_id, audit, results }| {
         let too_many = |choice: usize| i128::from(results[choice]) - i128::from(audit[choice]);
-        table.add_row([
+        [
             // Written by hand, a law's name may hold what a terminal obeys.
             law_id.escape_debug().to_string(),
             audit[0].to_string(),
@@ -154,12 +144,9 @@ fn table(differing: &[LawCounts]) -> Table {
             results[1].to_string(),
             format!("{:+}", too_many(0)),
             format!("{:+}", too_many(1)),
-        ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
+        ]
+    });
+    output::table(header, rows, 1..7)
 }
 
 fn object(found: &Comparison, corrected: bool) -> String {

@@ -5,19 +5,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use comfy_table::Table;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
 use vote_aggregator::results::{self, LawResult, Order, Reading, grouped, moment, printable};
 use vote_aggregator::retry::Jitter;
-use vote_aggregator::store::{self, StartError};
+use vote_aggregator::store;
 
-use super::output::print;
-use super::{exit, watch};
-
-/// A line below the header and no others.
-const STYLE: TableStyle =
-    TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-'));
+use super::{exit, output, watch};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -96,7 +91,7 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> ExitCode 
         Ok(None) => return ExitCode::from(exit::INTERNAL),
         Err(error) => {
             tracing::error!("cannot read the results: {error}");
-            return code(&error);
+            return ExitCode::from(exit::of_postgres(&error));
         }
     };
     reading.sort(arguments.order());
@@ -106,7 +101,7 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> ExitCode 
         (_, true) => results::csv(&reading, top),
         _ => text(&reading, top, law),
     };
-    print(text.as_bytes())
+    output::print(text.as_bytes())
 }
 
 async fn watched(config: &Config, arguments: &Arguments) -> ExitCode {
@@ -122,21 +117,13 @@ async fn watched(config: &Config, arguments: &Arguments) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(watch::Error::Start(error)) => {
             eprintln!("cannot read the results: {error}");
-            code(&error)
+            ExitCode::from(exit::of_postgres(&error))
         }
         Err(watch::Error::Terminal(error)) => {
             eprintln!("cannot draw on this terminal: {error}");
             ExitCode::from(exit::INTERNAL)
         }
     }
-}
-
-fn code(error: &StartError) -> ExitCode {
-    ExitCode::from(match error {
-        StartError::Credentials { .. } | StartError::Certificate(_) => exit::CREDENTIALS,
-        StartError::Failed { .. } => exit::INTERNAL,
-        _ => exit::CONFIG,
-    })
 }
 
 fn text(reading: &Reading, top: usize, asked: &[String]) -> String {
@@ -163,17 +150,10 @@ fn missing(laws: &[&str]) -> String {
 }
 
 fn table(reading: &Reading, top: usize) -> Table {
-    let mut table = Table::new();
-    table.load_style(STYLE);
-    table.set_header(["law", "oui", "non", "total", "oui %", "non %", "last update"]);
-    for law in reading.laws.iter().take(top) {
-        table.add_row(row(&printable(&law.law_id), law));
-    }
-    table.add_row(row("all", &reading.sum()));
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
+    let laws = reading.laws.iter().take(top).map(|law| row(&printable(&law.law_id), law));
+    let rows = laws.chain([row("all", &reading.sum())]);
+    let header = ["law", "oui", "non", "total", "oui %", "non %", "last update"];
+    output::table(header, rows, 1..7)
 }
 
 fn row(name: &str, law: &LawResult) -> [String; 7] {

@@ -8,10 +8,8 @@ use futures::{FutureExt, future};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
-use vote_aggregator::ports::OpenError;
 use vote_aggregator::service::{self, ServiceError};
 use vote_aggregator::service_manager::ServiceManager;
-use vote_aggregator::store::StartError;
 use vote_aggregator::telemetry::{Traces, seconds};
 
 use super::signals::{Signals, leave};
@@ -96,9 +94,9 @@ fn code(ended: Result<Result<(), ServiceError>, Box<dyn Any + Send>>) -> ExitCod
     };
     tracing::error!("cannot start: {error}");
     ExitCode::from(match error {
-        ServiceError::Store(StartError::Credentials { .. } | StartError::Certificate(_))
-        | ServiceError::Broker(OpenError::Credentials(_)) => exit::CREDENTIALS,
-        ServiceError::Store(_) | ServiceError::Broker(_) | ServiceError::Bind(_) => exit::CONFIG,
+        ServiceError::Store(error) => exit::of_postgres(&error),
+        ServiceError::Broker(error) => exit::of_rabbitmq(&error),
+        ServiceError::Bind(_) => exit::CONFIG,
         ServiceError::Metrics(_) => exit::INTERNAL,
     })
 }

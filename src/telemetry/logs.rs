@@ -1,7 +1,6 @@
 //! Logs: text for people, JSON for machines, on standard error; and the way of spans to a collector.
 
 use std::fmt;
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use opentelemetry::trace::TraceContextExt;
@@ -17,6 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::traces::Traces;
 use crate::config::{LogFormat, LogLevel};
+use crate::terminal;
 
 /// Target of events that the log tells of in summary only; they are for traces.
 pub const SUMMARISED: &str = "vote_aggregator::summarised";
@@ -46,7 +46,7 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
     let writer = format::layer().with_writer(std::io::stderr);
     let layer = match format {
         LogFormat::Text => writer
-            .with_ansi(colours())
+            .with_ansi(terminal::colours(&std::io::stderr()))
             .map_event_format(|text| WithTrace::text(text.with_target(false)))
             .boxed(),
         LogFormat::Json => {
@@ -63,12 +63,6 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
             .with_filter(Targets::new().with_target("vote_aggregator", LevelFilter::INFO))
     });
     tracing_subscriber::registry().with(spans).with(layer.with_filter(filter)).init();
-}
-
-/// Whether a person who likes colours reads it: <https://no-color.org>.
-fn colours() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    !refused && std::io::stderr().is_terminal()
 }
 
 /// A time as a field of a line tells it: in seconds, to the microsecond.

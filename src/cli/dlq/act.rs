@@ -6,17 +6,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use comfy_table::{CellAlignment, Table};
 use indicatif::HumanCount;
 use vote_aggregator::broker::{DeadLetterQueue, RabbitMq};
 use vote_aggregator::config::Config;
 use vote_aggregator::dlq::{
-    self, Ended, Fingerprint, Removed, Selection, Tally, Verdict, fingerprint, printable,
+    self, Ended, Fingerprint, Removed, Selection, Tally, Verdict, fingerprint,
 };
 use vote_aggregator::telemetry::Health;
+use vote_aggregator::terminal::printable;
 
-use super::super::agreed;
-use super::{Failed, Meant, STYLE, bar, needs_yes, open, tell_copies, tell_end};
+use super::super::{agreed, output};
+use super::{Failed, Meant, bar, everything, limit, needs_yes, open, tell_copies, tell_end};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -85,32 +85,21 @@ pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, 
     let votes = &config.rabbitmq.queue;
     let filter = meant.filter();
     let selection = Selection {
-        filter: &filter,
         max_replays: Some(*max_replays),
         malformed: *force,
-        max_message_bytes: config.batch.max_message_bytes,
-        max: (*max > 0).then_some(*max),
-        agreed: None,
+        ..everything(config, &filter, limit(*max))
     };
     let deed = Deed { taken: "put back", max_replays: *max_replays };
     let look = Look { config, selection: &selection, hold: meant.hold };
     if *dry_run {
-        let (tally, _) = look.through().await?;
-        tell_end(&tally);
-        print!("{}", deed.would(&tally));
-        return Ok(true);
+        return look.dry_run(&deed).await;
     }
     needs_yes(*yes, "replay")?;
-    let seen = if *yes {
-        None
-    } else {
-        let question =
-            |tally: &Tally| format!("Put {} messages back into {votes}?", HumanCount(tally.taken));
-        match look.and_ask(&deed, question).await? {
-            Answer::Yes(seen) => Some(seen),
-            Answer::No => return Ok(false),
-            Answer::Nothing(all) => return Ok(all),
-        }
+    let question =
+        |tally: &Tally| format!("Put {} messages back into {votes}?", HumanCount(tally.taken));
+    let seen = match look.and_ask(*yes, &deed, question).await? {
+        Answer::Go(seen) => seen,
+        Answer::End(all) => return Ok(all),
     };
     let selection = Selection { agreed: seen.as_ref(), ..selection.clone() };
 
@@ -137,21 +126,11 @@ pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, 
 pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<bool, Failed> {
     let Purge { meant, max, save, dry_run, yes } = arguments;
     let filter = meant.filter();
-    let selection = Selection {
-        filter: &filter,
-        max_replays: None,
-        malformed: true,
-        max_message_bytes: config.batch.max_message_bytes,
-        max: (*max > 0).then_some(*max),
-        agreed: None,
-    };
+    let selection = everything(config, &filter, limit(*max));
     let deed = Deed { taken: "removed", max_replays: 0 };
     let look = Look { config, selection: &selection, hold: meant.hold };
     if *dry_run {
-        let (tally, _) = look.through().await?;
-        tell_end(&tally);
-        print!("{}", deed.would(&tally));
-        return Ok(true);
+        return look.dry_run(&deed).await;
     }
     needs_yes(*yes, "purge")?;
     // Before the question; what comes in between is refused when the file is made.
@@ -159,22 +138,17 @@ pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<bool, Fa
         let told = format!("--save {}: there is such a file; name a new one", path.display());
         return Err(Failed::Usage(told));
     }
-    let seen = if *yes {
-        None
-    } else {
-        let question = |tally: &Tally| {
-            let valid = match tally.valid {
-                0 => String::new(),
-                valid => format!(", {} of them valid votes", HumanCount(valid)),
-            };
-            let kept = if save.is_some() { "" } else { " and keep no copy" };
-            format!("Remove {} messages{valid}{kept}?", HumanCount(tally.taken))
+    let question = |tally: &Tally| {
+        let valid = match tally.valid {
+            0 => String::new(),
+            valid => format!(", {} of them valid votes", HumanCount(valid)),
         };
-        match look.and_ask(&deed, question).await? {
-            Answer::Yes(seen) => Some(seen),
-            Answer::No => return Ok(false),
-            Answer::Nothing(all) => return Ok(all),
-        }
+        let kept = if save.is_some() { "" } else { " and keep no copy" };
+        format!("Remove {} messages{valid}{kept}?", HumanCount(tally.taken))
+    };
+    let seen = match look.and_ask(*yes, &deed, question).await? {
+        Answer::Go(seen) => seen,
+        Answer::End(all) => return Ok(all),
     };
     let selection = Selection { agreed: seen.as_ref(), ..selection.clone() };
 
@@ -201,11 +175,10 @@ async fn finish(queue: DeadLetterQueue) -> Result<(), Failed> {
 }
 
 enum Answer {
-    /// To these letters.
-    Yes(BTreeSet<Fingerprint>),
-    No,
-    /// There was nothing to ask about; whether nothing matched at all.
-    Nothing(bool),
+    /// On with these letters; `None`: nobody was asked, so with all.
+    Go(Option<BTreeSet<Fingerprint>>),
+    /// A no, or nothing to ask about; whether nothing matched at all.
+    End(bool),
 }
 
 /// The look before the question.
@@ -232,22 +205,33 @@ impl Look<'_> {
         Ok((tally, seen))
     }
 
+    async fn dry_run(&self, deed: &Deed) -> Result<bool, Failed> {
+        let (tally, _) = self.through().await?;
+        tell_end(&tally);
+        print!("{}", deed.would(&tally));
+        Ok(true)
+    }
+
     async fn and_ask(
         &self,
+        yes: bool,
         deed: &Deed,
         question: impl Fn(&Tally) -> String,
     ) -> Result<Answer, Failed> {
+        if yes {
+            return Ok(Answer::Go(None));
+        }
         let (tally, seen) = self.through().await?;
         tell_end(&tally);
         eprint!("{}", deed.would(&tally));
         if tally.taken == 0 {
-            return Ok(Answer::Nothing(tally.matched == 0));
+            return Ok(Answer::End(tally.matched == 0));
         }
         if agreed(&question(&tally)) {
-            return Ok(Answer::Yes(seen));
+            return Ok(Answer::Go(Some(seen)));
         }
         eprintln!("nothing is changed");
-        Ok(Answer::No)
+        Ok(Answer::End(false))
     }
 }
 
@@ -259,12 +243,14 @@ struct Deed {
 
 impl Deed {
     fn would(&self, tally: &Tally) -> String {
-        let mut reasons = table(["reason", "messages"]);
-        for (label, count) in &tally.reasons {
-            reasons.add_row([printable(label), HumanCount(*count).to_string()]);
-        }
-        let reasons =
-            if tally.reasons.is_empty() { String::new() } else { format!("{reasons}\n\n") };
+        let rows = tally
+            .reasons
+            .iter()
+            .map(|(label, count)| [printable(label), HumanCount(*count).to_string()]);
+        let reasons = match tally.reasons.is_empty() {
+            true => String::new(),
+            false => format!("{}\n\n", output::table(["reason", "messages"], rows, [1])),
+        };
         format!("{reasons}{}", self.outcome(tally, &format!("would be {}", self.taken)))
     }
 
@@ -273,28 +259,14 @@ impl Deed {
     }
 
     fn outcome(&self, tally: &Tally, taken: &str) -> String {
-        let mut table = table(["of the messages that match", "messages"]);
         let rows = [
             (taken.to_owned(), tally.taken),
             ("left: malformed, would come straight back".to_owned(), tally.malformed),
             (format!("left: put back {} times or more", self.max_replays), tally.too_often),
             ("left: not confirmed by the broker".to_owned(), tally.failed),
         ];
-        for (index, (what, count)) in rows.into_iter().enumerate() {
-            if index == 0 || count > 0 {
-                table.add_row([what, HumanCount(count).to_string()]);
-            }
-        }
-        format!("{table}\n")
+        let told = rows.into_iter().enumerate().filter(|(index, (_, n))| *index == 0 || *n > 0);
+        let rows = told.map(|(_, (what, count))| [what, HumanCount(count).to_string()]);
+        format!("{}\n", output::table(["of the messages that match", "messages"], rows, [1]))
     }
-}
-
-fn table(header: [&str; 2]) -> Table {
-    let mut table = Table::new();
-    table.load_style(STYLE);
-    table.set_header(header);
-    if let Some(column) = table.column_mut(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
 }

@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::Table;
 use indicatif::HumanCount;
 use serde_json::{Map, Value, json};
 use vote_aggregator::broker::Letter;
 use vote_aggregator::config::Config;
-use vote_aggregator::dlq::{
-    self, Examined, Filter, Selection, Shown, Tally, Verdict, Why, json_line, printable,
-};
+use vote_aggregator::dlq::{self, Examined, Shown, Tally, Verdict, Why};
+use vote_aggregator::terminal::{json_line, printable};
 
-use super::{Failed, Meant, STYLE, bar, open, tell_copies, tell_end};
+use super::super::output;
+use super::{Failed, Meant, bar, everything, limit, open, tell_copies, tell_end};
 
 /// Bytes of a body that is no text, in a `show` for people.
 const HEX_AT_MOST: usize = 4_096;
@@ -68,22 +68,6 @@ pub(super) struct Show {
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
-}
-
-/// `0` stands for no limit.
-fn limit(max: u64) -> Option<u64> {
-    (max > 0).then_some(max)
-}
-
-fn everything<'f>(config: &Config, filter: &'f Filter, max: Option<u64>) -> Selection<'f> {
-    Selection {
-        filter,
-        max_replays: None,
-        malformed: true,
-        max_message_bytes: config.batch.max_message_bytes,
-        max,
-        agreed: None,
-    }
 }
 
 pub(super) async fn list(config: &Config, arguments: &List) -> Result<bool, Failed> {
@@ -139,12 +123,9 @@ fn nothing(tally: &Tally, queue: &str) -> String {
 }
 
 fn table(rows: &[(u64, Examined)]) -> Table {
-    let mut table = Table::new();
-    table.load_style(STYLE);
-    table.set_header(["#", "vote_hash", "law", "reason", "when", "bytes", "replays"]);
-    for (number, examined) in rows {
+    let rows = rows.iter().map(|(number, examined)| {
         let text = |text: &Option<String>| printable(text.as_deref().unwrap_or("-"));
-        table.add_row([
+        [
             number.to_string(),
             text(&examined.vote_hash),
             text(&examined.law_id),
@@ -152,28 +133,18 @@ fn table(rows: &[(u64, Examined)]) -> Table {
             text(&examined.when),
             examined.size.to_string(),
             examined.replays.to_string(),
-        ]);
-    }
-    for column in [0, 5, 6] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
+        ]
+    });
+    let header = ["#", "vote_hash", "law", "reason", "when", "bytes", "replays"];
+    output::table(header, rows, [0, 5, 6])
 }
 
 fn summary(tally: &Tally, advice: &BTreeMap<String, &'static str>) -> Table {
-    let mut table = Table::new();
-    table.load_style(STYLE);
-    table.set_header(["reason", "messages", "what to do"]);
-    for (label, count) in &tally.reasons {
+    let rows = tally.reasons.iter().map(|(label, count)| {
         let advice = advice.get(label).copied().unwrap_or_default();
-        table.add_row([printable(label), HumanCount(*count).to_string(), advice.to_owned()]);
-    }
-    if let Some(column) = table.column_mut(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
+        [printable(label), HumanCount(*count).to_string(), advice.to_owned()]
+    });
+    output::table(["reason", "messages", "what to do"], rows, [1])
 }
 
 fn object(number: u64, examined: &Examined) -> Map<String, Value> {

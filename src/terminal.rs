@@ -1,4 +1,13 @@
-//! Text from strangers, made harmless for a terminal.
+//! What goes to a terminal: colours only where they are welcome, and text from strangers made
+//! harmless.
+
+use std::io::IsTerminal;
+
+/// Whether a person who likes colours reads it: <https://no-color.org>.
+pub fn colours(stream: &impl IsTerminal) -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !refused && stream.is_terminal()
+}
 
 /// Escapes what a terminal would obey and what would change the look of the text around it: control
 /// characters, line separators, and marks of direction or without any width.
