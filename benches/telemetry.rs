@@ -10,6 +10,9 @@ mod it {
     pub mod support;
 }
 
+#[path = "compare/median.rs"]
+mod median;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,6 +26,7 @@ use vote_aggregator::publish::{Samples, Shape};
 use vote_aggregator::telemetry::Health;
 
 use self::it::support::{Collector, PATIENCE, Servers, Service, Stage, eventually_within};
+use self::median::median;
 
 /// Messages on their way to a confirm at a time.
 const UNCONFIRMED: usize = 5_000;
@@ -241,13 +245,13 @@ fn table(measured: &[Vec<f64>; 3], meter: Meter) -> Table {
             // Traces come on top of metrics.
             _ => {
                 let pairs = figures.iter().zip(&measured[which - 1]);
-                let ratios = sorted(pairs.map(|(on, off)| on / off - 1.0).collect());
-                format!("{:+.1} %", 100.0 * median(&ratios))
+                let ratios = pairs.map(|(on, off)| on / off - 1.0).collect();
+                format!("{:+.1} %", 100.0 * median(ratios))
             }
         };
         table.add_row([
             ALL[which].name().to_owned(),
-            figure(median(&all)),
+            figure(median(all.clone())),
             figure(all[0]),
             figure(all[all.len() - 1]),
             on_top,
@@ -264,12 +268,4 @@ fn table(measured: &[Vec<f64>; 3], meter: Meter) -> Table {
 fn sorted(mut figures: Vec<f64>) -> Vec<f64> {
     figures.sort_by(f64::total_cmp);
     figures
-}
-
-fn median(sorted: &[f64]) -> f64 {
-    let middle = sorted.len() / 2;
-    match sorted.len() % 2 {
-        0 => (sorted[middle - 1] + sorted[middle]) / 2.0,
-        _ => sorted[middle],
-    }
 }

@@ -17,7 +17,7 @@ use vote_aggregator::publish::{Samples, Shape};
 use crate::contender::{Contender, Peers};
 use crate::it::support::{Service, eventually};
 use crate::measure::Bench;
-use crate::report::median;
+use crate::median::median;
 
 /// Votes a second, and how many of them.
 const LOADS: [(u32, u32); 2] = [(1_000, 20_000), (10, 200)];

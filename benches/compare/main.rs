@@ -14,6 +14,7 @@ mod contender;
 mod growth;
 mod latency;
 mod measure;
+mod median;
 mod meter;
 mod null_consumer;
 mod report;

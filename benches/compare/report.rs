@@ -6,6 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
 use crate::measure::Run;
+use crate::median::median;
 
 /// All rounds of one.
 pub struct Figures {
@@ -130,16 +131,5 @@ impl fmt::Display for Report {
             column.set_cell_alignment(CellAlignment::Right);
         }
         write!(f, "{}\n\n{table}", self.title)
-    }
-}
-
-/// The middle one, or the mean of the two in the middle; 0 of nothing.
-pub fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    let middle = figures.len() / 2;
-    match figures.len() {
-        0 => 0.0,
-        odd if odd % 2 == 1 => figures[middle],
-        _ => (figures[middle - 1] + figures[middle]) / 2.0,
     }
 }

@@ -11,19 +11,20 @@ use crate::measure::{Bench, Run};
 use crate::report::{Figures, Report};
 use vote_aggregator::publish::{Samples, Shape};
 
-/// What both variants' rows hold.
+/// The service's own.
 const COUNT: &str = include_str!("../../src/store/count.sql");
 
 /// As one writes it at first: a serial number for a key, the hash UNIQUE in the database's own
 /// collation (C.UTF-8 here, as in any database that is not made with C), rows in order of arrival.
 const NAIVE_TABLES: &str = "
-    DROP TABLE IF EXISTS naive_audit, naive_results;
-    CREATE TABLE naive_results (
+    DROP SCHEMA IF EXISTS naive CASCADE;
+    CREATE SCHEMA naive;
+    CREATE TABLE naive.vote_results (
         law_id varchar(50) COLLATE \"C.utf8\" PRIMARY KEY,
         oui_count integer NOT NULL DEFAULT 0, non_count integer NOT NULL DEFAULT 0,
         updated_at timestamptz NOT NULL DEFAULT now()
     );
-    CREATE TABLE naive_audit (
+    CREATE TABLE naive.vote_audit (
         id bigserial PRIMARY KEY,
         vote_hash varchar(64) COLLATE \"C.utf8\" NOT NULL UNIQUE,
         citizen_id varchar(100) NOT NULL,
@@ -34,22 +35,9 @@ const NAIVE_TABLES: &str = "
     )";
 /// For the queries that come to mind.
 const NAIVE_INDEXES: &str = "
-    CREATE INDEX ON naive_audit (law_id);
-    CREATE INDEX ON naive_audit (citizen_id)";
-const NAIVE: &str = "
-    WITH recorded AS (
-        INSERT INTO naive_audit (vote_hash, citizen_id, law_id, choice, \"timestamp\")
-        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
-        ON CONFLICT (vote_hash) DO NOTHING
-        RETURNING law_id, choice
-    )
-    INSERT INTO naive_results (law_id, oui_count, non_count)
-    SELECT law_id, count(*) FILTER (WHERE choice = 'oui'), count(*) FILTER (WHERE choice = 'non')
-    FROM recorded GROUP BY law_id ORDER BY law_id
-    ON CONFLICT (law_id) DO UPDATE
-    SET oui_count = naive_results.oui_count + excluded.oui_count,
-        non_count = naive_results.non_count + excluded.non_count,
-        updated_at = now()";
+    CREATE INDEX ON naive.vote_audit (law_id);
+    CREATE INDEX ON naive.vote_audit (citizen_id)";
+const NAIVE: &str = include_str!("../peers/count.sql");
 
 #[derive(Clone, Copy)]
 struct Variant {
@@ -122,7 +110,9 @@ async fn measure(
     }
     drop(decoded);
 
-    let options = bench.stage.sql.connect_options();
+    // Of the tables of one name, those of the variant.
+    let path = if variant.tables.is_empty() { "public" } else { "naive" };
+    let options = (*bench.stage.sql.connect_options()).clone().options([("search_path", path)]);
     let open = join_all(shares.iter().map(|_| PgConnection::connect_with(&options))).await;
     let mut open: Vec<PgConnection> =
         open.into_iter().map(|connection| connection.expect("connected")).collect();

@@ -1,24 +1,13 @@
 // Batches of 1,000 as arrays in one statement, four of them in flight, one ack for all that is
 // committed in order.
+import { readFileSync } from 'node:fs';
+
 import amqp from 'amqplib';
 import pg from 'pg';
 
 const BATCH = 1000;
 const IN_FLIGHT = 4;
-const COUNT = `
-WITH recorded AS (
-    INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, "timestamp")
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
-    ON CONFLICT (vote_hash) DO NOTHING
-    RETURNING law_id, choice
-)
-INSERT INTO vote_results (law_id, oui_count, non_count)
-SELECT law_id, count(*) FILTER (WHERE choice = 'oui'), count(*) FILTER (WHERE choice = 'non')
-FROM recorded GROUP BY law_id ORDER BY law_id
-ON CONFLICT (law_id) DO UPDATE
-SET oui_count = vote_results.oui_count + excluded.oui_count,
-    non_count = vote_results.non_count + excluded.non_count,
-    updated_at = now()`;
+const COUNT = readFileSync(new URL('count.sql', import.meta.url), 'utf8');
 
 const env = process.env;
 const pool = new pg.Pool({
