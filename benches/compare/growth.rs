@@ -1,6 +1,8 @@
 //! Whether counting stays fast: with an audit that has grown, with few laws and with many, and with
 //! several instances.
 
+use tokio_util::sync::CancellationToken;
+use vote_aggregator::retry::Jitter;
 use vote_aggregator::store;
 
 use crate::contender::{Contender, Peers};
@@ -68,7 +70,13 @@ pub async fn run(bench: &Bench, rounds: usize, votes: u64, rows: &[u64]) -> Repo
 /// those of one that has grown: filling it row by row takes an hour.
 async fn grow(bench: &Bench, mut there: u64, rows: u64) {
     let key = "vote_audit_pkey";
-    bench.sql(format!("ALTER TABLE duplicate_attempts DROP CONSTRAINT IF EXISTS duplicate_attempts_vote_hash_fkey; ALTER TABLE vote_audit DROP CONSTRAINT {key}")).await;
+    bench
+        .sql(format!(
+            "ALTER TABLE duplicate_attempts
+             DROP CONSTRAINT IF EXISTS duplicate_attempts_vote_hash_fkey;
+             ALTER TABLE vote_audit DROP CONSTRAINT {key}"
+        ))
+        .await;
     while there < rows {
         let until = rows.min(there + PART);
         eprintln!("making rows: {there} of {rows}");
@@ -89,7 +97,6 @@ async fn grow(bench: &Bench, mut there: u64, rows: u64) {
             "SET maintenance_work_mem = '2GB';
              ALTER TABLE vote_audit ADD CONSTRAINT {key} PRIMARY KEY (vote_hash)
              WITH (fillfactor = {GROWN});
-             ALTER TABLE vote_audit ALTER COLUMN vote_hash SET NOT NULL;
              ALTER INDEX {key} RESET (fillfactor);
              ALTER TABLE duplicate_attempts ADD CONSTRAINT duplicate_attempts_vote_hash_fkey
              FOREIGN KEY (vote_hash) REFERENCES vote_audit (vote_hash);
@@ -98,8 +105,7 @@ async fn grow(bench: &Bench, mut there: u64, rows: u64) {
         .await;
     bench.sql("VACUUM (ANALYZE) vote_audit".to_owned()).await;
     let config = bench.stage.config(&[]);
-    let jitter = vote_aggregator::retry::Jitter::seeded(1);
-    let never = tokio_util::sync::CancellationToken::new();
+    let (jitter, never) = (Jitter::seeded(1), CancellationToken::new());
     let corrected = store::correct(&config, &jitter, &never, Some("grown"), |_| {}).await;
     corrected.expect("the totals follow the audit");
 }
