@@ -32,7 +32,9 @@ fn every_file_that_goes_into_the_package_is_there() {
         assert!(there, "{source}");
     }
     assert!(seen >= 10, "{seen} files");
-    for wanted in ["roles.sql", "docs/*.md", "deploy/prometheus/*.yml", "pipeline.toml"] {
+    for wanted in
+        ["roles.sql", "CHANGELOG.md", "docs/*.md", "deploy/prometheus/*.yml", "pipeline.toml"]
+    {
         assert!(assets.contains(wanted), "{wanted}");
     }
 }
