@@ -141,6 +141,15 @@ async fn the_catalogue_holds_exactly_these_grants_and_none_for_everybody() {
         }
     }
     assert_eq!(found, expected);
+    let rows = sqlx::query(
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace \
+         AND relkind IN ('r', 'p', 'v', 'm') ORDER BY 1",
+    )
+    .fetch_all(&stage.sql)
+    .await
+    .expect("the catalogue can be read");
+    let relations: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(relations, RELATIONS.map(str::to_owned).into(), "none is left out above");
     let by_column = "SELECT count(*) FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid IN \
                      (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)";
     assert_eq!(stage.number(by_column).await, 0);
