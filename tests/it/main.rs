@@ -7,6 +7,7 @@ mod demo;
 mod deploy;
 mod deployment;
 mod dlq;
+mod documents;
 mod health;
 mod help;
 mod hostile;

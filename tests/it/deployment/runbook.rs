@@ -1,25 +1,12 @@
-//! The runbook: a heading for each alert, links that lead somewhere, and SQL that does what it says.
+//! The runbook: a heading for each alert, and SQL and commands that do what it says.
 
 use std::collections::BTreeSet;
 
 use sqlx::AssertSqlSafe;
 
 use super::{document, read, text};
+use crate::documents::{anchor, headings};
 use crate::support::{Servers, Service, Stage, eventually};
-
-/// The anchor of a heading, as GitHub and its like make it.
-fn anchor(heading: &str) -> String {
-    let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
-    kept.collect::<String>().to_lowercase().replace(' ', "-")
-}
-
-fn headings(text: &str) -> Vec<&str> {
-    text.lines()
-        .filter_map(|line| {
-            line.trim_start_matches('#').strip_prefix(' ').filter(|_| line.starts_with('#'))
-        })
-        .collect()
-}
 
 #[test]
 fn every_alert_has_its_heading_and_names_it() {
@@ -41,22 +28,6 @@ fn every_alert_has_its_heading_and_names_it() {
     let (about, _) = about.split_once("\n## PostgreSQL is restored").expect("what follows");
     let described = about.lines().filter_map(|line| line.strip_prefix("### "));
     assert_eq!(described.map(str::to_owned).collect::<BTreeSet<_>>(), alerts, "none that is gone");
-}
-
-#[test]
-fn links_lead_somewhere() {
-    for guide in ["docs/runbook.md", "docs/scaling.md", "docs/deployment.md"] {
-        let guide_text = read(guide);
-        let links =
-            guide_text.split("](").skip(1).map(|rest| rest.split(')').next().expect("an end"));
-        for link in links.filter(|link| !link.contains("://")) {
-            let (file, part) = link.split_once('#').unwrap_or((link, ""));
-            let target = if file.is_empty() { guide.to_owned() } else { format!("docs/{file}") };
-            let there = read(&target);
-            let anchors: Vec<String> = headings(&there).into_iter().map(anchor).collect();
-            assert!(part.is_empty() || anchors.iter().any(|a| a == part), "{guide}: {link}");
-        }
-    }
 }
 
 fn sql_blocks() -> Vec<String> {
@@ -92,7 +63,7 @@ async fn its_sql_shows_who_waits_for_whom() {
 async fn its_commands_are_the_binarys() {
     for (command, options) in [
         ("recount", &["--repair", "--reason"][..]),
-        ("publish", &["--file"]),
+        ("publish", &["--file", "--checkpoint", "--dry-run"]),
         ("dlq list", &["--json", "--max", "--reason"]),
         ("dlq show", &["--reason", "--max", "--reveal"]),
         ("dlq replay", &["--sqlstate", "--dry-run", "--yes", "--rate", "--max-replays"]),
