@@ -474,12 +474,20 @@ fn arrows_run_one_way() {
     assert!(left.is_empty(), "these use one another in a circle, or one that does: {left:?}");
 }
 
+/// How many there are stands in the README, and what each breaks in the part about what must hold.
 #[test]
-fn the_number_of_planted_mistakes_is_told_right() {
+fn every_planted_mistake_is_told_of() {
     let patches = files(&["tests/planted"]);
-    let patches = patches.iter().filter(|file| file.extension().is_some_and(|e| e == "patch"));
-    let told = format!("plants {} mistakes", patches.count());
+    let names =
+        patches.iter().filter_map(|file| file.file_name()?.to_str()?.strip_suffix(".patch"));
+    let numbers: BTreeSet<&str> = names.filter_map(|name| Some(name.split_once('-')?.0)).collect();
+    let told = format!("plants {} mistakes", numbers.len());
     assert!(include_str!("../../README.md").contains(&told), "README: {told}");
+    let (_, part) = ARCHITECTURE.split_once("\n## What must hold\n").expect("such a part");
+    let (part, _) = part.split_once("\n## ").expect("its end");
+    let words = part.split(|c: char| !c.is_ascii_alphanumeric());
+    let told = words.filter(|w| w.len() == 2 && w.bytes().all(|byte| byte.is_ascii_digit()));
+    assert_eq!(told.collect::<BTreeSet<_>>(), numbers, "ARCHITECTURE.md");
 }
 
 #[test]
