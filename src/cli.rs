@@ -133,7 +133,9 @@ pub fn main() -> ExitCode {
     if let Some(Command::HealthCheck(arguments)) = &command {
         return health_check::check(&config, arguments);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // One thread: it counts, and reads PostgreSQL's answers itself. With workers beside it each
+    // answer goes through two threads, which costs a fifth of the processor time (docs/performance.md).
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("cannot start the runtime: {error}");

@@ -17,6 +17,10 @@ use crate::tls::{self, Side, Variables, Verdict};
 /// Longest wait for TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Longest frame, in bytes: RabbitMQ's own default. Said before the broker says it, so that lapin
+/// makes its buffers once: those that grow are written to the last byte, 11 MiB in all.
+const FRAME_MAX: u32 = 131_072;
+
 /// Opens a connection that `purpose` names in the broker's listings.
 pub(super) async fn open(config: &Config, purpose: &str) -> Result<Connection, OpenError> {
     let properties = ConnectionProperties::default()
@@ -139,6 +143,7 @@ fn uri(config: &Config) -> AMQPUri {
         query: AMQPQueryString {
             // A dead peer shows after twice the heartbeat.
             heartbeat: Some(u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX)),
+            frame_max: Some(FRAME_MAX),
             ..AMQPQueryString::default()
         },
     }
