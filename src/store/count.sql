@@ -1,7 +1,9 @@
 -- One batch, counted: one row a distinct vote_hash comes in as five arrays, sorted by hash; only
--- the rows that were new are grouped and added to the totals; one row a law touched comes out.
+-- the rows that were new are grouped and added to the totals; two rows a law touched come out: what
+-- was added, and the totals.
 --
 -- Why the sorts: concurrent batches take their row locks in one order, so they cannot deadlock.
+-- Why no join of the two: it costs batches of 100 a twelfth of their time.
 WITH vote AS (
     SELECT *
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
@@ -33,7 +35,8 @@ total AS (
             updated_at = now()
     RETURNING law_id, oui_count, non_count
 )
-SELECT total.law_id, addition.oui, addition.non, total.oui_count, total.non_count
+SELECT law_id, oui, non, false AS is_total
+FROM addition
+UNION ALL
+SELECT law_id, oui_count, non_count, true
 FROM total
-JOIN addition USING (law_id)
-ORDER BY total.law_id

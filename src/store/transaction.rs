@@ -1,5 +1,7 @@
 //! The transactions themselves, and what their errors mean.
 
+use std::collections::BTreeMap;
+
 use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{Error, Executor, Row};
 use time::OffsetDateTime;
@@ -85,7 +87,7 @@ async fn begin_and_count(
     let firsts = batch.firsts();
     let hashes = firsts.len() as u64;
     let rows = firsts.bind(COUNT).fetch_all(&mut *connection).await.map_err(|e| fault(&e))?;
-    let laws = rows.iter().map(law_count).collect::<Result<_, _>>().map_err(|e| fault(&e))?;
+    let laws = law_counts(&rows).map_err(|e| fault(&e))?;
     let mut counted = Counted { laws, replays: 0, attempts: 0 };
 
     // Fast path: every hash was new and came with one content only. Whatever else there is, is a
@@ -120,12 +122,21 @@ async fn classify_known(connection: &mut PgConnection, batch: &Distinct<'_>) -> 
     Ok(differing.into_iter().map(|position| batch.deliveries_at(position)).sum())
 }
 
-fn law_count(row: &PgRow) -> Result<LawCount, Error> {
-    Ok(LawCount {
-        law_id: row.try_get("law_id")?,
-        added: [unsigned(row, "oui")?, unsigned(row, "non")?],
-        totals: [unsigned(row, "oui_count")?, unsigned(row, "non_count")?],
-    })
+/// Puts together what was added to each law and its totals; in law order.
+fn law_counts(rows: &[PgRow]) -> Result<Vec<LawCount>, Error> {
+    let mut laws: BTreeMap<&str, [Option<[u64; 2]>; 2]> = BTreeMap::new();
+    for row in rows {
+        let is_total: bool = row.try_get("is_total")?;
+        let counts = [unsigned(row, "oui")?, unsigned(row, "non")?];
+        laws.entry(row.try_get("law_id")?).or_default()[usize::from(is_total)] = Some(counts);
+    }
+    // A law whose row a trigger kept as it was has no totals.
+    Ok(laws
+        .into_iter()
+        .filter_map(|(law_id, [added, totals])| {
+            Some(LawCount { law_id: law_id.to_owned(), added: added?, totals: totals? })
+        })
+        .collect())
 }
 
 /// See [`super::PgStore::totals`].
