@@ -1,5 +1,6 @@
-//! What decoding costs per message, and what the chain itself costs per vote: with a session and
-//! a store that do nothing, all that is left is combinators, ledger and decoding.
+//! What decoding costs per message, what a batch costs until it is columns, and what the chain
+//! itself costs per vote: with a session and a store that do nothing, all that is left is
+//! combinators, ledger and decoding.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use vote_aggregator::ports::{
 };
 use vote_aggregator::publish::{Samples, Shape};
 use vote_aggregator::retry::Jitter;
+use vote_aggregator::store::columns::Distinct;
 use vote_aggregator::telemetry::{Health, Metrics};
 use vote_aggregator::vote;
 
@@ -84,6 +86,19 @@ fn decode(criterion: &mut Criterion) {
     group.finish();
 }
 
+fn columns(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("dedupe, sort, columns");
+    for size in [100, 1_000] {
+        let batch: Vec<_> =
+            samples(size).iter().map(|body| vote::decode(body, 16_384).expect("a vote")).collect();
+        group.throughput(Throughput::Elements(size as u64));
+        group.bench_function(format!("batches of {size}"), |bencher| {
+            bencher.iter(|| Distinct::of(black_box(&batch)).firsts());
+        });
+    }
+    group.finish();
+}
+
 fn chain(criterion: &mut Criterion) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
@@ -129,5 +144,5 @@ fn chain(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode, chain);
+criterion_group!(benches, decode, columns, chain);
 criterion_main!(benches);

@@ -4,7 +4,7 @@
 //! stays behind [`PgStore`] and its errors.
 
 mod check;
-mod columns;
+pub mod columns;
 mod connection;
 mod migrate;
 mod recount;

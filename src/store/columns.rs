@@ -1,4 +1,5 @@
 //! A batch as the statements take it: deduplicated, sorted by vote_hash, one array a column.
+//! Public for benches/pipeline.rs alone.
 
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
@@ -8,7 +9,7 @@ use crate::vote::Vote;
 
 /// The distinct votes of a batch in vote_hash order; among equals of a hash, the first delivery
 /// comes first.
-pub(super) struct Distinct<'a> {
+pub struct Distinct<'a> {
     votes: Vec<Entry<'a>>,
     /// Deliveries in the batch, repeats included.
     pub(super) deliveries: u64,
@@ -23,7 +24,8 @@ struct Entry<'a> {
 }
 
 impl<'a> Distinct<'a> {
-    pub(super) fn of(votes: &'a [Vote]) -> Self {
+    /// Of a batch in order of arrival.
+    pub fn of(votes: &'a [Vote]) -> Self {
         let mut sorted: Vec<&Vote> = votes.iter().collect();
         // Stable, so deliveries of one hash keep their order of arrival.
         sorted.sort_by(|a, b| a.vote_hash.cmp(&b.vote_hash));
@@ -55,7 +57,7 @@ impl<'a> Distinct<'a> {
     }
 
     /// One vote a hash: the first delivered.
-    pub(super) fn firsts(&self) -> Columns<'a> {
+    pub fn firsts(&self) -> Columns<'a> {
         Columns::of(self.votes.iter().filter(|entry| entry.first))
     }
 
@@ -66,7 +68,7 @@ impl<'a> Distinct<'a> {
 }
 
 /// The five arrays, in the order of the statements' parameters.
-pub(super) struct Columns<'a> {
+pub struct Columns<'a> {
     vote_hash: Vec<&'a str>,
     citizen_id: Vec<&'a str>,
     law_id: Vec<&'a str>,
