@@ -83,12 +83,22 @@ struct Arguments {
     bench: bool,
 }
 
-#[tokio::main]
-async fn main() {
+fn main() {
     let arguments = Arguments::parse();
-    if let Some(votes) = arguments.consume_only {
-        return null_consumer::run(votes).await;
-    }
+    let runtime = match arguments.consume_only {
+        // As the service has it, which is what it is compared with.
+        Some(_) => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        None => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
+    };
+    runtime.expect("a runtime").block_on(async {
+        match arguments.consume_only {
+            Some(votes) => match null_consumer::run(votes).await {},
+            None => measure(arguments).await,
+        }
+    });
+}
+
+async fn measure(arguments: Arguments) {
     if std::env::var_os("SERVICES_DIR").is_none() {
         eprintln!("this one needs servers of its own: run script/bench");
         return;

@@ -1,5 +1,7 @@
 //! What a consumer costs that does nothing with what it gets: the least that any can cost.
 
+use std::convert::Infallible;
+
 use futures::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
@@ -10,7 +12,7 @@ const ACK_EVERY: u64 = 100;
 
 /// Takes `votes` messages off the queue that the service's own variables name, and writes to
 /// standard error how many it has acked.
-pub async fn run(votes: u64) {
+pub async fn run(votes: u64) -> Infallible {
     let [host, port, user, password, queue] = ["HOST", "PORT", "USER", "PASSWORD", "QUEUE"]
         .map(|name| std::env::var(format!("RABBITMQ_{name}")).expect("set by the comparison"));
     let address = format!("amqp://{user}:{password}@{host}:{port}/%2f");
@@ -40,4 +42,6 @@ pub async fn run(votes: u64) {
         }
     }
     connection.close(200, "OK".into()).await.expect("closed");
+    // Until it is ended, so that its memory can still be read.
+    std::future::pending().await
 }
