@@ -339,8 +339,8 @@ impl<'a> Run<'a> {
     fn save(&mut self) -> Result<(), PublishError> {
         (self.saved_at, self.saved_confirmed) = (Instant::now(), self.confirmed);
         if let Some(checkpoint) = self.checkpoint {
-            // It waits for the disk, and confirms can wait for it.
-            tokio::task::block_in_place(|| checkpoint.save(self.window.reached()))?;
+            // On the one thread there is: it waits for the disk, and confirms can wait for it.
+            checkpoint.save(self.window.reached())?;
         }
         Ok(())
     }
