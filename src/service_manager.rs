@@ -7,7 +7,7 @@
 //! that starting the unit fails and shows why.
 //!
 //! The sign of life stands for this process alone. It is given by the very task that counts, and
-//! only after a worker of the runtime and a thread for blocking work have each done something. A
+//! only after the runtime and a thread for blocking work have each done something besides. A
 //! server that hangs does not keep it back: a restart would mend nothing there either.
 //!
 //! Architecture invariant: a service manager that does not listen delays no vote, and a stop by no
@@ -126,7 +126,7 @@ async fn tick(heartbeat: &mut Option<Interval>) {
     }
 }
 
-/// Waits until a worker thread of the runtime has run a task: not when all of them are blocked.
+/// Waits until the runtime has run another task: not while all its threads are blocked.
 async fn a_worker_takes_work() {
     // It fails when the runtime is going down; then nobody needs the answer.
     tokio::spawn(async {}).await.ok();
