@@ -8,7 +8,7 @@ mod package;
 mod runbook;
 mod systemd;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use vote_aggregator::config::{Config, Sources, keys};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+use crate::support::repository::{ROOT, files_below, read};
+
 const README: &str = include_str!("../../README.md");
 
 /// A directory of one test's own, gone with this value.
@@ -36,29 +37,6 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.0).ok();
     }
-}
-
-fn read(path: impl AsRef<Path>) -> String {
-    let path = Path::new(ROOT).join(path);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// Every file below a folder of the repository, as paths from its root.
-fn files_below(folder: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    let mut folders = vec![PathBuf::from(folder)];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(Path::new(ROOT).join(&folder)).expect("a folder") {
-            let entry = entry.expect("an entry");
-            let path = folder.join(entry.file_name());
-            if entry.file_type().expect("a type").is_dir() {
-                folders.push(path);
-            } else {
-                found.insert(path.to_str().expect("UTF-8").to_owned());
-            }
-        }
-    }
-    found
 }
 
 /// The documents of a YAML file.

@@ -4,6 +4,7 @@ mod certificates;
 pub mod collector;
 mod command;
 mod process;
+pub mod repository;
 mod servers;
 mod stage;
 

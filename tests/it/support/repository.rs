@@ -1,0 +1,33 @@
+//! The files of the repository.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// Folders that fuzzing and the peers' languages make.
+const MADE: [&str; 5] = ["__pycache__", "artifacts", "corpus", "node_modules", "target"];
+
+/// The text of a file, by its path from the root.
+pub fn read(path: impl AsRef<Path>) -> String {
+    let path = Path::new(ROOT).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every file below a folder of the repository, as paths from its root.
+pub fn files_below(folder: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![PathBuf::from(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(Path::new(ROOT).join(&folder)).expect("a folder") {
+            let entry = entry.expect("an entry");
+            let path = folder.join(entry.file_name());
+            if !entry.file_type().expect("a type").is_dir() {
+                found.insert(path.to_str().expect("UTF-8").to_owned());
+            } else if !MADE.iter().any(|made| path.ends_with(made)) {
+                folders.push(path);
+            }
+        }
+    }
+    found
+}
