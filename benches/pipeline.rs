@@ -24,7 +24,7 @@ use vote_aggregator::vote;
 const VOTES: usize = 10_000;
 
 fn samples(count: usize) -> Vec<Vec<u8>> {
-    Samples::new(Shape { count, laws: 5, duplicates: 0.0, malformed: 0.0, seed: 1 }).collect()
+    Samples::new(Shape::distinct(count, 5, 1)).collect()
 }
 
 struct Nothing;

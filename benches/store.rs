@@ -61,11 +61,10 @@ async fn spent(
     rounds: u64,
     in_flight: usize,
 ) -> Duration {
-    let emptied = "TRUNCATE vote_results, vote_audit, duplicate_attempts";
-    sqlx::raw_sql(emptied).execute(&stage.sql).await.expect("emptied");
+    stage.empty().await;
     let count = usize::try_from(size * rounds).expect("64 bits");
     let seed = fastrand::u64(..);
-    let shape = Shape { count, laws: 5, duplicates: 0.0, malformed: 0.0, seed };
+    let shape = Shape::distinct(count, 5, seed);
     let votes = Samples::new(shape).map(|body| vote::decode(&body, 16_384).expect("a vote"));
     let votes: Vec<_> = votes.collect();
     let size = usize::try_from(size).expect("64 bits");

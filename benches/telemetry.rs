@@ -143,7 +143,7 @@ async fn main() {
     }
     let stage = Stage::migrated(Servers::shared(), "cost").await;
     let collector = Collector::listen("grpc").await;
-    let shape = Shape { count: arguments.votes, laws: 5, duplicates: 0.0, malformed: 0.0, seed: 1 };
+    let shape = Shape::distinct(arguments.votes, 5, 1);
     let votes: Vec<Vec<u8>> = Samples::new(shape).collect();
 
     let meter = if arguments.instructions { Meter::Instructions } else { Meter::CpuTime };
@@ -183,10 +183,7 @@ async fn measure(
     telemetry: Telemetry,
     meter: Meter,
 ) -> f64 {
-    sqlx::raw_sql("TRUNCATE vote_results, vote_audit, duplicate_attempts")
-        .execute(&stage.sql)
-        .await
-        .expect("emptied");
+    stage.empty().await;
     publish(stage, votes).await;
     let mut environment = stage.environment();
     let variables = telemetry.variables(collector).into_iter();

@@ -118,7 +118,7 @@ async fn consuming(bench: &Bench) -> (Service, Duration) {
 async fn stop(bench: &Bench, round: &mut Round) {
     bench.empty().await;
     let seed = fastrand::u64(..);
-    let shape = Shape { count: BACKLOG, laws: 5, duplicates: 0.0, malformed: 0.0, seed };
+    let shape = Shape::distinct(BACKLOG, 5, seed);
     bench.stage.publish_each(Samples::new(shape)).await;
     for contender in [Contender::Default, Contender::Throughput] {
         let before = bench.counted().await;

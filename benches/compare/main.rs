@@ -85,19 +85,13 @@ struct Arguments {
 
 fn main() {
     let arguments = Arguments::parse();
-    let runtime = match arguments.consume_only {
-        // As the service has it, which is what it is compared with.
-        Some(_) => tokio::runtime::Builder::new_current_thread().enable_all().build(),
-        None => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
-    };
-    runtime.expect("a runtime").block_on(async {
-        match arguments.consume_only {
-            Some(votes) => match null_consumer::run(votes).await {},
-            None => measure(arguments).await,
-        }
-    });
+    match arguments.consume_only {
+        Some(votes) => null_consumer::run(votes),
+        None => measure(arguments),
+    }
 }
 
+#[tokio::main]
 async fn measure(arguments: Arguments) {
     if std::env::var_os("SERVICES_DIR").is_none() {
         eprintln!("this one needs servers of its own: run script/bench");

@@ -110,7 +110,7 @@ impl Bench {
 
     /// Tables as they are after `migrate`.
     pub async fn empty(&self) {
-        self.sql("TRUNCATE vote_results, vote_audit, duplicate_attempts".to_owned()).await;
+        self.stage.empty().await;
     }
 
     /// Processor seconds that PostgreSQL has had.
@@ -139,7 +139,7 @@ impl Bench {
         let stage = &self.stage;
         let count = usize::try_from(votes).expect("64 bits");
         let seed = fastrand::u64(..);
-        let shape = Shape { count, laws, duplicates: 0.0, malformed: 0.0, seed };
+        let shape = Shape::distinct(count, laws, seed);
         stage.servers.script(&NEW_LOG);
         stage.publish_each(Samples::new(shape)).await;
         self.quiet(true).await;

@@ -1,7 +1,5 @@
 //! What a consumer costs that does nothing with what it gets: the least that any can cost.
 
-use std::convert::Infallible;
-
 use futures::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
@@ -11,8 +9,9 @@ const PREFETCH: u16 = 2_000;
 const ACK_EVERY: u64 = 100;
 
 /// Takes `votes` messages off the queue that the service's own variables name, and writes to
-/// standard error how many it has acked.
-pub async fn run(votes: u64) -> Infallible {
+/// standard error how many it has acked. On one thread like the service, which is compared with it.
+#[tokio::main(flavor = "current_thread")]
+pub async fn run(votes: u64) {
     let [host, port, user, password, queue] = ["HOST", "PORT", "USER", "PASSWORD", "QUEUE"]
         .map(|name| std::env::var(format!("RABBITMQ_{name}")).expect("set by the comparison"));
     let address = format!("amqp://{user}:{password}@{host}:{port}/%2f");

@@ -97,7 +97,7 @@ async fn measure(
     }
     let count = usize::try_from(votes).expect("64 bits");
     let seed = fastrand::u64(..);
-    let shape = Shape { count, laws: 5, duplicates: 0.0, malformed: 0.0, seed };
+    let shape = Shape::distinct(count, 5, seed);
     let decoded = Samples::new(shape).map(|body| vote::decode(&body, 16_384).expect("a vote"));
     let mut shares: Vec<Vec<Vec<Vote>>> = vec![Vec::new(); connections];
     let decoded: Vec<Vote> = decoded.collect();

@@ -30,6 +30,13 @@ pub struct Shape {
     pub seed: u64,
 }
 
+impl Shape {
+    /// Valid votes, all of them different.
+    pub const fn distinct(count: usize, laws: u32, seed: u64) -> Self {
+        Self { count, laws, duplicates: 0.0, malformed: 0.0, seed }
+    }
+}
+
 /// What counting must come to, when the votes are counted in the order they were published.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Expected {

@@ -331,10 +331,7 @@ fn counting_is_the_same_under_permutation_split_and_repetition() {
     runner
         .run(&law, |(deliveries, order, sizes)| {
             runtime.block_on(async {
-                sqlx::raw_sql("TRUNCATE vote_audit, vote_results, duplicate_attempts")
-                    .execute(&stage.sql)
-                    .await
-                    .expect("emptied");
+                stage.empty().await;
                 let mut stream: Vec<Vote> = deliveries
                     .iter()
                     .flat_map(|(number, times)| std::iter::repeat_n(*number, *times))

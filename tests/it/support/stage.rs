@@ -65,6 +65,12 @@ impl<'s> Stage<'s> {
         stage
     }
 
+    /// Tables as they are after the migrations.
+    pub async fn empty(&self) {
+        let emptied = "TRUNCATE vote_results, vote_audit, duplicate_attempts";
+        sqlx::raw_sql(emptied).execute(&self.sql).await.expect("emptied");
+    }
+
     /// The settings that lead to this stage, as environment variables.
     pub fn environment(&self) -> BTreeMap<String, String> {
         let mut environment: BTreeMap<String, String> =
