@@ -13,20 +13,24 @@ use crate::report::{Figures, Report};
 const PART: u64 = 5_000_000;
 /// How full a B-tree's leaves are whose keys came in random order, in per cent.
 const GROWN: u32 = 70;
+/// Measurements between two checkpoints. The first change of a page after one writes the whole page
+/// to the log; the larger the index, the more votes meet such a page. Eight of 400,000 votes are
+/// those of a minute; `throughput.conf` has a checkpoint in a quarter of an hour.
+const PARTS: u64 = 8;
 const LAWS: [u32; 3] = [1, 100, 10_000];
 const INSTANCES: [usize; 3] = [1, 2, 4];
 
 /// Sizes from the smallest to the largest, since growing takes long; the others in turn.
 pub async fn run(bench: &Bench, rounds: usize, votes: u64, rows: &[u64]) -> Report {
     let peers = Peers::new(None);
-    let one = async |laws: u32, instances: usize, name: &str, figures: &mut Figures| {
-        let run = bench.consume_more(votes, laws, async |stage| {
+    let one = async |laws: u32, instances: usize, checkpoint: bool, name: &str| {
+        let run = bench.consume_more(votes, laws, checkpoint, async |stage| {
             let start = |_| Contender::Throughput.start(stage, &peers, votes);
             (0..instances).map(start).collect()
         });
         let run: Run = run.await;
         eprintln!("{name}: {run}");
-        figures.push(run);
+        run
     };
 
     let mut all = Vec::new();
@@ -43,7 +47,7 @@ pub async fn run(bench: &Bench, rounds: usize, votes: u64, rows: &[u64]) -> Repo
             let which = (round + turn) % all.len();
             let (laws, instances, figures) = &mut all[which];
             let name = format!("round {} of {rounds}: {}", round + 1, figures.name);
-            one(*laws, *instances, &name, figures).await;
+            figures.push(one(*laws, *instances, true, &name).await);
         }
     }
     let mut all: Vec<Figures> = all.into_iter().map(|(.., figures)| figures).collect();
@@ -52,14 +56,21 @@ pub async fn run(bench: &Bench, rounds: usize, votes: u64, rows: &[u64]) -> Repo
     let mut there = 0;
     for &rows in rows {
         grow(bench, there, rows).await;
-        let name = format!("{rows} rows in the audit");
-        let mut figures = Figures::of(name.clone());
+        let mut first = Figures::of(format!("{rows} rows, first {votes} after a checkpoint"));
+        let mut sustained = Figures::of(format!("{rows} rows, {} votes", PARTS * votes));
         for round in 0..rounds {
-            one(5, 1, &format!("round {} of {rounds}: {name}", round + 1), &mut figures).await;
+            let mut parts = Vec::new();
+            for part in 0..PARTS {
+                let name =
+                    format!("round {} of {rounds}: {rows} rows, part {}", round + 1, part + 1);
+                parts.push(one(5, 1, part == 0, &name).await);
+            }
+            first.push(parts[0].clone());
+            sustained.push(parts.into_iter().sum());
         }
         // What was counted is there as well.
-        there = rows + rounds as u64 * votes;
-        all.push(figures);
+        there = rows + rounds as u64 * PARTS * votes;
+        all.extend([first, sustained]);
     }
     let log = bench.stage.servers.script(&["log", "postgres"]);
     let deadlocks = log.lines().filter(|line| line.contains("deadlock detected")).count();

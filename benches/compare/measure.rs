@@ -2,6 +2,7 @@
 //! last the clock and the processors' times are read.
 
 use std::fmt;
+use std::iter::Sum;
 use std::path::Path;
 use std::time::Duration;
 
@@ -53,6 +54,20 @@ impl Run {
     /// Processor seconds a million votes: client, broker, database.
     pub fn cost(&self) -> [f64; 3] {
         [self.client, self.broker, self.database].map(|cpu| cpu * 1e6 / self.votes as f64)
+    }
+}
+
+/// Measurements one after the other, as one.
+impl Sum for Run {
+    fn sum<I: Iterator<Item = Self>>(runs: I) -> Self {
+        runs.fold(Self::default(), |all, run| Self {
+            votes: all.votes + run.votes,
+            seconds: all.seconds + run.seconds,
+            client: all.client + run.client,
+            broker: all.broker + run.broker,
+            database: all.database + run.database,
+            memory: all.memory.max(run.memory),
+        })
     }
 }
 
@@ -126,14 +141,15 @@ impl Bench {
         start: impl AsyncFnOnce(&Stage<'_>) -> Vec<Service>,
     ) -> Run {
         self.empty().await;
-        self.consume_more(votes, laws, start).await
+        self.consume_more(votes, laws, true, start).await
     }
 
-    /// The same into tables as they are.
+    /// The same into tables as they are, right after a checkpoint or without one.
     pub async fn consume_more(
         &self,
         votes: u64,
         laws: u32,
+        checkpoint: bool,
         start: impl AsyncFnOnce(&Stage<'_>) -> Vec<Service>,
     ) -> Run {
         let stage = &self.stage;
@@ -142,7 +158,7 @@ impl Bench {
         let shape = Shape::distinct(count, laws, seed);
         stage.servers.script(&NEW_LOG);
         stage.publish_each(Samples::new(shape)).await;
-        self.quiet(true).await;
+        self.quiet(checkpoint).await;
 
         let before = self.counted().await;
         let running = start(stage).await;

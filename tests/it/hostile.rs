@@ -11,8 +11,6 @@ use crate::support::{Servers, Service, Stage, eventually_within, message, vote, 
 const MIB: u64 = 1_024 * 1_024;
 /// `MAX_MESSAGE_BYTES` unless it is set.
 const MAX_MESSAGE_BYTES: usize = 16_384;
-/// Prefetch of the profile `throughput`.
-const PREFETCH: usize = 4_000;
 
 /// Malformed in one of eight ways, and no two alike.
 fn malformed(number: u64) -> Vec<u8> {
@@ -121,11 +119,11 @@ fn padded(vote: &Vote) -> Vec<u8> {
 #[tokio::test]
 async fn huge_bodies_do_not_pile_up_while_the_store_hangs() {
     const HUGE: u64 = 60;
+    const PREFETCH: &str = "4000";
     let stage = Stage::migrated(Servers::shared(), "huge").await;
-    let prefetch = PREFETCH.to_string();
     let service = stage
         .start(&[
-            ("RABBITMQ_PREFETCH_COUNT", &prefetch),
+            ("RABBITMQ_PREFETCH_COUNT", PREFETCH),
             ("POSTGRES_MAX_CONNECTIONS", "4"),
             // However long publishing takes here, the chain must not give up meanwhile.
             ("MAX_RETRY_ATTEMPTS", "8"),
@@ -164,18 +162,20 @@ async fn huge_bodies_do_not_pile_up_while_the_store_hangs() {
     stage.assert_drained().await;
 }
 
-/// A full prefetch of the largest votes there are, in less than the bound above.
+/// A full prefetch of the largest votes there are: 125 MiB, and by the same reckoning less than 320.
 #[tokio::test]
 async fn bodies_of_exactly_the_limit_are_counted_in_bounded_memory() {
+    // Of the profile `throughput`.
+    const PREFETCH: u64 = 8_000;
     let stage = Stage::migrated(Servers::shared(), "limit").await;
-    let good = votes(0, 2 * PREFETCH as u64);
+    let good = votes(0, 2 * PREFETCH);
     stage.publish_each(good.iter().map(padded)).await;
     let mut long = padded(&good[0]);
     long.push(b' ');
     stage.publish(&[long]).await;
     let service = stage.spawn(&[("PIPELINE_PROFILE", "throughput")]).await;
     until_settled(&stage, Duration::from_secs(120), good.len(), 1).await;
-    let peak = peak_below(&service, 192 * MIB);
+    let peak = peak_below(&service, 320 * MIB);
     println!("peak: {} MiB", peak / MIB);
     service.stop().await;
     stage.assert_counted_exactly(&good).await;

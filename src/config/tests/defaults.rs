@@ -61,9 +61,9 @@ fn without_anything_set_the_defaults_hold() {
 fn the_throughput_profile_has_larger_batches_and_prefetch() {
     let config = load(&[("PIPELINE_PROFILE", "throughput")]);
     assert_eq!(config.profile, "throughput");
-    assert_eq!(config.batch.size, 1000);
+    assert_eq!(config.batch.size, 2000);
     assert_eq!(config.batch.timeout, Duration::from_secs(1));
-    assert_eq!(config.rabbitmq.prefetch, 4000);
+    assert_eq!(config.rabbitmq.prefetch, 8000);
     assert_eq!(config.postgres.max_connections, 10);
     assert_eq!(config.batches_in_flight(), 4);
     assert_eq!(source(&config, "batch.size"), "shipped profile throughput");

@@ -30,7 +30,7 @@ fn each_layer_wins_over_those_below() {
 
     let expected = [
         (100, "shipped defaults".to_owned()),
-        (1000, "shipped profile throughput".to_owned()),
+        (2000, "shipped profile throughput".to_owned()),
         (20, format!("{}: default.batch.size", directory.file("pipeline.toml"))),
         (31, format!("{}: throughput.batch.size", directory.file("other.toml"))),
         (40, ".env: BATCH_SIZE".to_owned()),
@@ -45,7 +45,7 @@ fn the_default_section_of_a_file_wins_over_the_shipped_profile() {
     let directory = Directory::new(&[("pipeline.toml", "[default.batch]\nsize = 30")]);
     let config = loaded(&directory.sources(&[("PIPELINE_PROFILE", "throughput")]));
     assert_eq!(config.batch.size, 30);
-    assert_eq!(config.rabbitmq.prefetch, 4000);
+    assert_eq!(config.rabbitmq.prefetch, 8000);
 }
 
 #[test]

@@ -8,8 +8,8 @@ fn a_prefetch_that_nobody_set_rises_to_the_batch_size() {
         source(&config, "rabbitmq.prefetch_count"),
         "follows batch.size (environment variable BATCH_SIZE)"
     );
-    let config = load(&[("PIPELINE_PROFILE", "throughput"), ("BATCH_SIZE", "5000")]);
-    assert_eq!(config.rabbitmq.prefetch, 5000);
+    let config = load(&[("PIPELINE_PROFILE", "throughput"), ("BATCH_SIZE", "9000")]);
+    assert_eq!(config.rabbitmq.prefetch, 9000);
     assert_eq!(load(&[("BATCH_SIZE", "50")]).rabbitmq.prefetch, 100);
 }
 
