@@ -61,9 +61,8 @@ impl Contender {
     /// Of `votes`, how many take it about as long as the others.
     pub const fn share(self, votes: u64) -> u64 {
         match self {
-            Self::Null | Self::Throughput => votes,
+            Self::Null | Self::Throughput | Self::Node => votes,
             Self::Default => votes / 2,
-            Self::Node => votes / 4,
             Self::PythonAsShipped | Self::PythonReadme | Self::PythonTuned => votes / 8,
         }
     }
