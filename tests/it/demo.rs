@@ -1,30 +1,58 @@
 //! The README's first command, as written.
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::process::Command;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
+
+use crate::support::eventually;
 
 /// Builds in release mode when nobody did yet: on two cores, some minutes.
 const DEMO_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
+/// Its servers are at one place, so that nobody starts a second one.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+fn demo() -> (Command, PathBuf) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let kept = root.join("target/services/demo");
+    assert!(!kept.exists(), "a demo is running here; script/demo --stop ends it");
+    let mut demo = Command::new("script/demo");
+    demo.current_dir(root).stdin(Stdio::null()).kill_on_drop(true);
+    (demo, kept)
+}
+
 #[tokio::test]
 async fn the_demo_agrees_and_leaves_nothing_running() {
-    let root = env!("CARGO_MANIFEST_DIR");
-    let kept = std::path::Path::new(root).join("target/services/demo");
-    assert!(!kept.exists(), "a demo is running here; script/demo --stop ends it");
-    let demo = Command::new("script/demo")
-        .current_dir(root)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output =
-        timeout(DEMO_TIMEOUT, demo).await.expect("ends in time").expect("script/demo runs");
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let (mut demo, kept) = demo();
+    let output = timeout(DEMO_TIMEOUT, demo.output())
+        .await
+        .expect("ends in time")
+        .expect("script/demo runs");
     let told = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{told}\n{errors}");
     let verdict = told.lines().rfind(|line| line.contains("AGREE")).unwrap_or_default();
     assert!(verdict.starts_with("AGREE"), "{told}");
     assert!(!kept.exists(), "it cleaned up");
+}
+
+/// As by `script/demo | less`, left early: what it says while it cleans up reaches nobody.
+#[tokio::test]
+async fn a_demo_that_nobody_listens_to_any_more_cleans_up() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let (mut demo, kept) = demo();
+    let piped = demo.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut demo = piped.expect("script/demo runs");
+    eventually("servers", async || kept.join("postgres/data").exists()).await;
+    drop((demo.stdout.take(), demo.stderr.take()));
+    let id = demo.id().expect("it runs").to_string();
+    let ended = Command::new("kill").args(["-TERM", &id]).status().await.expect("kill runs");
+    assert!(ended.success());
+    timeout(DEMO_TIMEOUT, demo.wait()).await.expect("ends in time").expect("a status");
+    assert!(!kept.exists(), "servers are left");
 }
