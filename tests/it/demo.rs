@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::support::eventually;
+use crate::support::{eventually, send};
 
 /// Builds in release mode when nobody did yet: on two cores, some minutes.
 const DEMO_TIMEOUT: Duration = Duration::from_secs(20 * 60);
@@ -50,9 +51,7 @@ async fn a_demo_that_nobody_listens_to_any_more_cleans_up() {
     let mut demo = piped.expect("script/demo runs");
     eventually("servers", async || kept.join("postgres/data").exists()).await;
     drop((demo.stdout.take(), demo.stderr.take()));
-    let id = demo.id().expect("it runs").to_string();
-    let ended = Command::new("kill").args(["-TERM", &id]).status().await.expect("kill runs");
-    assert!(ended.success());
+    send(&demo, Signal::TERM);
     timeout(DEMO_TIMEOUT, demo.wait()).await.expect("ends in time").expect("a status");
     assert!(!kept.exists(), "servers are left");
 }

@@ -45,7 +45,7 @@ pub fn headings(text: &str) -> Vec<&str> {
 }
 
 /// A document, taken apart.
-struct Document {
+pub struct Document {
     /// From the root.
     path: String,
     /// Lines outside fences.
@@ -71,7 +71,7 @@ impl Document {
         Self { path: path.to_owned(), prose, fenced }
     }
 
-    fn read(path: &str) -> Self {
+    pub fn read(path: &str) -> Self {
         Self::new(path, &read(path))
     }
 
@@ -89,7 +89,8 @@ impl Document {
         spans.map(|span| span.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
     }
 
-    fn links(&self) -> Vec<&str> {
+    /// Those within the repository, as they are written.
+    pub fn links(&self) -> Vec<&str> {
         let links = self.prose.split("](").skip(1);
         let links = links.map(|rest| rest.split(')').next().expect("an end"));
         links.filter(|link| !link.contains("://")).collect()

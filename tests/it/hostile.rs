@@ -162,7 +162,7 @@ async fn huge_bodies_do_not_pile_up_while_the_store_hangs() {
     stage.assert_drained().await;
 }
 
-/// A full prefetch of the largest votes there are: 125 MiB, and by the same reckoning less than 320.
+/// The largest votes there are, twice the prefetch of them, in less than the bound above.
 #[tokio::test]
 async fn bodies_of_exactly_the_limit_are_counted_in_bounded_memory() {
     // Of the profile `throughput`.
@@ -175,7 +175,7 @@ async fn bodies_of_exactly_the_limit_are_counted_in_bounded_memory() {
     stage.publish(&[long]).await;
     let service = stage.spawn(&[("PIPELINE_PROFILE", "throughput")]).await;
     until_settled(&stage, Duration::from_secs(120), good.len(), 1).await;
-    let peak = peak_below(&service, 320 * MIB);
+    let peak = peak_below(&service, 192 * MIB);
     println!("peak: {} MiB", peak / MIB);
     service.stop().await;
     stage.assert_counted_exactly(&good).await;

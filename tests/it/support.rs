@@ -18,7 +18,7 @@ use vote_aggregator::vote::{Choice, Vote};
 pub use self::certificates::{Authority, Files, Validity};
 pub use self::collector::Collector;
 pub use self::command::{BINARY, Ended, command, ended, execute, run};
-pub use self::process::Service;
+pub use self::process::{Service, send};
 pub use self::servers::Servers;
 pub use self::stage::Stage;
 

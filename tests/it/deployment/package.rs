@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{ROOT, read};
+use crate::documents::Document;
 
 /// Source, target, mode.
 fn assets() -> Vec<[String; 3]> {
@@ -35,9 +36,14 @@ fn every_file_that_goes_into_the_package_is_there() {
         assert!(there, "{source}");
     }
     assert!(assets.len() >= 10, "{} files", assets.len());
-    for wanted in
-        ["roles.sql", "deploy/prometheus/*.yml", "deploy/postgres/throughput.conf", "pipeline.toml"]
-    {
+    for wanted in [
+        "roles.sql",
+        "CHANGELOG.md",
+        "docs/*.md",
+        "deploy/postgres/throughput.conf",
+        "deploy/prometheus/*.yml",
+        "pipeline.toml",
+    ] {
         assert!(assets.iter().any(|[source, ..]| source == wanted), "{wanted}");
     }
 }
@@ -47,10 +53,10 @@ fn every_file_that_goes_into_the_package_is_there() {
 fn what_the_readme_links_to_is_in_the_package() {
     let documents = "usr/share/doc/vote-aggregator/";
     let assets = assets();
-    let readme = read("README.md");
-    let links = readme.split("](").skip(1).filter_map(|rest| rest.split(['#', ')']).next());
+    let readme = Document::read("README.md");
+    let links = readme.links().into_iter().filter_map(|link| link.split('#').next());
     let mut seen = 0;
-    for link in links.filter(|link| !link.is_empty() && !link.contains("://")) {
+    for link in links.filter(|link| !link.is_empty()) {
         seen += 1;
         let folder =
             link.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));

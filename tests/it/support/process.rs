@@ -146,8 +146,7 @@ impl Service {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let id = i32::try_from(self.id()).expect("no process id is that large");
-        kill_process(Pid::from_raw(id).expect("not 0"), signal).expect("signalled");
+        send(&self.child, signal);
     }
 
     /// Waits for its end; the exit code, or `None` when a signal ended it.
@@ -163,6 +162,13 @@ impl Service {
         assert_eq!(code, Some(0), "exit code after SIGTERM; log:\n{}", self.log());
         self.log()
     }
+}
+
+/// To a child that has not been waited for.
+pub fn send(child: &Child, signal: Signal) {
+    let id = i32::try_from(child.id().expect("still running"));
+    let id = Pid::from_raw(id.expect("no process id is that large")).expect("not 0");
+    kill_process(id, signal).expect("signalled");
 }
 
 async fn request(address: &str, path: &str) -> std::io::Result<Answer> {
