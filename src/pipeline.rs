@@ -1,8 +1,9 @@
 //! The dataflow, whole: deliveries in, exact counts out, acks behind them.
 //!
 //! ```text
-//! deliveries ─ take_until(stop) ─ hold, decode (what is malformed keeps no body) ─ take
-//!            ─ filter (reject what is malformed) ─ chunks_timeout(size, timeout)
+//! deliveries ─ all that are there ─ take_until(stop)
+//!            ─ hold, decode (what is malformed keeps no body) ─ take
+//!            ─ reject what is malformed ─ chunks_timeout(size, timeout)
 //!            ─ map(upsert with retry) ─ buffered(in flight) ─ ack the contiguous settled prefix
 //! ```
 //!
@@ -20,8 +21,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use futures::FutureExt;
 use futures::channel::mpsc;
-use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
+use futures::stream::{self, Stream, StreamExt, TryReadyChunksError, TryStreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
@@ -40,6 +42,9 @@ use crate::vote::{self, Rejection, Vote};
 
 /// How long the broker may take to confirm that it stopped delivering.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Most deliveries that are taken in one go. They mostly come many at a time, and what is done
+/// once for all of them (a lock, a look at the stop, a place in a queue) adds up.
+const AT_ONCE: usize = 100;
 /// What the log says of a message that is no vote; a flood of those is told in fewer lines.
 const MALFORMED: &str = "malformed message rejected";
 
@@ -111,10 +116,12 @@ pub async fn run<S: Session, T: Store, D: DeadLetters>(
     let flow = Flow::new(channel, tools, mode);
     let Limits { batch_size, batch_timeout, in_flight, .. } = *tools.limits;
 
-    let verdicts =
-        deliveries.take_until(flow.quiet(stop)).map_ok(|delivery| flow.decode(flow.hold(delivery)));
+    let verdicts = deliveries
+        .try_ready_chunks(AT_ONCE)
+        .take_until(flow.quiet(stop))
+        .map_ok(|deliveries| flow.decode(flow.hold(deliveries)));
     let (take, taken) = flow.take(verdicts);
-    let ballots = taken.filter_map(|verdict| flow.reject_malformed(verdict));
+    let ballots = taken.then(|verdict| flow.reject_malformed(verdict)).flat_map(stream::iter);
     let chain = tokio_stream::StreamExt::chunks_timeout(ballots, batch_size, batch_timeout)
         .map(|batch| {
             let span = tools.instruments.spans.batch(batch.iter().map(|ballot| &ballot.trace));
@@ -144,6 +151,12 @@ struct Malformed {
     tag: DeliveryTag,
     size: usize,
     rejection: Rejection,
+}
+
+/// What came of deliveries that were taken in one go.
+struct Verdict {
+    ballots: Vec<Ballot>,
+    malformed: Vec<Malformed>,
 }
 
 /// The stages of one chain and what they share.
@@ -204,14 +217,14 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         }
     }
 
-    /// Notes a delivery as it arrives, in the order of the tags.
-    fn hold(&self, delivery: Delivery) -> (Delivery, Instant) {
+    /// Notes deliveries as they arrive, in the order of the tags.
+    fn hold(&self, deliveries: Vec<Delivery>) -> (Vec<Delivery>, Instant) {
         let taken = Instant::now();
         let mut ledger = self.ledger();
-        ledger.hold(delivery.tag, taken);
+        deliveries.iter().for_each(|delivery| ledger.hold(delivery.tag, taken));
         self.gauge(&ledger);
         drop(ledger);
-        (delivery, taken)
+        (deliveries, taken)
     }
 
     /// Takes verdicts as they come, also while the chain is full and asks for none: a full chain
@@ -219,52 +232,62 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// waits in between, and of that only votes with their bodies.
     fn take<V>(
         &self,
-        verdicts: impl Stream<Item = Result<V, Lost>>,
+        verdicts: impl Stream<Item = Result<V, TryReadyChunksError<Delivery, Lost>>>,
     ) -> (impl Future<Output = ()>, impl Stream<Item = V>) {
         let (sender, taken) = mpsc::unbounded();
         let take = verdicts
-            .map_err(|lost| self.fail(Failure::Lost(lost)))
+            // What arrived right before the loss is not taken: its session is over.
+            .map_err(|TryReadyChunksError(_, lost)| self.fail(Failure::Lost(lost)))
             .try_for_each(move |verdict| ready(sender.unbounded_send(verdict).map_err(drop)))
             .map(drop);
         (take, taken)
     }
 
-    fn decode(&self, (delivery, taken): (Delivery, Instant)) -> Result<Ballot, Malformed> {
-        let Delivery { tag, body, published_at, trace, replays } = delivery;
-        match vote::decode(&body, self.tools.limits.max_message_bytes) {
-            Ok(vote) => Ok(Ballot { tag, body, vote, published_at, trace, replays, taken }),
-            Err(rejection) => Err(Malformed { tag, size: body.len(), rejection }),
+    fn decode(&self, (deliveries, taken): (Vec<Delivery>, Instant)) -> Verdict {
+        let mut verdict =
+            Verdict { ballots: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
+        for Delivery { tag, body, published_at, trace, replays } in deliveries {
+            match vote::decode(&body, self.tools.limits.max_message_bytes) {
+                Ok(vote) => {
+                    let ballot = Ballot { tag, body, vote, published_at, trace, replays, taken };
+                    verdict.ballots.push(ballot);
+                }
+                Err(rejection) => {
+                    verdict.malformed.push(Malformed { tag, size: body.len(), rejection });
+                }
+            }
         }
+        verdict
     }
 
     /// Settles what is malformed at once; lets through what is a vote.
-    async fn reject_malformed(&self, verdict: Result<Ballot, Malformed>) -> Option<Ballot> {
-        let Malformed { tag, size, rejection } = match verdict {
-            Ok(ballot) => return Some(ballot),
-            Err(malformed) => malformed,
-        };
-        match self.channel.reject(tag).await {
-            Ok(()) => {
-                let mut ledger = self.ledger();
-                ledger.rejected(tag);
-                self.gauge(&ledger);
-                drop(ledger);
-                self.tools.instruments.rejected(rejection.reason);
-                let reason = rejection.reason.as_str();
-                if self.tools.instruments.repeats().admit(MALFORMED, reason) {
-                    tracing::warn!(
-                        reason,
-                        field = rejection.field,
-                        delivery_tag = tag,
-                        size,
-                        vote_hash = rejection.vote_hash,
-                        "{MALFORMED}"
-                    );
-                }
-            }
-            Err(lost) => self.fail(Failure::Lost(lost)),
+    async fn reject_malformed(&self, verdict: Verdict) -> Vec<Ballot> {
+        for malformed in verdict.malformed {
+            self.reject(malformed).await;
         }
-        None
+        verdict.ballots
+    }
+
+    async fn reject(&self, Malformed { tag, size, rejection }: Malformed) {
+        if let Err(lost) = self.channel.reject(tag).await {
+            return self.fail(Failure::Lost(lost));
+        }
+        let mut ledger = self.ledger();
+        ledger.rejected(tag);
+        self.gauge(&ledger);
+        drop(ledger);
+        self.tools.instruments.rejected(rejection.reason);
+        let reason = rejection.reason.as_str();
+        if self.tools.instruments.repeats().admit(MALFORMED, reason) {
+            tracing::warn!(
+                reason,
+                field = rejection.field,
+                delivery_tag = tag,
+                size,
+                vote_hash = rejection.vote_hash,
+                "{MALFORMED}"
+            );
+        }
     }
 
     /// Commits one batch; run to its end in any case.
