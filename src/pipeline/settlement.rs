@@ -67,13 +67,21 @@ impl Settlement {
     }
 
     fn settle(&mut self, tag: DeliveryTag, state: State) {
-        if let Ok(at) = self.open.binary_search_by_key(&tag, |(tag, ..)| *tag)
-            && let Some(entry) = self.open.get_mut(at)
-        {
+        if let Some(entry) = self.position(tag).and_then(|at| self.open.get_mut(at)) {
             self.rejected += usize::from(state == State::Rejected);
             self.rejected -= usize::from(entry.1 == State::Rejected);
             entry.1 = state;
         }
+    }
+
+    fn position(&self, tag: DeliveryTag) -> Option<usize> {
+        // RabbitMQ leaves out no tag, so it is where it has to be.
+        let (front, ..) = self.open.front()?;
+        let expected = usize::try_from(tag.checked_sub(*front)?).ok()?;
+        if self.open.get(expected).is_some_and(|(at, ..)| *at == tag) {
+            return Some(expected);
+        }
+        self.open.binary_search_by_key(&tag, |(tag, ..)| *tag).ok()
     }
 
     /// Forgets the contiguous settled prefix and names the tag to ack it by, with `multiple`: the
