@@ -9,6 +9,7 @@ mod timestamp;
 
 use std::fmt;
 
+use compact_str::CompactString;
 use time::OffsetDateTime;
 
 /// Longest `vote_hash`, in characters.
@@ -42,11 +43,11 @@ impl Choice {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vote {
     /// Identity of the vote: 1–64 visible ASCII characters.
-    pub vote_hash: String,
+    pub vote_hash: CompactString,
     /// Who voted: 1–100 characters. Never logged.
-    pub citizen_id: String,
+    pub citizen_id: CompactString,
     /// What was voted on: 1–50 characters of `[A-Za-z0-9._:-]`.
-    pub law_id: String,
+    pub law_id: CompactString,
     pub choice: Choice,
     /// When the vote was cast: UTC, rounded to microseconds as PostgreSQL stores it.
     pub timestamp: OffsetDateTime,
@@ -171,12 +172,10 @@ pub fn decode(body: &[u8], max_bytes: usize) -> Result<Vote, Rejection> {
     let text = std::str::from_utf8(body).map_err(|_| Rejection::of_body(Reason::NotUtf8))?;
     let fields = json::parse(text).map_err(Rejection::of_body)?;
 
-    // Whatever is wrong with the rest, a valid hash helps whoever looks for the message.
-    let hash = fields.vote_hash.text().filter(|hash| check_vote_hash(hash).is_ok());
-    let reject = |(reason, field)| Rejection {
-        reason,
-        field: Some(field),
-        vote_hash: hash.map(str::to_owned),
+    let reject = |(reason, field)| {
+        // Whatever is wrong with the rest, a valid hash helps whoever looks for the message.
+        let hash = fields.vote_hash.text().filter(|hash| check_vote_hash(hash).is_ok());
+        Rejection { reason, field: Some(field), vote_hash: hash.map(str::to_owned) }
     };
 
     fields.complete().map_err(reject)?;
@@ -190,9 +189,9 @@ pub fn decode(body: &[u8], max_bytes: usize) -> Result<Vote, Rejection> {
         timestamp::parse(timestamp).ok_or_else(|| reject((Reason::BadTimestamp, "timestamp")))?;
 
     Ok(Vote {
-        vote_hash: fields.vote_hash.into_string(),
-        citizen_id: fields.citizen_id.into_string(),
-        law_id: fields.law_id.into_string(),
+        vote_hash: fields.vote_hash.into_text(),
+        citizen_id: fields.citizen_id.into_text(),
+        law_id: fields.law_id.into_text(),
         choice,
         timestamp,
     })
@@ -223,7 +222,7 @@ fn validate<'a>(fields: &'a json::Fields<'_>) -> Result<&'a str, Broken> {
         }
     }
     for (text, field, _) in bounded {
-        if text.chars().any(char::is_control) {
+        if has_control(text) {
             return Err((Reason::ControlCharacter, field));
         }
     }
@@ -232,9 +231,22 @@ fn validate<'a>(fields: &'a json::Fields<'_>) -> Result<&'a str, Broken> {
     Ok(timestamp)
 }
 
+fn has_control(text: &str) -> bool {
+    if text.is_ascii() {
+        any_byte(text, |byte| byte.is_ascii_control())
+    } else {
+        text.chars().any(char::is_control)
+    }
+}
+
+/// Looks at every byte even behind a find: without the early end it takes many at a time.
+fn any_byte(text: &str, is: impl Fn(u8) -> bool) -> bool {
+    text.bytes().fold(false, |found, byte| found | is(byte))
+}
+
 fn check_vote_hash(hash: &str) -> Result<(), Broken> {
     let fits = !hash.is_empty() && hash.len() <= MAX_VOTE_HASH;
-    if fits && hash.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if fits && !any_byte(hash, |byte| !byte.is_ascii_graphic()) {
         Ok(())
     } else {
         Err((Reason::BadVoteHash, "vote_hash"))

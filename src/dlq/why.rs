@@ -65,7 +65,7 @@ pub fn examine(letter: &Letter, max_bytes: usize) -> Examined {
                 (None, Some(death)) => Why::Died { reason: death.reason.clone() },
                 (None, None) => Why::Unknown,
             };
-            (why, Some(vote.vote_hash), Some(vote.law_id))
+            (why, Some(vote.vote_hash.into()), Some(vote.law_id.into()))
         }
         Err(rejection) => {
             let small = letter.body.len() <= max_bytes;

@@ -108,10 +108,10 @@ impl Store for World {
         if let Some(class) = self.faults.lock().expect("no panic while held").pop_front() {
             return Err(fault(class));
         }
-        if votes.iter().any(|vote| self.refused.contains(&vote.vote_hash)) {
+        if votes.iter().any(|vote| self.refused.contains(&vote.vote_hash.to_string())) {
             return Err(fault(Class::Isolate));
         }
-        self.note(Event::Stored(votes.iter().map(|vote| vote.vote_hash.clone()).collect()));
+        self.note(Event::Stored(votes.iter().map(|vote| vote.vote_hash.to_string()).collect()));
         match self.known {
             Some(Known::Replay) => {
                 return Ok(Counted { replays: votes.len() as u64, ..Counted::default() });
@@ -121,8 +121,11 @@ impl Store for World {
             }
             None => {}
         }
-        let law =
-            |vote: &Vote| LawCount { law_id: vote.law_id.clone(), added: [1, 0], totals: [1, 0] };
+        let law = |vote: &Vote| LawCount {
+            law_id: vote.law_id.to_string(),
+            added: [1, 0],
+            totals: [1, 0],
+        };
         Ok(Counted { laws: votes.iter().map(law).collect(), replays: 0, attempts: 0 })
     }
 

@@ -215,7 +215,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         for Refused { index, fault } in refused {
             let letter = DeadLetter {
                 body: bodies.get_mut(index).map(std::mem::take).unwrap_or_default(),
-                vote_hash: votes[index].vote_hash.clone(),
+                vote_hash: votes[index].vote_hash.to_string(),
                 sqlstate: fault.sqlstate.unwrap_or_default(),
                 replays: replays[index],
             };

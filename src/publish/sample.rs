@@ -221,16 +221,16 @@ mod tests {
                 plain.malformed += 1;
                 continue;
             };
-            match counted.get(&vote.vote_hash) {
+            match counted.get(vote.vote_hash.as_str()) {
                 Some(first) if *first == vote => plain.replays += 1,
                 Some(_) => {
                     plain.attempts += 1;
                     assert!(attempts.insert(vote), "every attempt differs");
                 }
                 None => {
-                    let counts = plain.laws.entry(vote.law_id.clone()).or_default();
+                    let counts = plain.laws.entry(vote.law_id.to_string()).or_default();
                     counts[usize::from(vote.choice == Choice::Non)] += 1;
-                    counted.insert(vote.vote_hash.clone(), vote);
+                    counted.insert(vote.vote_hash.to_string(), vote);
                 }
             }
         }

@@ -123,9 +123,9 @@ mod tests {
 
     fn vote(hash: &str, citizen: &str) -> Vote {
         Vote {
-            vote_hash: hash.to_owned(),
-            citizen_id: citizen.to_owned(),
-            law_id: "law-001".to_owned(),
+            vote_hash: hash.into(),
+            citizen_id: citizen.into(),
+            law_id: "law-001".into(),
             choice: Choice::Oui,
             timestamp: datetime!(2025-11-14 12:00 UTC),
         }

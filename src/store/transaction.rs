@@ -61,13 +61,13 @@ pub(super) async fn probe(connection: &mut PgConnection) -> Result<(), Fault> {
 /// counted, and rolls back.
 pub(super) async fn rehearse(connection: &mut PgConnection) -> Result<Rehearsed, Fault> {
     let first = Vote {
-        vote_hash: format!("probe-{:x<58}", fastrand::u128(..)),
-        citizen_id: format!("{:c<MAX_CITIZEN_ID$}", "probe-first"),
-        law_id: format!("{:l<MAX_LAW_ID$}", "probe"),
+        vote_hash: format!("probe-{:x<58}", fastrand::u128(..)).into(),
+        citizen_id: format!("{:c<MAX_CITIZEN_ID$}", "probe-first").into(),
+        law_id: format!("{:l<MAX_LAW_ID$}", "probe").into(),
         choice: Choice::Oui,
         timestamp: OffsetDateTime::UNIX_EPOCH,
     };
-    let citizen_id = format!("{:c<MAX_CITIZEN_ID$}", "probe-second");
+    let citizen_id = format!("{:c<MAX_CITIZEN_ID$}", "probe-second").into();
     let second = Vote { citizen_id, ..first.clone() };
     let counted = begin_and_count(connection, &Distinct::of(&[first, second])).await;
     let undone = run(connection, "ROLLBACK").await;

@@ -89,9 +89,9 @@ fn any_vote() -> impl Strategy<Value = Vote> {
         0_i64..253_402_300_800_000_000,
     )
         .prop_map(|(vote_hash, citizen, law_id, oui, micros)| Vote {
-            vote_hash,
+            vote_hash: vote_hash.into(),
             citizen_id: citizen.into_iter().collect(),
-            law_id,
+            law_id: law_id.into(),
             choice: if oui { Choice::Oui } else { Choice::Non },
             timestamp: OffsetDateTime::UNIX_EPOCH + time::Duration::microseconds(micros),
         })
@@ -138,6 +138,27 @@ proptest! {
             prop_assert!(!vote.citizen_id.chars().any(char::is_control));
             prop_assert!(vote.law_id.len() <= MAX_LAW_ID && vote.law_id.is_ascii());
         }
+    }
+
+    /// The reader of the usual message may spare work, and change no verdict.
+    #[test]
+    fn the_usual_message_is_read_as_any_other(
+        vote in any_vote(),
+        at in any::<prop::sample::Index>(),
+        damage in proptest::option::of(r#"["\\\\{}\[\]:, u0-9a-z]{0,2}"#),
+    ) {
+        let mut body = encode(&vote).to_string();
+        if let Some(damage) = damage {
+            let places: Vec<usize> = body.char_indices().map(|(at, _)| at).collect();
+            let at = *at.get(&places);
+            let length = body[at..].chars().next().map_or(0, char::len_utf8);
+            body.replace_range(at..at + length, &damage);
+        }
+        let read = |fields: &json::Fields<'_>| {
+            (fields.complete(), fields.texts().map(str::to_owned))
+        };
+        let [one, other] = [json::parse, json::parse_any].map(|parse| parse(&body).map(|f| read(&f)));
+        prop_assert_eq!(one, other, "{}", body);
     }
 
     #[test]

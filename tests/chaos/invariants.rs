@@ -223,9 +223,9 @@ pub async fn attempts(connection: &mut PgConnection) -> Result<Vec<Vote>> {
 
 fn vote(row: &PgRow) -> Result<Vote> {
     Ok(Vote {
-        vote_hash: row.try_get("vote_hash")?,
-        citizen_id: row.try_get("citizen_id")?,
-        law_id: row.try_get("law_id")?,
+        vote_hash: row.try_get::<&str, _>("vote_hash")?.into(),
+        citizen_id: row.try_get::<&str, _>("citizen_id")?.into(),
+        law_id: row.try_get::<&str, _>("law_id")?.into(),
         choice: if row.try_get::<&str, _>("choice")? == "oui" { Choice::Oui } else { Choice::Non },
         timestamp: row.try_get("cast_at")?,
     })

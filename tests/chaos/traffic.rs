@@ -44,7 +44,8 @@ impl Traffic {
     pub fn next(&mut self) -> Message {
         self.made += 1;
         if self.made.is_multiple_of(self.poison_every) {
-            let poison = Vote { citizen_id: format!("{POISONOUS}-{}", self.made), ..self.fresh() };
+            let poison =
+                Vote { citizen_id: format!("{POISONOUS}-{}", self.made).into(), ..self.fresh() };
             return Message { number: self.made, body: self.body(&poison), vote: None };
         }
         if self.rng.f64() < 0.01 {
@@ -69,9 +70,9 @@ impl Traffic {
         // One law with most of the votes: its row is where all transactions meet.
         let law = if self.rng.f64() < 0.8 { 0 } else { self.rng.u8(1..12) };
         Vote {
-            vote_hash: format!("{:032x}{:032x}", self.rng.u128(..), self.made),
-            citizen_id: format!("citizen-{}", self.made),
-            law_id: format!("law-{law:03}"),
+            vote_hash: format!("{:032x}{:032x}", self.rng.u128(..), self.made).into(),
+            citizen_id: format!("citizen-{}", self.made).into(),
+            law_id: format!("law-{law:03}").into(),
             choice: if self.rng.f64() < 0.55 { Choice::Oui } else { Choice::Non },
             timestamp: FIRST_CAST + Duration::microseconds(self.rng.i64(0..1_000_000_000_000)),
         }

@@ -97,9 +97,9 @@ fn judge(pairs: &[(String, Value)]) -> Option<Option<Vote>> {
         Moment::LeapSecond => return None,
     };
     let vote = Vote {
-        vote_hash: hash.to_owned(),
-        citizen_id: citizen.to_owned(),
-        law_id: law.to_owned(),
+        vote_hash: hash.into(),
+        citizen_id: citizen.into(),
+        law_id: law.into(),
         choice,
         timestamp,
     };

@@ -71,7 +71,7 @@ async fn the_corpus_ends_up_counted_or_dead_lettered_and_nothing_is_lost() {
         .map(|(name, body, _)| vote_aggregator::vote::decode(body, 16_384).expect(name))
         .collect();
     for vote in expected.iter().filter(|vote| vote.citizen_id.len() > 3) {
-        assert!(!log.contains(&vote.citizen_id), "a citizen_id in the log");
+        assert!(!log.contains(vote.citizen_id.as_str()), "a citizen_id in the log");
     }
     stage.assert_counted_exactly(&expected).await;
     stage.assert_drained().await;

@@ -73,7 +73,7 @@ async fn inside_a_batch_the_first_delivery_of_a_hash_counts() {
     let store = stage.store().await;
     let first = vote(1, "law-a", Choice::Oui);
     let other_choice = Vote { choice: Choice::Non, ..first.clone() };
-    let other_law = Vote { law_id: "law-b".to_owned(), ..first.clone() };
+    let other_law = Vote { law_id: "law-b".into(), ..first.clone() };
     let alone = vote(0, "law-b", Choice::Non);
     let batch = [
         first.clone(),
@@ -98,8 +98,8 @@ async fn each_differing_field_makes_an_attempt_recorded_with_its_own_content() {
     let microsecond = time::Duration::MICROSECOND;
     let differing = [
         Vote { choice: Choice::Non, ..stored.clone() },
-        Vote { law_id: "law-z".to_owned(), ..stored.clone() },
-        Vote { citizen_id: "somebody-else".to_owned(), ..stored.clone() },
+        Vote { law_id: "law-z".into(), ..stored.clone() },
+        Vote { citizen_id: "somebody-else".into(), ..stored.clone() },
         Vote { timestamp: stored.timestamp + microsecond, ..stored.clone() },
     ];
     for attempt in &differing {
@@ -112,7 +112,11 @@ async fn each_differing_field_makes_an_attempt_recorded_with_its_own_content() {
     stage.assert_counted_exactly(std::slice::from_ref(&stored)).await;
     let mut expected: Vec<_> = differing
         .into_iter()
-        .map(|v| (v.vote_hash, v.citizen_id, v.law_id, v.choice.as_str().to_owned(), v.timestamp))
+        .map(|vote| {
+            let texts = [vote.vote_hash, vote.citizen_id, vote.law_id].map(String::from);
+            let [vote_hash, citizen_id, law_id] = texts;
+            (vote_hash, citizen_id, law_id, vote.choice.as_str().to_owned(), vote.timestamp)
+        })
         .collect();
     let mut recorded = attempts(&stage).await;
     expected.sort();
@@ -142,14 +146,14 @@ async fn a_conflict_that_the_snapshot_does_not_see_is_classified_all_the_same() 
     let store = stage.store().await;
     let mine = vote(1, "law-a", Choice::Oui);
     let replayed = vote(2, "law-a", Choice::Oui);
-    let theirs = Vote { citizen_id: "the-other-one".to_owned(), ..mine.clone() };
+    let theirs = Vote { citizen_id: "the-other-one".into(), ..mine.clone() };
 
     let mut other = stage.sql.begin().await.expect("a transaction");
     for vote in [&theirs, &replayed] {
         sqlx::query("INSERT INTO vote_audit VALUES ($1, $2, $3, $4, $5)")
-            .bind(&vote.vote_hash)
-            .bind(&vote.citizen_id)
-            .bind(&vote.law_id)
+            .bind(vote.vote_hash.as_str())
+            .bind(vote.citizen_id.as_str())
+            .bind(vote.law_id.as_str())
             .bind(vote.choice.as_str())
             .bind(vote.timestamp)
             .execute(&mut *other)

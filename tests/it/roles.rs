@@ -183,7 +183,7 @@ async fn the_service_needs_no_more_than_its_role() {
     // An attempt under a hash that is counted, and a replay.
     first.push(votes(0, 1)[0].clone());
     let mut attempt = votes(1, 1)[0].clone();
-    attempt.citizen_id = "another".to_owned();
+    attempt.citizen_id = "another".into();
     first.push(attempt);
     stage.publish_votes(&first).await;
     let service = stage
@@ -294,7 +294,7 @@ async fn tables_with_sequences_take_votes_from_the_role() {
         .expect("enough");
     let mut batch = votes(0, 10);
     batch.push(batch[0].clone());
-    batch[10].citizen_id = "another".to_owned();
+    batch[10].citizen_id = "another".into();
     let counted = store.count(Votes::new(batch)).await.expect("enough to count");
     assert_eq!((counted.added(), counted.attempts), (10, 1));
 }

@@ -50,9 +50,9 @@ pub async fn eventually_within(
 /// A valid vote; the number makes hash, citizen and time its own.
 pub fn vote(number: u64, law_id: &str, choice: Choice) -> Vote {
     Vote {
-        vote_hash: format!("hash-{number:08}"),
-        citizen_id: format!("citizen-{number:08}"),
-        law_id: law_id.to_owned(),
+        vote_hash: format!("hash-{number:08}").into(),
+        citizen_id: format!("citizen-{number:08}").into(),
+        law_id: law_id.into(),
         choice,
         timestamp: OffsetDateTime::UNIX_EPOCH
             + time::Duration::seconds(1_763_000_000)

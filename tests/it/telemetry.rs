@@ -167,7 +167,7 @@ async fn no_log_at_any_level_tells_who_voted_what_or_a_password() {
         let first = if format == "text" { 0 } else { 1_000 };
         let mut bodies = messages(&votes(first, 150));
         let mut attempt = vote(first, "law-000", Choice::Oui);
-        attempt.citizen_id = "citizen-attempt".to_owned();
+        attempt.citizen_id = "citizen-attempt".into();
         bodies.push(message(&attempt));
         bodies.push(message(&vote(first + 900, "law 1", Choice::Oui)));
         bodies.push(br#"{"citizen_id":"citizen-truncated","choice":"ou"#.to_vec());

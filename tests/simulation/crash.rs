@@ -17,15 +17,15 @@ const BATCH: usize = 4;
 /// Three batches: two votes of each law, a replay, an attempt, a malformed and an unstorable one.
 fn script(crash_points: Vec<u64>, commit_survives: f64) -> Plan {
     let vote = |number: u8| Vote {
-        vote_hash: format!("hash-{number}"),
-        citizen_id: format!("citizen-{number}"),
-        law_id: format!("law-{}", number % 3),
+        vote_hash: format!("hash-{number}").into(),
+        citizen_id: format!("citizen-{number}").into(),
+        law_id: format!("law-{}", number % 3).into(),
         choice: if number.is_multiple_of(2) { Choice::Oui } else { Choice::Non },
         timestamp: datetime!(2025-11-14 12:00 UTC),
     };
     let mut items: Vec<Item> = (0..8).map(|number| item(vote(number))).collect();
     let attempt = Vote { choice: Choice::Non, ..vote(0) };
-    let poison = Vote { citizen_id: POISON.to_owned(), ..vote(9) };
+    let poison = Vote { citizen_id: POISON.into(), ..vote(9) };
     items.extend([
         item(attempt),
         item(poison),

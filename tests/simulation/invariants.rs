@@ -98,7 +98,7 @@ pub fn check_end(world: &World) {
         if !database.has(vote) && !refused {
             broken("I1", &format!("item {number} was published and is neither counted nor dead"));
         }
-        if database.audit.get(&vote.vote_hash).is_some_and(|v| v.citizen_id == POISON) {
+        if database.audit.get(vote.vote_hash.as_str()).is_some_and(|v| v.citizen_id == POISON) {
             broken("I1", &format!("item {number} is unstorable and was counted"));
         }
     }
@@ -117,7 +117,7 @@ pub fn check_end(world: &World) {
         }
     }
     for attempt in &database.attempts {
-        let counted = database.audit.get(&attempt.vote_hash);
+        let counted = database.audit.get(attempt.vote_hash.as_str());
         let known = published.get(attempt.vote_hash.as_str()).is_some_and(|v| v.contains(attempt));
         if !known || counted.is_none_or(|counted| counted == attempt) {
             broken("I6", &format!("{}: a wrong duplicate attempt", attempt.vote_hash));

@@ -270,9 +270,9 @@ fn items(rng: &mut Rng, count: usize) -> Vec<Item> {
             continue;
         }
         let mut vote = Vote {
-            vote_hash: format!("hash-{:04x}-{number}", rng.u16(..)),
-            citizen_id: format!("citizen-{number}"),
-            law_id: law(rng),
+            vote_hash: format!("hash-{:04x}-{number}", rng.u16(..)).into(),
+            citizen_id: format!("citizen-{number}").into(),
+            law_id: law(rng).into(),
             choice: if rng.bool() { Choice::Oui } else { Choice::Non },
             timestamp: FIRST_CAST + Duration::from_millis(number as u64),
         };
@@ -288,7 +288,7 @@ fn items(rng: &mut Rng, count: usize) -> Vec<Item> {
             };
         } else if poison > 0 && rng.u8(..10) == 0 {
             poison -= 1;
-            POISON.clone_into(&mut vote.citizen_id);
+            vote.citizen_id = POISON.into();
         }
         items.push(item(vote));
     }

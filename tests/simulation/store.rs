@@ -39,10 +39,10 @@ impl Database {
         let before = self.totals.clone();
         let mut counted = Counted::default();
         for vote in votes {
-            match self.audit.get(&vote.vote_hash) {
+            match self.audit.get(vote.vote_hash.as_str()) {
                 None => {
-                    self.audit.insert(vote.vote_hash.clone(), vote.clone());
-                    let totals = self.totals.entry(vote.law_id.clone()).or_default();
+                    self.audit.insert(vote.vote_hash.to_string(), vote.clone());
+                    let totals = self.totals.entry(vote.law_id.to_string()).or_default();
                     totals[usize::from(vote.choice == Choice::Non)] += 1;
                 }
                 Some(first) if first == vote => counted.replays += 1,
@@ -68,7 +68,7 @@ impl Database {
 
     /// Whether the effect of this vote is committed.
     pub fn has(&self, vote: &Vote) -> bool {
-        self.audit.get(&vote.vote_hash) == Some(vote) || self.attempts.contains(vote)
+        self.audit.get(vote.vote_hash.as_str()) == Some(vote) || self.attempts.contains(vote)
     }
 }
 
@@ -217,7 +217,7 @@ impl Transaction {
     /// Rows and totals that it locks, all at once: sorted batches do not deadlock.
     fn keys(&self) -> BTreeSet<String> {
         let laws = self.votes.iter().map(|vote| format!("law {}", vote.law_id));
-        laws.chain(self.votes.iter().map(|vote| vote.vote_hash.clone())).collect()
+        laws.chain(self.votes.iter().map(|vote| vote.vote_hash.to_string())).collect()
     }
 
     /// The SQLSTATE with which the server refuses these votes.

@@ -146,7 +146,7 @@ async fn a_scan_is_bounded_and_says_so() {
         .iter()
         .map(|row| row["vote_hash"].as_str().expect("a hash").to_owned())
         .collect();
-    let expected: Vec<String> = votes(0, 1_300).into_iter().map(|vote| vote.vote_hash).collect();
+    let expected: Vec<_> = votes(0, 1_300).into_iter().map(|vote| vote.vote_hash).collect();
     assert!(hashes == expected, "in the order of the queue");
     until_dead(&stage, bodies.len()).await;
     // Most of it matches and is taken, so the others fit in.

@@ -238,9 +238,9 @@ impl<'s> Stage<'s> {
             .map(|row| {
                 let timestamp: OffsetDateTime = row.get("timestamp");
                 Vote {
-                    vote_hash: row.get("vote_hash"),
-                    citizen_id: row.get("citizen_id"),
-                    law_id: row.get("law_id"),
+                    vote_hash: row.get::<&str, _>("vote_hash").into(),
+                    citizen_id: row.get::<&str, _>("citizen_id").into(),
+                    law_id: row.get::<&str, _>("law_id").into(),
                     choice: match row.get("choice") {
                         "oui" => Choice::Oui,
                         _ => Choice::Non,
