@@ -121,7 +121,7 @@ pub async fn run<S: Session, T: Store, D: DeadLetters>(
         .take_until(flow.quiet(stop))
         .map_ok(|deliveries| flow.decode(flow.hold(deliveries)));
     let (take, taken) = flow.take(verdicts);
-    let ballots = taken.then(|verdict| flow.reject_malformed(verdict)).flat_map(stream::iter);
+    let ballots = taken.then(|verdicts| flow.reject_malformed(verdicts)).flat_map(stream::iter);
     let chain = tokio_stream::StreamExt::chunks_timeout(ballots, batch_size, batch_timeout)
         .map(|batch| {
             let span = tools.instruments.spans.batch(batch.iter().map(|ballot| &ballot.trace));
@@ -154,7 +154,7 @@ struct Malformed {
 }
 
 /// What came of deliveries that were taken in one go.
-struct Verdict {
+struct Verdicts {
     ballots: Vec<Ballot>,
     malformed: Vec<Malformed>,
 }
@@ -243,29 +243,29 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         (take, taken)
     }
 
-    fn decode(&self, (deliveries, taken): (Vec<Delivery>, Instant)) -> Verdict {
-        let mut verdict =
-            Verdict { ballots: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
+    fn decode(&self, (deliveries, taken): (Vec<Delivery>, Instant)) -> Verdicts {
+        let mut verdicts =
+            Verdicts { ballots: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
         for Delivery { tag, body, published_at, trace, replays } in deliveries {
             match vote::decode(&body, self.tools.limits.max_message_bytes) {
                 Ok(vote) => {
                     let ballot = Ballot { tag, body, vote, published_at, trace, replays, taken };
-                    verdict.ballots.push(ballot);
+                    verdicts.ballots.push(ballot);
                 }
                 Err(rejection) => {
-                    verdict.malformed.push(Malformed { tag, size: body.len(), rejection });
+                    verdicts.malformed.push(Malformed { tag, size: body.len(), rejection });
                 }
             }
         }
-        verdict
+        verdicts
     }
 
     /// Settles what is malformed at once; lets through what is a vote.
-    async fn reject_malformed(&self, verdict: Verdict) -> Vec<Ballot> {
-        for malformed in verdict.malformed {
+    async fn reject_malformed(&self, verdicts: Verdicts) -> Vec<Ballot> {
+        for malformed in verdicts.malformed {
             self.reject(malformed).await;
         }
-        verdict.ballots
+        verdicts.ballots
     }
 
     async fn reject(&self, Malformed { tag, size, rejection }: Malformed) {
