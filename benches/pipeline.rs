@@ -88,7 +88,7 @@ fn decode(criterion: &mut Criterion) {
 
 fn columns(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("dedupe, sort, columns");
-    for size in [100, 1_000] {
+    for size in [100, 2_000] {
         let batch: Vec<_> =
             samples(size).iter().map(|body| vote::decode(body, 16_384).expect("a vote")).collect();
         group.throughput(Throughput::Elements(size as u64));
@@ -113,7 +113,7 @@ fn chain(criterion: &mut Criterion) {
         .collect();
     let mut group = criterion.benchmark_group("chain");
     group.throughput(Throughput::Elements(VOTES as u64));
-    for (name, batch_size, in_flight) in [("batches of 100", 100, 1), ("batches of 1000", 1_000, 4)]
+    for (name, batch_size, in_flight) in [("batches of 100", 100, 1), ("batches of 2000", 2_000, 4)]
     {
         let limits = Limits {
             batch_size,

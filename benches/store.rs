@@ -40,7 +40,7 @@ fn count(criterion: &mut Criterion) {
     let store = runtime.block_on(stage.prepare(&[("POSTGRES_MAX_CONNECTIONS", "10")]));
     let store = store.expect("the database is as it should be");
     let mut group = criterion.benchmark_group("count");
-    for size in [100, 1_000] {
+    for size in [100, 2_000] {
         for in_flight in [1, 2, 4] {
             group.throughput(Throughput::Elements(size));
             group.bench_function(format!("batches of {size}, {in_flight} in flight"), |bencher| {

@@ -58,7 +58,7 @@ const VARIANTS: [Variant; 3] = [
     },
 ];
 /// Votes in a batch, and connections.
-const SHAPES: [(usize, usize); 4] = [(100, 1), (100, 4), (1_000, 1), (1_000, 4)];
+const SHAPES: [(usize, usize); 4] = [(100, 1), (100, 4), (2_000, 1), (2_000, 4)];
 
 /// Every variant in every shape, in turn.
 pub async fn run(bench: &Bench, rounds: usize, votes: u64) -> Report {
