@@ -223,7 +223,6 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         let mut ledger = self.ledger();
         deliveries.iter().for_each(|delivery| ledger.hold(delivery.tag, taken));
         self.gauge(&ledger);
-        drop(ledger);
         (deliveries, taken)
     }
 
