@@ -59,6 +59,8 @@ pub struct Limits {
     pub in_flight: usize,
     /// Longest message body, in bytes.
     pub max_message_bytes: usize,
+    /// Most deliveries that one ack covers.
+    pub most_acked: u64,
     pub retry: RetryPolicy,
 }
 
@@ -342,25 +344,23 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         }
     }
 
-    /// Acks as far as everything is settled: at most one frame a batch.
+    /// Acks as far as everything is settled.
     async fn ack(&self, settled: Option<Settled>) {
         let Some(Settled { tags, stored, span }) = settled else { return };
-        let point = {
+        {
             let mut ledger = self.ledger();
             tags.into_iter().for_each(|tag| ledger.done(tag));
-            ledger.ack_point()
-        };
-        if let Some(AckPoint { tag, deliveries }) = point {
+        }
+        let next = || self.ledger().ack_point(self.tools.limits.most_acked);
+        while let Some(AckPoint { tag, deliveries }) = next() {
             let acking = self.channel.ack_up_to(tag);
-            match self.tools.instruments.spans.ack(&span, acking).await {
-                Ok(()) => {
-                    self.acked.store(true, Ordering::Relaxed);
-                    self.owed.paid(deliveries);
-                    self.tools.instruments.acked(deliveries);
-                    self.gauge(&self.ledger());
-                }
-                Err(lost) => return self.fail(Failure::Lost(lost)),
+            if let Err(lost) = self.tools.instruments.spans.ack(&span, acking).await {
+                return self.fail(Failure::Lost(lost));
             }
+            self.acked.store(true, Ordering::Relaxed);
+            self.owed.paid(deliveries);
+            self.tools.instruments.acked(deliveries);
+            self.gauge(&self.ledger());
         }
         // A batch of which every vote was refused proves nothing about the store.
         let first = stored > 0 && !self.committed.swap(true, Ordering::Relaxed);

@@ -29,6 +29,9 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 /// How often the broker is asked for the depths of its queues, and how long it may take.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
+/// Most deliveries that one ack covers. The broker sends as many again in one go, and where they are
+/// on disk, behind a queue of millions, 1,000 cost it more than 500 (docs/performance.md).
+const MOST_ACKED: u64 = 500;
 /// How long closing the pool may take: by then nothing is in a transaction.
 const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -165,6 +168,7 @@ fn limits(config: &Config) -> Limits {
         batch_timeout: config.batch.timeout,
         in_flight: config.batches_in_flight(),
         max_message_bytes: config.batch.max_message_bytes,
+        most_acked: MOST_ACKED,
         retry: RetryPolicy { max_attempts: config.retry.max_attempts, delay: config.retry.delay },
     }
 }

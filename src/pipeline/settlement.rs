@@ -84,14 +84,16 @@ impl Settlement {
         self.open.binary_search_by_key(&tag, |(tag, ..)| *tag).ok()
     }
 
-    /// Forgets the contiguous settled prefix and names the tag to ack it by, with `multiple`: the
-    /// highest that is not rejected, since RabbitMQ closes a channel that names a rejected tag
-    /// and takes passing over one well. `None` when nothing is left to ack.
-    pub fn ack_point(&mut self) -> Option<AckPoint> {
+    /// Forgets the contiguous settled prefix, as far as one ack may reach, and names the tag to ack
+    /// it by, with `multiple`: the highest that is not rejected, since RabbitMQ closes a channel
+    /// that names a rejected tag and takes passing over one well. `None` when nothing is left to
+    /// ack.
+    pub fn ack_point(&mut self, at_most: u64) -> Option<AckPoint> {
         let mut point: Option<AckPoint> = None;
         while let Some((tag, state, _)) = self.open.front().copied() {
             match state {
                 State::Held => break,
+                State::Done if point.is_some_and(|point| point.deliveries >= at_most) => break,
                 State::Done => {
                     let deliveries = 1 + point.map_or(0, |point| point.deliveries);
                     point = Some(AckPoint { tag, deliveries });
@@ -117,16 +119,16 @@ mod tests {
         let mut ledger = Settlement::default();
         (1..=5).for_each(|tag| ledger.hold(tag, Instant::now()));
         ledger.done(2);
-        assert_eq!(ledger.ack_point(), None, "1 is still held");
+        assert_eq!(ledger.ack_point(u64::MAX), None, "1 is still held");
         ledger.rejected(1);
         ledger.rejected(3);
         let point = AckPoint { tag: 2, deliveries: 1 };
-        assert_eq!(ledger.ack_point(), Some(point), "3 is rejected, 4 is held");
-        assert_eq!(ledger.ack_point(), None, "nothing twice");
+        assert_eq!(ledger.ack_point(u64::MAX), Some(point), "3 is rejected, 4 is held");
+        assert_eq!(ledger.ack_point(u64::MAX), None, "nothing twice");
         ledger.done(5);
-        assert_eq!(ledger.ack_point(), None);
+        assert_eq!(ledger.ack_point(u64::MAX), None);
         ledger.rejected(4);
-        assert_eq!(ledger.ack_point(), Some(AckPoint { tag: 5, deliveries: 1 }));
+        assert_eq!(ledger.ack_point(u64::MAX), Some(AckPoint { tag: 5, deliveries: 1 }));
         assert!(ledger.open.is_empty());
     }
 
@@ -143,16 +145,18 @@ mod tests {
         assert_eq!(ledger.open.len(), 1, "forgotten without any ack");
         ledger.rejected(3);
         assert!(ledger.open.is_empty());
-        assert_eq!(ledger.ack_point(), None);
+        assert_eq!(ledger.ack_point(u64::MAX), None);
     }
 
     proptest! {
-        /// Against a plain model: whatever the order of settling, an ack point covers only
-        /// settled tags, names a done one, never the same twice, and in the end covers all.
+        /// Against a plain model: whatever the order of settling, an ack point covers only settled
+        /// tags, and no more of them than it may, names a done one, never the same twice, and in
+        /// the end all are covered.
         #[test]
         fn covers_the_settled_prefix_and_only_that(
             rejected in proptest::collection::vec(any::<bool>(), 1..60),
             order in any::<u64>(),
+            at_most in 1_u64..=20,
         ) {
             let count = rejected.len() as u64;
             let mut ledger = Settlement::default();
@@ -169,7 +173,8 @@ mod tests {
                 open.insert(tag, Some(is_rejected));
                 let counted = ledger.open.iter().filter(|(_, state, _)| *state != State::Rejected);
                 prop_assert_eq!(ledger.unsettled(), counted.count());
-                if let Some(AckPoint { tag: point, deliveries: more }) = ledger.ack_point() {
+                while let Some(AckPoint { tag: point, deliveries: more }) = ledger.ack_point(at_most) {
+                    prop_assert!(more <= at_most);
                     deliveries += more;
                     let done = open.range(..=point).filter(|(_, state)| **state == Some(false));
                     prop_assert_eq!(deliveries, done.count() as u64);

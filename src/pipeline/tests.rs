@@ -155,6 +155,7 @@ fn limits(batch_size: usize, in_flight: usize) -> Limits {
         batch_timeout: Duration::from_secs(1),
         in_flight,
         max_message_bytes: 16_384,
+        most_acked: 500,
         retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },
     }
 }
@@ -220,6 +221,7 @@ proptest! {
         gaps in proptest::collection::vec(0_u64..1500, 1..8),
         batch_size in 1_usize..12,
         in_flight in 1_usize..4,
+        most_acked in 1_u64..15,
     ) {
         let bodies: Vec<Vec<u8>> = good
             .iter()
@@ -233,7 +235,8 @@ proptest! {
             })
             .boxed();
         let world = World::default();
-        let (ended, _) = run_chain(&world, &limits(batch_size, in_flight), Mode::Flowing, paced, None);
+        let limits = Limits { most_acked, ..limits(batch_size, in_flight) };
+        let (ended, _) = run_chain(&world, &limits, Mode::Flowing, paced, None);
         prop_assert_eq!(ended.failure, None);
 
         let stored = world.stored();
@@ -264,6 +267,8 @@ proptest! {
                     prop_assert!(tag > acked, "forward");
                     prop_assert_eq!(settled.get(&tag), Some(&true), "names a stored one");
                     prop_assert!((1..=tag).all(|tag| settled.contains_key(&tag)), "no gap");
+                    let covered = settled.range(acked + 1..=tag).filter(|(_, stored)| **stored);
+                    prop_assert!(covered.count() as u64 <= most_acked, "few at a time");
                     acked = tag;
                 }
                 Event::DeadLettered(_) | Event::Cancelled => {}

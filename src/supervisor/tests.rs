@@ -134,6 +134,7 @@ async fn supervise(
         batch_timeout: Duration::from_secs(1),
         in_flight: 4,
         max_message_bytes: 1_024,
+        most_acked: 500,
         retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },
     };
     let health = Arc::new(Health::default());

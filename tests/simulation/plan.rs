@@ -149,6 +149,7 @@ impl Plan {
                 batch_timeout: Duration::from_millis(rng.u64(20..1_000)),
                 in_flight,
                 max_message_bytes: 1_024,
+                most_acked: rng.u64(1..=20),
                 retry: RetryPolicy {
                     max_attempts: rng.u32(0..=3),
                     delay: Duration::from_millis(rng.u64(100..=1_000)),
