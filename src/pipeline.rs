@@ -1,7 +1,7 @@
 //! The dataflow, whole: deliveries in, exact counts out, acks behind them.
 //!
 //! ```text
-//! deliveries ─ all that are there ─ take_until(stop)
+//! deliveries ─ those that are there ─ take_until(stop)
 //!            ─ hold, decode (what is malformed keeps no body) ─ take
 //!            ─ reject what is malformed ─ chunks_timeout(size, timeout)
 //!            ─ map(upsert with retry) ─ buffered(in flight) ─ ack the contiguous settled prefix
@@ -264,15 +264,16 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// Settles what is malformed at once; lets through what is a vote.
     async fn reject_malformed(&self, verdicts: Verdicts) -> Vec<Ballot> {
         for malformed in verdicts.malformed {
-            self.reject(malformed).await;
+            if let Err(lost) = self.reject(malformed).await {
+                self.fail(Failure::Lost(lost));
+                break;
+            }
         }
         verdicts.ballots
     }
 
-    async fn reject(&self, Malformed { tag, size, rejection }: Malformed) {
-        if let Err(lost) = self.channel.reject(tag).await {
-            return self.fail(Failure::Lost(lost));
-        }
+    async fn reject(&self, Malformed { tag, size, rejection }: Malformed) -> Result<(), Lost> {
+        self.channel.reject(tag).await?;
         let mut ledger = self.ledger();
         ledger.rejected(tag);
         self.gauge(&ledger);
@@ -289,6 +290,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
                 "{MALFORMED}"
             );
         }
+        Ok(())
     }
 
     /// Commits one batch; run to its end in any case.
@@ -347,10 +349,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// Acks as far as everything is settled.
     async fn ack(&self, settled: Option<Settled>) {
         let Some(Settled { tags, stored, span }) = settled else { return };
-        {
-            let mut ledger = self.ledger();
-            tags.into_iter().for_each(|tag| ledger.done(tag));
-        }
+        self.ledger().done(tags);
         let next = || self.ledger().ack_point(self.tools.limits.most_acked);
         while let Some(AckPoint { tag, deliveries }) = next() {
             let acking = self.channel.ack_up_to(tag);

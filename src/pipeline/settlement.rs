@@ -52,9 +52,9 @@ impl Settlement {
         self.open.front().map(|(_, _, taken)| *taken)
     }
 
-    /// The delivery's effect is committed.
-    pub fn done(&mut self, tag: DeliveryTag) {
-        self.settle(tag, State::Done);
+    /// The deliveries' effect is committed.
+    pub fn done(&mut self, tags: impl IntoIterator<Item = DeliveryTag>) {
+        tags.into_iter().for_each(|tag| self.settle(tag, State::Done));
     }
 
     /// The delivery was rejected on its own. Rejected ones at the front need no ack to take them
@@ -75,7 +75,8 @@ impl Settlement {
     }
 
     fn position(&self, tag: DeliveryTag) -> Option<usize> {
-        // RabbitMQ leaves out no tag, so it is where it has to be.
+        // RabbitMQ leaves out no tag, so it is where it has to be; a broker that did must not have
+        // its deliveries stay unsettled for ever.
         let (front, ..) = self.open.front()?;
         let expected = usize::try_from(tag.checked_sub(*front)?).ok()?;
         if self.open.get(expected).is_some_and(|(at, ..)| *at == tag) {
@@ -118,17 +119,27 @@ mod tests {
     fn never_passes_a_held_delivery_and_never_names_a_rejected_one() {
         let mut ledger = Settlement::default();
         (1..=5).for_each(|tag| ledger.hold(tag, Instant::now()));
-        ledger.done(2);
+        ledger.done([2]);
         assert_eq!(ledger.ack_point(u64::MAX), None, "1 is still held");
         ledger.rejected(1);
         ledger.rejected(3);
         let point = AckPoint { tag: 2, deliveries: 1 };
         assert_eq!(ledger.ack_point(u64::MAX), Some(point), "3 is rejected, 4 is held");
         assert_eq!(ledger.ack_point(u64::MAX), None, "nothing twice");
-        ledger.done(5);
+        ledger.done([5]);
         assert_eq!(ledger.ack_point(u64::MAX), None);
         ledger.rejected(4);
         assert_eq!(ledger.ack_point(u64::MAX), Some(AckPoint { tag: 5, deliveries: 1 }));
+        assert!(ledger.open.is_empty());
+    }
+
+    #[test]
+    fn a_delivery_behind_a_gap_in_the_tags_is_found() {
+        let mut ledger = Settlement::default();
+        [3, 4, 9, 12].into_iter().for_each(|tag| ledger.hold(tag, Instant::now()));
+        ledger.done([12, 3, 9, 4, 5]);
+        assert_eq!(ledger.ack_point(3), Some(AckPoint { tag: 9, deliveries: 3 }));
+        assert_eq!(ledger.ack_point(3), Some(AckPoint { tag: 12, deliveries: 1 }));
         assert!(ledger.open.is_empty());
     }
 
@@ -169,7 +180,7 @@ mod tests {
             let mut deliveries = 0;
             for tag in tags {
                 let is_rejected = rejected[(tag - 1) as usize];
-                if is_rejected { ledger.rejected(tag) } else { ledger.done(tag) }
+                if is_rejected { ledger.rejected(tag) } else { ledger.done([tag]) }
                 open.insert(tag, Some(is_rejected));
                 let counted = ledger.open.iter().filter(|(_, state, _)| *state != State::Rejected);
                 prop_assert_eq!(ledger.unsettled(), counted.count());

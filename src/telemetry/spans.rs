@@ -1,6 +1,6 @@
 //! Every span: its name and attributes, once, after OpenTelemetry's semantic conventions for
 //! messaging and databases. One span a batch, linked to the trace of every message in it; children
-//! for each transaction and for the ack.
+//! for each transaction and for each ack.
 //!
 //! Spans that nobody listens to are never made: without a collector they cost a look at a flag.
 //! No span carries a body or a citizen_id.
@@ -105,7 +105,7 @@ impl Spans {
         counted
     }
 
-    /// The ack behind `batch`, which it ends.
+    /// An ack behind `batch`; the last one ends it.
     pub async fn ack<R>(&self, batch: &Span, acking: impl Future<Output = R>) -> R {
         let Names { queue, rabbitmq: (host, port), .. } = &*self.0;
         let span = tracing::info_span!(
