@@ -167,7 +167,8 @@ fn dead_letters(ledger: &Ledger, evidence: &Evidence) -> Verdict {
 /// Whatever was acked is either counted, a replay, or an attempt on record: a confirmed content
 /// that is none of them was acked and lost.
 fn duplicates(ledger: &Ledger, evidence: &Evidence) -> Verdict {
-    let differs = |vote: &Vote| evidence.audit.get(&vote.vote_hash).is_none_or(|row| row != vote);
+    let differs =
+        |vote: &Vote| evidence.audit.get(vote.vote_hash.as_str()).is_none_or(|row| row != vote);
     let casts = ledger.votes.values().flatten();
     let lost = casts
         .filter(|cast| cast.confirmed && differs(&cast.vote))
@@ -211,7 +212,7 @@ pub async fn audit(connection: &mut PgConnection) -> Result<BTreeMap<String, Vot
     let query = "SELECT vote_hash, citizen_id, law_id, choice, \"timestamp\" AS cast_at \
                  FROM vote_audit";
     let rows = sqlx::query(query).fetch_all(connection).await?;
-    rows.iter().map(vote).map(|vote| vote.map(|vote| (vote.vote_hash.clone(), vote))).collect()
+    rows.iter().map(vote).map(|vote| vote.map(|vote| (vote.vote_hash.to_string(), vote))).collect()
 }
 
 /// Every row of duplicate_attempts.

@@ -62,7 +62,7 @@ impl Ledger {
         self.counts.attempted += 1;
         match &message.vote {
             Some(vote) => {
-                let casts = self.votes.entry(vote.vote_hash.clone()).or_default();
+                let casts = self.votes.entry(vote.vote_hash.to_string()).or_default();
                 if !casts.iter().any(|cast| cast.vote == *vote) {
                     casts.push(Cast { vote: vote.clone(), confirmed: false });
                 }
@@ -82,7 +82,7 @@ impl Ledger {
         self.counts.confirmed += 1;
         match &message.vote {
             Some(vote) => {
-                let casts = self.votes.entry(vote.vote_hash.clone()).or_default();
+                let casts = self.votes.entry(vote.vote_hash.to_string()).or_default();
                 let first = !casts.iter().any(|cast| cast.confirmed);
                 self.counts.votes_confirmed += u64::from(first);
                 for cast in casts.iter_mut().filter(|cast| cast.vote == *vote) {

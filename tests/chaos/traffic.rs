@@ -90,8 +90,8 @@ impl Traffic {
                     Choice::Non => Choice::Oui,
                 }
             }
-            1 => vote.citizen_id = format!("thief-{}", self.rng.u8(..4)),
-            2 => vote.law_id = "law-099".to_owned(),
+            1 => vote.citizen_id = format!("thief-{}", self.rng.u8(..4)).into(),
+            2 => vote.law_id = "law-099".into(),
             3 => vote.timestamp += Duration::microseconds(1),
             _ => {}
         }
@@ -120,7 +120,7 @@ impl Traffic {
     /// Each different, so that none stands in for another on the dead-letter queue.
     fn malformed(&mut self) -> Vec<u8> {
         let mut vote = self.fresh();
-        vote.law_id = "law-000".to_owned();
+        vote.law_id = "law-000".into();
         vote.choice = Choice::Oui;
         let body = String::from_utf8_lossy(&self.body(&vote)).into_owned();
         match self.rng.u8(..7) {
