@@ -106,4 +106,61 @@ INSERT INTO _sqlx_migrations (version, description, success, checksum, execution
 VALUES (2, 'result corrections', true, '\xd75846f118faf7fe14c0edeb74cff115122431a1367e1c59de47cdb2c7c0279c4164af97c0f2588421f1be0c9521a478', 0)
 ON CONFLICT (version) DO NOTHING;
 
+-- 0003 shared state
+
+-- State that every instance of the service reads from the database, so that all of them show the
+-- same.
+
+-- One row a migration that an older release cannot run on: such a release has to know the migration
+-- `requires`, or it does not start. A release ignores newer migrations that have no row here.
+CREATE TABLE IF NOT EXISTS schema_compatibility (
+    migration bigint PRIMARY KEY,
+    requires  bigint NOT NULL
+);
+
+-- The last comparison of vote_results with vote_audit: at most one row.
+CREATE TABLE IF NOT EXISTS reconciliation (
+    id          boolean     PRIMARY KEY DEFAULT true CHECK (id),
+    compared_at timestamptz NOT NULL,
+    duration    interval    NOT NULL,
+    laws        bigint      NOT NULL,
+    votes       bigint      NOT NULL,
+    drift_laws  bigint      NOT NULL,
+    drift_votes bigint      NOT NULL
+);
+
+-- Acknowledged votes that were found missing from vote_audit, after a failover or a restore lost
+-- their commits: one vote_hash stands for its batch. A row stays when its vote is there again.
+CREATE TABLE IF NOT EXISTS lost_votes (
+    vote_hash       varchar(64) COLLATE "C" PRIMARY KEY,
+    alarm           text        NOT NULL,
+    noticed_at      timestamptz NOT NULL DEFAULT now(),
+    timeline_before bigint      NOT NULL,
+    timeline_after  bigint      NOT NULL
+);
+
+-- Roles that count may use these tables as well: an update of the service must not fail with 42501
+-- until somebody runs roles.sql.
+DO $$
+DECLARE
+    grantee oid;
+    role    text;
+BEGIN
+    FOR grantee IN
+        SELECT DISTINCT acl.grantee
+        FROM pg_class, aclexplode(relacl) AS acl
+        WHERE oid = 'vote_audit'::regclass
+          AND acl.privilege_type = 'INSERT' AND acl.grantee NOT IN (0, relowner)
+    LOOP
+        role := quote_ident(pg_get_userbyid(grantee));
+        EXECUTE 'GRANT SELECT ON schema_compatibility TO ' || role;
+        EXECUTE 'GRANT SELECT, INSERT, UPDATE ON reconciliation TO ' || role;
+        EXECUTE 'GRANT SELECT, INSERT ON lost_votes TO ' || role;
+    END LOOP;
+END
+$$;
+INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+VALUES (3, 'shared state', true, '\x5ec43c743cb8bae41429fefdcfa68784f28db0c9d782d7dee7976cbf9b92f07b38a6ae1bbcb1b647679cbe1ea1f4dc46', 0)
+ON CONFLICT (version) DO NOTHING;
+
 COMMIT;

@@ -26,20 +26,21 @@ $$;
 
 -- What was granted before goes first, so that what follows is all there is.
 REVOKE ALL ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
-    vote_statistics, citizens_with_multiple_votes
+    schema_compatibility, reconciliation, lost_votes, vote_statistics, citizens_with_multiple_votes
     FROM PUBLIC, vote_service, vote_results_reader, vote_auditor;
 
--- The service itself: counts, records attempts, reads which migrations there are.
-GRANT SELECT ON _sqlx_migrations TO vote_service;
-GRANT SELECT, INSERT ON vote_audit, duplicate_attempts TO vote_service;
-GRANT SELECT, INSERT, UPDATE ON vote_results TO vote_service;
+-- The service itself: counts, records attempts, reads which migrations there are, and shares with
+-- the other instances what it found out.
+GRANT SELECT ON _sqlx_migrations, schema_compatibility TO vote_service;
+GRANT SELECT, INSERT ON vote_audit, duplicate_attempts, lost_votes TO vote_service;
+GRANT SELECT, INSERT, UPDATE ON vote_results, reconciliation TO vote_service;
 
 -- Results, which name nobody.
 GRANT SELECT ON vote_results, vote_statistics TO vote_results_reader;
 
 -- Auditors read everything: who voted what is in it. Correcting results is for the owner alone.
 GRANT SELECT ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
-    vote_statistics, citizens_with_multiple_votes
+    schema_compatibility, reconciliation, lost_votes, vote_statistics, citizens_with_multiple_votes
     TO vote_auditor;
 
 DO $$

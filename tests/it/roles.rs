@@ -16,12 +16,15 @@ use crate::support::{Servers, Stage, eventually, vote, votes};
 const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
 const SERVICE: &str = "vote_service";
 const GROUPS: [&str; 3] = [SERVICE, "vote_results_reader", "vote_auditor"];
-const RELATIONS: [&str; 7] = [
+const RELATIONS: [&str; 10] = [
     "_sqlx_migrations",
     "vote_results",
     "vote_audit",
     "duplicate_attempts",
     "result_corrections",
+    "schema_compatibility",
+    "reconciliation",
+    "lost_votes",
     "vote_statistics",
     "citizens_with_multiple_votes",
 ];
@@ -29,9 +32,11 @@ const RELATIONS: [&str; 7] = [
 /// What a group may do with a table or view; everything else is refused to it.
 fn allowed(group: &str, relation: &str) -> &'static [&'static str] {
     match (group, relation) {
-        ("vote_service", "_sqlx_migrations") => &["SELECT"],
-        ("vote_service", "vote_audit" | "duplicate_attempts") => &["SELECT", "INSERT"],
-        ("vote_service", "vote_results") => &["SELECT", "INSERT", "UPDATE"],
+        ("vote_service", "_sqlx_migrations" | "schema_compatibility") => &["SELECT"],
+        ("vote_service", "vote_audit" | "duplicate_attempts" | "lost_votes") => {
+            &["SELECT", "INSERT"]
+        }
+        ("vote_service", "vote_results" | "reconciliation") => &["SELECT", "INSERT", "UPDATE"],
         ("vote_results_reader", "vote_results" | "vote_statistics") => &["SELECT"],
         ("vote_auditor", _) => &["SELECT"],
         _ => &[],
@@ -72,7 +77,13 @@ async fn each_role_may_do_what_it_is_for_and_nothing_else() {
     grant(&stage); // A second run changes nothing.
     for group in GROUPS {
         for relation in RELATIONS {
-            let column = if relation == "_sqlx_migrations" { "description" } else { "law_id" };
+            let column = match relation {
+                "_sqlx_migrations" => "description",
+                "schema_compatibility" => "requires",
+                "reconciliation" => "votes",
+                "lost_votes" => "alarm",
+                _ => "law_id",
+            };
             for (privilege, statement) in [
                 ("SELECT", format!("SELECT * FROM {relation}")),
                 ("INSERT", format!("INSERT INTO {relation} DEFAULT VALUES")),
