@@ -8,6 +8,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use compact_str::CompactString;
 use futures::Stream;
 
 use crate::vote::Vote;
@@ -202,6 +203,10 @@ pub struct Counted {
     pub replays: u64,
     /// Deliveries that differ from the stored vote of the same hash: recorded, not counted.
     pub attempts: u64,
+    /// `vote_hash` of a row that this transaction added to the audit; of one that it found there when
+    /// it added none. A row that is looked up later shows whether the commit was lost (semantics,
+    /// section 10).
+    pub marker: Option<CompactString>,
 }
 
 impl Counted {
@@ -220,6 +225,7 @@ impl Counted {
         self.laws.extend(other.laws);
         self.replays += other.replays;
         self.attempts += other.attempts;
+        self.marker = other.marker.or(self.marker.take());
     }
 }
 
@@ -228,8 +234,9 @@ impl Counted {
 pub struct LawCount {
     pub law_id: String,
     pub added: [u64; 2],
-    /// The law's totals as this transaction left them.
-    pub totals: [u64; 2],
+    /// The law's totals as this transaction left them. Signed: totals that the service's predecessor
+    /// left may be negative.
+    pub totals: [i64; 2],
 }
 
 /// What a failed transaction calls for.

@@ -138,9 +138,9 @@ impl PgStore {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// `(law_id, [oui, non])`.
-    pub laws: Vec<(String, [u64; 2])>,
+    pub laws: Vec<(String, [i64; 2])>,
     /// `[oui, non]` of all other laws together.
-    pub rest: [u64; 2],
+    pub rest: [i64; 2],
 }
 
 fn no_answer(class: Class, deadline: Duration) -> Fault {

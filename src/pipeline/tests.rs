@@ -127,7 +127,7 @@ impl Store for World {
             added: [1, 0],
             totals: [1, 0],
         };
-        Ok(Counted { laws: votes.iter().map(law).collect(), replays: 0, attempts: 0 })
+        Ok(Counted { laws: votes.iter().map(law).collect(), ..Counted::default() })
     }
 
     async fn probe(&self) -> Result<(), Fault> {

@@ -3,6 +3,11 @@
 -- waited for them. In come all distinct votes of the batch; out comes one row, how many of them
 -- found their stored vote and, by position, which differ from it. Differing votes are recorded
 -- in key order, repeats of a recorded one are not.
+--
+-- PostgreSQL lets a COMMIT wait for standbys only if the transaction wrote WAL. A rerun after an
+-- interrupted COMMIT finds its own votes and writes nothing: acknowledged at once, they would be lost
+-- with the primary. So this writes a message to the WAL, which PUBLIC may, wherever standbys are
+-- named.
 WITH vote AS (
     SELECT *
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
@@ -11,7 +16,8 @@ WITH vote AS (
 compared AS (
     SELECT vote.*,
            (stored.citizen_id, stored.law_id, stored.choice, stored."timestamp")
-               IS DISTINCT FROM (vote.citizen_id, vote.law_id, vote.choice, vote.cast_at) AS differs
+               IS DISTINCT FROM (vote.citizen_id, vote.law_id, vote.choice, vote.cast_at) AS differs,
+           stored.xmin = pg_current_xact_id_if_assigned()::xid AS added
     FROM vote
     JOIN vote_audit AS stored ON stored.vote_hash = vote.vote_hash
 ),
@@ -24,5 +30,10 @@ attempt AS (
     ON CONFLICT DO NOTHING
 )
 SELECT count(*) AS found,
-       coalesce(array_agg(position) FILTER (WHERE differs), '{}') AS differing
+       coalesce(array_agg(position) FILTER (WHERE differs), '{}') AS differing,
+       min(vote_hash) FILTER (WHERE added) AS added_hash,
+       CASE
+           WHEN current_setting('synchronous_standby_names') <> ''
+           THEN pg_logical_emit_message(true, 'vote-aggregator', '')
+       END AS written
 FROM compared

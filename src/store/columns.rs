@@ -1,6 +1,9 @@
 //! A batch as the statements take it: deduplicated, sorted by vote_hash, one array a column.
 //! Public for benches/pipeline.rs alone.
 
+use std::collections::BTreeMap;
+
+use compact_str::CompactString;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{Postgres, types::time::OffsetDateTime};
@@ -31,15 +34,20 @@ impl<'a> Distinct<'a> {
         sorted.sort_by(|a, b| a.vote_hash.cmp(&b.vote_hash));
 
         let mut distinct: Vec<Entry<'a>> = Vec::with_capacity(sorted.len());
-        let mut group = 0;
-        for vote in sorted {
-            let first = distinct.last().is_none_or(|last| last.vote.vote_hash != vote.vote_hash);
-            if first {
-                group = distinct.len();
-            }
-            match distinct[group..].iter_mut().find(|entry| entry.vote == vote) {
-                Some(repeated) => repeated.deliveries += 1,
-                None => distinct.push(Entry { vote, first, deliveries: 1 }),
+        for same_hash in sorted.chunk_by(|a, b| a.vote_hash == b.vote_hash) {
+            let group = distinct.len();
+            // By content, since a batch may consist of one hash with a different content each time.
+            let mut positions = BTreeMap::new();
+            for &vote in same_hash {
+                let next = distinct.len();
+                let position = match same_hash {
+                    [_] => next,
+                    _ => *positions.entry(vote).or_insert(next),
+                };
+                match distinct.get_mut(position) {
+                    Some(repeated) => repeated.deliveries += 1,
+                    None => distinct.push(Entry { vote, first: next == group, deliveries: 1 }),
+                }
             }
         }
         Self { votes: distinct, deliveries: votes.len() as u64 }
@@ -103,6 +111,10 @@ impl<'a> Columns<'a> {
         self.vote_hash.len()
     }
 
+    pub(super) fn first_hash(&self) -> Option<CompactString> {
+        self.vote_hash.first().map(|hash| (*hash).into())
+    }
+
     /// A prepared statement with the five arrays bound; one statement serves any batch length.
     pub(super) fn bind(self, sql: &'static str) -> Query<'static, Postgres, PgArguments> {
         sqlx::query(sql)
@@ -150,6 +162,17 @@ mod tests {
         assert_eq!(distinct.all().citizen_id, ["one", "second", "other"]);
         assert_eq!([1, 2, 3].map(|at| distinct.deliveries_at(at)), [2, 2, 2]);
         assert_eq!([0, 4].map(|at| distinct.deliveries_at(at)), [0, 0], "no such position");
+    }
+
+    /// Quadratic, this takes minutes.
+    #[test]
+    fn one_hash_with_many_contents_is_deduplicated_in_time() {
+        let votes: Vec<Vote> =
+            (0..65_535).map(|n| vote("a", &format!("citizen-{}", n % 40_000))).collect();
+        let distinct = Distinct::of(&votes);
+        assert_eq!((distinct.deliveries, distinct.len()), (65_535, 40_000));
+        assert_eq!(distinct.firsts().citizen_id, ["citizen-0"]);
+        assert_eq!([1, 40_000].map(|at| distinct.deliveries_at(at)), [2, 1]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use compact_str::CompactString;
 use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{Error, Executor, Row};
 use time::OffsetDateTime;
@@ -86,27 +87,41 @@ async fn begin_and_count(
 
     let firsts = batch.firsts();
     let hashes = firsts.len() as u64;
+    let marker = firsts.first_hash();
     let rows = firsts.bind(COUNT).fetch_all(&mut *connection).await.map_err(|e| fault(&e))?;
     let laws = law_counts(&rows).map_err(|e| fault(&e))?;
-    let mut counted = Counted { laws, replays: 0, attempts: 0 };
+    let mut counted = Counted { laws, replays: 0, attempts: 0, marker };
 
     // Fast path: every hash was new and came with one content only. Whatever else there is, is a
     // repeat within the batch.
     if counted.added() < hashes || (batch.len() as u64) > hashes {
-        counted.attempts = classify_known(connection, batch).await?;
+        let Classified { attempts, added } = classify_known(connection, batch).await?;
+        counted.attempts = attempts;
+        counted.marker = added.or(counted.marker);
     }
     // A trigger that adds rows of its own must not turn this into a huge number.
     counted.replays = batch.deliveries.saturating_sub(counted.added() + counted.attempts);
     Ok(counted)
 }
 
-/// Compares the batch with what is stored; records what differs. Gives the differing deliveries.
-async fn classify_known(connection: &mut PgConnection, batch: &Distinct<'_>) -> Result<u64, Fault> {
+/// The votes of a batch against the rows that were stored under their hashes.
+struct Classified {
+    /// Deliveries that differ from the stored vote.
+    attempts: u64,
+    /// A hash whose row this transaction added.
+    added: Option<CompactString>,
+}
+
+/// Compares the batch with what is stored and records what differs.
+async fn classify_known(
+    connection: &mut PgConnection,
+    batch: &Distinct<'_>,
+) -> Result<Classified, Fault> {
     let row = batch.all().bind(CLASSIFY).fetch_one(connection).await.map_err(|e| fault(&e))?;
-    let read = |row: &PgRow| -> Result<(i64, Vec<i64>), Error> {
-        Ok((row.try_get("found")?, row.try_get("differing")?))
+    let read = |row: &PgRow| -> Result<(i64, Vec<i64>, Option<String>), Error> {
+        Ok((row.try_get("found")?, row.try_get("differing")?, row.try_get("added_hash")?))
     };
-    let (found, differing) = read(&row).map_err(|e| fault(&e))?;
+    let (found, differing, added) = read(&row).map_err(|e| fault(&e))?;
     if usize::try_from(found) != Ok(batch.len()) {
         // Its row vanished between the two statements: nothing of this batch may be assumed.
         return Err(Fault {
@@ -119,22 +134,24 @@ async fn classify_known(connection: &mut PgConnection, batch: &Distinct<'_>) -> 
             ),
         });
     }
-    Ok(differing.into_iter().map(|position| batch.deliveries_at(position)).sum())
+    let attempts = differing.into_iter().map(|position| batch.deliveries_at(position)).sum();
+    Ok(Classified { attempts, added: added.map(CompactString::from) })
 }
 
 /// Puts together what was added to each law and its totals; in law order.
 fn law_counts(rows: &[PgRow]) -> Result<Vec<LawCount>, Error> {
-    let mut laws: BTreeMap<&str, [Option<[u64; 2]>; 2]> = BTreeMap::new();
+    let mut laws: BTreeMap<&str, [Option<[i64; 2]>; 2]> = BTreeMap::new();
     for row in rows {
         let is_total: bool = row.try_get("is_total")?;
-        let counts = [unsigned(row, "oui")?, unsigned(row, "non")?];
+        let counts = [row.try_get("oui")?, row.try_get("non")?];
         laws.entry(row.try_get("law_id")?).or_default()[usize::from(is_total)] = Some(counts);
     }
     // A law whose row a trigger kept as it was has no totals.
     Ok(laws
         .into_iter()
         .filter_map(|(law_id, [added, totals])| {
-            Some(LawCount { law_id: law_id.to_owned(), added: added?, totals: totals? })
+            let added = added?.map(i64::unsigned_abs);
+            Some(LawCount { law_id: law_id.to_owned(), added, totals: totals? })
         })
         .collect())
 }
@@ -153,8 +170,8 @@ pub(super) async fn totals(
         .map_err(|e| fault(&e))?;
     let mut totals = Totals::default();
     for row in &rows {
-        let read = |row: &PgRow| -> Result<(Option<String>, [u64; 2]), Error> {
-            Ok((row.try_get("law_id")?, [unsigned(row, "oui_count")?, unsigned(row, "non_count")?]))
+        let read = |row: &PgRow| -> Result<(Option<String>, [i64; 2]), Error> {
+            Ok((row.try_get("law_id")?, [row.try_get("oui_count")?, row.try_get("non_count")?]))
         };
         match read(row).map_err(|e| fault(&e))? {
             (Some(law_id), counts) => totals.laws.push((law_id, counts)),
@@ -167,14 +184,6 @@ pub(super) async fn totals(
 /// A round trip.
 pub(super) async fn ping(connection: &mut PgConnection) -> Result<(), Fault> {
     run(connection, "SELECT 1").await
-}
-
-fn unsigned(row: &PgRow, column: &str) -> Result<u64, Error> {
-    let value: i64 = row.try_get(column)?;
-    u64::try_from(value).map_err(|negative| Error::ColumnDecode {
-        index: column.to_owned(),
-        source: Box::new(negative),
-    })
 }
 
 async fn run(connection: &mut PgConnection, command: &'static str) -> Result<(), Fault> {

@@ -42,7 +42,7 @@ struct State {
 #[derive(Debug)]
 struct Series {
     labels: Labels,
-    totals: [u64; 2],
+    totals: [i64; 2],
     touched: u64,
 }
 
@@ -52,16 +52,16 @@ impl Series {
     }
 
     /// A read of the database replaces the totals, unless a later commit already went further.
-    fn refresh(&mut self, read: [u64; 2], began: u64) {
+    fn refresh(&mut self, read: [i64; 2], began: u64) {
         self.totals = if self.touched > began { max(self.totals, read) } else { read };
     }
 }
 
-fn max(a: [u64; 2], b: [u64; 2]) -> [u64; 2] {
+fn max(a: [i64; 2], b: [i64; 2]) -> [i64; 2] {
     [a[0].max(b[0]), a[1].max(b[1])]
 }
 
-fn plus(a: [u64; 2], b: [u64; 2]) -> [u64; 2] {
+fn plus(a: [i64; 2], b: [i64; 2]) -> [i64; 2] {
     [a[0] + b[0], a[1] + b[1]]
 }
 
@@ -107,8 +107,8 @@ impl Laws {
     pub(super) fn refreshed(
         &self,
         mark: RefreshMark,
-        laws: Vec<(String, [u64; 2])>,
-        rest: [u64; 2],
+        laws: Vec<(String, [i64; 2])>,
+        rest: [i64; 2],
         mut fresh: impl FnMut(&Labels),
     ) {
         let mut state = self.state();
@@ -132,7 +132,7 @@ impl Laws {
     }
 
     /// Every series with its totals.
-    pub(super) fn for_each(&self, mut gauge: impl FnMut(&Labels, [u64; 2])) {
+    pub(super) fn for_each(&self, mut gauge: impl FnMut(&Labels, [i64; 2])) {
         let state = self.state();
         let other = state.overflown.then_some(&state.other);
         for series in state.named.values().chain(other) {
@@ -168,11 +168,11 @@ impl State {
 mod tests {
     use super::*;
 
-    fn law(law_id: &str, added: [u64; 2], totals: [u64; 2]) -> LawCount {
+    fn law(law_id: &str, added: [u64; 2], totals: [i64; 2]) -> LawCount {
         LawCount { law_id: law_id.to_owned(), added, totals }
     }
 
-    fn shown(laws: &Laws) -> BTreeMap<String, [u64; 2]> {
+    fn shown(laws: &Laws) -> BTreeMap<String, [i64; 2]> {
         let mut shown = BTreeMap::new();
         laws.for_each(|labels, totals| {
             shown.insert(labels[0][0].value.as_str().into_owned(), totals);
@@ -215,7 +215,7 @@ mod tests {
         let laws = Laws::new(2);
         let mut added = BTreeMap::new();
         for (id, n) in [("a", 1), ("other", 10), ("b", 2), ("c", 20), ("d", 40), ("c", 1)] {
-            laws.committed(&[law(id, [n, 0], [n, 0])], |labels, votes| {
+            laws.committed(&[law(id, [n, 0], [n as i64, 0])], |labels, votes| {
                 *added.entry(labels[0][0].value.as_str().into_owned()).or_insert(0) += votes[0];
             });
         }

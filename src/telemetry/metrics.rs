@@ -317,8 +317,8 @@ impl Instruments {
     pub fn totals_refreshed(
         &self,
         mark: RefreshMark,
-        laws: Vec<(String, [u64; 2])>,
-        rest: [u64; 2],
+        laws: Vec<(String, [i64; 2])>,
+        rest: [i64; 2],
     ) {
         self.laws.refreshed(mark, laws, rest, |labels| {
             for labels in labels {

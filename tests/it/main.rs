@@ -24,6 +24,7 @@ mod results;
 mod roles;
 mod schema;
 mod service_manager;
+mod standby;
 mod start;
 mod support;
 mod telemetry;

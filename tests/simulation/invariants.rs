@@ -1,4 +1,4 @@
-//! The rules, I1 to I8 of the design: checked when something is settled, and at the end.
+//! The rules, I1 to I8 and I11 of the design: checked when something is settled, and at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -32,6 +32,12 @@ pub fn check_ack(world: &World, session: SessionId, tag: DeliveryTag) {
         if !settled {
             world
                 .violation(format!("I8: ack {tag} covers {covered_tag}, item {item}: not settled"));
+        }
+        let vote = world.plan.items[item].vote.as_ref();
+        if vote.is_some_and(|vote| lock(&world.database).standby_lacks(vote)) {
+            world.violation(format!(
+                "I11: ack {tag} covers {covered_tag}, item {item}: the standby does not have it"
+            ));
         }
     }
 }
@@ -98,7 +104,7 @@ pub fn check_end(world: &World) {
         if !database.has(vote) && !refused {
             broken("I1", &format!("item {number} was published and is neither counted nor dead"));
         }
-        if database.audit.get(vote.vote_hash.as_str()).is_some_and(|v| v.citizen_id == POISON) {
+        if database.tables.audit.get(vote.vote_hash.as_str()).is_some_and(|v| v.citizen_id == POISON) {
             broken("I1", &format!("item {number} is unstorable and was counted"));
         }
     }
@@ -109,22 +115,22 @@ pub fn check_end(world: &World) {
         }
     }
 
-    let mut totals: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
-    for (hash, vote) in &database.audit {
+    let mut totals: BTreeMap<&str, [i64; 2]> = BTreeMap::new();
+    for (hash, vote) in &database.tables.audit {
         totals.entry(&vote.law_id).or_default()[usize::from(vote.choice == Choice::Non)] += 1;
         if !published.get(hash.as_str()).is_some_and(|votes| votes.contains(vote)) {
             broken("I6", &format!("{hash} was counted with a content that nobody published"));
         }
     }
-    for attempt in &database.attempts {
-        let counted = database.audit.get(attempt.vote_hash.as_str());
+    for attempt in &database.tables.attempts {
+        let counted = database.tables.audit.get(attempt.vote_hash.as_str());
         let known = published.get(attempt.vote_hash.as_str()).is_some_and(|v| v.contains(attempt));
         if !known || counted.is_none_or(|counted| counted == attempt) {
             broken("I6", &format!("{}: a wrong duplicate attempt", attempt.vote_hash));
         }
     }
-    let same = totals.len() == database.totals.len()
-        && totals.iter().all(|(law, counts)| database.totals.get(*law) == Some(counts));
+    let same = totals.len() == database.tables.totals.len()
+        && totals.iter().all(|(law, counts)| database.tables.totals.get(*law) == Some(counts));
     if !same {
         broken("I2", &"totals differ from the rows of vote_audit");
     }

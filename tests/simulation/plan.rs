@@ -83,6 +83,8 @@ pub enum Blow {
     /// At the n-th of its next points, wherever that is.
     CrashAtPoint,
     StopInstance,
+    /// The synchronous standby disconnects; the primary may restart meanwhile, and be lost.
+    LosePrimary,
 }
 
 /// Kinds and rates of faults; a rate is a probability each time.
@@ -175,7 +177,7 @@ impl Plan {
 }
 
 fn faults(rng: &mut Rng, heals_at: Duration) -> Faults {
-    const BLOWS: [Blow; 7] = [
+    const BLOWS: [Blow; 8] = [
         Blow::CutConnection,
         Blow::CloseChannel,
         Blow::CancelConsumer,
@@ -183,6 +185,7 @@ fn faults(rng: &mut Rng, heals_at: Duration) -> Faults {
         Blow::CrashInstance,
         Blow::CrashAtPoint,
         Blow::StopInstance,
+        Blow::LosePrimary,
     ];
     const MISHAPS: [Mishap; 18] = [
         Mishap::Fails("40001"),

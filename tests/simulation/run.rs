@@ -26,6 +26,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(8);
 const LONGEST_HANG: Duration = Duration::from_secs(40);
 const LONGEST_BROKER_RESTART_MS: u64 = 20_000;
 const LONGEST_RESTART_MS: u64 = 5_000;
+const LONGEST_STANDBY_OUTAGE_MS: u64 = 15_000;
 
 /// How a run came out.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -108,7 +109,7 @@ impl Simulation {
             violations: world.violations(),
             trace: world.take_trace(),
             points: lock(&self.processes).iter().map(|process| process.points()).collect(),
-            counted: database.audit.len() as u64,
+            counted: database.tables.audit.len() as u64,
             commits: database.commits,
             most_requeued: lock(&world.broker).most_requeued,
             drained_in,
@@ -239,6 +240,9 @@ impl Simulation {
                 }
             }
             Blow::RestartBroker => self.restart_broker(),
+            Blow::LosePrimary => {
+                tokio::spawn(lose_primary(Arc::clone(world)));
+            }
             Blow::CrashInstance => {
                 if let Some(process) = process() {
                     process.kill.cancel();
@@ -282,6 +286,30 @@ impl Simulation {
             cut_connection(world, session);
             lock(&world.broker).close(world, session);
         }
+    }
+}
+
+/// The standby disconnects; then the primary restarts, or is lost, or neither.
+async fn lose_primary(world: Arc<World>) {
+    if lock(&world.database).is_degraded() {
+        return;
+    }
+    lock(&world.database).standby_disconnects();
+    let pause = async || {
+        let ends = tokio::time::Instant::now() + world.millis(LONGEST_STANDBY_OUTAGE_MS);
+        sleep_until(ends.min(world.instant(world.plan.heals_at))).await;
+    };
+    pause().await;
+    if world.chance(0.7) {
+        world.trace(|| "chaos: the primary restarts".to_owned());
+        lock(&world.database).restart();
+    }
+    pause().await;
+    if world.chance(0.7) {
+        world.trace(|| "chaos: the standby is promoted".to_owned());
+        lock(&world.database).fail_over();
+    } else {
+        lock(&world.database).standby_connects();
     }
 }
 

@@ -20,12 +20,36 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// The server ends what has been idle in a transaction for that long.
 const LONGEST_IDLE_MS: u64 = 10_000;
 
-/// What is committed, and who holds what.
-#[derive(Default)]
-pub struct Database {
+/// Whether a transaction that adds nothing writes WAL all the same, where a standby is named: as the
+/// service's own statement does.
+const REPLAYS_WRITE: &str = "pg_logical_emit_message(true";
+
+/// What is committed.
+#[derive(Clone, Default)]
+pub struct Tables {
     pub audit: BTreeMap<String, Vote>,
     pub attempts: BTreeSet<Vote>,
-    pub totals: BTreeMap<String, [u64; 2]>,
+    pub totals: BTreeMap<String, [i64; 2]>,
+}
+
+impl Tables {
+    /// Whether the effect of this vote is committed.
+    fn has(&self, vote: &Vote) -> bool {
+        self.audit.get(vote.vote_hash.as_str()) == Some(vote) || self.attempts.contains(vote)
+    }
+}
+
+/// What is committed, on the primary and on its standby, and who holds what.
+#[derive(Default)]
+pub struct Database {
+    pub tables: Tables,
+    /// What the standby has while it is disconnected; `None` while it has everything.
+    standby: Option<Tables>,
+    /// Restarts of the primary: each interrupts every COMMIT that waits for the standby.
+    restarts: u64,
+    /// Failovers: a transaction on an earlier timeline can no longer commit.
+    timeline: u64,
+    replication: Arc<Notify>,
     /// Votes that were refused alone, for what is in them.
     pub refused: BTreeSet<Vote>,
     locks: BTreeSet<String>,
@@ -36,29 +60,32 @@ pub struct Database {
 impl Database {
     /// The counting rule: by hash the first wins; equals are replays; what differs is an attempt.
     fn count(&mut self, world: &World, votes: &[Vote]) -> Counted {
-        let before = self.totals.clone();
+        let Tables { audit, attempts, totals } = &mut self.tables;
+        let before = totals.clone();
         let mut counted = Counted::default();
         for vote in votes {
-            match self.audit.get(vote.vote_hash.as_str()) {
+            match audit.get(vote.vote_hash.as_str()) {
                 None => {
-                    self.audit.insert(vote.vote_hash.to_string(), vote.clone());
-                    let totals = self.totals.entry(vote.law_id.to_string()).or_default();
+                    audit.insert(vote.vote_hash.to_string(), vote.clone());
+                    counted.marker = Some(vote.vote_hash.clone());
+                    let totals = totals.entry(vote.law_id.to_string()).or_default();
                     totals[usize::from(vote.choice == Choice::Non)] += 1;
                 }
                 Some(first) if first == vote => counted.replays += 1,
                 Some(_) => {
                     counted.attempts += 1;
-                    self.attempts.insert(vote.clone());
+                    attempts.insert(vote.clone());
                 }
             }
         }
-        for (law_id, totals) in &self.totals {
+        for (law_id, totals) in totals.iter() {
             let old = before.get(law_id).copied().unwrap_or_default();
             if totals[0] < old[0] || totals[1] < old[1] {
                 world.violation(format!("totals of {law_id} decreased"));
             }
             let added = [totals[0] - old[0], totals[1] - old[1]];
             if added != [0, 0] {
+                let added = added.map(i64::unsigned_abs);
                 counted.laws.push(LawCount { law_id: law_id.clone(), added, totals: *totals });
             }
         }
@@ -68,8 +95,59 @@ impl Database {
 
     /// Whether the effect of this vote is committed.
     pub fn has(&self, vote: &Vote) -> bool {
-        self.audit.get(vote.vote_hash.as_str()) == Some(vote) || self.attempts.contains(vote)
+        self.tables.has(vote)
     }
+
+    /// Whether a failover at this moment would lose the effect of this vote.
+    pub fn standby_lacks(&self, vote: &Vote) -> bool {
+        self.has(vote) && self.standby.as_ref().is_some_and(|standby| !standby.has(vote))
+    }
+
+    /// Whether the standby is disconnected.
+    pub fn is_degraded(&self) -> bool {
+        self.standby.is_some()
+    }
+
+    /// The standby no longer receives anything.
+    pub fn standby_disconnects(&mut self) {
+        self.standby = Some(self.tables.clone());
+    }
+
+    /// The standby catches up with everything that the primary has.
+    pub fn standby_connects(&mut self) {
+        self.standby = None;
+        self.replication.notify_waiters();
+    }
+
+    /// PostgreSQL commits locally what waited for the standby.
+    pub fn restart(&mut self) {
+        self.restarts += 1;
+        self.replication.notify_waiters();
+    }
+
+    /// The primary is lost and the standby promoted; another standby follows it at once.
+    pub fn fail_over(&mut self) {
+        self.timeline += 1;
+        if let Some(standby) = self.standby.take() {
+            self.tables = standby;
+        }
+        self.replication.notify_waiters();
+    }
+
+    /// PostgreSQL waits for standbys only if a transaction wrote WAL.
+    fn writes(&self, votes: &[Vote]) -> bool {
+        include_str!("../../src/store/classify.sql").contains(REPLAYS_WRITE)
+            || votes.iter().any(|vote| !self.has(vote))
+    }
+}
+
+/// How the wait of a COMMIT for the standby ended.
+enum Replicated {
+    Yes,
+    /// By a restart: committed on the primary alone.
+    Interrupted,
+    /// With the primary.
+    Lost,
 }
 
 /// The store as one process sees it.
@@ -154,6 +232,7 @@ impl Transaction {
             return self.tell(Err(refusal("55P03")));
         }
         let _locks = Locks { world: Arc::clone(&world), keys };
+        let timeline = lock(&world.database).timeline;
         world.sleep_up_to(disk).await;
         if self.process.is_dead() {
             // Nobody is there to commit; the server may take its time to find out.
@@ -166,10 +245,15 @@ impl Transaction {
         // COMMIT is sent. The crash of the process no longer decides alone.
         world.sleep_up_to(disk).await;
         let survives = !self.process.is_dead() || world.chance(world.plan.commit_survives);
+        let lost = || fault("connection lost at COMMIT", Class::UnknownOutcome, None);
         if !commits || !survives || matches!(world.trouble(), Some(Trouble::Down)) {
-            let lost = fault("connection lost at COMMIT", Class::UnknownOutcome, None);
-            return self.tell(Err(ending.err().unwrap_or(lost)));
+            return self.tell(Err(ending.err().unwrap_or_else(lost)));
         }
+        let ending = match self.replicate(timeline).await {
+            Replicated::Yes => ending,
+            Replicated::Interrupted => ending.and(Err(lost())),
+            Replicated::Lost => return self.tell(Err(ending.err().unwrap_or_else(lost))),
+        };
         let counted = lock(&world.database).count(&world, &self.votes);
         world.trace(|| {
             format!("{}: committed {} {:?}", self.process.name, self.votes.len(), counted)
@@ -211,6 +295,27 @@ impl Transaction {
                 sleep(world.millis(8_000)).await;
                 (true, Ok(()))
             }
+        }
+    }
+
+    /// Waits until the standby has this transaction, as far as PostgreSQL does.
+    async fn replicate(&self, timeline: u64) -> Replicated {
+        let restarts = lock(&self.world.database).restarts;
+        loop {
+            let changed = {
+                let database = lock(&self.world.database);
+                if database.timeline != timeline {
+                    return Replicated::Lost;
+                }
+                if database.standby.is_none() || !database.writes(&self.votes) {
+                    return Replicated::Yes;
+                }
+                if database.restarts != restarts {
+                    return Replicated::Interrupted;
+                }
+                Arc::clone(&database.replication).notified_owned()
+            };
+            changed.await;
         }
     }
 
