@@ -10,7 +10,9 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio_util::sync::CancellationToken;
-use vote_aggregator::pipeline::{self, IsolationBudget, Limits, Mode, RetryPolicy, Tools};
+use vote_aggregator::pipeline::{
+    self, Acknowledged, IsolationBudget, Limits, Mode, RetryPolicy, Tools,
+};
 use vote_aggregator::ports::{
     Channel, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store,
     Votes,
@@ -118,6 +120,7 @@ fn chain(criterion: &mut Criterion) {
         let limits = Limits {
             batch_size,
             batch_timeout: Duration::from_secs(1),
+            batch_deadline: Duration::from_secs(900),
             in_flight,
             max_message_bytes: 16_384,
             most_acked: 500,
@@ -134,6 +137,7 @@ fn chain(criterion: &mut Criterion) {
                         budget: &IsolationBudget::default(),
                         jitter: &Jitter::seeded(1),
                         instruments: &metrics.instruments,
+                        acknowledged: &Acknowledged::default(),
                     };
                     let never = CancellationToken::new();
                     runtime.block_on(pipeline::run(&mut session, &tools, Mode::Flowing, &never))

@@ -130,10 +130,15 @@ impl Config {
         filled.min(connections).max(1)
     }
 
-    /// The longest time a batch can be held before it is acknowledged or goes back to the queue;
-    /// below half of the broker's consumer timeout in every configuration that was loaded.
-    pub fn retry_horizon(&self) -> Duration {
-        rules::retry_horizon(&self.retry, &self.batch, self.postgres.statement_timeout)
+    /// How long after its first delivery was taken something may be begun for a batch; past it the
+    /// batch pauses (semantics, section 6).
+    pub fn batch_deadline(&self) -> Duration {
+        rules::batch_deadline(self.rabbitmq.consumer_timeout)
+    }
+
+    /// All delays between the attempts at a batch, at their longest.
+    pub fn retry_delays(&self) -> Duration {
+        rules::retry_delays(&self.retry)
     }
 
     /// The effective configuration without its passwords, in the order of the shipped file, for

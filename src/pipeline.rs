@@ -11,23 +11,26 @@
 //! here knows AMQP or SQL; no ack leaves before the votes it covers are committed; the stream is
 //! always run to its end, so a failure drops no transaction half-way.
 
+mod acknowledged;
 mod journal;
 mod owed;
 mod settlement;
 mod upsert;
 
-use std::future::{Future, ready};
+use std::future::{Future, pending, ready};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use compact_str::CompactString;
 use futures::FutureExt;
 use futures::channel::mpsc;
 use futures::stream::{self, Stream, StreamExt, TryReadyChunksError, TryStreamExt};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
+pub use self::acknowledged::{Acknowledged, Remembered};
 use self::journal::Journal;
 use self::owed::Owed;
 pub use self::settlement::{AckPoint, Settlement};
@@ -45,6 +48,9 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most deliveries that are taken in one go. They mostly come many at a time, and what is done
 /// once for all of them (a lock, a look at the stop, a place in a queue) adds up.
 const AT_ONCE: usize = 100;
+/// A half-open chain to which the broker delivers nothing for so long has proved the queue empty: there
+/// is room for a batch, and a broker with messages fills it at once.
+const EMPTY_AFTER: Duration = Duration::from_secs(5);
 /// What the log says of a message that is no vote; a flood of those is told in fewer lines.
 const MALFORMED: &str = "malformed message rejected";
 
@@ -55,6 +61,9 @@ pub struct Limits {
     pub batch_size: usize,
     /// How long the first vote of a batch waits for the others.
     pub batch_timeout: Duration,
+    /// Longest time from the first delivery of a batch until the last thing is begun for it: a
+    /// transaction, a dead letter. Past it the batch pauses (semantics, section 6).
+    pub batch_deadline: Duration,
     /// Batches being committed at the same time.
     pub in_flight: usize,
     /// Longest message body, in bytes.
@@ -72,13 +81,14 @@ pub struct Tools<'a, T, D> {
     pub budget: &'a IsolationBudget,
     pub jitter: &'a Jitter,
     pub instruments: &'a Instruments,
+    pub acknowledged: &'a Acknowledged,
 }
 
 /// Whether the chain runs freely or proves that the store takes batches again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Flowing,
-    /// Half-open: ends, drained, behind the first batch that commits.
+    /// Half-open: ends, drained, behind the first batch that commits, or once the queue proves empty.
     Trial,
 }
 
@@ -105,6 +115,8 @@ pub struct Ended {
     pub acked: bool,
     /// A batch committed in which at least one vote was counted or found counted.
     pub committed: bool,
+    /// Half-open, and the queue proved empty.
+    pub empty: bool,
 }
 
 /// Runs the chain on one session until `stop`, a failure, or the end of a trial.
@@ -174,6 +186,9 @@ struct Flow<'a, C, T, D> {
     halt: CancellationToken,
     acked: AtomicBool,
     committed: AtomicBool,
+    /// Something was delivered since the queue was last taken to be empty.
+    delivered: AtomicBool,
+    empty: AtomicBool,
 }
 
 /// A committed batch.
@@ -181,6 +196,7 @@ struct Settled {
     tags: Vec<DeliveryTag>,
     /// Votes that were counted or found counted; the others were refused and dead-lettered.
     stored: u64,
+    marker: Option<CompactString>,
     span: Span,
 }
 
@@ -196,6 +212,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             halt: CancellationToken::new(),
             acked: AtomicBool::new(false),
             committed: AtomicBool::new(false),
+            delivered: AtomicBool::new(false),
+            empty: AtomicBool::new(false),
         }
     }
 
@@ -206,6 +224,22 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             biased;
             () = self.halt.cancelled() => {}
             () = stop.cancelled() => self.cancel().await,
+            () = self.proved_empty() => self.cancel().await,
+        }
+    }
+
+    /// Resolves when a half-open chain has found the queue empty: no batch will ever prove that the
+    /// store takes votes again.
+    async fn proved_empty(&self) {
+        if self.mode != Mode::Trial {
+            return pending().await;
+        }
+        loop {
+            sleep(EMPTY_AFTER).await;
+            let delivered = self.delivered.swap(false, Ordering::Relaxed);
+            if !delivered && self.ledger().unsettled() == 0 {
+                return self.empty.store(true, Ordering::Relaxed);
+            }
         }
     }
 
@@ -222,6 +256,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// Notes deliveries as they arrive, in the order of the tags.
     fn hold(&self, deliveries: Vec<Delivery>) -> (Vec<Delivery>, Instant) {
         let taken = Instant::now();
+        self.delivered.store(true, Ordering::Relaxed);
         let mut ledger = self.ledger();
         deliveries.iter().for_each(|delivery| ledger.hold(delivery.tag, taken));
         self.gauge(&ledger);
@@ -299,8 +334,9 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             return None;
         }
         let began = Instant::now();
-        let waited = batch.first().map(|first| began.saturating_duration_since(first.taken));
-        let in_flight = self.tools.instruments.batch_complete(waited.unwrap_or_default());
+        let taken = batch.first().map_or(began, |first| first.taken);
+        let waited = began.saturating_duration_since(taken);
+        let in_flight = self.tools.instruments.batch_complete(waited);
         let mut tags = Vec::with_capacity(batch.len());
         let mut bodies = Vec::with_capacity(batch.len());
         let mut votes = Vec::with_capacity(batch.len());
@@ -313,7 +349,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             published.extend(ballot.published_at);
             replays.push(ballot.replays);
         }
-        let Tools { store, dead_letters, limits, budget, jitter, instruments } = *self.tools;
+        let Tools { store, dead_letters, limits, budget, jitter, instruments, .. } = *self.tools;
         let retry = &limits.retry;
         let votes = Votes::new(votes);
         let journal = &Journal::new(in_flight.number(), votes.clone(), began, instruments);
@@ -323,6 +359,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             store,
             dead_letters,
             retry,
+            deadline: taken + limits.batch_deadline,
             budget,
             jitter,
             instruments,
@@ -336,7 +373,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
                 self.owed.owe(tags.len() as u64);
                 owed.forget();
                 let stored = counted.deliveries();
-                Some(Settled { tags, stored, span })
+                Some(Settled { tags, stored, marker: counted.marker, span })
             }
             Err(Unsettled::Halted) => None,
             Err(Unsettled::Failed(failure)) => {
@@ -348,7 +385,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
 
     /// Acks as far as everything is settled.
     async fn ack(&self, settled: Option<Settled>) {
-        let Some(Settled { tags, stored, span }) = settled else { return };
+        let Some(Settled { tags, stored, marker, span }) = settled else { return };
         self.ledger().done(tags);
         let next = || self.ledger().ack_point(self.tools.limits.most_acked);
         while let Some(AckPoint { tag, deliveries }) = next() {
@@ -361,6 +398,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             self.tools.instruments.acked(deliveries);
             self.gauge(&self.ledger());
         }
+        self.tools.acknowledged.remember(marker);
         // A batch of which every vote was refused proves nothing about the store.
         let first = stored > 0 && !self.committed.swap(true, Ordering::Relaxed);
         if self.mode == Mode::Trial && first {
@@ -391,6 +429,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             failure: self.failure.into_inner(),
             acked: self.acked.into_inner(),
             committed: self.committed.into_inner(),
+            empty: self.empty.into_inner(),
         }
     }
 }

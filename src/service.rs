@@ -1,5 +1,6 @@
 //! `run`, as an ordered list: metrics, database, totals, broker, count, stop.
 
+mod acknowledged;
 mod reconciler;
 
 use std::net::SocketAddr;
@@ -9,11 +10,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::acknowledged::AcknowledgedWatch;
 use self::reconciler::Reconciler;
 use crate::broker::{QueueWatch, RabbitMq};
 use crate::config::Config;
 use crate::http;
-use crate::pipeline::{Limits, RetryPolicy};
+use crate::pipeline::{Acknowledged, Limits, RetryPolicy};
 use crate::ports::{Fault, OpenError};
 use crate::retry::Jitter;
 use crate::service_manager::ServiceManager;
@@ -97,10 +99,18 @@ async fn count(
     health.postgres_answers();
     let pool = store.clone();
     instruments.watch_pool(move || pool.pool_use());
-    let watch = Watch {
+    let acknowledged = Arc::<Acknowledged>::default();
+    let mut watch = Watch {
         store: store.clone(),
         instruments: instruments.clone(),
         health: Arc::clone(&health),
+        acknowledged: AcknowledgedWatch::new(
+            store.clone(),
+            Arc::clone(&acknowledged),
+            instruments.clone(),
+            Arc::clone(&health),
+            config.postgres.accept_lost.clone(),
+        ),
         max_laws: config.monitoring.max_laws,
         refresh: config.monitoring.totals_refresh,
     };
@@ -132,6 +142,7 @@ async fn count(
         jitter: &jitter,
         instruments: &instruments,
         health: &health,
+        acknowledged: &acknowledged,
     };
     let last_words = LastWords { instruments: instruments.clone(), began };
     supervisor.run(stop).await?;
@@ -166,6 +177,7 @@ fn limits(config: &Config) -> Limits {
     Limits {
         batch_size: config.batch.size,
         batch_timeout: config.batch.timeout,
+        batch_deadline: config.batch_deadline(),
         in_flight: config.batches_in_flight(),
         max_message_bytes: config.batch.max_message_bytes,
         most_acked: MOST_ACKED,
@@ -196,25 +208,30 @@ struct Watch {
     store: PgStore,
     instruments: Instruments,
     health: Arc<Health>,
+    acknowledged: AcknowledgedWatch,
     max_laws: usize,
     refresh: Duration,
 }
 
 impl Watch {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut refreshed = Instant::now();
         loop {
-            tokio::time::sleep(self.refresh.min(SIGN_OF_LIFE)).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.refresh.min(SIGN_OF_LIFE)) => {}
+                // A server that comes back may be another one.
+                () = self.store.reconnected() => {}
+            }
             if refreshed.elapsed() >= self.refresh {
                 self.refresh_totals().await;
                 refreshed = Instant::now();
-            } else {
-                self.note(self.store.ping().await);
             }
+            let looked = self.acknowledged.look().await;
+            self.note(looked);
         }
     }
 
-    async fn refresh_totals(&self) {
+    async fn refresh_totals(&mut self) {
         let mark = self.instruments.refresh_begins();
         let totals = self.store.totals(self.instruments.named_laws(), self.max_laws).await;
         self.note(totals.map(|Totals { laws, rest }| {

@@ -3,6 +3,7 @@
 //! Architecture invariant: nothing here knows the broker. Everything about SQL, SQLSTATE and sqlx
 //! stays behind [`PgStore`] and its errors.
 
+mod acknowledged;
 mod check;
 pub mod columns;
 mod connection;
@@ -18,9 +19,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
 
+pub use self::acknowledged::{LookUp, LostVotes};
 pub use self::check::check;
 pub use self::connection::options;
 use self::connection::{Address, Distrust};
@@ -42,6 +44,8 @@ pub struct PgStore {
     distrust: Arc<Distrust>,
     /// Longest time one transaction may take, in all.
     deadline: Duration,
+    /// Notified of each connection that the pool opens.
+    connected: Arc<Notify>,
     /// For reading totals: reads must neither wait for the batches' connections nor take one.
     reader: Arc<Mutex<Option<PgConnection>>>,
 }
@@ -50,8 +54,16 @@ impl PgStore {
     /// A store on `config`'s database. Connects on first use.
     pub fn new(config: &Postgres, options: PgConnectOptions) -> Self {
         let distrust = Arc::new(Distrust::default());
+        let connected = Arc::new(Notify::new());
+        let pool = connection::pool(
+            config,
+            options.clone(),
+            Arc::clone(&distrust),
+            Arc::clone(&connected),
+        );
         Self {
-            pool: connection::pool(config, options.clone(), Arc::clone(&distrust)),
+            pool,
+            connected,
             address: Address::new(config, options),
             distrust,
             deadline: config.transaction_deadline(),
@@ -71,12 +83,9 @@ impl PgStore {
         .await
     }
 
-    /// Asks for a sign of life.
-    ///
-    /// # Errors
-    /// [`Fault`] when there is none.
-    pub async fn ping(&self) -> Result<(), Fault> {
-        self.read(transaction::ping).await
+    /// Resolves when the pool has opened a connection since the last time.
+    pub async fn reconnected(&self) {
+        self.connected.notified().await;
     }
 
     /// Closes the pool; connections in use are waited for.

@@ -6,7 +6,8 @@
 //!            ▼                                                │
 //! open ─ consume (flowing) ── paused: give back once ──► breaker open ─ probe write, 1 → 30 s
 //!            ▲                                                │ takes writes
-//!            └── a batch committed ─ consume (trial) ◄────────┘
+//!            └─ a batch committed, ─ consume (trial) ◄────────┘
+//!               or the queue is empty     │
 //!                                        │ fails again: wait the longest
 //!                                        └────────► breaker open
 //! ```
@@ -18,7 +19,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::pipeline::{self, Failure, IsolationBudget, Limits, Mode, Tools};
+use crate::pipeline::{self, Acknowledged, Failure, IsolationBudget, Limits, Mode, Tools};
 use crate::ports::{Broker, Fault, OpenError, Session, Store};
 use crate::retry::{Backoff, Jitter};
 use crate::telemetry::{BreakerState, Health, Instruments, SessionState, seconds};
@@ -38,13 +39,14 @@ pub struct Supervisor<'a, B, T> {
     pub jitter: &'a Jitter,
     pub instruments: &'a Instruments,
     pub health: &'a Health,
+    pub acknowledged: &'a Acknowledged,
 }
 
 /// The store's breaker.
 enum Breaker {
     Closed,
-    /// Nothing is consumed until a probe write succeeds; then one batch at a time. Since then no
-    /// batch was committed.
+    /// Nothing is consumed until a probe write succeeds; then one batch at a time, until one commits or
+    /// the queue proves empty. Not ready since then.
     Open(Instant),
 }
 
@@ -93,10 +95,11 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 reopening.reset();
             }
             if let Breaker::Open(since) = breaker
-                && ended.committed
+                && (ended.committed || ended.empty)
             {
                 let elapsed = seconds(since.elapsed());
-                tracing::info!(elapsed, "PostgreSQL takes votes again");
+                let empty = ended.empty;
+                tracing::info!(elapsed, empty, "PostgreSQL takes votes again");
                 self.health.breaker_closed("counting");
                 self.instruments.breaker(BreakerState::Closed);
                 probing.reset();
@@ -203,6 +206,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
             budget,
             jitter: self.jitter,
             instruments: self.instruments,
+            acknowledged: self.acknowledged,
         };
         pipeline::run(session, &tools, mode, stop).await
     }
@@ -248,7 +252,9 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
             };
             match probed {
                 Ok(()) => {
-                    self.health.breaker_closed("takes a probe write; trying one batch at a time");
+                    self.health.breaker_open(
+                        "half-open: a probe write succeeded, no batch has been committed since",
+                    );
                     self.instruments.breaker(BreakerState::HalfOpen);
                     return true;
                 }

@@ -248,12 +248,11 @@ fn shorter(config: &Config, own: Duration) -> Option<Finding> {
     if own >= configured {
         return None;
     }
-    let horizon = config.retry_horizon();
-    // The rule that a configuration is held to, with the broker's own figure.
-    let (severity, risk) = if horizon < own / 2 {
-        (Warning, "still more than twice as long")
+    let longest = config.batch_deadline() + config.postgres.transaction_deadline();
+    let (severity, risk) = if longest < own {
+        (Warning, "still longer")
     } else {
-        (Error, "less than twice as long: RabbitMQ may close the channel in the midst of a retry")
+        (Error, "shorter: RabbitMQ may take the deliveries back in the midst of a retry")
     };
     let finding = Finding::new(
         severity,
@@ -263,7 +262,7 @@ fn shorter(config: &Config, own: Duration) -> Option<Finding> {
              {risk}",
             keys::RABBITMQ_CONSUMER_TIMEOUT_SECONDS.path,
             configured.as_secs_f64(),
-            horizon.as_secs()
+            longest.as_secs()
         ),
         format!("set RABBITMQ_CONSUMER_TIMEOUT_SECONDS={}", own.as_secs_f64()),
     );

@@ -39,7 +39,7 @@ const RULES: &[Rule] = &[
     much_in_memory,
     no_retries,
     retries_without_a_pause,
-    held_for_long,
+    retries_past_the_deadline,
     killed_before_it_stops,
     stops_before_a_statement_ends,
     never_reconciled,
@@ -291,22 +291,22 @@ fn retries_without_a_pause(given: &Given<'_>) -> Option<Finding> {
     })
 }
 
-/// From half of the consumer timeout on, the configuration is refused.
-fn held_for_long(given: &Given<'_>) -> Option<Finding> {
+/// Retries that never happen.
+fn retries_past_the_deadline(given: &Given<'_>) -> Option<Finding> {
     let Given { config, .. } = given;
-    let (horizon, timeout) = (config.retry_horizon(), config.rabbitmq.consumer_timeout);
-    (horizon > timeout / 4).then(|| {
+    let (delays, deadline) = (config.retry_delays(), config.batch_deadline());
+    (delays >= deadline).then(|| {
         Finding::of_setting(
             Warning,
             config,
-            &keys::RABBITMQ_CONSUMER_TIMEOUT_SECONDS,
+            &keys::MAX_RETRY_ATTEMPTS,
             format!(
-                "a batch can be held for {} s with all its retries, over a quarter of the time \
-                 after which RabbitMQ closes the channel; from a half on it would be refused",
-                horizon.as_secs()
+                "the delays between retries take {} s in all, but a batch is given up after {} s, \
+                 half of the broker's consumer timeout: the last retries never happen",
+                delays.as_secs(),
+                deadline.as_secs()
             ),
-            "lower MAX_RETRY_ATTEMPTS, RETRY_DELAY_SECONDS or POSTGRES_STATEMENT_TIMEOUT_SECONDS; \
-             or raise the broker's consumer_timeout and this setting with it",
+            "lower MAX_RETRY_ATTEMPTS or RETRY_DELAY_SECONDS",
         )
     })
 }

@@ -143,6 +143,8 @@ keys! {
         "Seconds after which PostgreSQL gives up one statement.";
     POSTGRES_ALLOW_LOSSY "postgres.allow_lossy" plain
         "Start although the server's settings can lose commits (fsync off and the like).";
+    POSTGRES_ACCEPT_LOST "postgres.accept_lost" plain
+        "Alarm about lost acknowledged votes that an operator accepts, by the name that the log gives it.";
     MIGRATE_ON_START "postgres.migrate_on_start" plain
         "Whether pending migrations of the schema are applied at start.";
     BATCH_SIZE "batch.size" plain

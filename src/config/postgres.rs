@@ -10,7 +10,7 @@ use super::keys::{self, Key};
 use super::problems::Refusal;
 use super::reader::Reader;
 use super::rules;
-use super::values::{boolean, host_or_socket, name, whole};
+use super::values::{alarm, boolean, host_or_socket, name, whole};
 
 /// Most connections a pool may have.
 const MOST_CONNECTIONS: u64 = 10_000;
@@ -37,6 +37,8 @@ pub struct Postgres {
     pub ssl: PostgresSsl,
     /// Start although the server's settings can lose commits.
     pub allow_lossy: bool,
+    /// Alarm about lost acknowledged votes that an operator accepts.
+    pub accept_lost: Option<String>,
     /// After this PostgreSQL gives up a statement.
     pub statement_timeout: Duration,
     /// Whether pending migrations are applied at start.
@@ -117,6 +119,7 @@ pub(super) fn read(reader: &mut Reader, shared: &rules::Shared) -> Option<Postgr
     let min_connections = min_connections(reader, max_connections);
     let ssl = ssl(reader);
     let allow_lossy = reader.required(&keys::POSTGRES_ALLOW_LOSSY, boolean);
+    let accept_lost = reader.optional(&keys::POSTGRES_ACCEPT_LOST, alarm);
     let migrate_on_start = reader.required(&keys::MIGRATE_ON_START, boolean);
     Some(Postgres {
         host: host?,
@@ -128,6 +131,7 @@ pub(super) fn read(reader: &mut Reader, shared: &rules::Shared) -> Option<Postgr
         max_connections: max_connections?,
         ssl: ssl?,
         allow_lossy: allow_lossy?,
+        accept_lost: accept_lost?,
         statement_timeout: shared.statement_timeout?,
         migrate_on_start: migrate_on_start?,
     })

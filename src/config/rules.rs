@@ -55,7 +55,7 @@ pub(super) fn read(reader: &mut Reader) -> Shared {
         })(),
         retry: (|| Some(Retry { max_attempts: max_attempts?, delay: delay? }))(),
     };
-    check_horizon(reader, &shared);
+    check_deadline(reader, &shared);
     shared
 }
 
@@ -89,64 +89,51 @@ fn prefetch(reader: &mut Reader, batch_size: Option<u16>) -> Option<u16> {
     None
 }
 
-/// The longest time a batch can be held before it is acknowledged or goes back to the queue:
-/// waiting to fill, every attempt running into its timeout, and all delays between them at their
-/// longest.
-pub(super) fn retry_horizon(retry: &Retry, batch: &Batch, statement_timeout: Duration) -> Duration {
-    let attempts = f64::from(retry.max_attempts) + 1.0;
-    let attempt = transaction_deadline(statement_timeout).as_secs_f64();
-    let horizon = total_delay(retry) * JITTER + attempts * attempt + batch.timeout.as_secs_f64();
-    Duration::try_from_secs_f64(horizon).unwrap_or(Duration::MAX)
+/// How long after its first delivery was taken something may be begun for a batch: half of the
+/// broker's consumer timeout, as the broker looks only now and then, and what was begun takes its time.
+pub(super) fn batch_deadline(consumer_timeout: Duration) -> Duration {
+    consumer_timeout / 2
 }
 
-/// All delays between attempts, in seconds: the first doubled each time.
-fn total_delay(retry: &Retry) -> f64 {
-    retry.delay.as_secs_f64() * (f64::from(retry.max_attempts).exp2() - 1.0)
+/// All delays between the attempts at a batch, at their longest.
+pub(super) fn retry_delays(retry: &Retry) -> Duration {
+    let total = retry.delay.as_secs_f64() * (f64::from(retry.max_attempts).exp2() - 1.0) * JITTER;
+    Duration::try_from_secs_f64(total).unwrap_or(Duration::MAX)
 }
 
-/// The broker closes a channel that holds a delivery beyond its consumer timeout, and looks only
-/// now and then: the longest hold stays below half of it.
-fn check_horizon(reader: &mut Reader, shared: &Shared) {
-    let (Some(batch), Some(retry), Some(statement_timeout), Some(limit)) =
-        (&shared.batch, &shared.retry, shared.statement_timeout, shared.consumer_timeout)
+/// What is begun at the batch's deadline has to end before the broker's consumer timeout, with as much
+/// time again in reserve.
+fn check_deadline(reader: &mut Reader, shared: &Shared) {
+    let (Some(batch), Some(statement_timeout), Some(limit)) =
+        (&shared.batch, shared.statement_timeout, shared.consumer_timeout)
     else {
         return;
     };
-    let horizon = retry_horizon(retry, batch, statement_timeout);
-    if horizon < limit / 2 {
+    let attempt = transaction_deadline(statement_timeout) + batch.timeout;
+    if attempt <= limit / 4 {
         return;
     }
     let key = &keys::RABBITMQ_CONSUMER_TIMEOUT_SECONDS;
     let Some(found) = reader.find(key) else {
         return;
     };
-    let attempts = retry.max_attempts;
     let wrong = format!(
-        "must be more than twice the longest time a batch can be held, {} s: delays of {} s in \
-         total ({attempts} of them, from {} s, doubled each time) x {JITTER} for jitter \
-         + {} attempts x ({STATEMENTS} statements of {} s + {} s) + {} s for the batch to fill",
-        horizon.as_secs_f64(),
-        total_delay(retry),
-        retry.delay.as_secs_f64(),
-        attempts + 1,
+        "must be at least four times the longest time of one attempt at a batch, {} s: \
+         {STATEMENTS} statements of {} s + {} s + {} s for the batch to fill",
+        attempt.as_secs_f64(),
         statement_timeout.as_secs_f64(),
         ATTEMPT_OVERHEAD.as_secs_f64(),
         batch.timeout.as_secs_f64(),
     );
     let mut causes = Vec::new();
-    for key in [
-        &keys::MAX_RETRY_ATTEMPTS,
-        &keys::RETRY_DELAY_SECONDS,
-        &keys::POSTGRES_STATEMENT_TIMEOUT_SECONDS,
-        &keys::BATCH_TIMEOUT_SECONDS,
-    ] {
+    for key in [&keys::POSTGRES_STATEMENT_TIMEOUT_SECONDS, &keys::BATCH_TIMEOUT_SECONDS] {
         if let Some(found) = reader.find(key) {
             causes.push(format!("{} ({})", key.path, found.set_by));
         }
     }
     let help = format!(
-        "lower one of {}; or raise the broker's consumer_timeout and this setting with it",
-        causes.join(", ")
+        "lower {}; or raise the broker's consumer_timeout and this setting with it",
+        causes.join(" or ")
     );
     reader.refuse(key, &found, wrong, help);
 }

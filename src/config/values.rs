@@ -49,6 +49,16 @@ pub(super) fn seconds(least: f64, most: f64) -> impl Fn(&str) -> Result<Duration
     }
 }
 
+/// The name of an alarm about lost votes: eight hexadecimal digits.
+pub(super) fn alarm(text: &str) -> Result<String, Refusal> {
+    let name = text.trim();
+    if name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(name.to_ascii_lowercase());
+    }
+    let help = "give the eight characters that the log names, e.g. 0a1b2c3d, or remove it";
+    Err(Refusal::new("is not the name of an alarm", help))
+}
+
 /// Yes or no, in the spellings people use.
 pub(super) fn boolean(text: &str) -> Result<bool, Refusal> {
     match text.trim().to_ascii_lowercase().as_str() {

@@ -13,6 +13,7 @@ use crate::telemetry::{Health, Metrics};
 
 mod batches;
 mod conflicts;
+mod deadline;
 mod systemic;
 mod trial;
 
@@ -115,7 +116,8 @@ impl Store for World {
         self.note(Event::Stored(votes.iter().map(|vote| vote.vote_hash.to_string()).collect()));
         match self.known {
             Some(Known::Replay) => {
-                return Ok(Counted { replays: votes.len() as u64, ..Counted::default() });
+                let marker = votes.first().map(|vote| vote.vote_hash.clone());
+                return Ok(Counted { replays: votes.len() as u64, marker, ..Counted::default() });
             }
             Some(Known::Attempt) => {
                 return Ok(Counted { attempts: votes.len() as u64, ..Counted::default() });
@@ -154,6 +156,7 @@ fn limits(batch_size: usize, in_flight: usize) -> Limits {
     Limits {
         batch_size,
         batch_timeout: Duration::from_secs(1),
+        batch_deadline: Duration::from_secs(900),
         in_flight,
         max_message_bytes: 16_384,
         most_acked: 500,
@@ -183,6 +186,7 @@ fn run_chain(
             budget: &IsolationBudget::default(),
             jitter: &Jitter::seeded(1),
             instruments: &metrics.instruments,
+            acknowledged: &Acknowledged::default(),
         };
         let mut session = Memory { world: world.clone(), deliveries: Some(deliveries) };
         let stop = CancellationToken::new();
@@ -271,7 +275,7 @@ fn a_batch_is_halved_when_it_is_too_much_and_a_pause_pauses_at_once() {
     assert_eq!(world.stored().iter().map(Vec::len).collect::<Vec<_>>(), [4, 4]);
     assert_eq!(world.stored().concat(), (1..=8).map(|n| format!("h{n}")).collect::<Vec<_>>());
 
-    for faults in [&[Class::Pause][..], &[Class::Bug], &[Class::Split, Class::Split]] {
+    for faults in [&[Class::Pause][..], &[Class::Bug], &[Class::Split; 4]] {
         let world = World::default();
         world.faults.lock().expect("no panic").extend(faults);
         let items = endless(deliveries(votes_named(8)));

@@ -5,17 +5,17 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::journal::Journal;
 use super::owed::Owed;
-use crate::ports::{Class, Counted, DeadLetter, DeadLetters, Fault, Store, Votes};
+use crate::ports::{Class, Counted, DeadLetter, DeadLetters, Fault, Lost, Store, Votes};
 use crate::retry::{Backoff, Jitter};
 use crate::telemetry::Instruments;
 
-/// How often and how patiently a batch is tried before its votes are given back.
+/// How often and how patiently a batch is tried before its votes are given back, its deadline aside.
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
     /// Tries after the first one.
@@ -74,6 +74,8 @@ pub(super) struct Upsert<'a, T, D> {
     pub(super) store: &'a T,
     pub(super) dead_letters: &'a D,
     pub(super) retry: &'a RetryPolicy,
+    /// Nothing is begun for the batch from here on.
+    pub(super) deadline: Instant,
     pub(super) budget: &'a IsolationBudget,
     pub(super) jitter: &'a Jitter,
     pub(super) instruments: &'a Instruments,
@@ -137,10 +139,14 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         let mut backoff = Backoff::new(self.retry.delay, Duration::MAX);
         let mut counted = Counted::default();
         let mut refused = Vec::new();
+        let mut last_fault = None;
         // A stack, so that parts are tried in the order of their votes.
         let mut parts = vec![batch.clone()];
 
         while let Some(part) = parts.pop() {
+            if Instant::now() >= self.deadline {
+                return Err(out_of_time(last_fault));
+            }
             *attempt += 1;
             let begun = self.instruments.transaction_begins();
             let counting = self.store.count(part.clone());
@@ -168,12 +174,10 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                     retries += 1;
                     self.jitter.stretch(backoff.next_delay())
                 }
-                // Halving is for one vote among many to be found; a batch that takes too long is
-                // halved once, or a slow database would be waited for a hundred times.
-                (Class::Split, Some(_)) if part.len() < size => return Err(paused(fault)),
                 (Class::Split | Class::Isolate, Some([first, second])) => {
                     self.journal.halving(&part, *attempt, &fault);
                     parts.extend([second, first]);
+                    last_fault = Some(fault);
                     continue;
                 }
                 (Class::Isolate, None) => {
@@ -182,10 +186,14 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                     if IsolationBudget::exceeds_batch(hashes, size) {
                         return Err(self.systemic(hashes, size, &fault));
                     }
+                    last_fault = Some(fault);
                     continue;
                 }
                 (Class::Split | Class::Pause | Class::Bug, _) => return Err(paused(fault)),
             };
+            if Instant::now() + delay >= self.deadline {
+                return Err(out_of_time(Some(fault)));
+            }
             self.journal.retrying(&part, *attempt, &fault, delay);
             tokio::select! {
                 biased;
@@ -193,6 +201,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 () = tokio::time::sleep(delay) => {}
             }
             self.instruments.retried(fault.sqlstate.as_deref());
+            last_fault = Some(fault);
             parts.push(part);
         }
         Ok((counted, refused))
@@ -220,9 +229,9 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 replays: replays[index],
             };
             self.journal.unstorable(&letter, attempt);
-            self.dead_letters
-                .publish(&letter)
-                .await
+            let published = timeout_at(self.deadline, self.dead_letters.publish(&letter)).await;
+            published
+                .unwrap_or_else(|_| Err(Lost("no confirm before the batch's deadline".to_owned())))
                 .map_err(|lost| Unsettled::Failed(Failure::Undeliverable(lost)))?;
             self.budget.book(&letter.vote_hash);
             self.instruments.isolated();
@@ -254,6 +263,19 @@ struct Refused {
 /// The refused votes, each once however often it was delivered.
 fn hashes<'v>(votes: &'v Votes, refused: &[Refused]) -> BTreeSet<&'v str> {
     refused.iter().map(|Refused { index, .. }| votes[*index].vote_hash.as_str()).collect()
+}
+
+/// The batch's deadline has passed, `last` being the latest fault that it met.
+fn out_of_time(last: Option<Fault>) -> Unsettled {
+    let because = match &last {
+        Some(fault) => format!("; last: {}", fault.message),
+        None => ", which other batches took up".to_owned(),
+    };
+    paused(Fault {
+        class: Class::Pause,
+        sqlstate: last.and_then(|fault| fault.sqlstate),
+        message: format!("not committed within the batch's time{because}"),
+    })
 }
 
 const fn paused(fault: Fault) -> Unsettled {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, Error, Postgres, pool::PoolConnection};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::transaction::fault;
@@ -79,8 +80,13 @@ pub(super) fn pool(
     config: &config::Postgres,
     options: PgConnectOptions,
     distrust: Arc<Distrust>,
+    connected: Arc<Notify>,
 ) -> PgPool {
     PgPoolOptions::new()
+        .after_connect(move |_, _| {
+            connected.notify_one();
+            Box::pin(async { Ok(()) })
+        })
         .min_connections(config.min_connections)
         .max_connections(config.max_connections)
         .acquire_timeout(CONNECT_TIMEOUT)

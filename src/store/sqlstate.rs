@@ -21,8 +21,8 @@ pub fn classify(sqlstate: &str, constraint: Option<&str>) -> Class {
         "57P01" | "57P02" | "57P03" | "57P05" => Class::Reconnect,
         "25P02" | "25P03" | "25006" | "26000" | "53300" => Class::Reconnect,
 
-        // query_canceled (statement_timeout), statement_too_complex
-        "57014" | "54001" => Class::Split,
+        // query_canceled (statement_timeout), transaction_timeout, statement_too_complex
+        "57014" | "25P04" | "54001" => Class::Split,
 
         // A count that overflows, a row updated twice in one statement: no vote can cause these.
         "21000" | "22003" => Class::Bug,

@@ -181,11 +181,6 @@ pub(super) async fn totals(
     Ok(totals)
 }
 
-/// A round trip.
-pub(super) async fn ping(connection: &mut PgConnection) -> Result<(), Fault> {
-    run(connection, "SELECT 1").await
-}
-
 async fn run(connection: &mut PgConnection, command: &'static str) -> Result<(), Fault> {
     connection.execute(sqlx::raw_sql(command)).await.map(drop).map_err(|e| fault(&e))
 }

@@ -24,6 +24,8 @@ struct Scripted {
     opened: Mutex<Vec<(Instant, u16)>>,
     /// What each of them delivers at once.
     deliveries: Vec<Delivery>,
+    /// The first alone delivers anything.
+    once: bool,
 }
 
 struct ScriptedSession {
@@ -75,10 +77,14 @@ impl Broker for Scripted {
     type Session = ScriptedSession;
 
     async fn open(&self, prefetch: u16) -> Result<ScriptedSession, OpenError> {
-        self.opened.lock().expect("no panic while held").push((Instant::now(), prefetch));
+        let mut opened = self.opened.lock().expect("no panic while held");
+        opened.push((Instant::now(), prefetch));
+        let silent = self.once && opened.len() > 1;
+        drop(opened);
+        let deliveries = if silent { Vec::new() } else { self.deliveries.clone() };
         let next = self.script.lock().expect("no panic while held").pop_front();
         let life = next.transpose()?;
-        Ok(ScriptedSession { life, deliveries: self.deliveries.clone() })
+        Ok(ScriptedSession { life, deliveries })
     }
 }
 
@@ -123,22 +129,33 @@ impl Store for Refusing {
 const BATCH_SIZE: u16 = 10;
 const PREFETCH: u16 = 40;
 
+const LIMITS: Limits = Limits {
+    batch_size: BATCH_SIZE as usize,
+    batch_timeout: Duration::from_secs(1),
+    batch_deadline: Duration::from_secs(900),
+    in_flight: 4,
+    max_message_bytes: 1_024,
+    most_acked: 500,
+    retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },
+};
+
 /// Runs a supervisor until `long_enough` has passed.
 async fn supervise(
     broker: &Scripted,
     store: &impl Store,
     long_enough: Duration,
 ) -> Result<(), OpenError> {
-    let limits = Limits {
-        batch_size: BATCH_SIZE.into(),
-        batch_timeout: Duration::from_secs(1),
-        in_flight: 4,
-        max_message_bytes: 1_024,
-        most_acked: 500,
-        retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },
-    };
-    let health = Arc::new(Health::default());
-    let metrics = Metrics::new(1, Arc::clone(&health)).expect("metrics");
+    supervise_with(broker, store, long_enough, &Arc::default()).await
+}
+
+async fn supervise_with(
+    broker: &Scripted,
+    store: &impl Store,
+    long_enough: Duration,
+    health: &Arc<Health>,
+) -> Result<(), OpenError> {
+    let limits = LIMITS;
+    let metrics = Metrics::new(1, Arc::clone(health)).expect("metrics");
     let supervisor = Supervisor {
         broker,
         store,
@@ -146,7 +163,8 @@ async fn supervise(
         prefetch: PREFETCH,
         jitter: &Jitter::seeded(1),
         instruments: &metrics.instruments,
-        health: &health,
+        health,
+        acknowledged: &Acknowledged::default(),
     };
     let stop = CancellationToken::new();
     let stopping = async {
@@ -239,4 +257,38 @@ async fn what_fails_again_is_tried_batch_by_batch_and_seldom() {
     let trials = opened[1].0;
     assert!(tried.iter().any(|(at, running)| *at < trials && *running == 4), "flowing: {tried:?}");
     assert!(tried.iter().all(|(at, running)| *at < trials || *running == 1), "trial: {tried:?}");
+}
+
+/// Semantics, section 6: a probe write proves nothing about the votes that failed.
+#[tokio::test(start_paused = true)]
+async fn half_open_is_not_ready_until_a_batch_commits_or_the_queue_proves_empty() {
+    let vote = r#"{"vote_hash":"h","citizen_id":"c","law_id":"l","choice":"oui","timestamp":"2025-11-13T08:00:00Z"}"#;
+    let broker = Scripted {
+        deliveries: vec![Delivery::new(1, vote.as_bytes().to_vec())],
+        ..Scripted::default()
+    };
+    let (store, health) = (Refusing::default(), Arc::new(Health::default()));
+    // A row lock on one law, say: each batch fails, and the probe succeeds.
+    let watching = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        for _ in 0..110 {
+            health.postgres_answers();
+            let report = health.report();
+            assert!(!report.is_ready(), "{report:?}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let running = supervise_with(&broker, &store, Duration::from_secs(120), &health);
+    futures::join!(running, watching).0.expect("never refused");
+
+    // One batch fails, and from then on nothing is delivered: other instances counted it.
+    let broker = Scripted { once: true, ..broker };
+    let health = Arc::new(Health::default());
+    let watching = async {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        health.postgres_answers();
+        assert!(health.report().is_ready(), "{:?}", health.report());
+    };
+    let running = supervise_with(&broker, &store, Duration::from_secs(31), &health);
+    futures::join!(running, watching).0.expect("never refused");
 }

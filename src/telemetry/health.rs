@@ -6,6 +6,8 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+const ACKNOWLEDGED_VOTES_PRESENT: &str = "none is missing";
+
 /// State of one side.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
@@ -75,6 +77,8 @@ pub struct Report {
 pub struct Checks {
     pub rabbitmq: RabbitMqCheck,
     pub postgres: Check,
+    /// Whether what was acknowledged is still in the audit.
+    pub acknowledged_votes: Check,
 }
 
 /// The broker's side, with what an operator has to know of its queue.
@@ -99,6 +103,7 @@ pub struct Health {
 struct State {
     rabbitmq: Check,
     postgres: Check,
+    acknowledged_votes: Check,
     /// Both sides worked at the same time once.
     started: bool,
     /// A side was found not to work once.
@@ -132,6 +137,11 @@ impl Default for Health {
         let state = State {
             rabbitmq: Check::starting(),
             postgres: Check::starting(),
+            acknowledged_votes: Check {
+                ok: true,
+                since: OffsetDateTime::now_utc(),
+                reason: ACKNOWLEDGED_VOTES_PRESENT.to_owned(),
+            },
             started: false,
             failed: false,
             breaker: None,
@@ -179,6 +189,17 @@ impl Health {
         });
     }
 
+    /// Every acknowledged vote that was looked up is in the audit.
+    pub fn acknowledged_votes_present(&self) {
+        self.note(|state| state.acknowledged_votes.set(true, ACKNOWLEDGED_VOTES_PRESENT));
+    }
+
+    /// Acknowledged votes are missing from the audit; `alarms` names what an operator may accept.
+    pub fn acknowledged_votes_lost(&self, alarms: &str) {
+        let reason = format!("some are missing from vote_audit, alarm {alarms}: see the log");
+        self.note(|state| state.acknowledged_votes.set(false, &reason));
+    }
+
     /// What was found out about the queue.
     pub fn queue_examined(&self, route: DeadLetterRoute, warnings: Vec<String>) {
         let mut state = self.state();
@@ -204,9 +225,11 @@ impl Health {
         }
         let amiss = [state.postgres.amiss("PostgreSQL"), state.rabbitmq.amiss("RabbitMQ")];
         let amiss: Vec<String> = amiss.into_iter().flatten().collect();
-        Some(match &amiss[..] {
-            [] => "counting votes".to_owned(),
-            amiss => format!("not counting votes; {}", amiss.join("; ")),
+        let lost = state.acknowledged_votes.amiss("acknowledged votes");
+        Some(match (&amiss[..], lost) {
+            ([], None) => "counting votes".to_owned(),
+            ([], Some(lost)) => format!("counting votes; {lost}"),
+            (amiss, _) => format!("not counting votes; {}", amiss.join("; ")),
         })
     }
 
@@ -217,7 +240,7 @@ impl Health {
 
     pub fn report(&self) -> Report {
         let state = self.state();
-        let ready = state.rabbitmq.ok && state.postgres.ok;
+        let ready = state.rabbitmq.ok && state.postgres.ok && state.acknowledged_votes.ok;
         Report {
             status: if ready { "ready" } else { "unavailable" },
             checks: Checks {
@@ -227,6 +250,7 @@ impl Health {
                     warnings: state.warnings.clone(),
                 },
                 postgres: state.postgres.clone(),
+                acknowledged_votes: state.acknowledged_votes.clone(),
             },
         }
     }
@@ -243,7 +267,8 @@ impl Health {
 
 impl Report {
     pub fn is_ready(&self) -> bool {
-        self.checks.rabbitmq.check.ok && self.checks.postgres.ok
+        let Checks { rabbitmq, postgres, acknowledged_votes } = &self.checks;
+        rabbitmq.check.ok && postgres.ok && acknowledged_votes.ok
     }
 }
 
@@ -265,6 +290,19 @@ mod tests {
         let report = health.report();
         assert_eq!((report.is_ready(), report.status), (false, "unavailable"));
         assert!(health.has_started(), "a start is not taken back");
+    }
+
+    #[test]
+    fn lost_acknowledged_votes_make_unready_until_they_are_there_again() {
+        let health = Health::default();
+        health.rabbitmq_consuming();
+        health.postgres_answers();
+        health.acknowledged_votes_lost("0a1b2c3d");
+        assert!(!health.report().is_ready());
+        let summary = health.summary().unwrap_or_default();
+        assert!(summary.starts_with("counting votes; acknowledged votes: some"), "{summary}");
+        health.acknowledged_votes_present();
+        assert!(health.report().is_ready());
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub struct Instruments {
     deliveries_requeued: Counter<u64>,
     deliveries_settled: Counter<u64>,
     deliveries_committed_unacked: Counter<u64>,
+    acknowledged_votes_lost: Counter<u64>,
     batch_wait: Histogram<f64>,
     batch_duration: Histogram<f64>,
     batch_votes: Histogram<f64>,
@@ -109,6 +110,7 @@ impl Instruments {
             deliveries_requeued: counter(metric::DELIVERIES_REQUEUED),
             deliveries_settled: counter(metric::DELIVERIES_SETTLED),
             deliveries_committed_unacked: counter(metric::DELIVERIES_COMMITTED_UNACKED),
+            acknowledged_votes_lost: counter(metric::ACKNOWLEDGED_VOTES_LOST),
             batch_wait: histogram(metric::BATCH_WAIT, metric::BATCH_SECONDS),
             batch_duration: histogram(metric::BATCH_DURATION, metric::BATCH_SECONDS),
             batch_votes: histogram(metric::BATCH_VOTES, metric::VOTES),
@@ -130,6 +132,7 @@ impl Instruments {
             &self.votes_isolated,
             &self.deliveries_requeued,
             &self.deliveries_committed_unacked,
+            &self.acknowledged_votes_lost,
         ] {
             counter.add(0, &[]);
         }
@@ -250,6 +253,11 @@ impl Instruments {
     pub fn committed_unacked(&self, deliveries: u64) {
         self.tally.committed_unacked(deliveries);
         self.deliveries_committed_unacked.add(deliveries, &[]);
+    }
+
+    /// Acknowledged batches were found missing from the audit.
+    pub fn acknowledged_votes_lost(&self, batches: u64) {
+        self.acknowledged_votes_lost.add(batches, &[]);
     }
 
     /// Deliveries that were counted, or dead-lettered by us, beyond those of which the broker was

@@ -44,7 +44,10 @@ async fn a_batch_adds_its_votes_to_audit_and_totals() {
     assert_eq!((counted.added(), counted.replays, counted.attempts), (100, 0, 0));
     let laws: Vec<&str> = counted.laws.iter().map(|law| law.law_id.as_str()).collect();
     assert_eq!(laws, ["law-000", "law-001", "law-002", "law-003", "law-004"], "in law order");
-    assert!(counted.laws.iter().all(|law| law.added.map(|votes| votes as i64) == law.totals), "first batch");
+    assert!(
+        counted.laws.iter().all(|law| law.added.map(|votes| votes as i64) == law.totals),
+        "first batch"
+    );
     stage.assert_counted_exactly(&batch).await;
 
     let more = count(&store, &votes(100, 10)).await;

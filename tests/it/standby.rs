@@ -1,6 +1,9 @@
 //! A PostgreSQL with a synchronous standby that goes away, and a failover to it.
 
-use crate::support::{Servers, Stage, eventually, votes};
+use sqlx::Row;
+use vote_aggregator::ports::{Store, Votes};
+
+use crate::support::{Servers, Service, Stage, eventually, votes};
 
 /// A pair of servers of which the primary waits for its standby at each COMMIT.
 async fn replicated(name: &str) -> Servers {
@@ -58,4 +61,128 @@ async fn a_rerun_is_not_acknowledged_before_the_standby_has_its_votes() {
     service.stop().await;
     stage.assert_counted_exactly(&all).await;
     stage.assert_drained().await;
+}
+
+async fn lost_votes(stage: &Stage<'_>) -> Vec<(String, i64, i64)> {
+    let rows =
+        sqlx::query("SELECT DISTINCT alarm, timeline_before, timeline_after FROM lost_votes");
+    let rows = rows.fetch_all(&stage.sql).await.expect("lost_votes can be read");
+    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+}
+
+/// A failover to a standby that lagged: what was acknowledged and is gone raises an alarm, which ends
+/// once the publisher's ledger was published again.
+#[tokio::test]
+async fn a_failover_that_loses_acknowledged_votes_is_noticed_until_they_are_there_again() {
+    let servers = Servers::private("lossy");
+    let stage = Stage::migrated(&servers, "lossy").await;
+    servers.script(&["standby", "up"]);
+    let all = votes(0, 300);
+    stage.publish_votes(&all[..100]).await;
+    let service = stage.start(&[]).await;
+    stage.until_counted(100).await;
+    // Without synchronous_standby_names nothing waits for it.
+    servers.script(&["standby", "stop"]);
+    stage.publish_votes(&all[100..200]).await;
+    stage.until_counted(200).await;
+    until_acknowledged(&service, 200.0).await;
+    servers.script(&["standby", "promote"]);
+    assert_eq!(stage.number("SELECT count(*) FROM vote_audit").await, 100, "the loss");
+
+    service.until_logged("acknowledged votes are missing from vote_audit").await;
+    service.until_not_ready().await;
+    let checks = service.get("/readyz").await.json()["checks"].clone();
+    assert_eq!(checks["acknowledged_votes"]["ok"], false, "{checks}");
+    assert!(service.metric("acknowledged_votes_lost_total").await >= Some(1.0));
+    let recorded = lost_votes(&stage).await;
+    assert!(matches!(&recorded[..], [(_, 1, 2)]), "one alarm: {recorded:?}");
+    assert_eq!(service.logged(&format!("POSTGRES_ACCEPT_LOST={}", recorded[0].0)), 1);
+
+    // Counting goes on, and so does the alarm.
+    stage.publish_votes(&all[200..]).await;
+    stage.until_counted(200).await;
+    assert_eq!(service.get("/readyz").await.status, 503);
+    stage.publish_votes(&all).await;
+    stage.until_counted(300).await;
+    service.until_ready().await;
+    service.stop().await;
+    stage.assert_counted_exactly(&all).await;
+}
+
+/// Restored while the service runs, and on the connections that it has: no reconnect shows it.
+#[tokio::test]
+async fn an_older_backup_under_a_running_service_is_noticed_and_can_be_accepted() {
+    let stage = Stage::migrated(Servers::shared(), "restored").await;
+    let all = votes(0, 60);
+    let execute = |sql: &'static str| sqlx::raw_sql(sql).execute(&stage.sql);
+    stage.publish_votes(&all[..30]).await;
+    let [one, two] = [stage.start(&[]).await, stage.start(&[]).await];
+    stage.until_counted(30).await;
+    execute(
+        "CREATE TABLE audit_backup AS TABLE vote_audit; \
+         CREATE TABLE results_backup AS TABLE vote_results",
+    )
+    .await
+    .expect("backed up");
+    stage.publish_votes(&all[30..]).await;
+    stage.until_counted(60).await;
+    let acked = async || {
+        let mut acked = 0.0;
+        for service in [&one, &two] {
+            let metric = "deliveries_settled_total{outcome=\"acked\"}";
+            acked += service.metric(metric).await.unwrap_or_default();
+        }
+        acked
+    };
+    eventually("all are acknowledged", async || acked().await >= 60.0).await;
+    execute(
+        "BEGIN; DELETE FROM vote_audit; INSERT INTO vote_audit TABLE audit_backup; \
+         DELETE FROM vote_results; INSERT INTO vote_results TABLE results_backup; COMMIT",
+    )
+    .await
+    .expect("restored");
+
+    // Both show it, whichever of them counted the votes.
+    for service in [&one, &two] {
+        service.until_not_ready().await;
+    }
+    let recorded = lost_votes(&stage).await;
+    assert_eq!(recorded.len(), 1, "one alarm for both: {recorded:?}");
+    one.stop().await;
+    two.stop().await;
+    // It outlives the instances that noticed it.
+    let again = stage.spawn(&[]).await;
+    again.until_logged("acknowledged votes are missing from vote_audit").await;
+    again.until_not_ready().await;
+    again.stop().await;
+    let accepted = stage.start(&[("POSTGRES_ACCEPT_LOST", &recorded[0].0)]).await;
+    accepted.stop().await;
+}
+
+/// A rerun after an unknown outcome finds its own votes: they are remembered like any other.
+#[tokio::test]
+async fn a_batch_of_replays_is_remembered_by_a_vote_that_is_there() {
+    let store = Stage::new(Servers::shared(), "marker").await.store().await;
+    let batch = || Votes::new(votes(0, 10));
+    let first = store.count(batch()).await.expect("counted");
+    let rerun = store.count(batch()).await.expect("found");
+    assert_eq!((first.added(), rerun.replays), (10, 10));
+    assert_eq!(first.marker.as_deref(), Some("hash-00000000"));
+    assert_eq!(rerun.marker, first.marker);
+    // Of a batch that adds some, one that it added: an older row proves nothing about this commit.
+    let mixed = store.count(Votes::new(votes(0, 12))).await.expect("counted");
+    assert_eq!((mixed.added(), mixed.marker.as_deref()), (2, Some("hash-00000010")));
+
+    let hashes = ["hash-00000003", "hash-00000011", "hash-00000099"].map(str::to_owned);
+    let found = store.look_up(hashes.to_vec(), String::new()).await.expect("looked up");
+    let found = found.expect("a primary");
+    assert_eq!((found.missing, found.alarms.len()), (vec!["hash-00000099".to_owned()], 0));
+    assert!(found.timeline >= 1, "{}", found.timeline);
+}
+
+async fn until_acknowledged(service: &Service, votes: f64) {
+    eventually("all are acknowledged", async || {
+        service.metric("deliveries_settled_total{outcome=\"acked\"}").await == Some(votes)
+    })
+    .await;
 }

@@ -40,6 +40,7 @@ fn script(crash_points: Vec<u64>, commit_survives: f64) -> Plan {
         limits: Limits {
             batch_size: BATCH,
             batch_timeout: Duration::from_millis(100),
+            batch_deadline: Duration::from_secs(900),
             in_flight: 2,
             max_message_bytes: 1_024,
             most_acked: BATCH as u64 - 1,

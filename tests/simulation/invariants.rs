@@ -104,7 +104,12 @@ pub fn check_end(world: &World) {
         if !database.has(vote) && !refused {
             broken("I1", &format!("item {number} was published and is neither counted nor dead"));
         }
-        if database.tables.audit.get(vote.vote_hash.as_str()).is_some_and(|v| v.citizen_id == POISON) {
+        if database
+            .tables
+            .audit
+            .get(vote.vote_hash.as_str())
+            .is_some_and(|v| v.citizen_id == POISON)
+        {
             broken("I1", &format!("item {number} is unstorable and was counted"));
         }
     }

@@ -149,6 +149,7 @@ impl Plan {
             limits: Limits {
                 batch_size,
                 batch_timeout: Duration::from_millis(rng.u64(20..1_000)),
+                batch_deadline: Duration::from_secs(*rng.choice(&[10, 30, 900]).unwrap_or(&900)),
                 in_flight,
                 max_message_bytes: 1_024,
                 most_acked: rng.u64(1..=20),

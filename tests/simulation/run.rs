@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use vote_aggregator::pipeline::Acknowledged;
 use vote_aggregator::retry::Jitter;
 use vote_aggregator::supervisor::Supervisor;
 use vote_aggregator::telemetry::{Health, Instruments};
@@ -200,6 +201,7 @@ impl Simulation {
             jitter: &Jitter::seeded(world.seed()),
             instruments: &self.instruments,
             health: &Health::default(),
+            acknowledged: &Acknowledged::default(),
         };
         supervisor.run(&process.stop).await.is_ok()
     }

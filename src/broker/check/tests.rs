@@ -17,11 +17,11 @@ fn a_queues_own_consumer_timeout_is_held_against_the_longest_hold() {
     let config = config(&[]);
     let severity =
         |seconds| shorter(&config, Duration::from_secs(seconds)).map(|finding| finding.severity);
-    // The longest hold is 109.75 s.
+    // Half of 1,800 s and one transaction of 25 s.
     assert_eq!(severity(1800), None);
     assert_eq!(severity(1799), Some(Warning));
-    assert_eq!(severity(220), Some(Warning));
-    assert_eq!(severity(219), Some(Error));
+    assert_eq!(severity(926), Some(Warning));
+    assert_eq!(severity(925), Some(Error));
 }
 
 #[test]

@@ -52,30 +52,28 @@ fn batches_in_flight_follow_prefetch_and_pool() {
 }
 
 #[test]
-fn the_retry_horizon_is_the_longest_hold_of_a_batch() {
-    // 7 s of delays x 1.25, 4 attempts of 25 s, 1 s to fill.
-    assert_eq!(load(&[]).retry_horizon(), Duration::from_secs_f64(109.75));
-    let none = load(&[("MAX_RETRY_ATTEMPTS", "0")]);
-    assert_eq!(none.retry_horizon(), Duration::from_secs(26));
+fn the_deadline_of_a_batch_is_half_of_the_consumer_timeout() {
+    assert_eq!(load(&[]).batch_deadline(), Duration::from_secs(900));
+    // 1 + 2 + 4 s, a quarter on top.
+    assert_eq!(load(&[]).retry_delays(), Duration::from_secs_f64(8.75));
+    let longest = [("MAX_RETRY_ATTEMPTS", "30"), ("RETRY_DELAY_SECONDS", "3600")];
+    assert!(load(&longest).retry_delays() > Duration::from_secs(1 << 40), "no overflow");
 }
 
 #[test]
-fn a_retry_horizon_beyond_half_of_the_consumer_timeout_is_refused() {
-    assert!(Config::load(&environment(&[("RABBITMQ_CONSUMER_TIMEOUT_SECONDS", "220")])).is_ok());
-    let low = problem(&[("RABBITMQ_CONSUMER_TIMEOUT_SECONDS", "219.5")]);
+fn an_attempt_longer_than_a_quarter_of_the_consumer_timeout_is_refused() {
+    // 2 statements of 10 s, 5 s, and 1 s to fill.
+    assert!(Config::load(&environment(&[("RABBITMQ_CONSUMER_TIMEOUT_SECONDS", "104")])).is_ok());
+    let low = problem(&[("RABBITMQ_CONSUMER_TIMEOUT_SECONDS", "103.5")]);
     assert_eq!(low.set_by, "environment variable RABBITMQ_CONSUMER_TIMEOUT_SECONDS");
 
-    let long = problem(&[("MAX_RETRY_ATTEMPTS", "10")]);
+    let long = problem(&[("POSTGRES_STATEMENT_TIMEOUT_SECONDS", "300")]);
     assert_eq!(long.key, "rabbitmq.consumer_timeout_seconds");
-    for part in ["1554.75 s", "1023 s", "10 of them", "1.25", "11 attempts", "10 s", "5 s", "1 s"] {
+    for part in ["606 s", "2 statements of 300 s", "5 s", "1 s"] {
         assert!(long.wrong.contains(part), "{part}: {}", long.wrong);
     }
-    assert!(long.help.contains("retry.max_attempts (environment variable MAX_RETRY_ATTEMPTS)"));
-    // The largest values that are allowed at all do not overflow.
-    assert_eq!(
-        problem(&[("MAX_RETRY_ATTEMPTS", "30"), ("RETRY_DELAY_SECONDS", "3600")]).key,
-        "rabbitmq.consumer_timeout_seconds"
-    );
+    let cause = "environment variable POSTGRES_STATEMENT_TIMEOUT_SECONDS";
+    assert!(long.help.contains(cause), "{}", long.help);
 }
 
 #[test]

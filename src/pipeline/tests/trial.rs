@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A trial over `count` votes, behind which the broker delivers nothing until it is cancelled.
-fn run_trial(world: &World, batch_size: usize, count: usize) -> Ended {
+/// A trial over `items`, behind which the broker delivers nothing until it is cancelled.
+fn try_items(world: &World, batch_size: usize, items: Vec<Vec<u8>>) -> (Ended, Duration) {
     let watched = world.clone();
     let cancelled = async move {
         while !watched.events().contains(&Event::Cancelled) {
@@ -11,8 +11,12 @@ fn run_trial(world: &World, batch_size: usize, count: usize) -> Ended {
         }
     };
     let end = cancelled.into_stream().filter_map(|()| ready(None));
-    let items = stream::iter(deliveries(votes_named(count))).chain(end).boxed();
-    run_chain(world, &limits(batch_size, 1), Mode::Trial, items, None).0
+    let items = stream::iter(deliveries(items)).chain(end).boxed();
+    run_chain(world, &limits(batch_size, 1), Mode::Trial, items, None)
+}
+
+fn run_trial(world: &World, batch_size: usize, count: usize) -> Ended {
+    try_items(world, batch_size, votes_named(count)).0
 }
 
 #[test]
@@ -48,4 +52,30 @@ fn a_trial_is_not_passed_by_votes_that_were_all_refused() {
     let events =
         [Event::DeadLettered(refused), Event::Acked(1), stored, Event::Acked(2), Event::Cancelled];
     assert_eq!(world.events(), events);
+}
+
+#[test]
+fn a_trial_ends_once_the_queue_proves_empty() {
+    let world = World::default();
+    let (ended, took) = try_items(&world, 5, Vec::new());
+    assert_eq!((ended.failure, ended.committed, ended.empty), (None, false, true));
+    assert!((5..6).contains(&took.as_secs()), "{took:?}");
+}
+
+/// Malformed messages prove nothing about the store, and do not keep the chain half-open.
+#[test]
+fn a_queue_of_malformed_messages_proves_empty_behind_them() {
+    let world = World::default();
+    let (ended, took) = try_items(&world, 5, vec![b"{".to_vec(); 3]);
+    assert_eq!((ended.failure, ended.committed, ended.empty), (None, false, true));
+    assert_eq!(world.events()[..3], [1, 2, 3].map(Event::Rejected));
+    assert!((10..11).contains(&took.as_secs()), "{took:?}");
+}
+
+#[test]
+fn a_batch_that_takes_its_time_is_no_empty_queue() {
+    let world = World { hangs: Duration::from_secs(60), ..World::default() };
+    let (ended, took) = try_items(&world, 5, votes_named(5));
+    assert_eq!((ended.failure, ended.committed, ended.empty), (None, true, false));
+    assert!((60..61).contains(&took.as_secs()), "{took:?}");
 }

@@ -57,6 +57,11 @@ pub(super) const DELIVERIES_COMMITTED_UNACKED: Entry = number(
     "Deliveries committed or dead-lettered whose ack could not be sent: they come again, as replays",
 );
 
+pub(super) const ACKNOWLEDGED_VOTES_LOST: Entry = number(
+    "acknowledged_votes_lost",
+    "Batches acknowledged by this process whose votes a failover or a restore of PostgreSQL lost",
+);
+
 // Batches.
 pub(super) const BATCH_WAIT: Entry = seconds(
     "batch_wait",
