@@ -369,3 +369,33 @@ fn counting_is_the_same_under_permutation_split_and_repetition() {
         })
         .expect("the law holds");
 }
+
+/// A plan that was made on an empty table and kept would read the whole audit for each batch with a
+/// repeat.
+#[tokio::test]
+async fn repeats_are_looked_up_by_the_index_however_the_audit_has_grown() {
+    let stage = Stage::migrated(Servers::shared(), "plans").await;
+    let execute = |sql: &'static str| sqlx::raw_sql(sql).execute(&stage.sql);
+    // What an ANALYZE would repair, the test must not wait for.
+    execute("ALTER TABLE vote_audit SET (autovacuum_enabled = off)").await.expect("altered");
+    let store = stage.prepare(&[("POSTGRES_MAX_CONNECTIONS", "1")]).await.expect("prepared");
+    let repeated = votes(0, 100);
+    for _ in 0..10 {
+        count(&store, &repeated).await;
+    }
+    execute(
+        "INSERT INTO vote_audit SELECT 'more-' || n, 'c', 'law-001', 'oui', now() \
+         FROM generate_series(1, 50000) AS n",
+    )
+    .await
+    .expect("many rows");
+    assert_eq!(count(&store, &repeated).await.replays, 100);
+    // A session that ends leaves its statistics.
+    store.close().await;
+    let sessions = "SELECT count(*) FROM pg_stat_activity \
+                    WHERE datname = current_database() AND application_name = 'vote-aggregator'";
+    eventually("the session has ended", async || stage.number(sessions).await == 0).await;
+    let read = "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'vote_audit'";
+    let read = stage.number(read).await;
+    assert!(read < 50_000, "the whole table was read: {read} rows");
+}

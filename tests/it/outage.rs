@@ -288,3 +288,30 @@ async fn a_failover_to_a_read_only_server_is_waited_for() {
     settle(&stage, service, &all).await;
     stage.assert_drained().await;
 }
+
+/// A lock on one law's row, which a probe write does not meet: half-open is not ready, and the votes of
+/// that law stop nothing for longer than the lock lasts.
+#[tokio::test]
+async fn a_row_lock_on_one_law_is_not_ready_until_it_is_released() {
+    let stage = Stage::migrated(Servers::shared(), "rowlock").await;
+    let all = votes(0, 40);
+    stage.publish_votes(&all[..20]).await;
+    let service = stage.start(&[("MAX_RETRY_ATTEMPTS", "0")]).await;
+    stage.until_counted(20).await;
+    let mut forgotten = stage.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("UPDATE vote_results SET updated_at = now() WHERE law_id = 'law-001'")
+        .execute(&mut *forgotten)
+        .await
+        .expect("locked");
+    stage.publish_votes(&all[20..]).await;
+    let half_open = "breaker_state{state=\"half_open\"}";
+    eventually("half-open", async || service.metric(half_open).await == Some(1.0)).await;
+    assert_eq!(service.get("/readyz").await.status, 503);
+    forgotten.rollback().await.expect("released");
+    stage.until_counted(40).await;
+    service.until_ready().await;
+    assert_eq!(service.metric(half_open).await, Some(0.0));
+    service.stop().await;
+    stage.assert_counted_exactly(&all).await;
+    stage.assert_drained().await;
+}

@@ -147,7 +147,7 @@ async fn the_predecessors_tables_are_taken_over_with_what_they_hold() {
              timestamp TIMESTAMP WITH TIME ZONE); \
          CREATE TABLE duplicate_attempts (id SERIAL PRIMARY KEY, vote_hash VARCHAR(64), \
              citizen_id VARCHAR(100), attempt_timestamp TIMESTAMP WITH TIME ZONE); \
-         INSERT INTO vote_results VALUES ('law-old', 1, 0); \
+         INSERT INTO vote_results VALUES ('law-old', 1, 0), ('law-negative', -5, 0); \
          INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, timestamp) \
              VALUES ('old', 'c', 'law-old', 'oui', '2025-01-01Z'); \
          INSERT INTO duplicate_attempts (vote_hash, citizen_id) VALUES ('old', 'c2')",
@@ -158,8 +158,11 @@ async fn the_predecessors_tables_are_taken_over_with_what_they_hold() {
     let store = stage.store().await;
     let mut batch = votes(0, 10);
     batch.push(vote(100, "law-old", Choice::Non));
+    batch.push(vote(101, "law-negative", Choice::Oui));
     let counted = store.count(Votes::new(batch)).await.expect("counted");
-    assert_eq!(counted.added(), 11);
+    assert_eq!(counted.added(), 12);
+    let totals = store.totals(vec!["law-negative".to_owned()], 1).await.expect("read");
+    assert_eq!(totals.laws, [("law-negative".to_owned(), [-4, 0])], "as it is, for the gauge");
     let repeated = vote(0, "law-z", Choice::Oui);
     let counted = store.count(Votes::new(vec![repeated])).await.expect("counted");
     assert_eq!(counted.attempts, 1);
