@@ -92,12 +92,17 @@ fn code(ended: Result<Result<(), ServiceError>, Box<dyn Any + Send>>) -> ExitCod
             return ExitCode::from(exit::INTERNAL);
         }
     };
-    tracing::error!("cannot start: {error}");
+    match &error {
+        ServiceError::TaskEnded(ended) => tracing::error!("ended: {ended}; please report it"),
+        error => tracing::error!("cannot start: {error}"),
+    }
     ExitCode::from(match error {
         ServiceError::Store(error) => exit::of_postgres(&error),
         ServiceError::Broker(error) => exit::of_rabbitmq(&error),
         ServiceError::Bind(_) => exit::CONFIG,
-        ServiceError::Metrics(_) => exit::INTERNAL,
+        ServiceError::Metrics(_) | ServiceError::Http(_) | ServiceError::TaskEnded(_) => {
+            exit::INTERNAL
+        }
     })
 }
 
