@@ -285,8 +285,11 @@ impl Watch {
             Ok(()) => self.health.postgres_answers(),
             Err(fault) => {
                 tracing::debug!(sqlstate = fault.sqlstate, "PostgreSQL does not answer: {fault}");
-                self.health.postgres_failed(&fault.to_string());
+                self.health.postgres_failed(&fault);
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
