@@ -116,7 +116,7 @@ impl PgStore {
 
 /// Has the server look now and then whether this client is still there, so that a statement of
 /// minutes does not outlive it. Servers before PostgreSQL 14 can't.
-async fn end_with_us(connection: &mut PgConnection) {
+pub(super) async fn end_with_us(connection: &mut PgConnection) {
     let set = sqlx::query(
         "SELECT set_config(name, $1, false) FROM pg_settings \
          WHERE name = 'client_connection_check_interval'",
@@ -127,7 +127,10 @@ async fn end_with_us(connection: &mut PgConnection) {
     }
 }
 
-async fn compare(connection: &mut PgConnection, keep: usize) -> Result<Comparison, Error> {
+pub(super) async fn compare(
+    connection: &mut PgConnection,
+    keep: usize,
+) -> Result<Comparison, Error> {
     let mut comparison = Comparison::default();
     let mut laws = sqlx::query(RECOUNT).fetch(connection);
     while let Some(row) = laws.try_next().await? {

@@ -162,3 +162,91 @@ async fn switched_off_it_compares_nothing_and_shows_nothing() {
     assert!(!scrape.contains("results_drift") && !scrape.contains("reconciliation"), "{scrape}");
     assert!(!service.stop().await.contains("differs from vote_audit"));
 }
+
+/// Notes when a comparison was shared.
+const NOTE_SCANS: &str = "CREATE TABLE scans (at timestamptz NOT NULL); \
+    CREATE FUNCTION note_scan() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+    INSERT INTO scans VALUES (clock_timestamp()); RETURN NULL; END $$; \
+    CREATE TRIGGER note_scan AFTER INSERT OR UPDATE ON reconciliation \
+    FOR EACH ROW EXECUTE FUNCTION note_scan(); \
+    INSERT INTO vote_results VALUES ('law-nowhere', 7, 0)";
+
+#[tokio::test]
+async fn three_instances_compare_once_an_interval_and_all_show_it() {
+    let stage = Stage::migrated(Servers::shared(), "shared").await;
+    execute(&stage, NOTE_SCANS).await;
+    let hourly = [("RECONCILE_INTERVAL_SECONDS", "3600")];
+    let (one, two, three) =
+        futures::join!(stage.start(&hourly), stage.start(&hourly), stage.start(&hourly));
+    for service in [&one, &two, &three] {
+        until_drift(service, 7.0, 1.0).await;
+        let age = service.metric("last_reconciliation_age_seconds").await;
+        assert!(age.is_some_and(|age| age < 60.0), "{age:?}");
+    }
+    assert_eq!(stage.number("SELECT count(*) FROM scans").await, 1, "one scan for all three");
+    let told = "vote_results differs from vote_audit by 7 votes";
+    let logs = [one.stop().await, two.stop().await, three.stop().await];
+    assert_eq!(logs.iter().filter(|log| log.contains(told)).count(), 1, "logged by who scanned");
+
+    // Again and again, and never sooner than an interval after the scan before.
+    execute(&stage, "TRUNCATE scans").await;
+    let every_second = [("RECONCILE_INTERVAL_SECONDS", "1")];
+    let (one, two, three) = futures::join!(
+        stage.start(&every_second),
+        stage.start(&every_second),
+        stage.start(&every_second)
+    );
+    execute(&stage, "DELETE FROM vote_results WHERE law_id = 'law-nowhere'").await;
+    for service in [&one, &two, &three] {
+        until_drift(service, 0.0, 0.0).await;
+    }
+    eventually("five scans", async || stage.number("SELECT count(*) FROM scans").await >= 5).await;
+    let sooner = "SELECT count(*) FROM (SELECT at - lag(at) OVER (ORDER BY at) AS after FROM scans) \
+                  AS scan WHERE after < interval '0.99 s'";
+    assert_eq!(stage.number(sooner).await, 0, "scans sooner than an interval after another");
+    for service in [one, two, three] {
+        service.stop().await;
+    }
+}
+
+/// Any session may hold the lock: then nothing is compared, which an alert tells.
+#[tokio::test]
+async fn nothing_is_compared_while_another_session_has_the_lock() {
+    let stage = Stage::migrated(Servers::shared(), "locked").await;
+    let mut other = stage.sql.begin().await.expect("a transaction");
+    let lock = "SELECT pg_advisory_xact_lock(4260293564701110360)";
+    sqlx::raw_sql(lock).execute(&mut *other).await.expect("locked");
+    let service = stage.start(&[OFTEN]).await;
+    stage.publish_votes(&votes(0, 50)).await;
+    stage.until_counted(50).await;
+    assert_eq!(service.metric("results_drift_votes").await, None, "nobody has compared yet");
+    other.rollback().await.expect("unlocked");
+    until_drift(&service, 0.0, 0.0).await;
+    service.stop().await;
+}
+
+/// After an update, before `roles.sql` was run again.
+#[tokio::test]
+async fn a_role_that_may_not_share_compares_alone_and_says_so_once() {
+    let stage = Stage::migrated(Servers::shared(), "alone").await;
+    let role = stage.database.clone();
+    execute(
+        &stage,
+        &format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'alone'; \
+             GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}; \
+             REVOKE INSERT ON reconciliation FROM {role}"
+        ),
+    )
+    .await;
+    let service =
+        stage.start(&[OFTEN, ("POSTGRES_USER", &role), ("POSTGRES_PASSWORD", "alone")]).await;
+    execute(&stage, "INSERT INTO vote_results VALUES ('law-nowhere', 7, 0)").await;
+    until_drift(&service, 7.0, 1.0).await;
+    execute(&stage, "DELETE FROM vote_results").await;
+    until_drift(&service, 0.0, 0.0).await;
+    assert_eq!(service.logged("compares the totals with the audit for itself"), 1);
+    assert_eq!(stage.number("SELECT count(*) FROM reconciliation").await, 0);
+    service.stop().await;
+    execute(&stage, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
