@@ -70,7 +70,7 @@ async fn silent_connections_do_not_keep_health_from_answering() {
             loop {
                 if let Ok(mut stream) = connect(&address, request).await {
                     // Until it is closed.
-                    stream.read(&mut [0]).await.ok();
+                    stream.read_u8().await.ok();
                 }
                 sleep(Duration::from_millis(500)).await;
             }
