@@ -18,7 +18,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -28,6 +28,9 @@ use crate::telemetry::{Health, Metrics};
 
 /// The name of the thread, as `ps -L` and `/proc` show it.
 const THREAD: &str = "http";
+/// Connections that the kernel keeps until they are accepted; it drops those beyond, whose clients
+/// try again after a second. Linux grants no more than `net.core.somaxconn`, by default as many.
+const BACKLOG: u32 = 4_096;
 
 /// What the answers are made of.
 #[derive(Clone)]
@@ -40,12 +43,21 @@ pub struct Sources {
     pub heartbeat: watch::Receiver<()>,
 }
 
-/// Binds `address`; port 0 takes a free one.
+/// Binds `address` on the current runtime; port 0 takes a free one.
 ///
 /// # Errors
 /// The address and what the system said.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address).await.map_err(|source| BindError { address, source })
+pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    let listen = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| BindError { address, source })
 }
 
 /// The metrics port could not be bound.

@@ -131,7 +131,7 @@ async fn count(
     let jitter = Jitter::from_entropy();
 
     let address = SocketAddr::new(config.monitoring.host, config.monitoring.port);
-    let listener = http::bind(address).await?;
+    let listener = http::bind(address)?;
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "metrics and health");
     }

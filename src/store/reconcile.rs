@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use sqlx::postgres::types::PgInterval;
-use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Connection, Error, Row};
+use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::query::Query;
+use sqlx::{Connection, Error, Postgres, Row};
 
-use super::recount::{Comparison, DEADLINE, STATEMENT_TIMEOUT, compare, end_with_us};
+use super::recount::{CLIENT_CHECK, Comparison, DEADLINE, STATEMENT_TIMEOUT, compare};
 use super::transaction::fault;
 use super::{PgStore, within};
 use crate::ports::Fault;
@@ -83,7 +84,6 @@ impl PgStore {
         let address = self.address.session("vote-aggregator reconciler", []);
         let shared = within(DEADLINE, async {
             let mut connection = address.connect().await?;
-            end_with_us(&mut connection).await;
             let shared = in_transaction(&mut connection, interval, keep).await;
             let shared = shared.map_err(|error| fault(&error))?;
             // The answer is here, whether or not the server hears of the end.
@@ -95,6 +95,12 @@ impl PgStore {
             None => self.compare(keep).await.map(Reconciled::Alone),
         }
     }
+}
+
+/// A query that leaves no prepared statement on a server connection, which a pooler may give to
+/// another client next.
+fn query(sql: &'static str) -> Query<'static, Postgres, PgArguments> {
+    sqlx::query(sql).persistent(false)
 }
 
 /// `None` when the table cannot be used. An error leaves the transaction open: the connection is
@@ -109,21 +115,21 @@ async fn in_transaction(
         ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
         // Counting has the other cores.
         ("max_parallel_workers_per_gather", "0".to_owned()),
+        // A statement of minutes does not outlive this client; servers before 14 lack it.
+        ("client_connection_check_interval", CLIENT_CHECK.as_millis().to_string()),
     ] {
-        let set = sqlx::query("SELECT set_config($1, $2, true)").bind(setting).bind(value);
-        set.execute(&mut *transaction).await?;
+        let set = query("SELECT set_config(name, $2, true) FROM pg_settings WHERE name = $1");
+        set.bind(setting).bind(value).execute(&mut *transaction).await?;
     }
-    let usable: bool = sqlx::query_scalar(PRIVILEGES).fetch_one(&mut *transaction).await?;
-    if !usable {
+    let usable = query(PRIVILEGES).fetch_one(&mut *transaction).await?;
+    if !usable.try_get::<bool, _>(0)? {
         transaction.rollback().await?;
         return Ok(None);
     }
-    let locked: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
-        .bind(LOCK)
-        .fetch_one(&mut *transaction)
-        .await?;
+    let lock = query("SELECT pg_try_advisory_xact_lock($1)").bind(LOCK);
+    let locked: bool = lock.fetch_one(&mut *transaction).await?.try_get(0)?;
     // After the lock: a comparison that ended before it is seen.
-    let last = sqlx::query(LAST).fetch_optional(&mut *transaction).await?;
+    let last = query(LAST).fetch_optional(&mut *transaction).await?;
     let last = last.as_ref().map(shared).transpose()?;
     let reconciled = match last {
         last if !locked => Reconciled::Busy(last),
@@ -146,7 +152,7 @@ async fn share(
 ) -> Result<(), Error> {
     let Comparison { laws, votes, drift_laws, drift_votes, .. } = comparison;
     let microseconds = i64::try_from(took.as_micros()).unwrap_or(i64::MAX);
-    let mut share = sqlx::query(SHARE).bind(PgInterval { months: 0, days: 0, microseconds });
+    let mut share = query(SHARE).bind(PgInterval { months: 0, days: 0, microseconds });
     for number in [laws, votes, drift_laws, drift_votes] {
         share = share.bind(i64::try_from(*number).unwrap_or(i64::MAX));
     }

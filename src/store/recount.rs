@@ -18,7 +18,7 @@ pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
 /// The server has given up by then, or is not there any more.
 pub(super) const DEADLINE: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(20));
 /// How soon the server may find out that nobody waits for its answer any more.
-const CLIENT_CHECK: Duration = Duration::from_secs(2);
+pub(super) const CLIENT_CHECK: Duration = Duration::from_secs(2);
 
 /// One law's counts, `[oui, non]` each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ impl PgStore {
 
 /// Has the server look now and then whether this client is still there, so that a statement of
 /// minutes does not outlive it. Servers before PostgreSQL 14 can't.
-pub(super) async fn end_with_us(connection: &mut PgConnection) {
+async fn end_with_us(connection: &mut PgConnection) {
     let set = sqlx::query(
         "SELECT set_config(name, $1, false) FROM pg_settings \
          WHERE name = 'client_connection_check_interval'",
@@ -132,7 +132,7 @@ pub(super) async fn compare(
     keep: usize,
 ) -> Result<Comparison, Error> {
     let mut comparison = Comparison::default();
-    let mut laws = sqlx::query(RECOUNT).fetch(connection);
+    let mut laws = sqlx::query(RECOUNT).persistent(false).fetch(connection);
     while let Some(row) = laws.try_next().await? {
         comparison.add(law_counts(&row)?, keep);
     }

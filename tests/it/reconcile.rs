@@ -3,7 +3,9 @@
 use rustix::process::Signal;
 use sqlx::AssertSqlSafe;
 
-use crate::support::{Servers, Service, Stage, eventually, votes};
+use vote_aggregator::store::{PgStore, Reconciled, options};
+
+use crate::support::{Pooler, Servers, Service, Stage, eventually, votes};
 
 /// Often enough for a test, and the pause of 20 times a short while goes on top.
 const OFTEN: (&str, &str) = ("RECONCILE_INTERVAL_SECONDS", "0.1");
@@ -249,4 +251,35 @@ async fn a_role_that_may_not_share_compares_alone_and_says_so_once() {
     assert_eq!(stage.number("SELECT count(*) FROM reconciliation").await, 0);
     service.stop().await;
     execute(&stage, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+/// Behind a transaction pooler, where a lock or a setting of the session would be lost or would stay.
+#[tokio::test]
+async fn it_is_one_comparison_through_a_transaction_pooler_as_well() {
+    let stage = Stage::migrated(Servers::shared(), "pooled").await;
+    execute(&stage, NOTE_SCANS).await;
+    let pooler = Pooler::start(&stage).await;
+    let config = stage.config(&[("POSTGRES_PORT", &pooler.port)]);
+    let stores: Vec<PgStore> =
+        (0..4).map(|_| PgStore::new(&config.postgres, options(&config.postgres))).collect();
+    let (mut compared, hour) = (0, std::time::Duration::from_secs(3_600));
+    for _ in 0..5 {
+        let asking = stores.iter().map(|store| store.reconcile(hour, 10));
+        for reconciled in futures::future::join_all(asking).await {
+            match reconciled.expect("an answer") {
+                Reconciled::Compared(comparison) => {
+                    compared += 1;
+                    assert_eq!(comparison.drift_votes, 7);
+                }
+                Reconciled::Recent(last) => assert_eq!(last.drift_votes, 7),
+                Reconciled::Busy(last) => assert!(last.is_none_or(|last| last.drift_votes == 7)),
+                Reconciled::Alone(_) => panic!("the owner may use the table"),
+            }
+        }
+    }
+    assert_eq!(compared, 1);
+    assert_eq!(stage.number("SELECT count(*) FROM scans").await, 1);
+    let left = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
+                (SELECT oid FROM pg_database WHERE datname = current_database())";
+    assert_eq!(stage.number(left).await, 0, "no lock stays with a connection of the pool");
 }

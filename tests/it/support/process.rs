@@ -173,18 +173,15 @@ impl Service {
     /// The processor time that its threads of this name have used so far.
     pub fn thread_time(&self, name: &str) -> Duration {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).expect("Linux");
-        let stats = tasks.filter_map(|task| {
-            fs::read_to_string(task.expect("an entry").path().join("stat")).ok()
+        let times = tasks.filter_map(|task| {
+            let task = task.expect("an entry").path();
+            let its = fs::read_to_string(task.join("comm")).ok()?;
+            // Its first number: nanoseconds on a processor.
+            let stat = fs::read_to_string(task.join("schedstat")).ok()?;
+            let time = stat.split(' ').next()?.parse::<u64>().expect("a number");
+            (its.trim_end() == name).then_some(time)
         });
-        let ticks = stats.filter_map(|stat| {
-            let (head, fields) = stat.rsplit_once(") ")?;
-            let fields: Vec<&str> = fields.split(' ').collect();
-            // utime and stime, the 14th and the 15th field.
-            let ticks = |n: usize| fields[n].parse::<u64>().expect("a number");
-            (head.split_once('(')?.1 == name).then(|| ticks(11) + ticks(12))
-        });
-        // Linux has 100 a second on every platform that it runs on today.
-        Duration::from_millis(10 * ticks.sum::<u64>())
+        Duration::from_nanos(times.sum())
     }
 
     pub fn signal(&self, signal: Signal) {
