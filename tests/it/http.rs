@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
-use crate::support::{Servers, Service, Stage, execute, votes};
+use crate::support::{Servers, Service, Stage, eventually, execute, votes};
 
 const MIB: u64 = 1_024 * 1_024;
 /// As many as `METRICS_MAX_LAWS` gives series of their own.
@@ -27,32 +27,41 @@ async fn connect(address: &str, request: &str) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// The slowest of a few answers of each health address.
-async fn slowest_probe(service: &Service) -> Duration {
-    let mut slowest = Duration::ZERO;
-    for _ in 0..5 {
-        for path in ["/livez", "/readyz", "/startupz"] {
-            let began = Instant::now();
-            assert_eq!(service.get(path).await.status, 200, "{path}");
-            slowest = slowest.max(began.elapsed());
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
-    slowest
+/// How long a health address takes to answer 200.
+async fn probe(address: &str, path: &str) -> std::io::Result<Duration> {
+    let began = Instant::now();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut answer = Vec::new();
+    connect(address, &request).await?.read_to_end(&mut answer).await?;
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    Ok(began.elapsed())
 }
 
-/// Probes are answered in milliseconds. The bound is the one that matters to Kubernetes; a machine
-/// that is busy with other tests exceeds it now and then, so the best of ten rounds counts.
+/// Probes are answered in milliseconds. The bound is the one that matters to Kubernetes, which also
+/// takes one failure for none; a machine that is busy with other tests exceeds it now and then. So
+/// one round of ten has to be good, in which every probe is.
 async fn assert_probes_are_answered(service: &Service) {
-    let mut slowest = Vec::new();
+    let address = service.address().await;
+    let mut rounds = Vec::new();
     for _ in 0..10 {
-        slowest.push(slowest_probe(service).await);
-        if slowest.last().is_some_and(|last| *last < PROBE_TIMEOUT) {
-            println!("slowest probe: {slowest:?}");
+        let mut slowest = Ok(Duration::ZERO);
+        for path in ["/livez", "/readyz", "/startupz"].repeat(5) {
+            let took = timeout(5 * PROBE_TIMEOUT, probe(&address, path)).await;
+            slowest = match (slowest, took) {
+                (Ok(slowest), Ok(Ok(took))) => Ok(slowest.max(took)),
+                (Err(failed), _) => Err(failed),
+                (_, failed) => Err(format!("{path}: {failed:?}")),
+            };
+            sleep(Duration::from_millis(20)).await;
+        }
+        let good = slowest.as_ref().is_ok_and(|slowest| *slowest < PROBE_TIMEOUT);
+        rounds.push(slowest);
+        if good {
+            println!("slowest probe of each round: {rounds:?}");
             return;
         }
     }
-    panic!("slowest probe of each round: {slowest:?}");
+    panic!("slowest probe of each round: {rounds:?}");
 }
 
 /// 3,000 connections that say nothing, or half a request, each opened anew as soon as it is closed.
@@ -62,24 +71,32 @@ async fn silent_connections_do_not_keep_health_from_answering() {
     let stage = Stage::migrated(Servers::shared(), "silent").await;
     let service = stage.start(&[]).await;
     let address = service.address().await;
-    let mut silent = JoinSet::new();
-    for number in 0..CONNECTIONS {
-        let address = address.clone();
-        silent.spawn(async move {
-            let request = if number % 2 == 0 { "" } else { "GET /metrics HTTP/1.1\r\nHo" };
-            loop {
-                if let Ok(mut stream) = connect(&address, request).await {
-                    // Until it is closed.
-                    stream.read_u8().await.ok();
-                }
-                sleep(Duration::from_secs(2)).await;
-            }
-        });
-    }
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    // On a thread of their own, so that a probe does not wait for them on its way out.
+    let silent = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(stopped.run_until_cancelled(async {
+            let connections = (0..CONNECTIONS).map(|number| stay_silent(&address, number));
+            futures::future::join_all(connections).await
+        }))
+    });
     sleep(Duration::from_secs(1)).await;
     assert_probes_are_answered(&service).await;
-    silent.shutdown().await;
+    stop.cancel();
+    assert!(silent.join().expect("no panic").is_none(), "they went on until the end");
     service.stop().await;
+}
+
+/// A connection after the other, each until it is closed.
+async fn stay_silent(address: &str, number: usize) {
+    let request = if number % 2 == 0 { "" } else { "GET /metrics HTTP/1.1\r\nHo" };
+    loop {
+        if let Ok(mut stream) = connect(address, request).await {
+            stream.read_u8().await.ok();
+        }
+        sleep(Duration::from_secs(2)).await;
+    }
 }
 
 #[tokio::test]
@@ -144,17 +161,23 @@ async fn ask_without_reading(address: &str, path: &str) {
 /// The thread that counts has the name of the program.
 const COUNTING: &str = "vote-aggregator";
 
-/// Processor time of the counting thread for each vote, in microseconds, over a second.
+/// Processor time of the counting thread for each vote, in microseconds, over a second and 200 votes
+/// at least.
 async fn cost(service: &Service, stage: &Stage<'_>) -> f64 {
     const COUNTED: &str = "SELECT sum(oui_count + non_count)::bigint FROM vote_results \
                            WHERE law_id LIKE 'law-0%'";
     let sample = async || (service.thread_time(COUNTING), stage.number(COUNTED).await);
     let (before, counted_before) = sample().await;
-    sleep(Duration::from_secs(1)).await;
-    let (after, counted_after) = sample().await;
-    let votes = counted_after - counted_before;
-    assert!(votes > 100, "{votes} votes in a second: is the backlog used up?");
-    (after - before).as_secs_f64() * 1e6 / votes as f64
+    let mut cost = 0.0;
+    eventually("200 votes more", async || {
+        sleep(Duration::from_secs(1)).await;
+        let (after, counted) = sample().await;
+        let votes = counted - counted_before;
+        cost = (after - before).as_secs_f64() * 1e6 / votes as f64;
+        votes >= 200
+    })
+    .await;
+    cost
 }
 
 /// By processor time of the counting thread alone, since wall-clock time on a busy machine says
