@@ -19,7 +19,7 @@ async fn status(router: &Router, path: &str) -> StatusCode {
 /// answers is paused: 30 s pass for it alone.
 #[tokio::test(start_paused = true)]
 async fn livez_is_503_while_the_counting_runtime_is_blocked() {
-    let (beat, heartbeat) = watch::channel(());
+    let (beat, mut heartbeat) = watch::channel(());
     let (block, blocked) = mpsc::channel::<()>();
     let counting = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
@@ -35,6 +35,7 @@ async fn livez_is_503_while_the_counting_runtime_is_blocked() {
             beating.await.expect("no panic")
         })
     });
+    heartbeat.changed().await.expect("a first heartbeat");
     let health = Arc::new(Health::default());
     let sources = Sources {
         metrics: Metrics::off(Arc::clone(&health)),
@@ -45,8 +46,6 @@ async fn livez_is_503_while_the_counting_runtime_is_blocked() {
     let liveness = Liveness::default();
     let router = router(sources, &liveness);
     let answering = async {
-        let mut beats = heartbeat.clone();
-        beats.changed().await.expect("a first heartbeat");
         assert_eq!(status(&router, "/livez").await, StatusCode::OK);
         tokio::time::sleep(Duration::from_secs(29)).await;
         assert_eq!(status(&router, "/livez").await, StatusCode::OK, "not for long enough");
@@ -55,14 +54,14 @@ async fn livez_is_503_while_the_counting_runtime_is_blocked() {
         tokio::time::sleep(Duration::from_secs(600)).await;
         assert_eq!(status(&router, "/livez").await, StatusCode::SERVICE_UNAVAILABLE);
         block.send(()).expect("the blocked task waits");
-        beats.changed().await.expect("its runtime lives");
+        // Joined, so that the heartbeat was sent to the end before the clock goes on.
+        let beat = counting.join().expect("no panic");
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(status(&router, "/livez").await, StatusCode::OK);
+        drop(beat);
     };
     tokio::select! {
         () = liveness.follow(heartbeat.clone()) => unreachable!("the sender lives"),
         () = answering => {}
     }
-    let beat = counting.join().expect("no panic");
-    drop(beat);
 }
