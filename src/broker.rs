@@ -92,13 +92,14 @@ impl RabbitMq {
             tracing::warn!("RABBITMQ_MANAGEMENT_URL: {error}");
         }
         let told = noted.iter().filter(|noted| noted.at_start);
+        let shown = told.clone().map(|noted| noted.shown).collect();
         let warnings: Vec<String> = told.map(|noted| noted.finding.line()).collect();
         for warning in &warnings {
             if last.as_ref().is_none_or(|(_, told)| !told.contains(warning)) {
                 tracing::warn!(queue = self.config.queue, "{warning}");
             }
         }
-        self.health.queue_examined(route, warnings.clone());
+        self.health.queue_examined(route, shown);
         *last = Some((Instant::now(), warnings));
     }
 

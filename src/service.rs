@@ -1,16 +1,20 @@
 //! `run`, as an ordered list: metrics, database, totals, broker, count, stop.
 
 mod acknowledged;
+mod background;
 mod reconciler;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::acknowledged::AcknowledgedWatch;
+use self::background::{Background, supervised};
+pub use self::background::{NamedTask, TaskEnded};
 use self::reconciler::Reconciler;
 use crate::broker::{QueueWatch, RabbitMq};
 use crate::config::Config;
@@ -26,6 +30,8 @@ use crate::telemetry::{
     seconds,
 };
 
+/// How often the counting runtime shows that it runs its tasks.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 /// At least this often the database is asked for something.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 /// How often the broker is asked for the depths of its queues, and how long it may take.
@@ -37,7 +43,7 @@ const MOST_ACKED: u64 = 500;
 /// How long closing the pool may take: by then nothing is in a transaction.
 const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why the service did not start.
+/// Why the service did not start, or ended before it was stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     #[error(transparent)]
@@ -48,30 +54,71 @@ pub enum ServiceError {
     Broker(#[from] OpenError),
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Http(#[from] http::StartError),
+    #[error(transparent)]
+    TaskEnded(#[from] TaskEnded),
 }
 
-/// Counts votes until `stop`; what was taken by then is settled. `manager` is told how it goes.
+/// Counts votes until `stop`; deliveries already received are settled. `manager` is notified of the
+/// state.
 ///
 /// # Errors
-/// [`ServiceError`]: what keeps the service from starting. Servers that are down do not.
+/// [`ServiceError`]: what keeps the service from starting, which servers that are down do not, or
+/// the background task that ended.
 pub async fn run(
     config: &Config,
     manager: Option<&ServiceManager>,
     stop: &CancellationToken,
 ) -> Result<(), ServiceError> {
+    run_with(config, manager, stop, Vec::new()).await
+}
+
+/// Does the same as [`run`] and supervises `tasks` together with the service's own.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
+    config: &Config,
+    manager: Option<&ServiceManager>,
+    stop: &CancellationToken,
+    tasks: Vec<NamedTask>,
+) -> Result<(), ServiceError> {
     let health = Arc::new(Health::default());
-    let counting = count(config, Arc::clone(&health), stop);
-    let Some(manager) = manager else { return counting.await };
-    // In the task that counts, so that it is missed when that does not get on.
-    tokio::select! {
-        ended = counting => ended,
-        never = manager.attend(&health, stop) => match never {},
+    let (mut background, mut supervision) = Background::new();
+    for (name, task) in tasks {
+        background.spawn(name, task);
     }
+    // Of its own, so that a task that ends can stop counting as a signal does.
+    let stop = stop.child_token();
+    let mut counting = Box::pin(count(config, Arc::clone(&health), background, &stop));
+    // In the task that counts, so that the watchdog is not notified while that task is blocked.
+    let attending = async {
+        match manager {
+            Some(manager) => supervised("service manager", manager.attend(&health, &stop)).await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        result = &mut counting => return result,
+        ended = supervision.ended() => ended,
+        ended = attending => ended,
+    };
+    tracing::error!(task = ended.name, "stopping: {ended}");
+    stop.cancel();
+    // As at a signal: deliveries already received are settled, unless that takes too long.
+    match tokio::time::timeout(config.shutdown_timeout, counting).await {
+        Ok(Err(error)) => tracing::error!("counting ended with an error, too: {error}"),
+        Ok(Ok(())) => {}
+        Err(_) => tracing::error!("deliveries were not settled within SHUTDOWN_TIMEOUT_SECONDS"),
+    }
+    Err(ended.into())
 }
 
 async fn count(
     config: &Config,
     health: Arc<Health>,
+    mut background: Background,
     stop: &CancellationToken,
 ) -> Result<(), ServiceError> {
     let began = Instant::now();
@@ -86,12 +133,15 @@ async fn count(
     let jitter = Jitter::from_entropy();
 
     let address = SocketAddr::new(config.monitoring.host, config.monitoring.port);
-    let listener = http::bind(address).await?;
+    let listener = http::bind(address)?;
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "metrics and health");
     }
-    let sources = http::Sources { metrics, health: Arc::clone(&health), stop: stop.clone() };
-    let _http = AbortOnDrop(tokio::spawn(http::serve(listener, sources)));
+    let (beat, heartbeat) = watch::channel(());
+    background.spawn("heartbeat", send_heartbeats(beat));
+    let sources =
+        http::Sources { metrics, health: Arc::clone(&health), stop: stop.clone(), heartbeat };
+    background.spawn("http", http::start(listener, sources)?.ended());
 
     let Some(store) = store::prepare(config, &jitter, &health, stop).await? else {
         return Ok(());
@@ -116,22 +166,22 @@ async fn count(
     };
     // Before the first vote is counted, so that the gauges are right from the first scrape on.
     watch.refresh_totals().await;
-    let _watch = AbortOnDrop(tokio::spawn(watch.run()));
-    let _reconciler = config.monitoring.reconcile_interval.map(|interval| {
+    background.spawn("totals and database health", watch.run());
+    if let Some(interval) = config.monitoring.reconcile_interval {
         let reconciler = Reconciler {
             store: store.clone(),
             shown: Arc::clone(&instruments.reconciliation),
             jitter: Jitter::from_entropy(),
             interval,
         };
-        AbortOnDrop(tokio::spawn(reconciler.run()))
-    });
+        background.spawn("reconciler", reconciler.run());
+    }
     let repeated = instruments.clone();
-    let _repeats =
-        AbortOnDrop(tokio::spawn(async move { repeated.repeats().run(tell_suppressed).await }));
-
+    background.spawn("suppressed log lines", async move {
+        repeated.repeats().run(tell_suppressed).await;
+    });
     let queues = QueueWatch::new(config.rabbitmq.clone());
-    let _queues = AbortOnDrop(tokio::spawn(watch_queues(queues, instruments.clone())));
+    background.spawn("queue depths", watch_queues(queues, instruments.clone()));
 
     let broker = RabbitMq::new(config.rabbitmq.clone(), Arc::clone(&health));
     let supervisor = Supervisor {
@@ -182,6 +232,14 @@ fn limits(config: &Config) -> Limits {
         max_message_bytes: config.batch.max_message_bytes,
         most_acked: MOST_ACKED,
         retry: RetryPolicy { max_attempts: config.retry.max_attempts, delay: config.retry.delay },
+    }
+}
+
+/// Sends a heartbeat a second, as long as this runtime runs its tasks.
+async fn send_heartbeats(beat: watch::Sender<()>) {
+    loop {
+        beat.send_replace(());
+        tokio::time::sleep(HEARTBEAT).await;
     }
 }
 
@@ -244,17 +302,11 @@ impl Watch {
             Ok(()) => self.health.postgres_answers(),
             Err(fault) => {
                 tracing::debug!(sqlstate = fault.sqlstate, "PostgreSQL does not answer: {fault}");
-                self.health.postgres_failed(&fault.to_string());
+                self.health.postgres_failed(&fault);
             }
         }
     }
 }
 
-/// A task that ends with its owner.
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -22,12 +22,15 @@ use tokio_util::sync::CancellationToken;
 use crate::pipeline::{self, Acknowledged, Failure, IsolationBudget, Limits, Mode, Tools};
 use crate::ports::{Broker, Fault, OpenError, Session, Store};
 use crate::retry::{Backoff, Jitter};
-use crate::telemetry::{BreakerState, Health, Instruments, SessionState, seconds};
+use crate::telemetry::{BreakerState, Health, Instruments, Reason, SessionState, seconds};
 
 /// First delay before a session is opened anew, and before a store that failed is probed.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// Longest such delay.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// What is shown while the breaker is open.
+const TAKES_NO_VOTES: &str = "PostgreSQL takes no votes";
 
 /// What the supervisor works with, for as long as the process lives.
 pub struct Supervisor<'a, B, T> {
@@ -114,7 +117,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 Some(Failure::Lost(lost)) => {
                     self.instruments.broker_fault();
                     self.instruments.session(SessionState::Connecting);
-                    self.health.rabbitmq_failed(&lost.to_string());
+                    self.health.rabbitmq_failed(&lost);
                     tracing::warn!("session with RabbitMQ lost, opening a new one: {lost}");
                     drop(session);
                     self.pause(reopening.next_delay(), stop).await;
@@ -126,8 +129,8 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 }
                 Some(Failure::Undeliverable(lost)) => {
                     self.instruments.broker_fault();
-                    self.health
-                        .rabbitmq_failed(&format!("no dead letter can be published: {lost}"));
+                    let phrase = "no dead letter can be published";
+                    self.health.rabbitmq_failed(Reason::new(phrase, format!("{phrase}: {lost}")));
                     tracing::error!(
                         "a vote that the database refuses can't be dead-lettered, and may not be \
                          lost: {lost}; what is held goes back to the queue, trying again later"
@@ -174,7 +177,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 Err(error) if error.is_fatal_at_start() && !*ever_opened => return Err(error),
                 Err(error) => {
                     self.instruments.broker_fault();
-                    self.health.rabbitmq_failed(&error.to_string());
+                    self.health.rabbitmq_failed(&error);
                     let elapsed = seconds(began.elapsed());
                     tracing::warn!(attempt, elapsed, "no session with RabbitMQ: {error}");
                     self.pause(reopening.next_delay(), stop).await;
@@ -220,13 +223,13 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
     }
 
     fn trip(&self, fault: &Fault, mode: Mode, probing: &mut Backoff) {
-        let reason = format!("PostgreSQL takes no votes: {fault}");
         tracing::error!(
             class = fault.class.as_str(),
             sqlstate = fault.sqlstate,
-            "{reason}; what is held goes back to the queue, consuming stops until a write succeeds"
+            "{TAKES_NO_VOTES}: {fault}; what is held goes back to the queue, consuming stops until a \
+             write succeeds"
         );
-        self.health.breaker_open(&reason);
+        self.health.breaker_open(Reason::of_fault(TAKES_NO_VOTES, fault));
         self.health.rabbitmq_failed("not consuming while PostgreSQL takes no votes");
         if mode == Mode::Trial {
             // The probe does not meet this fault, a trigger on one law say: no quick loops.
@@ -260,7 +263,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 }
                 Err(fault) => {
                     self.instruments.database_fault(fault.class);
-                    self.health.breaker_open(&format!("PostgreSQL takes no votes: {fault}"));
+                    self.health.breaker_open(Reason::of_fault(TAKES_NO_VOTES, &fault));
                     tracing::warn!(
                         attempt,
                         sqlstate = fault.sqlstate,

@@ -7,6 +7,7 @@ mod health;
 mod laws;
 mod logs;
 mod metrics;
+mod reason;
 mod repeats;
 pub mod spans;
 mod traces;
@@ -17,6 +18,7 @@ pub use self::metrics::{
     BreakerState, ErrorType, InFlight, Instruments, Metrics, MetricsError, PoolUse, QueueDepths,
     Reconciliation, SessionState, metrics_wanted,
 };
+pub use self::reason::Reason;
 pub use self::repeats::{Repeats, Suppressed};
 pub use self::spans::Spans;
 pub use self::traces::{Traces, TracesError, traces_on};

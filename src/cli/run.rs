@@ -8,7 +8,7 @@ use futures::{FutureExt, future};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
-use vote_aggregator::service::{self, ServiceError};
+use vote_aggregator::service::{self, NamedTask, ServiceError};
 use vote_aggregator::service_manager::ServiceManager;
 use vote_aggregator::telemetry::{Traces, seconds};
 
@@ -16,6 +16,11 @@ use super::signals::{Signals, leave};
 use super::{FLUSH_TIMEOUT, exit};
 
 pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
+    run_with(config, traces, Vec::new()).await
+}
+
+/// Runs the service and supervises `tasks` together with its own.
+async fn run_with(config: Config, traces: Traces, tasks: Vec<NamedTask>) -> ExitCode {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         profile = config.profile,
@@ -32,7 +37,7 @@ pub(super) async fn run(config: Config, traces: Traces) -> ExitCode {
     };
     let stop = CancellationToken::new();
     let manager = ServiceManager::from_env();
-    let running = service::run(&config, manager.as_ref(), &stop);
+    let running = service::run_with(&config, manager.as_ref(), &stop, tasks);
     let mut service = Box::pin(AssertUnwindSafe(running).catch_unwind());
 
     let first = tokio::select! {
@@ -92,12 +97,17 @@ fn code(ended: Result<Result<(), ServiceError>, Box<dyn Any + Send>>) -> ExitCod
             return ExitCode::from(exit::INTERNAL);
         }
     };
-    tracing::error!("cannot start: {error}");
+    match &error {
+        ServiceError::TaskEnded(ended) => tracing::error!("ended: {ended}; please report it"),
+        error => tracing::error!("cannot start: {error}"),
+    }
     ExitCode::from(match error {
         ServiceError::Store(error) => exit::of_postgres(&error),
         ServiceError::Broker(error) => exit::of_rabbitmq(&error),
         ServiceError::Bind(_) => exit::CONFIG,
-        ServiceError::Metrics(_) => exit::INTERNAL,
+        ServiceError::Metrics(_) | ServiceError::Http(_) | ServiceError::TaskEnded(_) => {
+            exit::INTERNAL
+        }
     })
 }
 
@@ -107,4 +117,24 @@ fn settings(config: &Config) -> String {
         .map(|setting| format!("{}={}", setting.path, setting.value))
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use vote_aggregator::config::Sources;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_background_task_that_panics_ends_the_program_with_70() {
+        // Nothing listens on port 1: the service waits for PostgreSQL.
+        let settings =
+            [("POSTGRES_HOST", "127.0.0.1"), ("POSTGRES_PORT", "1"), ("PROMETHEUS_PORT", "0")];
+        let environment = settings.map(|(name, value)| (name.to_owned(), value.into())).into();
+        let sources = Sources { environment, ..Sources::default() };
+        let config = Config::load(&sources).expect("a good configuration");
+        let traces = Traces::from_env(config.batch.size).expect("no traces are configured");
+        let tasks: Vec<NamedTask> = vec![("broken", async { panic!("on purpose") }.boxed())];
+        assert_eq!(run_with(config, traces, tasks).await, ExitCode::from(exit::INTERNAL));
+    }
 }

@@ -1,5 +1,7 @@
-//! Compares the totals with the audit, again and again and slowly: a difference can't come from
-//! counting, so somebody has to hear of it whenever there is one.
+//! Compares the totals with the audit again and again: counting cannot make a difference, so any
+//! difference has to be reported.
+//!
+//! All instances share one comparison an interval; the one that made it logs what differs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,18 +10,17 @@ use tokio::time::Instant;
 
 use crate::ports::Fault;
 use crate::retry::Jitter;
-use crate::store::{Comparison, PgStore};
+use crate::store::{Comparison, PAUSES, PgStore, Reconciled, Shared};
 use crate::telemetry::{Reconciliation, seconds};
 
 /// Laws that a log line names.
 const TOLD: usize = 10;
-/// A pause is at least this many times as long as the comparison before it: on a table of any
-/// size, comparing takes at most a twentieth of one connection's time.
-const PAUSES: u32 = 20;
 /// The shortest pause after a connection was lost or refused, which costs hardly any time.
 const AFTER_A_LOSS: Duration = Duration::from_secs(1);
+/// Longest pause before the result of another instance, which compares now, is looked for.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// What compares; runs until it is dropped, which at any point leaves nothing behind.
+/// The task that compares; dropped at any point, it leaves nothing behind.
 pub(super) struct Reconciler {
     pub(super) store: PgStore,
     pub(super) shown: Arc<Reconciliation>,
@@ -31,28 +32,63 @@ impl Reconciler {
     pub(super) async fn run(self) {
         self.shown.every(self.interval);
         let mut differed = false;
+        let mut alone = false;
         loop {
             let began = Instant::now();
-            let compared = self.store.compare(TOLD).await;
+            let reconciled = self.store.reconcile(self.interval, TOLD).await;
             let elapsed = began.elapsed();
-            let pause = pause(self.interval, elapsed, compared.as_ref().err());
-            match compared {
-                Ok(comparison) => {
-                    self.shown.compared(comparison.drift_votes, comparison.drift_laws);
-                    self.shown.every(pause);
-                    tell(&comparison, differed, elapsed);
-                    differed = !comparison.agrees();
+            let wait = match reconciled {
+                Ok(Reconciled::Compared(comparison)) => {
+                    self.compared(&comparison, &mut differed, elapsed)
+                }
+                Ok(Reconciled::Alone(comparison)) => {
+                    if !std::mem::replace(&mut alone, true) {
+                        tracing::warn!(
+                            "the table reconciliation cannot be used: this instance compares the \
+                             totals with the audit for itself. Run migrate, then roles.sql"
+                        );
+                    }
+                    self.compared(&comparison, &mut differed, elapsed)
+                }
+                Ok(Reconciled::Recent(last)) => {
+                    self.show(&last, &mut differed);
+                    last.interval(self.interval).saturating_sub(last.age)
+                }
+                Ok(Reconciled::Busy(last)) => {
+                    if let Some(last) = last {
+                        self.show(&last, &mut differed);
+                    }
+                    self.interval.min(LOOK_AGAIN)
                 }
                 // Counting goes on; when it can't either, it says so itself.
-                Err(fault) => tracing::warn!(
-                    sqlstate = fault.sqlstate,
-                    elapsed = seconds(elapsed),
-                    "the totals could not be compared with the audit: {fault}"
-                ),
-            }
-            // Instances that were started together need not read the table together for ever.
-            tokio::time::sleep(self.jitter.stretch(pause)).await;
+                Err(fault) => {
+                    tracing::warn!(
+                        sqlstate = fault.sqlstate,
+                        elapsed = seconds(elapsed),
+                        "the totals could not be compared with the audit: {fault}"
+                    );
+                    pause(self.interval, elapsed, Some(&fault))
+                }
+            };
+            tokio::time::sleep(self.jitter.stretch(wait)).await;
         }
+    }
+
+    /// Shows and logs what this instance compared; the time until the next comparison.
+    fn compared(&self, it: &Comparison, differed: &mut bool, elapsed: Duration) -> Duration {
+        let pause = pause(self.interval, elapsed, None);
+        self.shown.compared(it.drift_votes, it.drift_laws, Duration::ZERO);
+        self.shown.every(pause);
+        tell(it, *differed, elapsed);
+        *differed = !it.agrees();
+        pause
+    }
+
+    /// Shows what another instance compared, or this one earlier.
+    fn show(&self, last: &Shared, differed: &mut bool) {
+        self.shown.compared(last.drift_votes, last.drift_laws, last.age);
+        self.shown.every(last.interval(self.interval));
+        *differed = last.drift_laws > 0;
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
 /// The server has given up by then, or is not there any more.
 pub(super) const DEADLINE: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(20));
 /// How soon the server may find out that nobody waits for its answer any more.
-const CLIENT_CHECK: Duration = Duration::from_secs(2);
+pub(super) const CLIENT_CHECK: Duration = Duration::from_secs(2);
 
 /// One law's counts, `[oui, non]` each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,9 +127,12 @@ async fn end_with_us(connection: &mut PgConnection) {
     }
 }
 
-async fn compare(connection: &mut PgConnection, keep: usize) -> Result<Comparison, Error> {
+pub(super) async fn compare(
+    connection: &mut PgConnection,
+    keep: usize,
+) -> Result<Comparison, Error> {
     let mut comparison = Comparison::default();
-    let mut laws = sqlx::query(RECOUNT).fetch(connection);
+    let mut laws = sqlx::query(RECOUNT).persistent(false).fetch(connection);
     while let Some(row) = laws.try_next().await? {
         comparison.add(law_counts(&row)?, keep);
     }

@@ -121,7 +121,7 @@ pub(super) async fn wait<R>(
         };
         let delay = jitter.stretch(backoff.next_delay());
         tracing::warn!(sqlstate = fault.sqlstate, "waiting for PostgreSQL: {fault}");
-        health.postgres_failed(&fault.to_string());
+        health.postgres_failed(&fault);
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(None),

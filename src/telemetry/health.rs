@@ -6,6 +6,8 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+use super::reason::Reason;
+
 const ACKNOWLEDGED_VOTES_PRESENT: &str = "none is missing";
 
 /// State of one side.
@@ -15,29 +17,27 @@ pub struct Check {
     /// When `ok` last changed.
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
-    /// Why it is as it is, for people.
-    pub reason: String,
+    /// Why it is as it is; serialized without what is not for everybody.
+    pub reason: Reason,
 }
 
 impl Check {
     fn starting() -> Self {
-        let reason = "not connected yet".to_owned();
+        let reason = Reason::from("not connected yet");
         Self { ok: false, since: OffsetDateTime::now_utc(), reason }
     }
 
-    fn set(&mut self, ok: bool, reason: &str) {
+    fn set(&mut self, ok: bool, reason: Reason) {
         if self.ok != ok {
             self.since = OffsetDateTime::now_utc();
         }
         self.ok = ok;
-        if self.reason != reason {
-            reason.clone_into(&mut self.reason);
-        }
+        self.reason = reason;
     }
 
     /// What keeps this side from working.
     fn amiss(&self, side: &str) -> Option<String> {
-        (!self.ok).then(|| format!("{side}: {}", self.reason))
+        (!self.ok).then(|| format!("{side}: {}", self.reason.private()))
     }
 }
 
@@ -88,7 +88,8 @@ pub struct RabbitMqCheck {
     pub check: Check,
     /// Told but no reason to be unready: votes are counted without one, too.
     pub dead_letter_route: DeadLetterRoute,
-    pub warnings: Vec<String>,
+    /// Phrases, as a [`Reason`] is shown.
+    pub warnings: Vec<&'static str>,
 }
 
 /// Shared state of both sides; whoever sees a change notes it here.
@@ -109,19 +110,19 @@ struct State {
     /// A side was found not to work once.
     failed: bool,
     /// Set while the breaker is open: a database that answers a read may still take no votes.
-    breaker: Option<String>,
+    breaker: Option<Reason>,
     route: DeadLetterRoute,
-    warnings: Vec<String>,
+    warnings: Vec<&'static str>,
 }
 
 impl State {
-    fn set_rabbitmq(&mut self, ok: bool, reason: &str) {
+    fn set_rabbitmq(&mut self, ok: bool, reason: Reason) {
         self.rabbitmq.set(ok, reason);
         self.failed |= !ok;
         self.note_start();
     }
 
-    fn set_postgres(&mut self, ok: bool, reason: &str) {
+    fn set_postgres(&mut self, ok: bool, reason: Reason) {
         self.postgres.set(ok, reason);
         self.failed |= !ok;
         self.note_start();
@@ -140,7 +141,7 @@ impl Default for Health {
             acknowledged_votes: Check {
                 ok: true,
                 since: OffsetDateTime::now_utc(),
-                reason: ACKNOWLEDGED_VOTES_PRESENT.to_owned(),
+                reason: ACKNOWLEDGED_VOTES_PRESENT.into(),
             },
             started: false,
             failed: false,
@@ -154,54 +155,56 @@ impl Default for Health {
 
 impl Health {
     pub fn rabbitmq_consuming(&self) {
-        self.note(|state| state.set_rabbitmq(true, "consuming"));
+        self.note(|state| state.set_rabbitmq(true, "consuming".into()));
     }
 
-    pub fn rabbitmq_failed(&self, reason: &str) {
-        self.note(|state| state.set_rabbitmq(false, reason));
+    pub fn rabbitmq_failed(&self, reason: impl Into<Reason>) {
+        self.note(|state| state.set_rabbitmq(false, reason.into()));
     }
 
     /// The database answered.
     pub fn postgres_answers(&self) {
         self.note(|state| match state.breaker.clone() {
-            Some(reason) => state.set_postgres(false, &reason),
-            None => state.set_postgres(true, "answering"),
+            Some(reason) => state.set_postgres(false, reason),
+            None => state.set_postgres(true, "answering".into()),
         });
     }
 
-    pub fn postgres_failed(&self, reason: &str) {
-        self.note(|state| state.set_postgres(false, reason));
+    pub fn postgres_failed(&self, reason: impl Into<Reason>) {
+        self.note(|state| state.set_postgres(false, reason.into()));
     }
 
     /// Votes are not taken until [`Health::breaker_closed`].
-    pub fn breaker_open(&self, reason: &str) {
+    pub fn breaker_open(&self, reason: impl Into<Reason>) {
+        let reason = reason.into();
         self.note(|state| {
-            state.breaker = Some(reason.to_owned());
+            state.breaker = Some(reason.clone());
             state.set_postgres(false, reason);
         });
     }
 
     /// The database takes writes again; `reason` says how far that is proven.
-    pub fn breaker_closed(&self, reason: &str) {
+    pub fn breaker_closed(&self, reason: impl Into<Reason>) {
         self.note(|state| {
             state.breaker = None;
-            state.set_postgres(true, reason);
+            state.set_postgres(true, reason.into());
         });
     }
 
     /// Every acknowledged vote that was looked up is in the audit.
     pub fn acknowledged_votes_present(&self) {
-        self.note(|state| state.acknowledged_votes.set(true, ACKNOWLEDGED_VOTES_PRESENT));
+        self.note(|state| state.acknowledged_votes.set(true, ACKNOWLEDGED_VOTES_PRESENT.into()));
     }
 
     /// Acknowledged votes are missing from the audit; `alarms` names what an operator may accept.
     pub fn acknowledged_votes_lost(&self, alarms: &str) {
-        let reason = format!("some are missing from vote_audit, alarm {alarms}: see the log");
-        self.note(|state| state.acknowledged_votes.set(false, &reason));
+        const LOST: &str = "some are missing from the audit; the log names the alarm";
+        let reason = Reason::new(LOST, format!("some are missing from vote_audit, alarm {alarms}"));
+        self.note(|state| state.acknowledged_votes.set(false, reason));
     }
 
-    /// What was found out about the queue.
-    pub fn queue_examined(&self, route: DeadLetterRoute, warnings: Vec<String>) {
+    /// What was found out about the queue; the log has the details of each warning.
+    pub fn queue_examined(&self, route: DeadLetterRoute, warnings: Vec<&'static str>) {
         let mut state = self.state();
         state.route = route;
         state.warnings = warnings;
@@ -312,7 +315,7 @@ mod tests {
         health.postgres_answers();
         health.breaker_open("disk full");
         health.postgres_answers();
-        assert_eq!(health.report().checks.postgres.reason, "disk full");
+        assert_eq!(health.report().checks.postgres.reason, "disk full".into());
         assert!(!health.report().is_ready());
         health.breaker_closed("taking votes");
         assert!(health.report().is_ready());
@@ -354,13 +357,13 @@ mod tests {
         let since = health.report().checks.postgres.since;
         health.postgres_failed("two");
         let check = health.report().checks.postgres;
-        assert_eq!((check.since, check.reason.as_str()), (since, "two"));
+        assert_eq!((check.since, check.reason), (since, "two".into()));
     }
 
     #[test]
     fn the_json_has_the_documented_shape() {
         let health = Health::default();
-        health.queue_examined(DeadLetterRoute::No, vec!["rejected messages vanish".to_owned()]);
+        health.queue_examined(DeadLetterRoute::No, vec!["rejected messages vanish"]);
         let json = serde_json::to_value(health.report()).expect("serializable");
         assert_eq!(json["status"], "unavailable");
         for side in ["rabbitmq", "postgres"] {

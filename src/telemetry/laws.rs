@@ -4,7 +4,7 @@
 //! are one, `law_id="other"`. A law that is really called `other` shares that one.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use opentelemetry::KeyValue;
 
@@ -41,14 +41,15 @@ struct State {
 
 #[derive(Debug)]
 struct Series {
-    labels: Labels,
+    /// Shared with a scrape that is being rendered.
+    labels: Arc<Labels>,
     totals: [i64; 2],
     touched: u64,
 }
 
 impl Series {
     fn new(law_id: &str) -> Self {
-        Self { labels: labels(law_id), totals: [0; 2], touched: 0 }
+        Self { labels: Arc::new(labels(law_id)), totals: [0; 2], touched: 0 }
     }
 
     /// A read of the database replaces the totals, unless a later commit already went further.
@@ -131,13 +132,19 @@ impl Laws {
         state.overflown |= other != [0, 0];
     }
 
-    /// Every series with its totals.
+    /// Every series with its totals. `gauge` runs outside the lock: a commit, on another thread,
+    /// waits for a copy of the totals at most, not for a scrape.
     pub(super) fn for_each(&self, mut gauge: impl FnMut(&Labels, [i64; 2])) {
+        for (labels, totals) in self.copy() {
+            gauge(&labels, totals);
+        }
+    }
+
+    fn copy(&self) -> Vec<(Arc<Labels>, [i64; 2])> {
         let state = self.state();
         let other = state.overflown.then_some(&state.other);
-        for series in state.named.values().chain(other) {
-            gauge(&series.labels, series.totals);
-        }
+        let series = state.named.values().chain(other);
+        series.map(|series| (Arc::clone(&series.labels), series.totals)).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Servers, Service, Stage, votes};
+use crate::support::{Servers, Service, Stage, eventually, execute, votes};
 
 /// Exit code of `health-check` with this environment, asking `endpoint`.
 async fn health_check(environment: &BTreeMap<String, String>, endpoint: &str) -> Option<i32> {
@@ -85,4 +85,121 @@ async fn a_health_check_that_cannot_ask_says_no_and_why() {
     let both = ["--health-check", "migrate"];
     let mut confused = Service::spawn(&stage.queue, &both, &stage.environment()).await;
     assert_eq!(confused.exit_code().await, Some(2), "{}", confused.log());
+}
+
+/// A role and a user with names that nothing else has, and how they get their password back.
+async fn peculiar_accounts(servers: &Servers, stage: &Stage<'_>) {
+    for statement in [
+        "DROP ROLE IF EXISTS peculiar_role",
+        "CREATE ROLE peculiar_role LOGIN PASSWORD 'right'",
+        "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO peculiar_role",
+    ] {
+        execute(stage, statement).await;
+    }
+    servers.script(&["ctl", "--", "add_vhost", "peculiar-vhost"]);
+    servers.script(&["ctl", "--", "add_user", "peculiar-user", "right"]);
+    let all = ["-p", "peculiar-vhost", "peculiar-user", ".*", ".*", ".*"];
+    servers.script(&[&["ctl", "--", "set_permissions"], &all[..]].concat());
+}
+
+/// Every way that either side can fail, with names that give themselves away.
+#[tokio::test]
+async fn no_failure_shows_an_address_a_user_a_database_or_a_queue_over_http() {
+    let servers = Servers::private("names");
+    let stage = Stage::migrated(&servers, "peculiar").await;
+    peculiar_accounts(&servers, &stage).await;
+    let names = [
+        ("RABBITMQ_USER", "peculiar-user"),
+        ("RABBITMQ_PASSWORD", "right"),
+        ("RABBITMQ_VHOST", "peculiar-vhost"),
+        ("POSTGRES_USER", "peculiar_role"),
+        ("POSTGRES_PASSWORD", "right"),
+        ("RECONCILE_INTERVAL_SECONDS", "0"),
+        ("MAX_RETRY_ATTEMPTS", "0"),
+    ];
+    let mut seen = Vec::new();
+    let mut log = String::new();
+    let look = async |service: &Service, seen: &mut Vec<String>, reason: &str| {
+        eventually(&format!("{reason:?} in /readyz; {}", service.log()), async || {
+            let body = service.get("/readyz").await.body;
+            seen.push(body.clone());
+            seen.push(service.get("/startupz").await.body);
+            body.contains(reason)
+        })
+        .await;
+    };
+
+    // No connection, from the start on.
+    for (variable, host) in
+        [("POSTGRES_HOST", "127.0.0.77"), ("RABBITMQ_HOST", "peculiar-host.invalid")]
+    {
+        let service = stage.spawn(&[&names[..], &[(variable, host)]].concat()).await;
+        look(&service, &mut seen, "no connection").await;
+        service.until_logged(host).await;
+        log += &service.stop().await;
+    }
+
+    let service = stage.start(&names).await;
+    look(&service, &mut seen, "consuming").await;
+    // The breaker, with a message that names everything.
+    let trigger = format!(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         RAISE EXCEPTION 'peculiar-text {}' USING ERRCODE = '53100'; END $$; \
+         CREATE TRIGGER refuse BEFORE INSERT ON vote_audit EXECUTE FUNCTION refuse()",
+        stage.database
+    );
+    execute(&stage, &trigger).await;
+    let publishing = [("RABBITMQ_USER", "peculiar-user"), ("RABBITMQ_PASSWORD", "right")];
+    let publishing = [&publishing[..], &[("RABBITMQ_VHOST", "peculiar-vhost")]].concat();
+    let sent = ["publish", "--count", "10"];
+    let mut environment = stage.environment();
+    environment.extend(publishing.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
+    let mut publisher = Service::spawn("publish", &sent, &environment).await;
+    assert_eq!(publisher.exit_code().await, Some(0), "{}", publisher.log());
+    look(&service, &mut seen, "PostgreSQL takes no votes: SQLSTATE 53100").await;
+    look(&service, &mut seen, "not consuming while PostgreSQL takes no votes").await;
+    execute(&stage, "DROP TRIGGER refuse ON vote_audit").await;
+    service.until_ready().await;
+
+    // Credentials that are no longer good.
+    servers.script(&["ctl", "--", "change_password", "peculiar-user", "wrong"]);
+    servers.script(&["ctl", "--", "close_all_connections", "--vhost", "peculiar-vhost", "test"]);
+    look(&service, &mut seen, "credentials, certificate or permission refused").await;
+    servers.script(&["ctl", "--", "change_password", "peculiar-user", "right"]);
+    service.until_ready().await;
+    execute(&stage, "ALTER ROLE peculiar_role PASSWORD 'wrong'").await;
+    let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                 WHERE usename = 'peculiar_role'";
+    assert!(stage.number(ended).await > 0);
+    look(&service, &mut seen, "credentials refused: SQLSTATE 28P01").await;
+    execute(&stage, "ALTER ROLE peculiar_role PASSWORD 'right'").await;
+    service.until_ready().await;
+
+    // Servers that go away.
+    for server in ["rabbitmq", "postgres"] {
+        servers.script(&["stop", server]);
+        service.until_not_ready().await;
+        look(&service, &mut seen, "unavailable").await;
+        servers.script(&["start", server]);
+        service.until_ready().await;
+    }
+    log += &service.stop().await;
+
+    assert!(seen.len() > 20);
+    let queue = stage.queue.as_str();
+    let ports = [servers.get("RABBITMQ_PORT"), servers.get("POSTGRES_PORT")];
+    for body in &seen {
+        let mut json: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        for side in ["rabbitmq", "postgres"] {
+            // Digits that may be those of a port.
+            json["checks"][side]["since"] = serde_json::Value::Null;
+        }
+        let shown = json.to_string();
+        for secret in ["peculiar", "127.0.0", "localhost", queue, ports[0], ports[1]] {
+            assert!(!shown.contains(secret), "{secret:?} in {shown}");
+        }
+    }
+    for told in ["peculiar-user", "peculiar-vhost", "peculiar_role", "peculiar-text", ports[1]] {
+        assert!(log.contains(told), "operators read of {told:?} in the log");
+    }
 }

@@ -11,6 +11,7 @@ mod documents;
 mod health;
 mod help;
 mod hostile;
+mod http;
 mod metrics;
 mod outage;
 mod planted;

@@ -3,7 +3,9 @@
 use rustix::process::Signal;
 use sqlx::AssertSqlSafe;
 
-use crate::support::{Servers, Service, Stage, eventually, votes};
+use vote_aggregator::store::{PgStore, Reconciled, options};
+
+use crate::support::{Pooler, Servers, Service, Stage, eventually, votes};
 
 /// Often enough for a test, and the pause of 20 times a short while goes on top.
 const OFTEN: (&str, &str) = ("RECONCILE_INTERVAL_SECONDS", "0.1");
@@ -161,4 +163,123 @@ async fn switched_off_it_compares_nothing_and_shows_nothing() {
     let scrape = service.get("/metrics").await.body;
     assert!(!scrape.contains("results_drift") && !scrape.contains("reconciliation"), "{scrape}");
     assert!(!service.stop().await.contains("differs from vote_audit"));
+}
+
+/// Notes when a comparison was shared.
+const NOTE_SCANS: &str = "CREATE TABLE scans (at timestamptz NOT NULL); \
+    CREATE FUNCTION note_scan() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+    INSERT INTO scans VALUES (clock_timestamp()); RETURN NULL; END $$; \
+    CREATE TRIGGER note_scan AFTER INSERT OR UPDATE ON reconciliation \
+    FOR EACH ROW EXECUTE FUNCTION note_scan(); \
+    INSERT INTO vote_results VALUES ('law-nowhere', 7, 0)";
+
+#[tokio::test]
+async fn three_instances_compare_once_an_interval_and_all_show_it() {
+    let stage = Stage::migrated(Servers::shared(), "shared").await;
+    execute(&stage, NOTE_SCANS).await;
+    let hourly = [("RECONCILE_INTERVAL_SECONDS", "3600")];
+    let (one, two, three) =
+        futures::join!(stage.start(&hourly), stage.start(&hourly), stage.start(&hourly));
+    for service in [&one, &two, &three] {
+        until_drift(service, 7.0, 1.0).await;
+        let age = service.metric("last_reconciliation_age_seconds").await;
+        assert!(age.is_some_and(|age| age < 60.0), "{age:?}");
+    }
+    assert_eq!(stage.number("SELECT count(*) FROM scans").await, 1, "one scan for all three");
+    let told = "vote_results differs from vote_audit by 7 votes";
+    let logs = [one.stop().await, two.stop().await, three.stop().await];
+    assert_eq!(logs.iter().filter(|log| log.contains(told)).count(), 1, "logged by who scanned");
+
+    // Again and again, and never sooner than an interval after the scan before.
+    execute(&stage, "TRUNCATE scans").await;
+    let every_second = [("RECONCILE_INTERVAL_SECONDS", "1")];
+    let (one, two, three) = futures::join!(
+        stage.start(&every_second),
+        stage.start(&every_second),
+        stage.start(&every_second)
+    );
+    execute(&stage, "DELETE FROM vote_results WHERE law_id = 'law-nowhere'").await;
+    for service in [&one, &two, &three] {
+        until_drift(service, 0.0, 0.0).await;
+    }
+    eventually("five scans", async || stage.number("SELECT count(*) FROM scans").await >= 5).await;
+    let sooner = "SELECT count(*) FROM (SELECT at - lag(at) OVER (ORDER BY at) AS after FROM scans) \
+                  AS scan WHERE after < interval '0.99 s'";
+    assert_eq!(stage.number(sooner).await, 0, "scans sooner than an interval after another");
+    for service in [one, two, three] {
+        service.stop().await;
+    }
+}
+
+/// Any session may hold the lock: then nothing is compared, which an alert tells.
+#[tokio::test]
+async fn nothing_is_compared_while_another_session_has_the_lock() {
+    let stage = Stage::migrated(Servers::shared(), "locked").await;
+    let mut other = stage.sql.begin().await.expect("a transaction");
+    let lock = "SELECT pg_advisory_xact_lock(4260293564701110360)";
+    sqlx::raw_sql(lock).execute(&mut *other).await.expect("locked");
+    let service = stage.start(&[OFTEN]).await;
+    stage.publish_votes(&votes(0, 50)).await;
+    stage.until_counted(50).await;
+    assert_eq!(service.metric("results_drift_votes").await, None, "nobody has compared yet");
+    other.rollback().await.expect("unlocked");
+    until_drift(&service, 0.0, 0.0).await;
+    service.stop().await;
+}
+
+/// After an update, before `roles.sql` was run again.
+#[tokio::test]
+async fn a_role_that_may_not_share_compares_alone_and_says_so_once() {
+    let stage = Stage::migrated(Servers::shared(), "alone").await;
+    let role = stage.database.clone();
+    execute(
+        &stage,
+        &format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'alone'; \
+             GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}; \
+             REVOKE INSERT ON reconciliation FROM {role}"
+        ),
+    )
+    .await;
+    let service =
+        stage.start(&[OFTEN, ("POSTGRES_USER", &role), ("POSTGRES_PASSWORD", "alone")]).await;
+    execute(&stage, "INSERT INTO vote_results VALUES ('law-nowhere', 7, 0)").await;
+    until_drift(&service, 7.0, 1.0).await;
+    execute(&stage, "DELETE FROM vote_results").await;
+    until_drift(&service, 0.0, 0.0).await;
+    assert_eq!(service.logged("compares the totals with the audit for itself"), 1);
+    assert_eq!(stage.number("SELECT count(*) FROM reconciliation").await, 0);
+    service.stop().await;
+    execute(&stage, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+/// Behind a transaction pooler, where a lock or a setting of the session would be lost or would stay.
+#[tokio::test]
+async fn it_is_one_comparison_through_a_transaction_pooler_as_well() {
+    let stage = Stage::migrated(Servers::shared(), "pooled").await;
+    execute(&stage, NOTE_SCANS).await;
+    let pooler = Pooler::start(&stage).await;
+    let config = stage.config(&[("POSTGRES_PORT", &pooler.port)]);
+    let stores: Vec<PgStore> =
+        (0..4).map(|_| PgStore::new(&config.postgres, options(&config.postgres))).collect();
+    let (mut compared, hour) = (0, std::time::Duration::from_secs(3_600));
+    for _ in 0..5 {
+        let asking = stores.iter().map(|store| store.reconcile(hour, 10));
+        for reconciled in futures::future::join_all(asking).await {
+            match reconciled.expect("an answer") {
+                Reconciled::Compared(comparison) => {
+                    compared += 1;
+                    assert_eq!(comparison.drift_votes, 7);
+                }
+                Reconciled::Recent(last) => assert_eq!(last.drift_votes, 7),
+                Reconciled::Busy(last) => assert!(last.is_none_or(|last| last.drift_votes == 7)),
+                Reconciled::Alone(_) => panic!("the owner may use the table"),
+            }
+        }
+    }
+    assert_eq!(compared, 1);
+    assert_eq!(stage.number("SELECT count(*) FROM scans").await, 1);
+    let left = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
+                (SELECT oid FROM pg_database WHERE datname = current_database())";
+    assert_eq!(stage.number(left).await, 0, "no lock stays with a connection of the pool");
 }

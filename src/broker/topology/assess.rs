@@ -22,6 +22,8 @@ pub(crate) struct Noted {
     pub(crate) finding: Finding,
     /// At start, too. What only makes a loss in a crash less unlikely is for `check` alone.
     pub(crate) at_start: bool,
+    /// What readiness shows of it: names of queues and exchanges are for the log.
+    pub(crate) shown: &'static str,
 }
 
 /// What the broker told of the queue.
@@ -82,7 +84,11 @@ impl Assessment {
         );
         Self {
             route: DeadLetterRoute::Unknown,
-            noted: vec![Noted { finding, at_start: true }],
+            noted: vec![Noted {
+                finding,
+                at_start: true,
+                shown: "whether rejected messages are kept is unknown",
+            }],
             target: None,
             default_limit: false,
             consumer_timeout: None,
@@ -98,8 +104,12 @@ fn subject(queue: &str) -> String {
 /// What is to be said of the queue that votes are taken from.
 pub(super) fn assess(queue: &str, known: &Known, target: Target) -> Assessment {
     let (route, finding) = route(queue, known, &target);
+    let shown = match route {
+        DeadLetterRoute::No => "rejected messages are lost: no dead-letter route",
+        _ => "whether rejected messages are kept is unknown",
+    };
     let mut noted: Vec<Noted> =
-        finding.into_iter().map(|finding| Noted { finding, at_start: true }).collect();
+        finding.into_iter().map(|finding| Noted { finding, at_start: true, shown }).collect();
     noted.extend(what_drops(queue, "votes", known));
     noted.extend(delivery_limit(queue, known));
     noted.extend(kind(queue, known, &target));
@@ -177,16 +187,22 @@ fn route(queue: &str, known: &Known, target: &Target) -> (DeadLetterRoute, Optio
 /// What takes messages out of a queue that nobody has dealt with.
 fn what_drops(queue: &str, what: &str, known: &Known) -> Vec<Noted> {
     let mut noted = Vec::new();
-    let mut note = |value: Option<String>, meaning: String, remedy: &str| {
+    let mut note = |shown: &'static str, value: Option<String>, meaning: String, remedy: &str| {
         let finding = Finding { value, ..Finding::new(Error, subject(queue), meaning, remedy) };
-        noted.push(Noted { finding, at_start: true });
+        noted.push(Noted { finding, at_start: true, shown });
     };
     if let Some(ttl) = known.number("x-message-ttl") {
         let value = format!("x-message-ttl={ttl}");
-        note(Some(value), format!("{what} older than {ttl} ms are dropped"), REMAKE);
+        note(
+            "x-message-ttl: old messages are dropped",
+            Some(value),
+            format!("{what} older than {ttl} ms are dropped"),
+            REMAKE,
+        );
     }
     if let Some(expires) = known.number("x-expires") {
         note(
+            "x-expires: an unused queue is deleted",
             Some(format!("x-expires={expires}")),
             format!("unused for {expires} ms, the queue is deleted"),
             REMAKE,
@@ -198,6 +214,7 @@ fn what_drops(queue: &str, what: &str, known: &Known) -> Vec<Noted> {
             && overflow == "drop-head"
         {
             note(
+                "x-max-length: a full queue drops its oldest messages",
                 Some(format!("{name}={length} with drop-head")),
                 format!("a full queue drops its oldest {what}"),
                 "let it refuse publishes instead: x-overflow=reject-publish, by a policy",
@@ -207,15 +224,15 @@ fn what_drops(queue: &str, what: &str, known: &Known) -> Vec<Noted> {
     let remake = "drain the queue, delete it and let the service create it";
     if !known.flags.durable {
         let meaning = "the queue is not durable: a restart of the broker empties it";
-        note(None, meaning.to_owned(), remake);
+        note("the queue is not durable", None, meaning.to_owned(), remake);
     }
     if known.flags.auto_delete {
         let meaning = "the queue is auto-delete: it goes with its last consumer";
-        note(None, meaning.to_owned(), remake);
+        note("the queue is auto-delete", None, meaning.to_owned(), remake);
     }
     if known.flags.exclusive {
         let meaning = "the queue is exclusive: it goes with the connection that declared it";
-        note(None, meaning.to_owned(), remake);
+        note("the queue is exclusive", None, meaning.to_owned(), remake);
     }
     noted
 }
@@ -236,7 +253,7 @@ fn delivery_limit(queue: &str, known: &Known) -> Option<Noted> {
                   the queue has to be made anew";
     let finding = Finding::new(severity, subject(queue), meaning, remedy)
         .with_value(format!("x-delivery-limit={limit}"));
-    Some(Noted { finding, at_start: true })
+    Some(Noted { finding, at_start: true, shown: "x-delivery-limit: votes given back are dropped" })
 }
 
 /// What a crash of the broker can cost beside: for `check`.
@@ -269,7 +286,7 @@ fn kind(queue: &str, known: &Known, target: &Target) -> Option<Noted> {
         )
     };
     let finding = Finding::new(Warning, subject(queue), meaning, remedy).with_value(value);
-    Some(Noted { finding, at_start: false })
+    Some(Noted { finding, at_start: false, shown: "a crash of the broker can cost votes" })
 }
 
 #[cfg(test)]

@@ -29,10 +29,12 @@ struct Compared {
 }
 
 impl Reconciliation {
-    /// The totals were compared with the audit just now: they differ by so many votes, in so many
-    /// laws.
-    pub fn compared(&self, drift_votes: u64, drift_laws: u64) {
-        self.state().last = Some(Compared { at: Instant::now(), drift_votes, drift_laws });
+    /// Notes a comparison that is `age` old, by whichever instance: the totals differ from the audit
+    /// by so many votes, in so many laws.
+    pub fn compared(&self, drift_votes: u64, drift_laws: u64, age: Duration) {
+        // No instant lies before the boot of this machine.
+        let at = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+        self.state().last = Some(Compared { at, drift_votes, drift_laws });
     }
 
     /// From the end of one comparison to the next it takes so long.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::Resource;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Namespace, PodSpec, Service};
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPort};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -148,6 +149,40 @@ fn probes_times_and_ports_are_those_of_the_service() {
         assert!(!selector.is_empty());
         assert!(selector.iter().all(|(name, value)| labels.get(name) == Some(value)));
     }
+}
+
+/// Metrics and health to the monitoring alone; from the pods to both servers and DNS.
+#[test]
+fn the_network_policy_allows_the_services_own_traffic_and_no_other() {
+    let (deployment, pod) = deployment();
+    let scratch = Scratch::new("kubernetes-network");
+    let config = load(&configured(), &scratch.0);
+    let policy = manifest::<NetworkPolicy>("networkpolicy").spec.expect("a spec");
+    assert_eq!(policy.policy_types, Some(vec!["Ingress".to_owned(), "Egress".to_owned()]));
+    let labels = deployment.spec.expect("a spec").template.metadata.expect("metadata").labels;
+    let selected = policy.pod_selector.and_then(|selector| selector.match_labels);
+    let (labels, selected) = (labels.expect("labels"), selected.expect("selected labels"));
+    assert!(!selected.is_empty());
+    assert!(selected.iter().all(|(name, value)| labels.get(name) == Some(value)));
+
+    let [ingress] = &policy.ingress.expect("ingress")[..] else { panic!("one rule") };
+    let port = pod.containers[0].ports.as_ref().expect("ports")[0].name.clone();
+    let [allowed] = &ingress.ports.as_ref().expect("ports")[..] else { panic!("one port") };
+    assert_eq!(allowed.port, port.map(IntOrString::String));
+    let [from] = &ingress.from.as_ref().expect("whom")[..] else { panic!("one peer") };
+    let namespace = from.namespace_selector.as_ref().and_then(|s| s.match_labels.as_ref());
+    assert_eq!(namespace.expect("a namespace")["kubernetes.io/metadata.name"], "monitoring");
+    assert!(from.pod_selector.is_none() && from.ip_block.is_none());
+
+    let rules = policy.egress.expect("egress");
+    let ports = rules.iter().flat_map(|rule| rule.ports.as_ref().expect("ports"));
+    let number = |port: &NetworkPolicyPort| match &port.port {
+        Some(IntOrString::Int(number)) => *number,
+        other => panic!("a number: {other:?}"),
+    };
+    let servers = [config.rabbitmq.port, config.postgres.port].map(i32::from);
+    let expected: BTreeSet<i32> = servers.into_iter().chain([53]).collect();
+    assert_eq!(ports.map(number).collect::<BTreeSet<_>>(), expected);
 }
 
 /// What Pod Security Standards ask for under the name restricted.

@@ -1,6 +1,7 @@
 //! The runbook: a heading for each alert, and SQL and commands that do what it says.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
@@ -40,7 +41,7 @@ fn sql_blocks() -> Vec<String> {
 async fn its_sql_shows_who_waits_for_whom() {
     let stage = Stage::migrated(Servers::shared(), "runbook").await;
     let blocks = sql_blocks();
-    let [waiting] = &blocks[..] else { panic!("one block of SQL") };
+    let [waiting, _] = &blocks[..] else { panic!("two blocks of SQL") };
     let waiting = waiting.trim().trim_end_matches(';');
     let found = format!("SELECT count(*) FROM ({waiting}) AS w WHERE blocked_by <> '{{}}'");
     let blocked = async || {
@@ -56,6 +57,26 @@ async fn its_sql_shows_who_waits_for_whom() {
     eventually("it shows who waits", async || blocked().await == 1).await;
     holder.rollback().await.expect("unlocked");
     waiter.await.expect("no panic").expect("it got its turn");
+}
+
+#[tokio::test]
+async fn its_sql_shows_who_holds_the_lock_on_comparing() {
+    let stage = Stage::migrated(Servers::shared(), "comparing").await;
+    let blocks = sql_blocks();
+    let [_, comparing] = &blocks[..] else { panic!("two blocks of SQL") };
+    let found = format!("SELECT count(*) FROM ({}) AS l", comparing.trim().trim_end_matches(';'));
+    let holders = async || {
+        let asked = sqlx::query_scalar::<_, i64>(AssertSqlSafe(found.clone()));
+        asked.fetch_one(&stage.sql).await.expect("it runs")
+    };
+    assert_eq!(holders().await, 0);
+    let store = stage.store().await;
+    let mut other = stage.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("LOCK TABLE vote_audit").execute(&mut *other).await.expect("locked");
+    let comparing = tokio::spawn(async move { store.reconcile(Duration::ZERO, 1).await });
+    eventually("it shows who compares", async || holders().await == 1).await;
+    other.rollback().await.expect("unlocked");
+    comparing.await.expect("no panic").expect("compared");
 }
 
 /// What is to be typed on such an evening has to be there.

@@ -5,20 +5,27 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{PATIENCE, eventually};
+
+/// The service renders its metrics once in such a period.
+const RENDERED_EVERY: Duration = Duration::from_millis(1_010);
 
 /// A running service.
 pub struct Service {
     child: Child,
     log: PathBuf,
+    /// When its metrics were last asked for.
+    scraped: Mutex<Option<Instant>>,
 }
 
 /// An answer of its HTTP port.
@@ -69,7 +76,7 @@ impl Service {
             .kill_on_drop(true)
             .spawn()
             .expect("the binary runs");
-        Self { child, log }
+        Self { child, log, scraped: Mutex::new(None) }
     }
 
     /// Runs the binary to its end with an empty environment: exit code and standard output.
@@ -105,8 +112,19 @@ impl Service {
         line["address"].as_str().expect("an address").to_owned()
     }
 
+    /// What it answers now: metrics are asked for when those of the last answer are out of date.
     pub async fn get(&self, path: &str) -> Answer {
         let address = self.address().await;
+        if path == "/metrics" {
+            let mut scraped = self.scraped.lock().await;
+            if let Some(last) = *scraped {
+                sleep_until(last + RENDERED_EVERY).await;
+            }
+            let answer = request(&address, path);
+            let answer = timeout(PATIENCE, answer).await.expect("an answer in time");
+            *scraped = Some(Instant::now());
+            return answer.expect("an HTTP answer");
+        }
         let asked = timeout(PATIENCE, request(&address, path)).await.expect("an answer in time");
         asked.expect("an HTTP answer")
     }
@@ -143,6 +161,27 @@ impl Service {
         let status = fs::read_to_string(format!("/proc/{id}/status")).expect("Linux");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a size");
         line.trim_end_matches("kB").trim().parse::<u64>().expect("kilobytes") * 1_024
+    }
+
+    /// The memory it has in use now, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+        line.trim_end_matches("kB").trim().parse::<u64>().expect("kilobytes") * 1_024
+    }
+
+    /// The processor time that its threads of this name have used so far.
+    pub fn thread_time(&self, name: &str) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).expect("Linux");
+        let times = tasks.filter_map(|task| {
+            let task = task.expect("an entry").path();
+            let its = fs::read_to_string(task.join("comm")).ok()?;
+            // Its first number: nanoseconds on a processor.
+            let stat = fs::read_to_string(task.join("schedstat")).ok()?;
+            let time = stat.split(' ').next()?.parse::<u64>().expect("a number");
+            (its.trim_end() == name).then_some(time)
+        });
+        Duration::from_nanos(times.sum())
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -1,0 +1,178 @@
+//! One comparison of totals and audit an interval and database, shared by all instances through the
+//! table `reconciliation`.
+//!
+//! Everything happens in one transaction, the lock included: a transaction pooler may give the next
+//! transaction to another server connection, where a session's lock or setting would be missing.
+
+use std::time::Duration;
+
+use sqlx::postgres::types::PgInterval;
+use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::query::Query;
+use sqlx::{Connection, Error, Postgres, Row};
+
+use super::recount::{CLIENT_CHECK, Comparison, DEADLINE, STATEMENT_TIMEOUT, compare};
+use super::transaction::fault;
+use super::{PgStore, within};
+use crate::ports::Fault;
+
+/// The key of the advisory lock on comparing, drawn at random so that no other program uses it.
+const LOCK: i64 = 0x3B1F_9A6C_D2E4_7058;
+
+/// A comparison is at least this many times as old as it took before the next one: on a table of
+/// any size, comparing takes at most a twentieth of one connection's time.
+pub const PAUSES: u32 = 20;
+
+const PRIVILEGES: &str = "SELECT coalesce(bool_and(has_table_privilege(\
+                            to_regclass('reconciliation'), privilege)), false) \
+                          FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege";
+
+const LAST: &str = "SELECT greatest(extract(epoch FROM clock_timestamp() - compared_at), 0)::float8 \
+                      AS age, \
+                      extract(epoch FROM duration)::float8 AS duration, \
+                      laws, votes, drift_laws, drift_votes \
+                    FROM reconciliation";
+
+const SHARE: &str = "INSERT INTO reconciliation \
+                       (compared_at, duration, laws, votes, drift_laws, drift_votes) \
+                     VALUES (clock_timestamp(), $1, $2, $3, $4, $5) \
+                     ON CONFLICT (id) DO UPDATE SET \
+                       compared_at = excluded.compared_at, duration = excluded.duration, \
+                       laws = excluded.laws, votes = excluded.votes, \
+                       drift_laws = excluded.drift_laws, drift_votes = excluded.drift_votes";
+
+/// The last comparison, as the table has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// By the database's clock.
+    pub age: Duration,
+    /// How long it took.
+    pub duration: Duration,
+    pub laws: u64,
+    pub votes: u64,
+    pub drift_laws: u64,
+    pub drift_votes: u64,
+}
+
+impl Shared {
+    /// The time from this comparison to the next.
+    pub fn interval(&self, interval: Duration) -> Duration {
+        interval.max(self.duration.saturating_mul(PAUSES))
+    }
+}
+
+/// What came of asking for a comparison.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reconciled {
+    /// This instance compared; the others see it.
+    Compared(Comparison),
+    /// The last comparison is recent enough.
+    Recent(Shared),
+    /// Another session compares now; this is the comparison before, if there was one.
+    Busy(Option<Shared>),
+    /// The table is missing, or the role may not use it: this instance compared for itself.
+    Alone(Comparison),
+}
+
+impl PgStore {
+    /// Compares the totals of all laws with the audit, as [`PgStore::compare`] does, unless the last
+    /// comparison by any instance is younger than `interval` or another instance compares now.
+    ///
+    /// # Errors
+    /// [`Fault`] when the database does not answer, or not within ten minutes.
+    pub async fn reconcile(&self, interval: Duration, keep: usize) -> Result<Reconciled, Fault> {
+        let address = self.address.session("vote-aggregator reconciler", []);
+        let shared = within(DEADLINE, async {
+            let mut connection = address.connect().await?;
+            let shared = in_transaction(&mut connection, interval, keep).await;
+            let shared = shared.map_err(|error| fault(&error))?;
+            // The answer is here, whether or not the server hears of the end.
+            connection.close().await.ok();
+            Ok::<_, Fault>(shared)
+        });
+        match shared.await? {
+            Some(reconciled) => Ok(reconciled),
+            None => self.compare(keep).await.map(Reconciled::Alone),
+        }
+    }
+}
+
+/// A query that leaves no prepared statement on a server connection, which a pooler may give to
+/// another client next.
+fn query(sql: &'static str) -> Query<'static, Postgres, PgArguments> {
+    sqlx::query(sql).persistent(false)
+}
+
+/// `None` when the table cannot be used. An error leaves the transaction open: the connection is
+/// closed then.
+async fn in_transaction(
+    connection: &mut PgConnection,
+    interval: Duration,
+    keep: usize,
+) -> Result<Option<Reconciled>, Error> {
+    let mut transaction = connection.begin().await?;
+    for (setting, value) in [
+        ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
+        // Counting has the other cores.
+        ("max_parallel_workers_per_gather", "0".to_owned()),
+        // A statement of minutes does not outlive this client; servers before 14 lack it.
+        ("client_connection_check_interval", CLIENT_CHECK.as_millis().to_string()),
+    ] {
+        let set = query("SELECT set_config(name, $2, true) FROM pg_settings WHERE name = $1");
+        set.bind(setting).bind(value).execute(&mut *transaction).await?;
+    }
+    let usable = query(PRIVILEGES).fetch_one(&mut *transaction).await?;
+    if !usable.try_get::<bool, _>(0)? {
+        transaction.rollback().await?;
+        return Ok(None);
+    }
+    let lock = query("SELECT pg_try_advisory_xact_lock($1)").bind(LOCK);
+    let locked: bool = lock.fetch_one(&mut *transaction).await?.try_get(0)?;
+    // After the lock: a comparison that ended before it is seen.
+    let last = query(LAST).fetch_optional(&mut *transaction).await?;
+    let last = last.as_ref().map(shared).transpose()?;
+    let reconciled = match last {
+        last if !locked => Reconciled::Busy(last),
+        Some(last) if last.age < last.interval(interval) => Reconciled::Recent(last),
+        _ => {
+            let began = tokio::time::Instant::now();
+            let comparison = compare(&mut transaction, keep).await?;
+            share(&mut transaction, &comparison, began.elapsed()).await?;
+            Reconciled::Compared(comparison)
+        }
+    };
+    transaction.commit().await?;
+    Ok(Some(reconciled))
+}
+
+async fn share(
+    connection: &mut PgConnection,
+    comparison: &Comparison,
+    took: Duration,
+) -> Result<(), Error> {
+    let Comparison { laws, votes, drift_laws, drift_votes, .. } = comparison;
+    let microseconds = i64::try_from(took.as_micros()).unwrap_or(i64::MAX);
+    let mut share = query(SHARE).bind(PgInterval { months: 0, days: 0, microseconds });
+    for number in [laws, votes, drift_laws, drift_votes] {
+        share = share.bind(i64::try_from(*number).unwrap_or(i64::MAX));
+    }
+    share.execute(connection).await?;
+    Ok(())
+}
+
+fn shared(row: &PgRow) -> Result<Shared, Error> {
+    let number =
+        |name| row.try_get::<i64, _>(name).map(|number| u64::try_from(number).unwrap_or(0));
+    let seconds = |name| {
+        let seconds = row.try_get::<f64, _>(name)?;
+        Ok::<_, Error>(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+    };
+    Ok(Shared {
+        age: seconds("age")?,
+        duration: seconds("duration")?,
+        laws: number("laws")?,
+        votes: number("votes")?,
+        drift_laws: number("drift_laws")?,
+        drift_votes: number("drift_votes")?,
+    })
+}

@@ -1,0 +1,153 @@
+//! Why a side works or does not, in two texts: one for whoever asks over HTTP, one for operators.
+//!
+//! Architecture invariant: what is shown over HTTP is a phrase out of the program's text, with a
+//! SQLSTATE at most. An address, a user, a database, a virtual host or a queue is text of the run
+//! time, which no constructor here takes for the shown part.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use crate::ports::{Fault, Lost, OpenError};
+
+/// A reason in two texts. Serialized, it is the shown one; the private one is for the log and the
+/// status of the service manager.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    phrase: &'static str,
+    sqlstate: Option<SqlState>,
+    private: Option<String>,
+}
+
+/// Five characters, as PostgreSQL sends them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SqlState([u8; 5]);
+
+impl SqlState {
+    /// `None` unless it is one: digits and upper-case letters.
+    fn new(code: &str) -> Option<Self> {
+        let code: [u8; 5] = code.as_bytes().try_into().ok()?;
+        let known = |byte: &u8| byte.is_ascii_digit() || byte.is_ascii_uppercase();
+        code.iter().all(known).then_some(Self(code))
+    }
+}
+
+impl fmt::Display for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(std::str::from_utf8(&self.0).unwrap_or_default())
+    }
+}
+
+impl Reason {
+    /// A reason that is shown as `phrase`, and privately as `private`.
+    pub const fn new(phrase: &'static str, private: String) -> Self {
+        Self { phrase, sqlstate: None, private: Some(private) }
+    }
+
+    /// A fault of PostgreSQL that is shown as `phrase` with its SQLSTATE.
+    pub fn of_fault(phrase: &'static str, fault: &Fault) -> Self {
+        let sqlstate = fault.sqlstate.as_deref().and_then(SqlState::new);
+        Self { phrase, sqlstate, private: Some(format!("{phrase}: {fault}")) }
+    }
+
+    /// The text for operators.
+    pub fn private(&self) -> String {
+        self.private.clone().unwrap_or_else(|| self.shown())
+    }
+
+    /// The text for whoever asks over HTTP.
+    pub fn shown(&self) -> String {
+        match self.sqlstate {
+            Some(sqlstate) => format!("{}: SQLSTATE {sqlstate}", self.phrase),
+            None => self.phrase.to_owned(),
+        }
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.shown())
+    }
+}
+
+/// One text for both.
+impl From<&'static str> for Reason {
+    fn from(phrase: &'static str) -> Self {
+        Self { phrase, sqlstate: None, private: None }
+    }
+}
+
+impl From<&Fault> for Reason {
+    fn from(fault: &Fault) -> Self {
+        let phrase = match fault.sqlstate.as_deref() {
+            None => "no connection, or no answer in time",
+            Some(code) if code.starts_with("28") => "credentials refused",
+            Some(code) if code.starts_with("08") || code.starts_with("57P") => "no connection",
+            Some(_) => "PostgreSQL refuses a statement",
+        };
+        Self { private: Some(fault.to_string()), ..Self::of_fault(phrase, fault) }
+    }
+}
+
+impl From<&OpenError> for Reason {
+    fn from(error: &OpenError) -> Self {
+        let phrase = match error {
+            OpenError::Credentials(_) => "credentials, certificate or permission refused",
+            OpenError::Configuration(_) => "virtual host not found, or TLS failed",
+            OpenError::Unavailable(_) => "no connection",
+        };
+        Self::new(phrase, error.to_string())
+    }
+}
+
+impl From<&Lost> for Reason {
+    fn from(lost: &Lost) -> Self {
+        Self::new("session lost", lost.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::Class;
+
+    #[test]
+    fn a_reason_is_serialized_without_its_private_text() {
+        let secret = "peculiar-text";
+        let fault = |sqlstate: Option<&str>| Fault {
+            class: Class::Pause,
+            sqlstate: sqlstate.map(str::to_owned),
+            message: secret.to_owned(),
+        };
+        let open = [OpenError::Credentials, OpenError::Configuration, OpenError::Unavailable];
+        let mut reasons: Vec<Reason> =
+            open.into_iter().map(|error| Reason::from(&error(secret.to_owned()))).collect();
+        reasons.push(Reason::from(&Lost(secret.to_owned())));
+        reasons.push(Reason::new("phrase", secret.to_owned()));
+        for code in [None, Some("28P01"), Some("57P01"), Some("53100"), Some(secret)] {
+            reasons.push(Reason::from(&fault(code)));
+            reasons.push(Reason::of_fault("phrase", &fault(code)));
+        }
+        for reason in reasons {
+            let shown = serde_json::to_string(&reason).expect("serializable");
+            assert!(!shown.contains(secret), "{shown}");
+            assert!(reason.private().contains(secret), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn a_sqlstate_is_shown_when_it_is_one() {
+        let shown = |code: &str| {
+            let fault = Fault {
+                class: Class::Pause,
+                sqlstate: Some(code.to_owned()),
+                message: String::new(),
+            };
+            Reason::of_fault("takes no votes", &fault).shown()
+        };
+        assert_eq!(shown("53100"), "takes no votes: SQLSTATE 53100");
+        for odd in ["", "5310", "db-01", "53\u{e9}1", "531000"] {
+            assert_eq!(shown(odd), "takes no votes", "{odd:?}");
+        }
+    }
+}
