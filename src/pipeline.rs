@@ -247,8 +247,10 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     fn decode(&self, (deliveries, taken): (Vec<Delivery>, Instant)) -> Verdicts {
         let mut verdicts =
             Verdicts { ballots: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
-        for Delivery { tag, body, published_at, trace, replays } in deliveries {
-            match vote::decode(&body, self.tools.limits.max_message_bytes) {
+        for delivery in deliveries {
+            let Delivery { tag, body, published_at, trace, replays, valid_properties } = delivery;
+            let max_bytes = self.tools.limits.max_message_bytes;
+            match vote::decode_message(&body, valid_properties, max_bytes) {
                 Ok(vote) => {
                     let ballot = Ballot { tag, body, vote, published_at, trace, replays, taken };
                     verdicts.ballots.push(ballot);
@@ -264,6 +266,10 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// Settles what is malformed at once; lets through what is a vote.
     async fn reject_malformed(&self, verdicts: Verdicts) -> Vec<Ballot> {
         for malformed in verdicts.malformed {
+            // Nothing more reaches a broker whose session is lost; each try would wait in vain.
+            if self.halt.is_cancelled() {
+                break;
+            }
             if let Err(lost) = self.reject(malformed).await {
                 self.fail(Failure::Lost(lost));
                 break;

@@ -13,6 +13,7 @@ use crate::telemetry::{Health, Metrics};
 
 mod batches;
 mod conflicts;
+mod rejects;
 mod systemic;
 mod trial;
 
