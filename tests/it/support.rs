@@ -4,6 +4,7 @@ mod certificates;
 pub mod collector;
 mod command;
 mod process;
+mod raw;
 pub mod repository;
 mod servers;
 mod stage;
@@ -19,6 +20,7 @@ pub use self::certificates::{Authority, Files, Validity};
 pub use self::collector::Collector;
 pub use self::command::{BINARY, Ended, command, ended, execute, run};
 pub use self::process::{Service, send};
+pub use self::raw::RawPublisher;
 pub use self::servers::Servers;
 pub use self::stage::Stage;
 
