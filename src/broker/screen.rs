@@ -2,7 +2,8 @@
 //!
 //! The client (lapin 4.12.3) parses nested header values recursively, without a depth limit, and
 //! closes the connection at a short string that is not UTF-8. Either can come from any publisher,
-//! and would come again with each redelivery. So frames are repaired before the client sees them.
+//! and would come again with each redelivery. So frames are repaired before the client sees them. The
+//! folder `docs/upstream` has what was reported about the client.
 
 mod frames;
 mod repair;

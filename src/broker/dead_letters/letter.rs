@@ -22,8 +22,13 @@ const OTHER_RECIPIENTS: [&str; 2] = ["CC", "BCC"];
 /// The broker's own account of this stay in a queue.
 const OF_THIS_STAY: [&str; 2] = [DELIVERY_COUNT, "x-acquired-count"];
 /// Of an earlier time once a message is put back; RabbitMQ would go on counting in `x-death`.
-const OF_ITS_DEATH: [&str; 4] =
-    ["x-death", headers::SQLSTATE, headers::VOTE_HASH, headers::REFUSED_AT];
+const OF_ITS_DEATH: [&str; 5] = [
+    "x-death",
+    headers::SQLSTATE,
+    headers::VOTE_HASH,
+    headers::REFUSED_AT,
+    headers::INVALID_PROPERTIES,
+];
 const OF_ITS_DEATH_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 
 /// A message in the dead-letter queue.
@@ -33,7 +38,7 @@ pub struct Letter {
     pub body: Vec<u8>,
     /// Headers as JSON: times as RFC 3339, bytes that are not UTF-8 as `{"base64": …}`.
     pub headers: BTreeMap<String, Value>,
-    /// Whether its properties were valid when it was delivered.
+    /// Whether its publisher's properties were valid.
     pub valid_properties: bool,
     properties: BasicProperties,
 }
@@ -48,8 +53,10 @@ impl Letter {
     pub(super) fn delivered(tag: DeliveryTag, body: Vec<u8>, properties: BasicProperties) -> Self {
         let table = properties.headers().as_ref();
         let headers = table.map(|table| plain_table(table, 0).into_iter().collect());
-        let valid_properties = !screen::is_invalid(&properties);
-        Self { tag, body, headers: headers.unwrap_or_default(), valid_properties, properties }
+        let headers: BTreeMap<String, Value> = headers.unwrap_or_default();
+        let valid_properties = !screen::is_invalid(&properties)
+            && headers.get(headers::INVALID_PROPERTIES) != Some(&Value::Bool(true));
+        Self { tag, body, headers, valid_properties, properties }
     }
 
     /// Returns about how much memory it takes, in bytes: its body and its headers.
@@ -77,7 +84,11 @@ impl Letter {
 
     /// What a copy of it in the dead-letter queue is published with.
     pub(in crate::broker) fn copied(&self) -> BasicProperties {
-        self.properties_with(self.headers_without(|_| false))
+        let mut table = self.headers_without(|_| false);
+        if !self.valid_properties {
+            table.insert(headers::INVALID_PROPERTIES.into(), AMQPValue::Boolean(true));
+        }
+        self.properties_with(table)
     }
 
     fn headers_without(&self, dropped: impl Fn(&str) -> bool) -> FieldTable {
@@ -237,6 +248,17 @@ mod tests {
             assert!(copied.iter().any(|name| name == kept), "{kept}");
         }
         assert!(!copied.iter().any(|name| name == "x-delivery-count" || name == "CC"));
+    }
+
+    #[test]
+    fn a_copy_of_invalid_properties_is_known_as_one_and_a_replay_is_not() {
+        let mut letter = dead();
+        letter.valid_properties = false;
+        let copy = Letter::delivered(2, Vec::new(), letter.copied());
+        assert!(!copy.valid_properties);
+        assert!(!Letter::delivered(3, Vec::new(), copy.copied()).valid_properties);
+        assert!(Letter::delivered(4, Vec::new(), copy.replayed(1)).valid_properties);
+        assert!(Letter::delivered(5, Vec::new(), dead().copied()).valid_properties);
     }
 
     #[test]
