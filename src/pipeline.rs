@@ -247,9 +247,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     fn decode(&self, (deliveries, taken): (Vec<Delivery>, Instant)) -> Verdicts {
         let mut verdicts =
             Verdicts { ballots: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
-        for delivery in deliveries {
-            let Delivery { tag, body, published_at, trace, replays, valid_properties } = delivery;
-            let max_bytes = self.tools.limits.max_message_bytes;
+        let max_bytes = self.tools.limits.max_message_bytes;
+        for Delivery { tag, body, published_at, trace, replays, valid_properties } in deliveries {
             match vote::decode_message(&body, valid_properties, max_bytes) {
                 Ok(vote) => {
                     let ballot = Ballot { tag, body, vote, published_at, trace, replays, taken };
@@ -265,14 +264,10 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
 
     /// Settles what is malformed at once; lets through what is a vote.
     async fn reject_malformed(&self, verdicts: Verdicts) -> Vec<Ballot> {
-        for malformed in verdicts.malformed {
-            // Nothing more reaches a broker whose session is lost; each try would wait in vain.
-            if self.halt.is_cancelled() {
-                break;
-            }
+        // A lost session takes no rejects: each further one would wait for its time-out.
+        for malformed in verdicts.malformed.into_iter().take_while(|_| !self.halt.is_cancelled()) {
             if let Err(lost) = self.reject(malformed).await {
                 self.fail(Failure::Lost(lost));
-                break;
             }
         }
         verdicts.ballots

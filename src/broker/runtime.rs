@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_rs::traits::{Executor, Reactor, RuntimeKit};
 use async_rs::util::Task;
@@ -74,7 +74,11 @@ impl Reactor for Screened {
         self.0.sleep(duration)
     }
 
-    fn interval(&self, period: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+    #[expect(clippy::disallowed_types, reason = "the trait wants it; nothing here reads a clock")]
+    fn interval(
+        &self,
+        period: Duration,
+    ) -> impl Stream<Item = std::time::Instant> + Send + 'static {
         self.0.interval(period)
     }
 
