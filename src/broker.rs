@@ -11,6 +11,8 @@ mod depth;
 mod headers;
 mod management;
 mod publisher;
+mod runtime;
+mod screen;
 mod session;
 mod topology;
 
@@ -27,14 +29,18 @@ pub use self::check::check;
 pub use self::dead_letters::{DeadLetterQueue, DeliveryLimit, GivenBack, Letter};
 pub use self::depth::QueueWatch;
 pub use self::publisher::{Confirm, Publisher};
+pub use self::screen::Frames;
 pub use self::session::{RabbitChannel, RabbitSession};
 use self::topology::{Assessment, Found};
 use crate::config::RabbitMq as Config;
 use crate::ports::{Broker, DeadLetter, DeadLetters, Lost, OpenError};
 use crate::telemetry::Health;
 
-/// From the first byte to consuming; a broker that takes longer is not well.
+/// From the first byte to consuming, without the examination of the queue; a broker that takes
+/// longer is not well.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest examination of the queue: dozens of round trips, or some to the management API.
+const EXAMINE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A queue may be made anew with other arguments while we are away.
 const EXAMINED_FOR: Duration = Duration::from_secs(60);
 /// Longest wait for the confirm of a dead letter. A blocked connection (memory or disk alarm of
@@ -57,13 +63,19 @@ impl RabbitMq {
         Self { config, health, examined: Mutex::new(None), dead_letters: Mutex::new(None) }
     }
 
-    async fn open_session(&self, prefetch: u16) -> Result<RabbitSession, OpenError> {
+    async fn connect(&self) -> Result<(Connection, Found), OpenError> {
+        let connection = connect::open(&self.config, "consumer").await?;
+        let found = topology::ensure(&connection, &self.config).await;
+        Ok((connection, found.map_err(|e| connect::refused(&self.config, &e))?))
+    }
+
+    async fn consume(
+        &self,
+        connection: Connection,
+        prefetch: u16,
+    ) -> Result<RabbitSession, OpenError> {
         let config = &self.config;
         let refused = |error: &lapin::Error| connect::refused(config, error);
-        let connection = connect::open(config, "consumer").await?;
-        let found = topology::ensure(&connection, config).await.map_err(|e| refused(&e))?;
-        self.examine(&connection, found).await;
-
         let channel = connection.create_channel().await.map_err(|e| refused(&e))?;
         let each_consumer = BasicQosOptions { global: false };
         channel.basic_qos(prefetch, each_consumer).await.map_err(|e| refused(&e))?;
@@ -79,32 +91,48 @@ impl RabbitMq {
         Ok(RabbitSession::new(connection, channel, consumer))
     }
 
-    /// Tells of what can lose votes; of the same only once.
-    async fn examine(&self, connection: &Connection, found: Found) {
+    /// Warns of what can lose votes; of the same only once.
+    ///
+    /// # Errors
+    /// [`OpenError::Configuration`] for a type of queue that votes can't be taken from.
+    async fn examine(&self, connection: &Connection, found: Found) -> Result<(), OpenError> {
         let mut last = self.examined.lock().await;
         let recently = last.as_ref().is_some_and(|(when, _)| when.elapsed() < EXAMINED_FOR);
         if found == Found::Existing && recently {
-            return;
+            return Ok(());
         }
-        let Assessment { route, noted, management_failed, .. } =
-            topology::examine(connection, &self.config).await;
+        let queue = &self.config.queue;
+        let examining = topology::examine(connection, &self.config);
+        let assessment = match timeout(EXAMINE_TIMEOUT, examining).await {
+            Ok(assessment) => assessment,
+            Err(_) => Assessment::unfinished(queue, EXAMINE_TIMEOUT),
+        };
+        let Assessment { route, noted, management_failed, unsuitable_type, .. } = assessment;
         if let Some(error) = management_failed {
             tracing::warn!("RABBITMQ_MANAGEMENT_URL: {error}");
         }
         let told = noted.iter().filter(|noted| noted.at_start);
         let shown = told.clone().map(|noted| noted.shown).collect();
         let warnings: Vec<String> = told.map(|noted| noted.finding.line()).collect();
+        if unsuitable_type.is_some() {
+            self.health.queue_examined(route, warnings.clone());
+            return Err(OpenError::Configuration(warnings.join("; ")));
+        }
         for warning in &warnings {
             if last.as_ref().is_none_or(|(_, told)| !told.contains(warning)) {
-                tracing::warn!(queue = self.config.queue, "{warning}");
+                tracing::warn!(queue, "{warning}");
             }
         }
         self.health.queue_examined(route, shown);
         *last = Some((Instant::now(), warnings));
+        Ok(())
     }
 
-    async fn publish_dead_letter(&self, letter: &DeadLetter) -> Result<(), Lost> {
-        let mut slot = self.dead_letters.lock().await;
+    async fn publish_dead_letter(
+        &self,
+        slot: &mut Option<Publisher>,
+        letter: &DeadLetter,
+    ) -> Result<(), Lost> {
         // Taken out: a publish that fails or is dropped must not leave a doubtful channel behind.
         // One that was kept may have died since; twice is no loss, a dead letter may be repeated.
         if let Some(kept) = slot.take()
@@ -157,19 +185,25 @@ impl Broker for RabbitMq {
     type Session = RabbitSession;
 
     async fn open(&self, prefetch: u16) -> Result<RabbitSession, OpenError> {
-        match timeout(OPEN_TIMEOUT, self.open_session(prefetch)).await {
-            Ok(opened) => opened,
-            Err(_) => Err(OpenError::Unavailable(format!(
+        let late = |_| {
+            OpenError::Unavailable(format!(
                 "{} did not let us consume within {OPEN_TIMEOUT:?}",
                 connect::describe(&self.config)
-            ))),
-        }
+            ))
+        };
+        let began = Instant::now();
+        let (connection, found) = timeout(OPEN_TIMEOUT, self.connect()).await.map_err(late)??;
+        let left = OPEN_TIMEOUT.saturating_sub(began.elapsed());
+        self.examine(&connection, found).await?;
+        timeout(left, self.consume(connection, prefetch)).await.map_err(late)?
     }
 }
 
 impl DeadLetters for RabbitMq {
     async fn publish(&self, letter: &DeadLetter) -> Result<(), Lost> {
-        match timeout(CONFIRM_TIMEOUT, self.publish_dead_letter(letter)).await {
+        // Each letter has the whole time, however many were before it.
+        let mut slot = self.dead_letters.lock().await;
+        match timeout(CONFIRM_TIMEOUT, self.publish_dead_letter(&mut slot, letter)).await {
             Ok(published) => published,
             Err(_) => Err(Lost(format!(
                 "no confirm for a dead letter within {CONFIRM_TIMEOUT:?}; is the broker blocked by \
@@ -182,3 +216,6 @@ impl DeadLetters for RabbitMq {
 fn long_string(text: &str) -> AMQPValue {
     AMQPValue::LongString(text.into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -282,8 +282,9 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     fn decode(&self, (deliveries, taken): (Vec<Delivery>, Instant)) -> Verdicts {
         let mut verdicts =
             Verdicts { ballots: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
-        for Delivery { tag, body, published_at, trace, replays } in deliveries {
-            match vote::decode(&body, self.tools.limits.max_message_bytes) {
+        let max_bytes = self.tools.limits.max_message_bytes;
+        for Delivery { tag, body, published_at, trace, replays, valid_properties } in deliveries {
+            match vote::decode_message(&body, valid_properties, max_bytes) {
                 Ok(vote) => {
                     let ballot = Ballot { tag, body, vote, published_at, trace, replays, taken };
                     verdicts.ballots.push(ballot);
@@ -298,10 +299,10 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
 
     /// Settles what is malformed at once; lets through what is a vote.
     async fn reject_malformed(&self, verdicts: Verdicts) -> Vec<Ballot> {
-        for malformed in verdicts.malformed {
+        // A lost session takes no rejects: each further one would wait for its time-out.
+        for malformed in verdicts.malformed.into_iter().take_while(|_| !self.halt.is_cancelled()) {
             if let Err(lost) = self.reject(malformed).await {
                 self.fail(Failure::Lost(lost));
-                break;
             }
         }
         verdicts.ballots

@@ -27,12 +27,21 @@ pub struct Delivery {
     pub trace: TraceContext,
     /// How often an operator put it back from the dead-letter queue.
     pub replays: u32,
+    /// Whether its properties were valid; a message without is malformed, whatever its body.
+    pub valid_properties: bool,
 }
 
 impl Delivery {
     /// A delivery of which nothing but its body is known.
     pub const fn new(tag: DeliveryTag, body: Vec<u8>) -> Self {
-        Self { tag, body, published_at: None, trace: TraceContext(None), replays: 0 }
+        Self {
+            tag,
+            body,
+            published_at: None,
+            trace: TraceContext(None),
+            replays: 0,
+            valid_properties: true,
+        }
     }
 }
 
@@ -99,10 +108,12 @@ pub trait Session: Send {
     /// Gives back, once, everything that is held: cancel, `basic.nack` of all with requeue, close.
     fn requeue(self) -> impl Future<Output = ()> + Send;
 
-    /// Closes the channel and waits for the reply, which stands behind every ack before it.
+    /// Closes channel and connection, and waits for the replies. They prove nothing about acks: for
+    /// a quorum queue a channel holds acks back while 32 others are under way, and forgets those
+    /// when it is closed. Those votes are committed; they come again and are replays then.
     ///
     /// # Errors
-    /// [`Lost`] when the broker did not confirm: acks may not have arrived.
+    /// [`Lost`] when the broker did not answer.
     fn close(self) -> impl Future<Output = Result<(), Lost>> + Send;
 }
 

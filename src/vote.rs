@@ -66,6 +66,9 @@ impl fmt::Debug for Vote {
 /// Why a message is malformed; also the value of the metric label `reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
+    /// The message's properties are not valid AMQP: a short string is not UTF-8, or the headers
+    /// cannot be decoded.
+    Properties,
     /// The body is longer than `MAX_MESSAGE_BYTES`.
     TooLarge,
     /// The body is not UTF-8.
@@ -98,7 +101,8 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order in which they are checked.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
+        Self::Properties,
         Self::TooLarge,
         Self::NotUtf8,
         Self::NotJson,
@@ -118,6 +122,7 @@ impl Reason {
     /// The name in logs and in the metric label.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Properties => "properties",
             Self::TooLarge => "too_large",
             Self::NotUtf8 => "not_utf8",
             Self::NotJson => "not_json",
@@ -147,7 +152,7 @@ pub struct Rejection {
 }
 
 impl Rejection {
-    const fn of_body(reason: Reason) -> Self {
+    const fn of_message(reason: Reason) -> Self {
         Self { reason, field: None, vote_hash: None }
     }
 }
@@ -161,16 +166,38 @@ impl fmt::Display for Rejection {
     }
 }
 
+/// Decodes and validates one message: the body as [`decode`] does, unless its properties are
+/// invalid.
+///
+/// # Errors
+/// [`Reason::Properties`], or the first rule that the body breaks.
+pub fn decode_message(
+    body: &[u8],
+    valid_properties: bool,
+    max_bytes: usize,
+) -> Result<Vote, Rejection> {
+    let decoded = decode(body, max_bytes);
+    if valid_properties {
+        return decoded;
+    }
+    // The hash helps whoever looks for the message.
+    let vote_hash = match decoded {
+        Ok(vote) => Some(vote.vote_hash.into()),
+        Err(rejection) => rejection.vote_hash,
+    };
+    Err(Rejection { vote_hash, ..Rejection::of_message(Reason::Properties) })
+}
+
 /// Decodes and validates one message body of at most `max_bytes` bytes.
 ///
 /// # Errors
 /// The first broken rule, see [`Reason`].
 pub fn decode(body: &[u8], max_bytes: usize) -> Result<Vote, Rejection> {
     if body.len() > max_bytes {
-        return Err(Rejection::of_body(Reason::TooLarge));
+        return Err(Rejection::of_message(Reason::TooLarge));
     }
-    let text = std::str::from_utf8(body).map_err(|_| Rejection::of_body(Reason::NotUtf8))?;
-    let fields = json::parse(text).map_err(Rejection::of_body)?;
+    let text = std::str::from_utf8(body).map_err(|_| Rejection::of_message(Reason::NotUtf8))?;
+    let fields = json::parse(text).map_err(Rejection::of_message)?;
 
     let reject = |(reason, field)| {
         // Whatever is wrong with the rest, a valid hash helps whoever looks for the message.

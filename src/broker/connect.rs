@@ -10,6 +10,8 @@ use lapin::{Connection, ConnectionProperties, Error, ErrorKind};
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
+use super::runtime;
+use super::screen::FRAME_MAX;
 use crate::config::RabbitMq as Config;
 use crate::ports::OpenError;
 use crate::tls::{self, Side, Variables, Verdict};
@@ -17,17 +19,11 @@ use crate::tls::{self, Side, Variables, Verdict};
 /// Longest wait for TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest frame, in bytes: RabbitMQ's own default. Said before the broker says it, so that lapin
-/// makes its buffers once: those that grow are written to the last byte, 11 MiB in all.
-const FRAME_MAX: u32 = 131_072;
-
 /// Opens a connection that `purpose` names in the broker's listings.
 pub(super) async fn open(config: &Config, purpose: &str) -> Result<Connection, OpenError> {
     let properties = ConnectionProperties::default()
         .with_connection_name(format!("vote-aggregator: {purpose}").into());
-    let runtime = lapin::runtime::default_runtime().map_err(|error| refused(config, &error))?;
-    let tls = tls(config)?;
-    let connecting = Connection::connect_uri_with_config(uri(config), properties, tls, runtime);
+    let connecting = runtime::connect(uri(config), properties, tls(config)?);
     match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) => Err(not_opened(config, &error)),

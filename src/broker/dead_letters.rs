@@ -36,12 +36,12 @@ const FIRST_WINDOW: u16 = 50;
 /// What each further consumer may hold: of messages as large as those before, about this much.
 const WINDOW_BYTES: u64 = 8 << 20;
 const WINDOW: RangeInclusive<u64> = 10..=500;
-/// Bodies that the broker holds for us; a classic queue has them in memory.
+/// Bodies and headers that the broker holds for us; a classic queue has them in memory.
 const HELD_BYTES_AT_MOST: usize = 128 << 20;
 /// Without a delivery for this long, the queue is asked whether it is empty.
 const QUIET: Duration = Duration::from_secs(2);
 /// Longest wait for an answer, and for a delivery that the queue owes us.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Copies on their way to a confirm at a time.
 const COPIES_AT_MOST: usize = 200;
 
@@ -172,42 +172,53 @@ impl DeadLetterQueue {
         if self.full {
             return Ok(None);
         }
-        let mut waited = Duration::ZERO;
+        let (mut waited, mut empty) = (Duration::ZERO, 0);
         loop {
             if self.held.len() >= self.capacity {
                 self.widen().await?;
             }
-            match timeout(QUIET, self.deliveries.next()).await {
-                Ok(Some(Ok(delivery))) => {
-                    let letter = self.hold(delivery);
-                    if letter.tag <= self.depth {
-                        self.read += 1;
-                        self.bytes_read += letter.body.len() as u64;
-                        return Ok(Some(letter));
+            let next = match timeout(QUIET, self.deliveries.next()).await {
+                Ok(next) => next,
+                // RabbitMQ takes seconds to encode one message whose headers nest deep, and answers
+                // behind it: what is delivered meanwhile comes first.
+                Err(_) => tokio::select! {
+                    biased;
+                    next = self.deliveries.next() => next,
+                    ready = answered("passive declare", depth(&self.channel, &self.config)) => {
+                        waited += QUIET;
+                        empty = if ready? == 0 { empty + 1 } else { 0 };
+                        // Somebody else may have taken what was counted; what is on its way to us
+                        // is not ready either, hence twice.
+                        if empty == 2 {
+                            return Ok(None);
+                        }
+                        if waited < ANSWER_TIMEOUT {
+                            continue;
+                        }
+                        return Err(Lost(format!(
+                            "the queue has messages, and none was delivered within {waited:?}: is \
+                             another consumer the only one allowed (x-single-active-consumer)?"
+                        )));
                     }
-                    // Came in, or came back, after the beginning.
-                    self.keep(&letter).await?;
-                    continue;
-                }
-                Ok(Some(Err(error))) => return Err(lost("consume", &error)),
-                Ok(None) => {
+                },
+            };
+            let delivery = match next {
+                Some(delivery) => delivery.map_err(|error| lost("consume", &error))?,
+                None => {
                     return Err(Lost(
                         "the broker ended the consumer: the queue was deleted, or lost its leader"
                             .to_owned(),
                     ));
                 }
-                Err(_) => waited += QUIET,
+            };
+            let letter = self.hold(delivery);
+            if letter.tag <= self.depth {
+                self.read += 1;
+                self.bytes_read += letter.size() as u64;
+                return Ok(Some(letter));
             }
-            // Somebody else may have taken what was counted.
-            if self.ready().await? == 0 {
-                return Ok(None);
-            }
-            if waited >= ANSWER_TIMEOUT {
-                return Err(Lost(format!(
-                    "the queue has messages, and none was delivered within {waited:?}: is another \
-                     consumer the only one allowed (x-single-active-consumer)?"
-                )));
-            }
+            // Came in, or came back, after the beginning.
+            self.keep(&letter).await?;
         }
     }
 
@@ -250,9 +261,11 @@ impl DeadLetterQueue {
 
     fn hold(&mut self, delivery: Delivery) -> Letter {
         let tag = delivery.delivery_tag;
-        self.held.insert(tag, delivery.data.len());
-        self.held_bytes += delivery.data.len();
-        Letter::delivered(tag, delivery.data, delivery.properties)
+        let letter = Letter::delivered(tag, delivery.data, delivery.properties);
+        let size = letter.size();
+        self.held.insert(tag, size);
+        self.held_bytes += size;
+        letter
     }
 
     /// Begins another consumer.

@@ -20,6 +20,8 @@ pub(super) const SQLSTATE: &str = "x-sqlstate";
 pub(super) const VOTE_HASH: &str = "x-vote-hash";
 /// When that was, as RFC 3339.
 pub(super) const REFUSED_AT: &str = "x-refused-at";
+/// On a copy of a dead letter whose properties were invalid: the copy's own are valid.
+pub(super) const INVALID_PROPERTIES: &str = "x-invalid-properties";
 /// How often a message was put back from the dead-letter queue by `dlq replay`.
 pub(super) const REPLAYS: &str = "x-replays";
 

@@ -11,7 +11,7 @@ use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicNackOptions, Basi
 use lapin::{Connection, Consumer};
 use tokio::time::timeout;
 
-use super::headers;
+use super::{headers, screen};
 use crate::ports::{Channel, Delivery, DeliveryTag, Lost, Session, TraceContext};
 use crate::telemetry::traces_on;
 
@@ -138,6 +138,7 @@ impl Stream for Deliveries {
                         TraceContext::default()
                     },
                     replays: headers::replays(&delivery.properties),
+                    valid_properties: !screen::is_invalid(&delivery.properties),
                     body: delivery.data,
                 };
                 return Poll::Ready(Some(Ok(delivery)));

@@ -15,7 +15,7 @@ use crate::publish::rate::Rate;
 
 /// Messages on their way to a confirm at a time; each is held with its body.
 const UNCONFIRMED_AT_MOST: usize = 200;
-/// Bodies on their way at a time, in bytes.
+/// Bodies and headers on their way at a time, in bytes.
 const UNCONFIRMED_BYTES_AT_MOST: usize = 16 << 20;
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// A queue that refuses so many in a row is full, and refuses the others, too.
@@ -124,7 +124,7 @@ impl<P: FnMut(&Tally)> Run<'_, P> {
             Ok(sent) => sent?,
             Err(_) => return Err(unanswered()),
         };
-        self.unconfirmed_bytes += letter.body.len();
+        self.unconfirmed_bytes += letter.size();
         self.confirms.push(Box::pin(async move { (letter, confirm.await) }));
         Ok(())
     }
@@ -135,7 +135,7 @@ impl<P: FnMut(&Tally)> Run<'_, P> {
             Err(_) => return Err(unanswered()),
         };
         let Some((letter, confirmed)) = confirmed else { return Ok(()) };
-        self.unconfirmed_bytes -= letter.body.len();
+        self.unconfirmed_bytes -= letter.size();
         match confirmed {
             Ok(()) => {
                 self.letters.remove(letter.tag).await?;

@@ -2,10 +2,19 @@
 //! says when asked again.
 
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::body;
 use crate::broker::Letter;
 use crate::vote::{self, Reason, Rejection};
+
+/// Stands for the text of a header that the service or the broker would not have written.
+const ODD: &str = "odd";
+/// Longest name in AMQP, in bytes.
+const NAME_AT_MOST: usize = 255;
+/// RabbitMQ adds one for each queue and reason.
+const DEATHS_AT_MOST: usize = 50;
 
 /// Why a message is a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,31 +64,32 @@ pub struct Examined {
 
 /// Looks into a letter, with the decoder's limit in bytes.
 pub fn examine(letter: &Letter, max_bytes: usize) -> Examined {
-    let text = |name: &str| letter.headers.get(name).and_then(Value::as_str).map(str::to_owned);
+    let text = |name: &str| letter.headers.get(name).and_then(Value::as_str);
     let deaths = deaths(letter.headers.get("x-death"));
-    let sqlstate = text("x-sqlstate");
-    let (why, vote_hash, law_id) = match vote::decode(&letter.body, max_bytes) {
-        Ok(vote) => {
-            let why = match (&sqlstate, deaths.first()) {
-                (Some(sqlstate), _) => Why::Refused { sqlstate: sqlstate.clone() },
-                (None, Some(death)) => Why::Died { reason: death.reason.clone() },
-                (None, None) => Why::Unknown,
-            };
-            (why, Some(vote.vote_hash.into()), Some(vote.law_id.into()))
-        }
-        Err(rejection) => {
-            let small = letter.body.len() <= max_bytes;
-            let law_id = small.then(|| body::law_id(&letter.body)).flatten();
-            let vote_hash = rejection.vote_hash.clone();
-            (Why::Malformed(rejection), vote_hash, law_id)
-        }
-    };
+    let sqlstate = text("x-sqlstate").map(|text| checked(text, is_sqlstate));
+    let (why, vote_hash, law_id) =
+        match vote::decode_message(&letter.body, letter.valid_properties, max_bytes) {
+            Ok(vote) => {
+                let why = match (&sqlstate, deaths.first()) {
+                    (Some(sqlstate), _) => Why::Refused { sqlstate: sqlstate.clone() },
+                    (None, Some(death)) => Why::Died { reason: death.reason.clone() },
+                    (None, None) => Why::Unknown,
+                };
+                (why, Some(vote.vote_hash.into()), Some(vote.law_id.into()))
+            }
+            Err(rejection) => {
+                let small = letter.body.len() <= max_bytes;
+                let law_id = small.then(|| body::law_id(&letter.body)).flatten();
+                let vote_hash = rejection.vote_hash.clone();
+                (Why::Malformed(rejection), vote_hash, law_id)
+            }
+        };
     let when = deaths.first().and_then(|death| death.time.clone());
     Examined {
         why,
-        vote_hash: vote_hash.or_else(|| text("x-vote-hash")),
+        vote_hash: vote_hash.or_else(|| Some(checked(text("x-vote-hash")?, is_vote_hash))),
         law_id,
-        when: when.or_else(|| text("x-refused-at")),
+        when: when.or_else(|| Some(checked(text("x-refused-at")?, is_time))),
         deaths,
         sqlstate,
         size: letter.body.len(),
@@ -89,18 +99,44 @@ pub fn examine(letter: &Letter, max_bytes: usize) -> Examined {
 }
 
 fn deaths(header: Option<&Value>) -> Vec<Death> {
-    let text =
-        |entry: &Value, name: &str| entry.get(name).and_then(Value::as_str).map(str::to_owned);
     let entries = header.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let told = entries.iter().filter_map(|entry| {
+    let told = entries.iter().take(DEATHS_AT_MOST).filter_map(|entry| {
         Some(Death {
-            reason: text(entry, "reason")?,
-            queue: text(entry, "queue").unwrap_or_default(),
+            reason: checked(text_of(entry, "reason")?, is_name),
+            queue: checked(text_of(entry, "queue").unwrap_or_default(), is_name),
             count: number(entry.get("count")),
-            time: text(entry, "time"),
+            time: text_of(entry, "time").map(|text| checked(text, is_time)),
         })
     });
     told.collect()
+}
+
+fn text_of<'e>(entry: &'e Value, name: &str) -> Option<&'e str> {
+    entry.get(name).and_then(Value::as_str)
+}
+
+/// Returns the text of a header, or [`ODD`]: any publisher can write a header of any length.
+fn checked(text: &str, is_sound: impl Fn(&str) -> bool) -> String {
+    if is_sound(text) { text } else { ODD }.to_owned()
+}
+
+/// Empty when PostgreSQL gave none.
+fn is_sqlstate(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_digit() || byte.is_ascii_uppercase();
+    text.is_empty() || (text.len() == 5 && text.bytes().all(fits))
+}
+
+fn is_vote_hash(text: &str) -> bool {
+    let length = 1..=vote::MAX_VOTE_HASH;
+    length.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn is_time(text: &str) -> bool {
+    text.len() <= NAME_AT_MOST && OffsetDateTime::parse(text, &Rfc3339).is_ok()
+}
+
+fn is_name(text: &str) -> bool {
+    text.len() <= NAME_AT_MOST
 }
 
 /// Whichever of AMQP's types a client chose for it; 0 for what is no number.
@@ -168,6 +204,11 @@ impl Why {
                 "Its publisher sends it again, smaller; or raise MAX_MESSAGE_BYTES on all instances \
                  and here, and replay."
             }
+            Self::Malformed(Rejection { reason: Reason::Properties, .. }) => {
+                "Fix the publisher: header names, content_type, message_id and the routing key must \
+                 be UTF-8. `dlq replay --reason properties --force` publishes the body again, with `?` \
+                 in place of the invalid bytes."
+            }
             Self::Malformed(_) => {
                 "Its publisher mends and sends it again; replayed as it is, it comes straight back. \
                  Then purge it."
@@ -189,6 +230,10 @@ impl Why {
 
 const fn broken(reason: Reason) -> &'static str {
     match reason {
+        Reason::Properties => {
+            "the message properties are not valid AMQP: a short string is not UTF-8, or the headers \
+             cannot be decoded"
+        }
         Reason::TooLarge => "the body is longer than MAX_MESSAGE_BYTES",
         Reason::NotUtf8 => "the body is not UTF-8",
         Reason::NotJson => "the body is not JSON",
@@ -214,6 +259,7 @@ fn refusal(sqlstate: &str) -> String {
         "22001" => "a column that is too short",
         "P0001" => "a trigger",
         "" => return "without an SQLSTATE".to_owned(),
+        ODD => return "its x-sqlstate is no SQLSTATE, so another program wrote it".to_owned(),
         code if code.starts_with("22") => "a value that the database does not take",
         code if code.starts_with("23") => "a constraint",
         _ => return format!("SQLSTATE {sqlstate}"),
@@ -299,6 +345,26 @@ mod tests {
         let counted = |replays: Value| of(VOTE, json!({"x-replays": replays})).replays;
         assert_eq!((counted(json!(2)), counted(json!("3")), counted(json!(-1))), (2, 3, 0));
         assert_eq!(counted(json!(u64::MAX)), u32::MAX, "guarded rather than let through");
+    }
+
+    #[test]
+    fn forged_headers_of_any_length_are_shown_as_odd() {
+        let long = "2".repeat(100_000);
+        for sqlstate in [long.as_str(), "2351", "2351x", "23514 ", "23\u{e9}1", "\u{1b}[2J1"] {
+            let found = of(VOTE, json!({"x-sqlstate": sqlstate}));
+            assert_eq!((found.sqlstate.as_deref(), found.why.word()), (Some("odd"), "odd"));
+            assert_eq!(found.why.label(), "SQLSTATE odd", "{sqlstate}");
+            assert!(found.why.told().contains("another program"), "{}", found.why.told());
+        }
+        let name = "n".repeat(1_000);
+        let death = json!({"reason": name, "queue": name, "time": name});
+        let deaths = json!(vec![death; 1_000]);
+        let forged = json!({"x-death": deaths, "x-vote-hash": long, "x-refused-at": long,
+                            "x-replays": long, "x-delivery-count": long});
+        let found = of("{}", forged);
+        assert!(format!("{found:?}").len() < 10_000, "{}", format!("{found:?}").len());
+        assert_eq!((found.vote_hash.as_deref(), found.when.as_deref()), (Some("odd"), Some("odd")));
+        assert_eq!((found.replays, found.deaths[0].reason.as_str()), (0, "odd"));
     }
 
     #[test]

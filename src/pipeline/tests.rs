@@ -14,6 +14,7 @@ use crate::telemetry::{Health, Metrics};
 mod batches;
 mod conflicts;
 mod deadline;
+mod rejects;
 mod systemic;
 mod trial;
 

@@ -180,6 +180,14 @@ proptest! {
     }
 }
 
+#[test]
+fn invalid_properties_come_before_whatever_the_body_breaks() {
+    for (body, hash) in [("{}", None), (r#"{"vote_hash":"h"}"#, Some("h"))] {
+        let rejection = decode_message(body.as_bytes(), false, 100).expect_err("malformed");
+        assert_eq!((rejection.reason, rejection.vote_hash.as_deref()), (Reason::Properties, hash));
+    }
+}
+
 /// One message of the corpus under `tests/data`.
 #[derive(serde::Deserialize)]
 struct Entry {
@@ -187,6 +195,8 @@ struct Entry {
     body: Option<String>,
     body_base64: Option<String>,
     repeat: Option<Repeat>,
+    #[serde(default)]
+    invalid_properties: bool,
     verdict: String,
     field: Option<String>,
 }
@@ -222,10 +232,11 @@ fn every_message_of_the_corpus_gets_its_verdict() {
     let mut reasons = std::collections::BTreeSet::new();
     for line in corpus.lines() {
         let entry: Entry = serde_json::from_str(line).expect("one JSON object a line");
-        let (verdict, field) = match decode(&entry.bytes(), 16_384) {
-            Ok(_) => ("vote", None),
-            Err(rejection) => (rejection.reason.as_str(), rejection.field.map(str::to_owned)),
-        };
+        let (verdict, field) =
+            match decode_message(&entry.bytes(), !entry.invalid_properties, 16_384) {
+                Ok(_) => ("vote", None),
+                Err(rejection) => (rejection.reason.as_str(), rejection.field.map(str::to_owned)),
+            };
         if (verdict, &field) != (entry.verdict.as_str(), &entry.field) {
             wrong.push(format!("{}: {verdict} {field:?}, not {}", entry.name, entry.verdict));
         }

@@ -3,6 +3,8 @@
 
 mod config;
 mod decode;
+mod hostile;
+mod properties;
 mod seeds;
 
 use std::fs;
@@ -90,12 +92,59 @@ fn no_configuration_panics_or_shows_a_password() {
     }
 }
 
-/// Writes the seeds of both targets, for `script/fuzz`.
+#[test]
+fn the_client_can_parse_what_passes_the_screen() {
+    let seeds = seeds::properties();
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut read = fastrand::Rng::with_seed(4);
+    for (_, seed) in &seeds {
+        properties::check(seed, || read.usize(1..70_000));
+        for _ in 0..if seed.len() < 1_000 { 300 } else { 3 } {
+            let mut seed = seed.clone();
+            let (_, other) = &seeds[random.usize(..seeds.len())];
+            damage(&mut seed, other, &mut random);
+            properties::check(&seed, || read.usize(1..5_000));
+        }
+    }
+}
+
+#[test]
+fn the_corpus_of_properties_is_marked_as_it_says() {
+    let corpus = hostile::corpus();
+    assert!(corpus.len() >= 20);
+    for (entry, (name, input)) in corpus.into_iter().zip(seeds::properties()) {
+        assert_eq!(properties::check(&input, || 7), !entry.is_counted, "{name}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn however_its_bytes_are_read_a_message_leaves_the_screen_the_same(
+        seed in 0..seeds::properties().len(),
+        from in 0..1_000_usize,
+        bytes in proptest::collection::vec(0..=255_u8, 0..40),
+        sizes in proptest::collection::vec(1..40_usize, 1..20),
+    ) {
+        let (_, mut input) = seeds::properties().swap_remove(seed);
+        if input.len() < 2_000 {
+            let from = from % (input.len() + 1);
+            input.splice(from.., bytes);
+            let mut sizes = sizes.into_iter().cycle();
+            properties::check(&input, || sizes.next().unwrap_or(1));
+        }
+    }
+}
+
+/// Writes the seeds of all targets, for `script/fuzz`.
 #[test]
 #[ignore = "writes files: script/fuzz asks for it"]
 fn write_seeds() {
     let root = PathBuf::from(std::env::var_os("FUZZ_SEEDS").expect("FUZZ_SEEDS names a directory"));
-    for (target, seeds) in [("decode", seeds::messages()), ("config", seeds::configurations())] {
+    for (target, seeds) in [
+        ("decode", seeds::messages()),
+        ("config", seeds::configurations()),
+        ("properties", seeds::properties()),
+    ] {
         let dir = root.join(target);
         fs::create_dir_all(&dir).expect("a directory can be made");
         for (name, seed) in seeds {

@@ -5,6 +5,7 @@ use serde_json::Value;
 use vote_aggregator::config::keys;
 
 use super::config::PART;
+use super::hostile;
 
 /// Every message of the corpus under `tests/data` that fits the decoder's limit about once.
 pub fn messages() -> Vec<(String, Vec<u8>)> {
@@ -24,6 +25,27 @@ pub fn messages() -> Vec<(String, Vec<u8>)> {
         (name.clone(), body)
     });
     corpus.filter(|(_, body)| body.len() <= 20_000).collect()
+}
+
+/// The corpus of properties, and others that a broker would not take from a publisher.
+pub fn properties() -> Vec<(String, Vec<u8>)> {
+    let input = |key: &[u8], properties: &[u8]| {
+        [&[u8::try_from(key.len()).expect("short")], key, properties].concat()
+    };
+    let corpus = hostile::corpus().into_iter().map(|entry| {
+        let key = entry.routing_key.unwrap_or_default();
+        (entry.name, input(&key, &entry.properties))
+    });
+    let refused: [(&str, &[u8]); 6] = [
+        ("unknown-type", b"\x20\0\0\0\0\x03\x01aZ"),
+        ("overrun-table", b"\x20\0\xff\xff\xff\xff"),
+        ("overrun-value", b"\x20\0\0\0\0\x08\x01aS\0\0\xff\xff\0"),
+        ("trailing", b"\0\0trailing"),
+        ("cut-off", b"\x80\0\x09text"),
+        ("no-flags", b"\0"),
+    ];
+    let refused = refused.map(|(name, properties)| (name.to_owned(), input(b"", properties)));
+    corpus.chain(refused).collect()
 }
 
 /// The shipped file, and for each setting one that only it is given in, by variable, flag and file.

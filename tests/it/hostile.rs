@@ -1,6 +1,8 @@
 //! Input made to do harm by its mass or its size: every vote among it is counted, everything else
 //! is dead-lettered, and memory and log stay small.
 
+mod properties;
+
 use std::time::Duration;
 
 use tokio::time::Instant;

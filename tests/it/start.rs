@@ -1,5 +1,6 @@
 //! What keeps the service from starting, and what does not.
 
+use lapin::types::AMQPValue;
 use sqlx::AssertSqlSafe;
 use vote_aggregator::store::StartError;
 
@@ -67,6 +68,19 @@ async fn refused_credentials_end_with_77_and_missing_places_with_78() {
         assert!(log.contains(hint), "{hint} in {log}");
         assert!(!log.contains("wrong-secret"), "{log}");
     }
+}
+
+/// Of a stream only what arrives while a consumer is attached would be counted.
+#[tokio::test]
+async fn a_stream_queue_is_refused_with_what_to_do() {
+    let stage = Stage::migrated(Servers::shared(), "stream").await;
+    let stream = AMQPValue::LongString("stream".into());
+    stage.declare(true, &[("x-queue-type", stream)]).await;
+    stage.publish_votes(&votes(0, 5)).await;
+    let mut service = stage.spawn(&[]).await;
+    assert_eq!(service.exit_code().await, Some(78), "{}", service.log());
+    let log = service.log();
+    assert!(log.contains("x-queue-type=stream") && log.contains("RABBITMQ_QUEUE"), "{log}");
 }
 
 #[tokio::test]

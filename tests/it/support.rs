@@ -5,6 +5,7 @@ pub mod collector;
 mod command;
 mod pooler;
 mod process;
+mod raw;
 pub mod repository;
 mod servers;
 mod stage;
@@ -21,6 +22,7 @@ pub use self::collector::Collector;
 pub use self::command::{BINARY, Ended, command, ended, execute, run};
 pub use self::pooler::Pooler;
 pub use self::process::{Service, send};
+pub use self::raw::RawPublisher;
 pub use self::servers::Servers;
 pub use self::stage::Stage;
 

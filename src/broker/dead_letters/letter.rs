@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::broker::headers;
+use crate::broker::{headers, screen};
 use crate::ports::DeliveryTag;
 
 /// AMQP's delivery mode for messages that survive a restart of the broker.
@@ -22,8 +22,13 @@ const OTHER_RECIPIENTS: [&str; 2] = ["CC", "BCC"];
 /// The broker's own account of this stay in a queue.
 const OF_THIS_STAY: [&str; 2] = [DELIVERY_COUNT, "x-acquired-count"];
 /// Of an earlier time once a message is put back; RabbitMQ would go on counting in `x-death`.
-const OF_ITS_DEATH: [&str; 4] =
-    ["x-death", headers::SQLSTATE, headers::VOTE_HASH, headers::REFUSED_AT];
+const OF_ITS_DEATH: [&str; 5] = [
+    "x-death",
+    headers::SQLSTATE,
+    headers::VOTE_HASH,
+    headers::REFUSED_AT,
+    headers::INVALID_PROPERTIES,
+];
 const OF_ITS_DEATH_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 
 /// A message in the dead-letter queue.
@@ -33,19 +38,31 @@ pub struct Letter {
     pub body: Vec<u8>,
     /// Headers as JSON: times as RFC 3339, bytes that are not UTF-8 as `{"base64": …}`.
     pub headers: BTreeMap<String, Value>,
+    /// Whether its publisher's properties were valid.
+    pub valid_properties: bool,
     properties: BasicProperties,
 }
 
 impl Letter {
     /// A letter that no broker delivered.
     pub fn new(body: impl Into<Vec<u8>>, headers: BTreeMap<String, Value>) -> Self {
-        Self { tag: 0, body: body.into(), headers, properties: BasicProperties::default() }
+        let properties = BasicProperties::default();
+        Self { tag: 0, body: body.into(), headers, valid_properties: true, properties }
     }
 
     pub(super) fn delivered(tag: DeliveryTag, body: Vec<u8>, properties: BasicProperties) -> Self {
         let table = properties.headers().as_ref();
-        let headers = table.map(|table| plain_table(table).into_iter().collect());
-        Self { tag, body, headers: headers.unwrap_or_default(), properties }
+        let headers = table.map(|table| plain_table(table, 0).into_iter().collect());
+        let headers: BTreeMap<String, Value> = headers.unwrap_or_default();
+        let valid_properties = !screen::is_invalid(&properties)
+            && headers.get(headers::INVALID_PROPERTIES) != Some(&Value::Bool(true));
+        Self { tag, body, headers, valid_properties, properties }
+    }
+
+    /// Returns about how much memory it takes, in bytes: its body and its headers.
+    pub fn size(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| name.len() + size(value));
+        self.body.len() + headers.sum::<usize>()
     }
 
     /// How often the queue has had it back.
@@ -67,7 +84,11 @@ impl Letter {
 
     /// What a copy of it in the dead-letter queue is published with.
     pub(in crate::broker) fn copied(&self) -> BasicProperties {
-        self.properties_with(self.headers_without(|_| false))
+        let mut table = self.headers_without(|_| false);
+        if !self.valid_properties {
+            table.insert(headers::INVALID_PROPERTIES.into(), AMQPValue::Boolean(true));
+        }
+        self.properties_with(table)
     }
 
     fn headers_without(&self, dropped: impl Fn(&str) -> bool) -> FieldTable {
@@ -108,12 +129,20 @@ impl Letter {
     }
 }
 
-fn plain_table(table: &FieldTable) -> Map<String, Value> {
-    table.inner().iter().map(|(name, value)| (name.to_string(), plain(value))).collect()
+/// Deepest nesting that is shown. What is read passed the screen, which lets through less; this
+/// recursion does not rely on it.
+const SHOWN_DEPTH: usize = 64;
+
+fn plain_table(table: &FieldTable, depth: usize) -> Map<String, Value> {
+    table.inner().iter().map(|(name, value)| (name.to_string(), plain(value, depth))).collect()
 }
 
-fn plain(value: &AMQPValue) -> Value {
+fn plain(value: &AMQPValue, depth: usize) -> Value {
+    let nested = depth + 1;
     match value {
+        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) if depth >= SHOWN_DEPTH => {
+            json!("nested too deep")
+        }
         AMQPValue::Boolean(on) => json!(on),
         AMQPValue::ShortShortInt(n) => json!(n),
         AMQPValue::ShortShortUInt(n) => json!(n),
@@ -128,8 +157,10 @@ fn plain(value: &AMQPValue) -> Value {
         AMQPValue::ShortString(text) => json!(text.as_str()),
         AMQPValue::LongString(text) => bytes(text.as_bytes()),
         AMQPValue::ByteArray(array) => bytes(array.as_slice()),
-        AMQPValue::FieldArray(array) => array.as_slice().iter().map(plain).collect(),
-        AMQPValue::FieldTable(table) => Value::Object(plain_table(table)),
+        AMQPValue::FieldArray(array) => {
+            array.as_slice().iter().map(|value| plain(value, nested)).collect()
+        }
+        AMQPValue::FieldTable(table) => Value::Object(plain_table(table, nested)),
         AMQPValue::Timestamp(seconds) => {
             let time = i64::try_from(*seconds).ok().map(OffsetDateTime::from_unix_timestamp);
             match time.and_then(|time| time.ok()?.format(&Rfc3339).ok()) {
@@ -139,6 +170,16 @@ fn plain(value: &AMQPValue) -> Value {
         }
         AMQPValue::Void => Value::Null,
     }
+}
+
+fn size(value: &Value) -> usize {
+    size_of::<Value>()
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(array) => array.iter().map(size).sum(),
+            Value::Object(map) => map.iter().map(|(name, value)| name.len() + size(value)).sum(),
+            _ => 0,
+        }
 }
 
 fn bytes(bytes: &[u8]) -> Value {
@@ -207,6 +248,37 @@ mod tests {
             assert!(copied.iter().any(|name| name == kept), "{kept}");
         }
         assert!(!copied.iter().any(|name| name == "x-delivery-count" || name == "CC"));
+    }
+
+    #[test]
+    fn a_copy_of_invalid_properties_is_known_as_one_and_a_replay_is_not() {
+        let mut letter = dead();
+        letter.valid_properties = false;
+        let copy = Letter::delivered(2, Vec::new(), letter.copied());
+        assert!(!copy.valid_properties);
+        assert!(!Letter::delivered(3, Vec::new(), copy.copied()).valid_properties);
+        assert!(Letter::delivered(4, Vec::new(), copy.replayed(1)).valid_properties);
+        assert!(Letter::delivered(5, Vec::new(), dead().copied()).valid_properties);
+    }
+
+    #[test]
+    fn its_size_is_that_of_body_and_headers() {
+        let mut table = FieldTable::default();
+        table.insert("x-sqlstate".into(), long(&"2".repeat(100_000)));
+        let properties = BasicProperties::default().with_headers(table);
+        let letter = Letter::delivered(1, vec![0; 1_000], properties);
+        assert!((101_000..102_000).contains(&letter.size()), "{}", letter.size());
+    }
+
+    #[test]
+    fn nesting_is_shown_to_a_bounded_depth() {
+        let mut deep = AMQPValue::Void;
+        for _ in 0..SHOWN_DEPTH + 10 {
+            deep = AMQPValue::FieldArray(vec![deep].into());
+        }
+        let shown = plain(&deep, 0).to_string();
+        assert_eq!(shown.matches('[').count(), SHOWN_DEPTH);
+        assert!(shown.contains("nested too deep"), "{shown}");
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(crate) struct Assessment {
     pub(crate) target: Option<Target>,
     /// A quorum queue that nobody set a delivery limit for: RabbitMQ's own default holds.
     pub(crate) default_limit: bool,
+    /// The queue's type, when it is none that the service can take votes from.
+    pub(crate) unsuitable_type: Option<String>,
     /// The queue's own consumer timeout, when it has one.
     pub(crate) consumer_timeout: Option<Duration>,
     /// Why the management API did not tell, when it was asked.
@@ -91,9 +93,25 @@ impl Assessment {
             }],
             target: None,
             default_limit: false,
+            unsuitable_type: None,
             consumer_timeout: None,
             management_failed: None,
         }
+    }
+
+    /// Of a queue whose examination was given up.
+    pub(in crate::broker) fn unfinished(queue: &str, waited: Duration) -> Self {
+        let finding = Finding::new(
+            Warning,
+            subject(queue),
+            format!(
+                "the broker did not answer all questions about this queue within {waited:?}; \
+                 whether rejected messages are kept is unknown"
+            ),
+            "look at the broker's load and at its log; `vote-aggregator check --connect` asks again",
+        );
+        let noted = vec![Noted { finding, at_start: true }];
+        Self { noted, ..Self::of_unknown(queue) }
     }
 }
 
@@ -103,6 +121,13 @@ fn subject(queue: &str) -> String {
 
 /// What is to be said of the queue that votes are taken from.
 pub(super) fn assess(queue: &str, known: &Known, target: Target) -> Assessment {
+    if let Some(kind) = known.unsuitable_type() {
+        return Assessment {
+            noted: vec![unsuitable(queue, &kind)],
+            unsuitable_type: Some(kind),
+            ..Assessment::of_unknown(queue)
+        };
+    }
     let (route, finding) = route(queue, known, &target);
     let shown = match route {
         DeadLetterRoute::No => "rejected messages are lost: no dead-letter route",
@@ -118,6 +143,7 @@ pub(super) fn assess(queue: &str, known: &Known, target: Target) -> Assessment {
         route,
         noted,
         target: Some(target),
+        unsuitable_type: None,
         default_limit: known.is_quorum() && known.number("x-delivery-limit").is_none(),
         consumer_timeout: consumer_timeout.map(Duration::from_millis),
         management_failed: None,
@@ -127,7 +153,21 @@ pub(super) fn assess(queue: &str, known: &Known, target: Target) -> Assessment {
 /// What is to be said of the dead-letter queue. Its dead letters need no route and are given back
 /// by nobody.
 pub(super) fn assess_dead_letters(queue: &str, known: &Known) -> Vec<Noted> {
-    what_drops(queue, "dead letters", known)
+    match known.unsuitable_type() {
+        Some(kind) => vec![unsuitable(queue, &kind)],
+        None => what_drops(queue, "dead letters", known),
+    }
+}
+
+fn unsuitable(queue: &str, kind: &str) -> Noted {
+    let meaning = "acks and rejects of a queue of this type remove and dead-letter nothing: votes \
+                   that arrive while no instance runs are never counted, and others are counted \
+                   again";
+    let remedy = "name a quorum queue in RABBITMQ_QUEUE (or RABBITMQ_DEAD_LETTER_QUEUE); the \
+                  service creates one that does not exist";
+    let finding = Finding::new(Error, subject(queue), meaning, remedy)
+        .with_value(format!("x-queue-type={kind}"));
+    Noted { finding, at_start: true }
 }
 
 fn route(queue: &str, known: &Known, target: &Target) -> (DeadLetterRoute, Option<Finding>) {

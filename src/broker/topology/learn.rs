@@ -8,6 +8,8 @@ use crate::broker::connect::amqp_code;
 use crate::broker::{long_string, management};
 use crate::config::RabbitMq as Config;
 
+/// Types of queues that are a list of messages, each gone once it is acked.
+const SUITABLE_TYPES: [&str; 2] = ["quorum", "classic"];
 /// More rounds of redeclaring than a queue has arguments.
 const MAX_ROUNDS: usize = 24;
 
@@ -25,6 +27,12 @@ impl Known {
             AMQPValue::LongString(text) => Some(text.to_string()),
             _ => None,
         }
+    }
+
+    /// Returns the queue's type when its acks, rejects and requeues do not mean what the service
+    /// relies on. A stream, for one, keeps what is acked and dead-letters nothing.
+    pub(super) fn unsuitable_type(&self) -> Option<String> {
+        self.text("x-queue-type").filter(|kind| !SUITABLE_TYPES.contains(&kind.as_str()))
     }
 
     pub(super) fn number(&self, name: &str) -> Option<i64> {
@@ -104,6 +112,12 @@ async fn redeclare(connection: &Connection, queue: &str, expected: Arguments) ->
             }
             (_, Current::Flag(_)) => return None,
         }
+        let known = Known { arguments, flags, policies: false };
+        if known.unsuitable_type().is_some() {
+            // It takes other arguments, and none of them matters any more.
+            return Some(known);
+        }
+        Known { arguments, flags, .. } = known;
     }
     None
 }

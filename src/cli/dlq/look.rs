@@ -19,7 +19,7 @@ use super::{Failed, Meant, bar, everything, limit, open, tell_copies, tell_end};
 
 /// Bytes of a body that is no text, in a `show` for people.
 const HEX_AT_MOST: usize = 4_096;
-/// Bodies that `show` keeps until it prints them, in bytes.
+/// Bodies and headers that `show` keeps until it prints them, in bytes.
 const SHOWN_BYTES_AT_MOST: usize = 64 << 20;
 
 #[derive(Args)]
@@ -31,8 +31,8 @@ Examples:
   vote-aggregator dlq list --json --max 0 | jq -r .reason | sort | uniq -c
 
 The summary is about all messages that match, also those beyond --max. Reasons are the decoder's
-(not_json, missing_field, bad_choice, ...: malformed for all of them), the SQLSTATE of a vote that
-PostgreSQL refused (refused), and RabbitMQ's for valid votes: rejected, delivery_limit, expired,
+(properties, not_json, missing_field, ...: malformed for all of them), the SQLSTATE of a vote that
+PostgreSQL refused (refused; odd for a header that is no SQLSTATE), and RabbitMQ's for valid votes: rejected, delivery_limit, expired,
 maxlen. Bodies are neither kept nor shown.")]
 pub(super) struct List {
     #[command(flatten)]
@@ -192,7 +192,7 @@ pub(super) async fn show(config: &Config, arguments: &Show) -> Result<bool, Fail
         if verdict != Verdict::Taken {
             return;
         }
-        bytes += letter.body.len();
+        bytes += letter.size();
         if bytes > SHOWN_BYTES_AT_MOST {
             left_out += 1;
             return;

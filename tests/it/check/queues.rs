@@ -67,6 +67,13 @@ async fn a_queue_that_loses_votes_is_told_of_with_all_its_reasons() {
             found: &[("the queue \"nowhere\", which does not exist", "error")],
         },
         Case {
+            name: "checkstream",
+            durable: true,
+            arguments: &[("x-queue-type", text("stream"))],
+            code: 1,
+            found: &[("x-queue-type=stream", "error")],
+        },
+        Case {
             name: "checktransient",
             durable: false,
             arguments: &[],

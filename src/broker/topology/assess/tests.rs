@@ -65,6 +65,22 @@ fn the_queue_we_create_gives_no_finding() {
 }
 
 #[test]
+fn a_queue_whose_acks_mean_something_else_is_an_error_and_nothing_beside() {
+    for kind in ["stream", "x-mqtt-qos0", "jms"] {
+        let argument = AMQPValue::LongString(kind.into());
+        let assessment = assessed(&with("x-queue-type", argument), true);
+        assert_eq!(assessment.unsuitable_type.as_deref(), Some(kind));
+        let [Noted { finding, at_start: true }] = &assessment.noted[..] else {
+            panic!("{:?}", assessment.noted);
+        };
+        assert_eq!(finding.severity, Error);
+        assert!(finding.line().contains(&format!("x-queue-type={kind}")), "{}", finding.line());
+    }
+    assert_eq!(assessed(&ours(), true).unsuitable_type, None);
+    assert_eq!(assessed(&[], true).unsuitable_type, None, "classic");
+}
+
+#[test]
 fn what_loses_votes_is_warned_of() {
     let assessment = assessed(
         &[

@@ -1,0 +1,96 @@
+//! A byte stream between the socket and the AMQP client that makes every message decodable.
+//!
+//! The client (lapin 4.12.3) parses nested header values recursively, without a depth limit, and
+//! closes the connection at a short string that is not UTF-8. Either can come from any publisher,
+//! and would come again with each redelivery. So frames are repaired before the client sees them. The
+//! folder `docs/upstream` has what was reported about the client.
+
+mod frames;
+mod repair;
+mod table;
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures::io::{AsyncRead, AsyncWrite, IoSlice};
+use lapin::BasicProperties;
+
+pub use self::frames::Frames;
+use self::repair::MARK;
+
+/// Longest frame that the client takes, in bytes: RabbitMQ's own default. Announced before the
+/// broker announces it, so that lapin allocates its buffers once: growing ones are written to the
+/// last byte, 11 MiB in all.
+pub(super) const FRAME_MAX: u32 = 131_072;
+
+/// Returns whether the properties arrived as invalid AMQP: a short string was not UTF-8, or the
+/// headers could not be decoded. What is left of them is a repaired copy.
+pub(super) fn is_invalid(properties: &BasicProperties) -> bool {
+    properties.cluster_id().as_ref().is_some_and(|id| id.as_str() == MARK)
+}
+
+/// Repairs the frames that are read from a stream; what is written passes through.
+pub(super) struct Screen<S> {
+    stream: S,
+    frames: Frames,
+}
+
+impl<S> Screen<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, frames: Frames::new() }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let Self { stream, frames } = &mut *self;
+        loop {
+            let given = frames.give(buf);
+            if given > 0 {
+                return Poll::Ready(Ok(given));
+            }
+            let read = ready!(Pin::new(&mut *stream).poll_read(cx, frames.space()))?;
+            if read == 0 {
+                return Poll::Ready(Ok(0));
+            }
+            frames.filled(read)?;
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Screen<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,230 @@
+//! What makes the payload of one frame decodable. Lengths stay as they are wherever that is
+//! possible; a message whose properties are invalid AMQP is marked.
+
+use std::ops::Range;
+
+use super::FRAME_MAX;
+use super::table::{self, Table};
+
+/// The mark: `cluster_id`, a property that AMQP 0-9-1 has reserved and no publisher needs. One that
+/// a publisher forged is changed on its way.
+pub(super) const MARK: &str = "vote-aggregator: invalid properties";
+
+/// Class, weight and body size, before the property flags.
+const CONTENT_HEAD: usize = 12;
+const FLAGS: Range<usize> = CONTENT_HEAD..CONTENT_HEAD + 2;
+const CLUSTER_ID: u16 = 1 << 2;
+/// The frame's head and its end.
+const FRAME_OVERHEAD: usize = 8;
+/// What publishing a message again may add to its properties, in bytes; else `dlq` could not.
+const ADDED_AT_MOST: usize = 1_024;
+
+/// What a method announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    /// A message that had a short string which was not UTF-8, such as its routing key.
+    InvalidMessage,
+    Other,
+}
+
+/// Replaces what is not UTF-8 in the short strings of a method that anyone else has a say in.
+pub(super) fn method(payload: &mut [u8]) -> Method {
+    let Some((id, arguments)) = payload.split_first_chunk_mut::<4>() else {
+        return Method::Other;
+    };
+    let [c0, c1, m0, m1] = *id;
+    // Of each: bytes to skip before every short string.
+    let (strings, is_message): (&[usize], bool) =
+        match (u16::from_be_bytes([c0, c1]), u16::from_be_bytes([m0, m1])) {
+            // basic.deliver: consumer tag; delivery tag, redelivered, exchange; routing key.
+            (60, 60) => (&[0, 9, 0], true),
+            // basic.get-ok: delivery tag, redelivered, exchange; routing key.
+            (60, 71) => (&[9, 0], true),
+            // basic.return: reply code, reply text; exchange; routing key.
+            (60, 50) => (&[2, 0, 0], true),
+            // connection.close and channel.close: reply code, reply text, which RabbitMQ cuts off
+            // wherever it becomes too long.
+            (10, 50) | (20, 40) => (&[2], false),
+            _ => return Method::Other,
+        };
+    let (mut at, mut invalid) = (0, false);
+    for skipped in strings {
+        match short_string(arguments, at + skipped, arguments.len()) {
+            Some((end, repaired)) => {
+                at = end;
+                invalid |= repaired;
+            }
+            // Not AMQP: the client says so.
+            None => return Method::Other,
+        }
+    }
+    if invalid && is_message { Method::InvalidMessage } else { Method::Other }
+}
+
+/// Repairs the properties of a message in place, or returns a payload to replace this one. `invalid`:
+/// whether the method before it was repaired.
+pub(super) fn header(payload: &mut [u8], invalid: bool) -> Option<Vec<u8>> {
+    if payload.len() < CONTENT_HEAD {
+        // Not AMQP: the client says so.
+        return None;
+    }
+    let Some(found) = properties(payload) else {
+        let mut bare = payload[..CONTENT_HEAD].to_vec();
+        bare.extend(CLUSTER_ID.to_be_bytes());
+        push_mark(&mut bare);
+        return Some(bare);
+    };
+    let fits = |length: usize| length + FRAME_OVERHEAD + ADDED_AT_MOST <= FRAME_MAX as usize;
+    let with_headers = !matches!(found.table, Table::Invalid | Table::TooManyValues);
+    if invalid || found.repaired || found.table == Table::Invalid {
+        let mut kept = without_cluster_id(payload, &found, with_headers);
+        if !fits(kept.len() + 1 + MARK.len()) {
+            kept = without_cluster_id(payload, &found, false);
+        }
+        return Some(marked(kept));
+    }
+    // What the broker itself made too long is still a valid message.
+    if !with_headers || !fits(payload.len()) {
+        let mut kept = without_cluster_id(payload, &found, false);
+        // A property of the publisher's is kept, unless it is a forged mark.
+        if let Some(at) = found.cluster_id.filter(|at| !is_mark(payload, *at)) {
+            kept.extend_from_slice(&payload[at..]);
+            set_cluster_id(&mut kept, true);
+        }
+        return Some(kept);
+    }
+    if let Some(at) = found.cluster_id.filter(|at| is_mark(payload, *at)) {
+        payload[at + 1] = b'?';
+    }
+    None
+}
+
+/// What there is to know of the properties of one message.
+struct Found {
+    /// A short string was not UTF-8.
+    repaired: bool,
+    table: Table,
+    /// Where the headers are, with their length.
+    headers: Option<Range<usize>>,
+    /// Where the last of the properties begins, with its length.
+    cluster_id: Option<usize>,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    ShortString,
+    Table,
+    Fixed(usize),
+}
+
+/// From `content_type` down to `cluster_id`, in the order of their flags.
+const PROPERTIES: [Kind; 14] = [
+    Kind::ShortString,
+    Kind::ShortString,
+    Kind::Table,
+    Kind::Fixed(1),
+    Kind::Fixed(1),
+    Kind::ShortString,
+    Kind::ShortString,
+    Kind::ShortString,
+    Kind::ShortString,
+    Kind::Fixed(8),
+    Kind::ShortString,
+    Kind::ShortString,
+    Kind::ShortString,
+    Kind::ShortString,
+];
+
+/// Repairs the properties, each where it stands; `None` when they are not exactly as long as the
+/// payload.
+fn properties(payload: &mut [u8]) -> Option<Found> {
+    let end = payload.len();
+    let [f0, f1] = *payload.get(FLAGS)?.first_chunk::<2>()?;
+    let flags = u16::from_be_bytes([f0, f1]);
+    let mut found = Found { repaired: false, table: Table::Valid, headers: None, cluster_id: None };
+    let mut at = FLAGS.end;
+    for (index, kind) in PROPERTIES.into_iter().enumerate() {
+        if flags & (1 << (15 - index)) == 0 {
+            continue;
+        }
+        match kind {
+            Kind::ShortString => {
+                if index == PROPERTIES.len() - 1 {
+                    found.cluster_id = Some(at);
+                }
+                let (behind, repaired) = short_string(payload, at, end)?;
+                found.repaired |= repaired;
+                at = behind;
+            }
+            Kind::Table => {
+                let behind = table::end(payload, at, end)?;
+                found.table = table::repair(payload, at + 4..behind);
+                found.repaired |= found.table == Table::Repaired;
+                found.headers = Some(at..behind);
+                at = behind;
+            }
+            Kind::Fixed(size) => at = Some(at + size).filter(|behind| *behind <= end)?,
+        }
+    }
+    (at == end).then_some(found)
+}
+
+/// Replaces what is not UTF-8 in the short string at `at`; returns where it ends, and whether
+/// something was replaced. `None` when it does not end before `limit`.
+pub(super) fn short_string(bytes: &mut [u8], at: usize, limit: usize) -> Option<(usize, bool)> {
+    let length = usize::from(*bytes.get(at)?);
+    let end = at + 1 + length;
+    if end > limit {
+        return None;
+    }
+    Some((end, make_utf8(&mut bytes[at + 1..end])))
+}
+
+fn make_utf8(mut text: &mut [u8]) -> bool {
+    let mut replaced = false;
+    while let Err(error) = std::str::from_utf8(text) {
+        let from = error.valid_up_to();
+        let to = error.error_len().map_or(text.len(), |length| from + length);
+        text[from..to].fill(b'?');
+        text = &mut text[to..];
+        replaced = true;
+    }
+    replaced
+}
+
+fn is_mark(payload: &[u8], at: usize) -> bool {
+    payload[at + 1..] == *MARK.as_bytes()
+}
+
+fn without_cluster_id(payload: &[u8], found: &Found, with_headers: bool) -> Vec<u8> {
+    let until = found.cluster_id.unwrap_or(payload.len());
+    let mut kept = Vec::with_capacity(until + 1 + MARK.len());
+    match &found.headers {
+        Some(headers) if !with_headers => {
+            kept.extend_from_slice(&payload[..headers.start]);
+            // A table of no bytes.
+            kept.extend([0; 4]);
+            kept.extend_from_slice(&payload[headers.end..until]);
+        }
+        _ => kept.extend_from_slice(&payload[..until]),
+    }
+    set_cluster_id(&mut kept, false);
+    kept
+}
+
+fn marked(mut payload: Vec<u8>) -> Vec<u8> {
+    set_cluster_id(&mut payload, true);
+    push_mark(&mut payload);
+    payload
+}
+
+fn push_mark(payload: &mut Vec<u8>) {
+    payload.push(MARK.len() as u8);
+    payload.extend_from_slice(MARK.as_bytes());
+}
+
+fn set_cluster_id(payload: &mut [u8], present: bool) {
+    let [_, low] = CLUSTER_ID.to_be_bytes();
+    let flags = &mut payload[FLAGS.end - 1];
+    *flags = if present { *flags | low } else { *flags & !low };
+}

@@ -1,0 +1,118 @@
+//! What must hold for the screen between broker and client, whatever a message's properties: the
+//! client's own parser takes every frame, the message stays the same, and only properties that the
+//! parser would have refused are marked.
+
+use amq_protocol::frame::{AMQPContentHeader, AMQPFrame, parse_frame};
+use amq_protocol::protocol::{AMQPClass, basic};
+use vote_aggregator::broker::Frames;
+
+const MARK: &str = "vote-aggregator: invalid properties";
+/// RabbitMQ's and the client's.
+const FRAME_MAX: usize = 131_072;
+const BODY: &[u8] = b"{\"vote_hash\":\"h\"}\xff";
+const TAG: u64 = 0x0102_0304_0506_0708;
+const CHANNEL: u16 = 7;
+
+/// Checks the frames of one message. `input`: the length of the routing key, the routing key, and
+/// the property flags and properties. `read` says how many bytes are read and given at a time.
+/// Returns whether the message is marked as one with invalid properties.
+///
+/// # Panics
+/// When the parser refuses a frame, or finds another message in it.
+pub fn check(input: &[u8], mut read: impl FnMut() -> usize) -> bool {
+    let Some((length, rest)) = input.split_first() else { return false };
+    let (routing_key, properties) = rest.split_at(rest.len().min(usize::from(*length)));
+    let sent = message(routing_key, properties);
+    let whole = screened(&sent, || usize::MAX);
+    assert_eq!(screened(&sent, || read().max(1)), whole, "however it is read");
+
+    let (mut rest, mut frames) = (whole.as_slice(), Vec::new());
+    while !rest.is_empty() {
+        let (behind, frame) = parse_frame(rest).expect("a frame that the client takes");
+        assert!(rest.len() - behind.len() <= FRAME_MAX, "a frame that is too long");
+        frames.push(frame);
+        rest = behind;
+    }
+    let [AMQPFrame::Method(..), AMQPFrame::Header(_, header), body, AMQPFrame::Heartbeat] =
+        &frames[..]
+    else {
+        panic!("other frames than those that were sent: {}", frames.len());
+    };
+    assert_eq!(*body, AMQPFrame::Body(CHANNEL, BODY.to_vec()));
+    let AMQPFrame::Method(CHANNEL, AMQPClass::Basic(basic::AMQPMethod::Deliver(deliver))) =
+        &frames[0]
+    else {
+        panic!("no basic.deliver: {:?}", frames[0]);
+    };
+    assert_eq!(
+        (deliver.delivery_tag, deliver.routing_key.as_str().len()),
+        (TAG, routing_key.len())
+    );
+    let AMQPContentHeader { class_id, body_size, properties: found } = header;
+    assert_eq!((*class_id, *body_size), (60, BODY.len() as u64));
+
+    let marked = found.cluster_id().as_ref().is_some_and(|id| id.as_str() == MARK);
+    // The oracle recurses, so it is asked only where it can't go deep.
+    let containers = properties.iter().filter(|byte| matches!(byte, b'A' | b'F')).count();
+    if properties.len() < 1_000 && containers < 30 {
+        let parsed = basic::parse_properties(properties);
+        let forged = matches!(&parsed, Ok((_, p)) if p.cluster_id().as_ref().is_some_and(|id| id.as_str() == MARK));
+        let valid = matches!(parsed, Ok(([], _))) && std::str::from_utf8(routing_key).is_ok();
+        assert_eq!(marked, !valid, "marked, and valid");
+        if valid && !forged {
+            assert!(whole == sent, "a valid message is changed");
+        }
+    }
+    if !marked && whole.len() != sent.len() {
+        assert!(found.headers().as_ref().is_some_and(|table| table.inner().is_empty()));
+    }
+    marked
+}
+
+/// Reads and gives as many bytes at a time as `count` says.
+fn screened(sent: &[u8], mut count: impl FnMut() -> usize) -> Vec<u8> {
+    let (mut frames, mut given, mut rest) = (Frames::new(), Vec::new(), sent);
+    while !rest.is_empty() {
+        let space = frames.space();
+        let read = space.len().min(rest.len()).min(count());
+        space[..read].copy_from_slice(&rest[..read]);
+        rest = &rest[read..];
+        frames.filled(read).expect("a frame that can be held");
+        let mut buffer = vec![0; count().min(4_096)];
+        loop {
+            let bytes = frames.give(&mut buffer);
+            if bytes == 0 {
+                break;
+            }
+            given.extend_from_slice(&buffer[..bytes]);
+        }
+    }
+    given
+}
+
+/// A delivery as RabbitMQ sends it, and a heartbeat behind it.
+fn message(routing_key: &[u8], properties: &[u8]) -> Vec<u8> {
+    let short = |text: &[u8]| [&[u8::try_from(text.len()).expect("short")], text].concat();
+    let deliver = [
+        &[0, 60, 0, 60][..],
+        &short(b"ctag"),
+        &TAG.to_be_bytes(),
+        &[1],
+        &short(b""),
+        &short(routing_key),
+    ]
+    .concat();
+    let header = [&[0, 60, 0, 0][..], &(BODY.len() as u64).to_be_bytes(), properties].concat();
+    [
+        frame(1, CHANNEL, &deliver),
+        frame(2, CHANNEL, &header),
+        frame(3, CHANNEL, BODY),
+        frame(8, 0, b""),
+    ]
+    .concat()
+}
+
+fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(payload.len()).expect("no frame is that long");
+    [&[kind][..], &channel.to_be_bytes(), &size.to_be_bytes(), payload, &[0xce]].concat()
+}
