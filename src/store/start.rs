@@ -1,13 +1,17 @@
 //! Getting the database ready: reachable, durable, the right schema, the grants to count.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use sqlx::Row;
 use sqlx::postgres::PgConnection;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Address, NotConnected, describe, options, with_session_limits};
-use super::migrate::{SchemaState, apply, state};
+use super::durability::{Risk, listed, risks, standbys, warn_of_standbys};
+use super::migrate::{
+    NotApplied, SchemaState, Surroundings, apply_next, close_schema, list, look, newest, state,
+};
 use super::sqlstate::fatal_at_start;
 use super::transaction::{Rehearsed, fault, rehearse};
 use super::{PgStore, within};
@@ -32,11 +36,29 @@ pub enum StartError {
     NoDatabase { fault: Fault, place: String },
     #[error("the schema does not fit: {reason}; {place}")]
     Schema { reason: String, place: String },
+    /// The migrating role would touch what another role made.
     #[error(
-        "PostgreSQL could lose committed votes: {settings}; {place}. Set them to on, or accept \
-         the loss with POSTGRES_ALLOW_LOSSY=true"
+        "objects of another role are in the way: {objects}; {place}. Drop them, or change their \
+         owner if you know who made them (ALTER ... OWNER TO), or run as the role that owns all of \
+         them; a trigger, rule or policy of your own you can create again after the migration"
     )]
-    Lossy { settings: String, place: String },
+    Foreign { objects: String, place: String },
+    /// A lock was not granted in the time that a command may wait.
+    #[error(
+        "a migration waits for a lock: {fault}; {place}. Have its holder end, and run it again"
+    )]
+    Locked { fault: Fault, place: String },
+    #[error(
+        "PostgreSQL could lose committed votes: {settings}; {place}. {remedy}; or accept the loss \
+         with POSTGRES_ALLOW_LOSSY=true"
+    )]
+    Lossy { settings: String, remedy: String, place: String },
+    #[error(
+        "POSTGRES_REQUIRE_STANDBY is set, and synchronous_standby_names is empty: a failover would \
+         lose acknowledged votes; {place}. Set synchronous_standby_names, or \
+         POSTGRES_REQUIRE_STANDBY=false"
+    )]
+    NoStandby { place: String },
     /// Not at a start, but in what a command does once it is connected.
     #[error("PostgreSQL can't do it: {fault}; {place}")]
     Failed { fault: Fault, place: String },
@@ -71,33 +93,67 @@ pub async fn prepare(
     let address = Address::new(&config.postgres, limited.clone());
     let deadline = config.postgres.transaction_deadline();
     let ready = async || {
-        migrated(config, config.postgres.migrate_on_start).await?;
+        let newer =
+            migrated(config, config.postgres.migrate_on_start, &AtomicUsize::new(0)).await?;
         let checking = async {
             let mut connection = address.connect().await?;
-            let lossy = lossy_settings(&mut connection).await?;
-            Ok((lossy, rehearse(&mut connection).await))
+            let risks = risks(&mut connection).await?;
+            let standbys = standbys(&mut connection).await?;
+            Ok((risks, standbys, rehearse(&mut connection).await))
         };
-        let (lossy, rehearsed) =
+        let (risks, standbys, rehearsed) =
             within(deadline, checking).await.map_err(|not| not_connected(config, not))?;
-        refuse_lossy(config, &lossy)?;
-        fits(config, rehearsed)
+        refuse_lossy(config, &risks)?;
+        if config.postgres.require_standby && !standbys.named {
+            let place = describe(&config.postgres);
+            return Err(Attempt::Fatal(StartError::NoStandby { place }));
+        }
+        fits(config, rehearsed)?;
+        Ok((newer, standbys))
     };
-    let ready = wait(jitter, health, stop, ready).await?;
-    Ok(ready.map(|()| PgStore::new(&config.postgres, limited)))
+    let Some((newer, standbys)) = wait(jitter, health, stop, ready).await? else {
+        return Ok(None);
+    };
+    if !newer.is_empty() {
+        tracing::info!(?newer, "the database has later migrations, which this release can run on");
+    }
+    warn_of_standbys(config, standbys);
+    Ok(Some(PgStore::new(&config.postgres, limited)))
 }
 
-/// Waits for the database and applies pending migrations. Gives the number of those, `None` when
-/// `stop` came first.
+/// What `migrate` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Migrated {
+    /// Migrations that were applied.
+    pub applied: usize,
+    /// Later migrations that are in the database and that this release does not know.
+    pub newer: Vec<i64>,
+}
+
+/// Waits for the database and applies pending migrations. Locks that others hold are waited for
+/// until `patience` is over. `None` when `stop` came first.
 ///
 /// # Errors
-/// [`StartError`]: what waiting does not mend.
+/// [`StartError`]: what waiting does not mend, and [`StartError::Locked`].
 pub async fn migrate(
     config: &Config,
     jitter: &Jitter,
     health: &Health,
+    patience: Duration,
     stop: &CancellationToken,
-) -> Result<Option<usize>, StartError> {
-    wait(jitter, health, stop, async || migrated(config, true).await).await
+) -> Result<Option<Migrated>, StartError> {
+    let (began, applied) = (Instant::now(), AtomicUsize::new(0));
+    let attempt = async || match migrated(config, true, &applied).await {
+        Err(Attempt::Wait(fault))
+            if fault.sqlstate.as_deref() == Some("55P03") && began.elapsed() >= patience =>
+        {
+            let place = describe(&config.postgres);
+            Err(Attempt::Fatal(StartError::Locked { fault, place }))
+        }
+        other => other,
+    };
+    let newer = wait(jitter, health, stop, attempt).await?;
+    Ok(newer.map(|newer| Migrated { applied: applied.into_inner(), newer }))
 }
 
 pub(super) async fn wait<R>(
@@ -130,25 +186,11 @@ pub(super) async fn wait<R>(
     }
 }
 
-/// Reads what the server does with a COMMIT. With `synchronous_commit=off`, 10–25 acknowledged
-/// commits were lost each time PostgreSQL was killed (measured on 15.18).
-pub(super) async fn lossy_settings(connection: &mut PgConnection) -> Result<Vec<String>, Fault> {
-    let rows = sqlx::query(
-        "SELECT name || '=off' AS lossy FROM pg_settings WHERE setting = 'off' \
-         AND name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY name",
-    )
-    .fetch_all(connection)
-    .await
-    .map_err(|error| fault(&error))?;
-    let lossy = rows.iter().map(|row| row.try_get("lossy")).collect::<Result<_, _>>();
-    lossy.map_err(|error| fault(&error))
-}
-
-fn refuse_lossy(config: &Config, lossy: &[String]) -> Result<(), Attempt> {
-    if lossy.is_empty() {
+fn refuse_lossy(config: &Config, risks: &[Risk]) -> Result<(), Attempt> {
+    if risks.is_empty() {
         return Ok(());
     }
-    let settings = lossy.join(", ");
+    let (settings, remedy) = listed(risks);
     if config.postgres.allow_lossy {
         tracing::warn!(
             settings,
@@ -156,66 +198,114 @@ fn refuse_lossy(config: &Config, lossy: &[String]) -> Result<(), Attempt> {
         );
         return Ok(());
     }
-    Err(Attempt::Fatal(StartError::Lossy { settings, place: describe(&config.postgres) }))
+    let place = describe(&config.postgres);
+    Err(Attempt::Fatal(StartError::Lossy { settings, remedy, place }))
 }
 
-/// Brings the schema to this version, or says why not. On a connection without session limits,
-/// since a migration of a large table takes its time; what is only asked has a deadline.
-async fn migrated(config: &Config, may_migrate: bool) -> Result<usize, Attempt> {
+/// Brings the schema to this release, or says why not; counts in `applied`. Gives later migrations,
+/// which this release does not know. On a connection without session limits, since a migration of
+/// a large table takes its time; queries have a deadline.
+async fn migrated(
+    config: &Config,
+    may_migrate: bool,
+    applied: &AtomicUsize,
+) -> Result<Vec<i64>, Attempt> {
     let deadline = config.postgres.transaction_deadline();
     let asking = async {
         let address = Address::new(&config.postgres, options(&config.postgres));
         let mut connection = address.connect().await?;
-        let found = state(&mut connection).await.map_err(|error| fault(&error))?;
-        Ok((connection, found))
+        let looked = look(&mut connection).await.map_err(|error| fault(&error))?;
+        // Not read where that could run another role's code.
+        let found = if looked.foreign.iter().any(|object| object.unreadable) {
+            None
+        } else {
+            Some(state(&mut connection).await.map_err(|error| fault(&error))?)
+        };
+        Ok((connection, looked, found))
     };
-    let (mut connection, found) =
+    let (mut connection, looked, found) =
         within(deadline, asking).await.map_err(|not| not_connected(config, not))?;
-    let misfit =
-        |reason| Attempt::Fatal(StartError::Schema { reason, place: describe(&config.postgres) });
+    let Some(found) = found else {
+        return Err(foreign(config, list(&looked.foreign)));
+    };
+    let owned_by_others = list(looked.foreign.iter().filter(|object| object.ownership));
+    if may_migrate && looked.may_create && !owned_by_others.is_empty() {
+        return Err(foreign(config, owned_by_others));
+    }
     match found {
-        SchemaState::Current => Ok(0),
+        SchemaState::Current => Ok(Vec::new()),
+        SchemaState::Newer(versions) => Ok(versions),
         SchemaState::Pending(versions) if may_migrate => {
-            tracing::info!(
-                ?versions,
-                "applying migrations; waits for another instance that is at it"
-            );
-            match apply(&mut connection).await {
-                Ok(()) => Ok(versions.len()),
-                Err(
-                    sqlx::migrate::MigrateError::Execute(error)
-                    | sqlx::migrate::MigrateError::ExecuteMigration(error, _),
-                ) => Err(migration_failed(config, &versions, fault(&error))),
-                Err(error) => Err(misfit(error.to_string())),
-            }
+            tracing::info!(?versions, "applying migrations");
+            let done = apply(&mut connection, &looked, applied).await;
+            done.map_err(|not| not_applied(config, &versions, not))?;
+            Ok(Vec::new())
         }
-        other => {
-            let (reason, remedy) = unfit(&other);
-            Err(misfit(format!("{reason}; {remedy}")))
-        }
+        other => Err(misfit(config, &other)),
     }
 }
 
-/// Why a schema does not fit that is not to be migrated, and what to do.
+/// Applies what is pending, one migration a transaction.
+async fn apply(
+    connection: &mut PgConnection,
+    looked: &Surroundings,
+    applied: &AtomicUsize,
+) -> Result<(), NotApplied> {
+    if !looked.may_create {
+        let schema = looked.schema.as_deref().unwrap_or("(none)");
+        return Err(NotApplied::Fault(Fault {
+            class: Class::Pause,
+            sqlstate: Some("42501".to_owned()),
+            message: format!("this role may not create tables in schema {schema}"),
+        }));
+    }
+    if !looked.foreign.is_empty() {
+        return Err(NotApplied::Foreign(looked.foreign.clone()));
+    }
+    close_schema(connection).await?;
+    while let Some(version) = apply_next(connection).await? {
+        tracing::info!(version, "migration applied");
+        applied.fetch_add(1, Relaxed);
+    }
+    Ok(())
+}
+
+fn foreign(config: &Config, objects: String) -> Attempt {
+    Attempt::Fatal(StartError::Foreign { objects, place: describe(&config.postgres) })
+}
+
+fn misfit(config: &Config, state: &SchemaState) -> Attempt {
+    let (reason, remedy) = unfit(state);
+    let (reason, place) = (format!("{reason}; {remedy}"), describe(&config.postgres));
+    Attempt::Fatal(StartError::Schema { reason, place })
+}
+
+/// Why a schema does not fit that is not migrated, and what to do.
 pub(super) fn unfit(state: &SchemaState) -> (String, &'static str) {
     match state {
-        SchemaState::Current => ("it is up to date".to_owned(), "nothing"),
+        SchemaState::Current | SchemaState::Newer(_) => ("it is up to date".to_owned(), "nothing"),
         SchemaState::Pending(versions) => (
             format!("migrations {versions:?} are not applied and MIGRATE_ON_START is off"),
             "run `vote-aggregator migrate` as the owner of the tables",
         ),
+        SchemaState::Incompatible { migration, requires } => (
+            format!(
+                "the database is at migration {migration}, which needs a release that knows \
+                 migration {requires}; this release knows migrations up to {}",
+                newest()
+            ),
+            "run such a release; to stay with this one, restore the database from before that \
+             migration",
+        ),
         SchemaState::Unknown(version) => (
             format!(
-                "the database is at migration {version}, which this version of the service does \
-                 not know"
+                "migration {version} is applied, which is not one of this release's, and it does \
+                 not follow on all of them"
             ),
-            "run the newer version",
+            "check POSTGRES_DB, and compare the table _sqlx_migrations with init_db.sql",
         ),
         SchemaState::Differs(version) => (
-            format!(
-                "migration {version} was applied with other content than this version of the \
-                 service has"
-            ),
+            format!("migration {version} was applied with other content than this release has"),
             "compare the schema with init_db.sql",
         ),
     }
@@ -281,7 +371,12 @@ fn advice(config: &Postgres, sqlstate: &str) -> String {
     }
 }
 
-fn migration_failed(config: &Config, versions: &[i64], fault: Fault) -> Attempt {
+fn not_applied(config: &Config, versions: &[i64], not: NotApplied) -> Attempt {
+    let fault = match not {
+        NotApplied::Fault(fault) => fault,
+        NotApplied::Foreign(objects) => return foreign(config, list(&objects)),
+        NotApplied::Misfit(state) => return misfit(config, &state),
+    };
     match fault.class {
         Class::Retry | Class::Reconnect | Class::UnknownOutcome => Attempt::Wait(fault),
         // A role with what it takes to count alone, after an upgrade.

@@ -12,6 +12,7 @@ mod health;
 mod help;
 mod hostile;
 mod metrics;
+mod migrate;
 mod outage;
 mod planted;
 mod poison;
