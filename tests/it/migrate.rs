@@ -41,7 +41,7 @@ async fn counting_goes_on_while_a_migration_waits_behind_a_long_query() {
     let migrate = command(&stage, BINARY, &["migrate", "--wait", "50"]);
     let migrate = tokio::spawn(ended(migrate));
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
-                   AND datname = current_database() AND query LIKE '%ALTER TABLE vote_audit%'";
+                   AND datname = current_database() AND query LIKE '-- Totals per law%'";
     eventually("the migration waits", async || stage.number(waiting).await == 1).await;
     let all = votes(0, 3_000);
     for part in all.chunks(1_000) {

@@ -73,7 +73,7 @@ UNION ALL
 SELECT kind || ' ' || quote_ident(relname),
        'is found in schema ' || quote_ident(nspname) || ' by the search path, and not in '
            || quote_ident($2),
-       true,
+       relowner NOT IN (SELECT oid FROM trusted),
        false
 FROM found
 WHERE kind IN ('table', 'view')

@@ -181,6 +181,30 @@ async fn public_loses_create_before_tables_are_created_and_owners_are_looked_at_
     stage.prepare(&[("MIGRATE_ON_START", "false")]).await.expect("an ordinary start");
 }
 
+/// The search path begins with the schema that has the user's name.
+#[tokio::test]
+async fn a_schema_in_front_of_ours_is_looked_at() {
+    let (stage, role) = open_database("schemas").await;
+    let user = stage.servers.get("POSTGRES_USER");
+    execute(&stage, &format!("CREATE SCHEMA {user} AUTHORIZATION {role}")).await;
+    let refused = run(&stage, "migrate", &[]).await;
+    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+    let named = format!("schema {user} belongs to {role}");
+    assert!(refused.stderr.contains(&named), "{}", refused.stderr);
+    assert_eq!(stage.number("SELECT count(*) FROM pg_class WHERE relname = 'vote_audit'").await, 0);
+
+    // Tables behind a schema of our own are found by their names, and not altered.
+    execute(&stage, &format!("DROP SCHEMA {user}")).await;
+    stage.store().await;
+    execute(&stage, &format!("CREATE SCHEMA {user}")).await;
+    stage.prepare(&[]).await.expect("an ordinary start");
+    execute(&stage, "DELETE FROM public._sqlx_migrations WHERE version = 1").await;
+    let refused = run(&stage, "migrate", &[]).await;
+    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+    let named = "table vote_audit is found in schema public by the search path";
+    assert!(refused.stderr.contains(named), "{}", refused.stderr);
+}
+
 /// A relation that the list of names lacks would not be looked at.
 #[tokio::test]
 async fn every_relation_of_the_schema_is_looked_at() {
