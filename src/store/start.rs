@@ -134,7 +134,7 @@ pub struct Migrated {
 /// until `patience` is over. `None` when `stop` came first.
 ///
 /// # Errors
-/// [`StartError`]: what waiting does not mend, and [`StartError::Locked`].
+/// [`StartError`]: what is not retried, and [`StartError::Locked`] after `patience`.
 pub async fn migrate(
     config: &Config,
     jitter: &Jitter,

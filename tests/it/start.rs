@@ -80,9 +80,9 @@ async fn partitions_children_and_foreign_tables_are_looked_at_too() {
     assert_eq!(lossy().await, "foreign table away, unlogged table child");
 }
 
-/// One server of its own, since what it is told holds for all of its databases.
+/// On a private server, since the settings hold for all of its databases.
 #[tokio::test]
-async fn commits_that_wait_for_no_standby_are_told_and_where_asked_for_refused() {
+async fn commits_that_wait_for_no_standby_are_warned_of_and_refused_on_request() {
     let servers = Servers::private("standbynames");
     let stage = Stage::migrated(&servers, "standbynames").await;
     let required = [("POSTGRES_REQUIRE_STANDBY", "true")];

@@ -5,7 +5,7 @@ use vote_aggregator::ports::{Store, Votes};
 use vote_aggregator::store::StartError;
 
 use super::pending;
-use crate::support::{Servers, Stage, execute, run, votes};
+use crate::support::{BINARY, Servers, Stage, command, ended, execute, run, votes};
 
 /// A database as PostgreSQL made them before version 15, and a role that may log in to it.
 async fn open_database(name: &str) -> (Stage<'static>, String) {
@@ -179,6 +179,43 @@ async fn public_loses_create_before_tables_are_created_and_owners_are_looked_at_
     assert!(refused.stderr.contains("table vote_results belongs to"), "{}", refused.stderr);
     // A service that does not migrate leaves that to the operator.
     stage.prepare(&[("MIGRATE_ON_START", "false")]).await.expect("an ordinary start");
+}
+
+/// The database's owner needs no superuser, and a superuser refuses what the owner made: a table runs
+/// code of its owner's as whoever writes to it.
+#[tokio::test]
+async fn the_owner_of_the_database_migrates_and_a_superuser_leaves_its_objects_alone() {
+    let (stage, owner) = open_database("owner").await;
+    execute(&stage, &format!("ALTER DATABASE {} OWNER TO {owner}", stage.database)).await;
+    let as_owner = |arguments: &[&str]| {
+        let mut command = command(&stage, BINARY, arguments);
+        command.envs([("POSTGRES_USER", owner.as_str()), ("POSTGRES_PASSWORD", "x")]);
+        ended(command)
+    };
+    let migrated = as_owner(&["migrate"]).await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    assert_eq!(migrated.stdout, "migrations applied: 3\n");
+    let may = "SELECT count(*) FROM aclexplode((SELECT nspacl FROM pg_namespace \
+               WHERE nspname = 'public')) AS acl WHERE grantee = 0 AND privilege_type = 'CREATE'";
+    assert_eq!(stage.number(may).await, 0, "PUBLIC may not create");
+    pending(&stage).await;
+    assert_eq!(as_owner(&["migrate"]).await.code, Some(0));
+    let checked = as_owner(&["check", "--connect", "--json"]).await;
+    assert!(!checked.stdout.contains("belongs to"), "{}", checked.stdout);
+
+    // A group of the owner's.
+    let member = format!("member_{}", stage.database);
+    execute(&stage, &format!("CREATE ROLE {member} LOGIN PASSWORD 'x' IN ROLE {owner}")).await;
+    pending(&stage).await;
+    let mut as_member = command(&stage, BINARY, &["migrate"]);
+    as_member.envs([("POSTGRES_USER", member.as_str()), ("POSTGRES_PASSWORD", "x")]);
+    let migrated = ended(as_member).await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+
+    let refused = run(&stage, "migrate", &[]).await;
+    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+    let named = format!("table vote_audit belongs to {owner}");
+    assert!(refused.stderr.contains(&named), "{}", refused.stderr);
 }
 
 /// The search path begins with the schema that has the user's name.
