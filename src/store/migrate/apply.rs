@@ -13,9 +13,9 @@ use crate::store::transaction::fault;
 
 /// Begins a migration's transaction. The lock timeout is below the one of a counting session, so
 /// that a migration that waits behind a long query never makes a batch fail; it counts for the
-/// advisory lock as well.
-const BEGIN: &str =
-    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '2s'";
+/// advisory lock as well. Not READ WRITE: a standby would answer 0A000 and not 25006, which is waited
+/// for.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '2s'";
 
 /// Lets one migration through at a time. Bound to the transaction: a transaction pooler may run the
 /// next transaction on another server connection, where a session lock would not be held.
