@@ -115,7 +115,7 @@ impl RabbitMq {
         let shown = told.clone().map(|noted| noted.shown).collect();
         let warnings: Vec<String> = told.map(|noted| noted.finding.line()).collect();
         if unsuitable_type.is_some() {
-            self.health.queue_examined(route, warnings.clone());
+            self.health.queue_examined(route, shown);
             return Err(OpenError::Configuration(warnings.join("; ")));
         }
         for warning in &warnings {

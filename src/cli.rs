@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use vote_aggregator::config::{Config, Overrides, Sources};
+use vote_aggregator::config::{Config, Overrides, Sources, exposed_passwords};
 use vote_aggregator::telemetry::{self, Traces};
 
 /// How long the last spans may take on their way to the collector.
@@ -117,7 +117,11 @@ pub fn main() -> ExitCode {
         return code;
     }
     let Settings { config, profile, set } = settings;
-    let config = match Config::load(&Sources::from_process(Overrides { config, profile, set })) {
+    let flags = Overrides { config, profile, set };
+    for warning in exposed_passwords(&flags) {
+        eprintln!("warning: {warning}");
+    }
+    let config = match Config::load(&Sources::from_process(flags)) {
         Ok(config) => config,
         Err(problems) => {
             if let Some(Command::Check(arguments)) = &command {
@@ -161,7 +165,7 @@ pub fn main() -> ExitCode {
             Command::Results(arguments) => results::results(&config, &arguments).await,
             Command::Recount(arguments) => recount::recount(&config, arguments).await,
             Command::Dlq(arguments) => dlq::dlq(&config, arguments).await,
-            Command::Migrate(_) => migrate::migrate(&config).await,
+            Command::Migrate(arguments) => migrate::migrate(&config, &arguments).await,
             Command::Publish(arguments) => {
                 let code = publish::publish(&config, arguments).await;
                 traces.flush(FLUSH_TIMEOUT).await;

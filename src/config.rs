@@ -154,6 +154,31 @@ impl Config {
     }
 }
 
+/// Warnings about passwords that `flags` give on the command line, where every process of the machine
+/// can read them.
+pub fn exposed_passwords(flags: &Overrides) -> Vec<String> {
+    let exposed = flags.set.iter().filter_map(|(path, text)| {
+        let (key, instead) = match keys::by_path(path)? {
+            key if *key == keys::RABBITMQ_PASSWORD => (key, &keys::RABBITMQ_PASSWORD_FILE),
+            key if *key == keys::POSTGRES_PASSWORD => (key, &keys::POSTGRES_PASSWORD_FILE),
+            // Of a URL, the part in front of the @ may hold a password.
+            key if key.secret && text.contains('@') => match key.section() {
+                "rabbitmq" => (key, &keys::RABBITMQ_PASSWORD_FILE),
+                _ => (key, &keys::POSTGRES_PASSWORD_FILE),
+            },
+            _ => return None,
+        };
+        (!text.is_empty()).then(|| {
+            format!(
+                "--set {} shows a password in the list of processes; write it to a file and set {} \
+                 ({})",
+                key.path, instead.variable, instead.path
+            )
+        })
+    });
+    exposed.collect()
+}
+
 /// The default value of a setting as the shipped file writes it; none when it has no default, or
 /// one that follows from another setting.
 pub fn shipped_default(key: &Key) -> Option<String> {

@@ -3,6 +3,7 @@
 
 mod check;
 mod checkpoint;
+pub mod files;
 mod lines;
 mod progress;
 pub(crate) mod rate;

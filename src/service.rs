@@ -295,6 +295,7 @@ impl Watch {
         self.note(totals.map(|Totals { laws, rest }| {
             self.instruments.totals_refreshed(mark, laws, rest);
         }));
+        self.instruments.standbys(self.store.standbys().await.ok());
     }
 
     fn note(&self, answered: Result<(), Fault>) {

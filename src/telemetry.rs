@@ -16,7 +16,7 @@ pub use self::health::{Check, DeadLetterRoute, Health, Report};
 pub use self::logs::{SUMMARISED, init as init_logs, seconds};
 pub use self::metrics::{
     BreakerState, ErrorType, InFlight, Instruments, Metrics, MetricsError, PoolUse, QueueDepths,
-    Reconciliation, SessionState, metrics_wanted,
+    Reconciliation, SessionState, Standbys, metrics_wanted,
 };
 pub use self::reason::Reason;
 pub use self::repeats::{Repeats, Suppressed};

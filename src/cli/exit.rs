@@ -12,7 +12,8 @@ pub const FINDINGS: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Something of the service itself failed.
 pub const INTERNAL: u8 = 70;
-/// The shutdown deadline passed; what was not committed is not acked.
+/// The shutdown deadline passed, and what was not committed is not acked; for `migrate`: a lock was
+/// not granted in time.
 pub const DEADLINE: u8 = 75;
 /// RabbitMQ or PostgreSQL refused us: password, client certificate, a missing permission.
 pub const CREDENTIALS: u8 = 77;
@@ -31,15 +32,19 @@ pub const TABLE: [(Option<u8>, &str); 8] = [
     ),
     (Some(USAGE), "wrong usage"),
     (Some(INTERNAL), "internal error"),
-    (Some(DEADLINE), "the shutdown deadline passed before everything was committed"),
+    (
+        Some(DEADLINE),
+        "the shutdown deadline passed before everything was committed; migrate: a lock was not \
+         granted in time",
+    ),
     (
         Some(CREDENTIALS),
         "RabbitMQ or PostgreSQL refused us at start: password, permission, client certificate",
     ),
     (
         Some(CONFIG),
-        "configuration, schema, a port that is taken, a database that could lose commits, a server \
-         whose certificate we refuse",
+        "configuration, schema, a port that is taken, a database that could lose commits, objects of \
+         another role where ours belong, a server whose certificate we refuse",
     ),
     (None, "ended at once by a second signal n"),
 ];
@@ -49,9 +54,12 @@ pub const fn of_postgres(error: &StartError) -> u8 {
     match error {
         StartError::Credentials { .. } | StartError::Certificate(_) => CREDENTIALS,
         StartError::Failed { .. } => INTERNAL,
+        StartError::Locked { .. } => DEADLINE,
         StartError::Tls(_)
         | StartError::NoDatabase { .. }
         | StartError::Schema { .. }
+        | StartError::Foreign { .. }
+        | StartError::NoStandby { .. }
         | StartError::Lossy { .. } => CONFIG,
     }
 }

@@ -8,8 +8,13 @@ use std::process::ExitCode;
 use clap::{Args, Command};
 use clap_mangen::Man;
 
+use vote_aggregator::publish::files;
+
 use super::exit;
 use super::output::print;
+
+/// Manual pages are for everybody.
+const READABLE: u32 = 0o644;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -44,7 +49,7 @@ fn failed(what: &str, error: &io::Error) -> ExitCode {
 
 fn write(dir: &Path, pages: &[(String, Vec<u8>)]) -> io::Result<()> {
     fs::create_dir_all(dir)?;
-    pages.iter().try_for_each(|(name, page)| fs::write(dir.join(name), page))
+    pages.iter().try_for_each(|(name, page)| files::replace(&dir.join(name), page, READABLE))
 }
 
 /// File names and contents: the page about everything, and one a command.

@@ -14,7 +14,7 @@ use vote_aggregator::broker::RabbitMq;
 use vote_aggregator::config::Config;
 use vote_aggregator::publish::{
     self, Check, Checkpoint, CheckpointError, Pace, Position, PublishError, Report, Samples, Shape,
-    Source,
+    Source, files,
 };
 use vote_aggregator::telemetry::Health;
 
@@ -111,7 +111,8 @@ pub(super) async fn publish(config: &Config, arguments: Arguments) -> ExitCode {
             tracing::error!(queue, confirmed, "publishing ended early: {error}. {again}");
         }
     }
-    match arguments.report.map(|path| (std::fs::write(&path, json(&report)), path)) {
+    let write = |path: &PathBuf| files::replace(path, json(&report).as_bytes(), files::PRIVATE);
+    match arguments.report.map(|path| (write(&path), path)) {
         Some((Err(error), path)) => {
             tracing::error!("cannot write {}: {error}", path.display());
             ExitCode::from(exit::INTERNAL)

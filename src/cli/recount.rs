@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
 use vote_aggregator::retry::Jitter;
-use vote_aggregator::store::{self, Comparison, LawCounts, Progress, StartError};
+use vote_aggregator::store::{self, Comparison, Correction, LawCounts, Progress, StartError};
 
 use super::{agreed, exit, output};
 
@@ -86,8 +86,8 @@ async fn run(
     let bar = self::bar("correcting");
     let corrected = store::correct(config, &jitter, &stop, reason, |at| show(&bar, at)).await?;
     bar.finish_and_clear();
-    let before = corrected.unwrap_or_default();
-    print!("{}", if json { object(&before, !before.agrees()) } else { correction(&before) });
+    let corrected = corrected.unwrap_or_default();
+    print!("{}", if json { corrected_object(&corrected) } else { correction(&corrected) });
     Ok(true)
 }
 
@@ -111,14 +111,19 @@ fn text(found: &Comparison) -> String {
     )
 }
 
-fn correction(before: &Comparison) -> String {
+fn correction(Correction { before, found_done }: &Correction) -> String {
     let (drift, differ) = (HumanCount(before.drift_votes), HumanCount(before.drift_laws));
     if before.agrees() {
-        // Somebody else was faster; or the answer to our first COMMIT got lost.
+        // Another repair was faster.
         return "results and audit agree by now; see result_corrections\n".to_owned();
     }
+    let recorded = if *found_done {
+        "PostgreSQL did not answer the COMMIT, and result_corrections shows that it took effect"
+    } else {
+        "recorded in result_corrections"
+    };
     format!(
-        "{}\n\ncorrected: {drift} votes in {differ} laws, recorded in result_corrections\n",
+        "{}\n\ncorrected: {drift} votes in {differ} laws, {recorded}\n",
         table(&before.differing)
     )
 }
@@ -149,7 +154,17 @@ fn table(differing: &[LawCounts]) -> Table {
     output::table(header, rows, 1..7)
 }
 
+fn corrected_object(Correction { before, found_done }: &Correction) -> String {
+    let mut object = value(before, !before.agrees());
+    object["commit_unanswered"] = json!(found_done);
+    format!("{object}\n")
+}
+
 fn object(found: &Comparison, corrected: bool) -> String {
+    format!("{}\n", value(found, corrected))
+}
+
+fn value(found: &Comparison, corrected: bool) -> Value {
     let counts = |[oui, non]: [i64; 2]| json!({"oui": oui, "non": non});
     let differing = found.differing.iter().map(|law| {
         json!({
@@ -158,7 +173,7 @@ fn object(found: &Comparison, corrected: bool) -> String {
             "results": counts(law.results),
         })
     });
-    let object = json!({
+    json!({
         "agree": found.agrees(),
         "laws": found.laws,
         "votes": found.votes,
@@ -166,8 +181,7 @@ fn object(found: &Comparison, corrected: bool) -> String {
         "drift_votes": found.drift_votes,
         "differing": differing.collect::<Vec<Value>>(),
         "corrected": corrected,
-    });
-    format!("{object}\n")
+    })
 }
 
 /// Pages, since their number is known before they are read.

@@ -142,7 +142,9 @@ keys! {
     POSTGRES_STATEMENT_TIMEOUT_SECONDS "postgres.statement_timeout_seconds" plain
         "Seconds after which PostgreSQL gives up one statement.";
     POSTGRES_ALLOW_LOSSY "postgres.allow_lossy" plain
-        "Start although the server's settings can lose commits (fsync off and the like).";
+        "Start although the server's settings or tables can lose commits (fsync off and the like).";
+    POSTGRES_REQUIRE_STANDBY "postgres.require_standby" plain
+        "Start only where synchronous_standby_names is set, so that a commit waits for a standby.";
     POSTGRES_ACCEPT_LOST "postgres.accept_lost" plain
         "Alarm about lost acknowledged votes that an operator accepts, by the name that the log gives it.";
     MIGRATE_ON_START "postgres.migrate_on_start" plain

@@ -35,8 +35,10 @@ pub struct Postgres {
     pub max_connections: u32,
     /// Encryption.
     pub ssl: PostgresSsl,
-    /// Start although the server's settings can lose commits.
+    /// Start although the server's settings or tables can lose commits.
     pub allow_lossy: bool,
+    /// Start only where `synchronous_standby_names` is set.
+    pub require_standby: bool,
     /// Alarm about lost acknowledged votes that an operator accepts.
     pub accept_lost: Option<String>,
     /// After this PostgreSQL gives up a statement.
@@ -119,6 +121,7 @@ pub(super) fn read(reader: &mut Reader, shared: &rules::Shared) -> Option<Postgr
     let min_connections = min_connections(reader, max_connections);
     let ssl = ssl(reader);
     let allow_lossy = reader.required(&keys::POSTGRES_ALLOW_LOSSY, boolean);
+    let require_standby = reader.required(&keys::POSTGRES_REQUIRE_STANDBY, boolean);
     let accept_lost = reader.optional(&keys::POSTGRES_ACCEPT_LOST, alarm);
     let migrate_on_start = reader.required(&keys::MIGRATE_ON_START, boolean);
     Some(Postgres {
@@ -131,6 +134,7 @@ pub(super) fn read(reader: &mut Reader, shared: &rules::Shared) -> Option<Postgr
         max_connections: max_connections?,
         ssl: ssl?,
         allow_lossy: allow_lossy?,
+        require_standby: require_standby?,
         accept_lost: accept_lost?,
         statement_timeout: shared.statement_timeout?,
         migrate_on_start: migrate_on_start?,

@@ -11,7 +11,7 @@ use super::keys::Key;
 use super::layers::{Found, Layers};
 use super::problems::{Problem, Refusal};
 use super::urls::Parts;
-use super::values::pem_file;
+use super::values::{no_control_character, pem_file, plain};
 use crate::tls;
 
 /// Largest password file, in bytes; what is larger is another file by mistake.
@@ -136,10 +136,10 @@ impl Reader {
     ) -> Option<Option<SecretString>> {
         let given = self.layers.find(key);
         let Some(file) = self.layers.find(file_key) else {
-            return Some(self.plain_password(key, given));
+            return self.plain_password(key, given);
         };
         match given {
-            Some(given) if given.rank > file.rank => Some(self.plain_password(key, Some(given))),
+            Some(given) if given.rank > file.rank => self.plain_password(key, Some(given)),
             Some(given) if given.rank == file.rank => {
                 self.problems.push(Problem::about(
                     key.path,
@@ -149,13 +149,12 @@ impl Reader {
                 ));
                 None
             }
-            _ => match read_password(&self.base.join(&file.text)) {
+            _ => match self.read_password(&file.text) {
                 Ok(password) => {
                     self.sources.insert(key.path, file.set_by);
                     Some(Some(password))
                 }
-                Err(wrong) => {
-                    let help = "name a file that holds the password and nothing else".to_owned();
+                Err(Refusal { wrong, help }) => {
                     self.refuse(file_key, &file, wrong, help);
                     None
                 }
@@ -163,15 +162,33 @@ impl Reader {
         }
     }
 
-    fn plain_password(&mut self, key: &'static Key, given: Option<Found>) -> Option<SecretString> {
-        let given = given?;
+    /// A password may have blanks and quotation marks anywhere, and no control character.
+    fn plain_password(
+        &mut self,
+        key: &'static Key,
+        given: Option<Found>,
+    ) -> Option<Option<SecretString>> {
+        let Some(given) = given else { return Some(None) };
+        if let Err(Refusal { wrong, help }) = no_control_character(&given.text) {
+            self.refuse(key, &given, wrong, help);
+            return None;
+        }
         self.sources.insert(key.path, given.set_by);
-        Some(SecretString::from(given.text))
+        Some(Some(SecretString::from(given.text)))
+    }
+
+    fn read_password(&self, path: &str) -> Result<SecretString, Refusal> {
+        plain(path)?;
+        let named =
+            |wrong| Refusal::new(wrong, "name a file that holds the password and nothing else");
+        let text = read_password(&self.base.join(path)).map_err(named)?;
+        no_control_character(&text)?;
+        Ok(SecretString::from(text))
     }
 }
 
 /// Reads a password and drops the one newline that editors and `echo` put at the end.
-fn read_password(path: &Path) -> Result<SecretString, String> {
+fn read_password(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(LARGEST_PASSWORD_FILE + 1).read_to_end(&mut bytes))
@@ -185,5 +202,5 @@ fn read_password(path: &Path) -> Result<SecretString, String> {
     if text.is_empty() {
         return Err("is empty".to_owned());
     }
-    Ok(SecretString::from(text))
+    Ok(text.to_owned())
 }

@@ -204,6 +204,7 @@ impl Config {
             (&keys::POSTGRES_SSLKEY, file(ssl.key.as_deref())),
             (&keys::POSTGRES_STATEMENT_TIMEOUT_SECONDS, seconds(postgres.statement_timeout)),
             (&keys::POSTGRES_ALLOW_LOSSY, text(postgres.allow_lossy)),
+            (&keys::POSTGRES_REQUIRE_STANDBY, text(postgres.require_standby)),
             (&keys::POSTGRES_ACCEPT_LOST, postgres.accept_lost.as_ref().and_then(text)),
             (&keys::MIGRATE_ON_START, text(postgres.migrate_on_start)),
             (&keys::BATCH_SIZE, text(batch.size)),

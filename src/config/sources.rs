@@ -11,6 +11,7 @@ use super::document;
 use super::keys::{self, Key};
 use super::layers::{Layer, Origin};
 use super::problems::{Problem, Refusal};
+use super::values::plain;
 
 const FILE_NAME: &str = "pipeline.toml";
 const DOTENV_NAME: &str = ".env";
@@ -118,6 +119,12 @@ impl Sources {
             (None, Some(dir)) => dir.join(FILE_NAME),
             (None, None) => return Vec::new(),
         };
+        if let Some((text, set_by)) = &named
+            && let Err(refusal) = plain(text)
+        {
+            problems.push(Problem::refused(key, text, set_by, refusal));
+            return Vec::new();
+        }
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => {

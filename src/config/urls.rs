@@ -8,6 +8,7 @@ use url::Url;
 
 use super::keys::{self, Key};
 use super::problems::Refusal;
+use super::values::plain;
 
 /// The settings a URL gives, as the text each of them would have been given alone. What a URL
 /// leaves out is left out here too and comes from the separate setting.
@@ -100,7 +101,7 @@ pub(super) fn management(text: &str) -> Result<HttpAddress, Refusal> {
 }
 
 fn parse(text: &str, schemes: &[&str], shape: &str) -> Result<Url, Refusal> {
-    let text = text.trim();
+    plain(text)?;
     // The parser drops line breaks and tabs silently; a password with one would be another.
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(Refusal::new("has white space or a control character in it", ENCODE));
@@ -110,6 +111,15 @@ fn parse(text: &str, schemes: &[&str], shape: &str) -> Result<Url, Refusal> {
     if !scheme.is_some_and(|scheme| schemes.contains(&scheme.as_str())) {
         let wrong = format!("does not begin with {}://", schemes.join(":// or "));
         return Err(Refusal::new(wrong, expected()));
+    }
+    // In front of the first /, behind the last @: no part of a login.
+    let authority = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.rsplit('@').next().is_some_and(|hosts| hosts.contains(',')) {
+        return Err(Refusal::new(
+            "names several hosts",
+            "give one host; lists are not supported yet",
+        ));
     }
     let url = Url::parse(text).map_err(|error| {
         Refusal::new(format!("is not a URL ({error})"), format!("write {shape}, and {ENCODE}"))
@@ -213,13 +223,30 @@ mod tests {
 
     #[test]
     fn an_amqp_url_leaves_out_what_it_does_not_say() {
-        for url in ["amqp://h", "amqp://h/", "AMQP://h", " amqp://h\n", "amqp://:@h"] {
+        for url in ["amqp://h", "amqp://h/", "AMQP://h", "amqp://:@h"] {
             let expected = ["RABBITMQ_HOST=h", "RABBITMQ_PORT=5672", "RABBITMQ_TLS=false"];
             assert_eq!(text(amqp(url)), expected, "{url}");
         }
         assert!(text(amqp("amqps://h")).contains(&"RABBITMQ_PORT=5671".to_owned()));
         assert!(text(amqp("amqp://[::1]")).contains(&"RABBITMQ_HOST=[::1]".to_owned()));
         assert_eq!(text(amqp("amqp:///votes")), ["RABBITMQ_TLS=false", "RABBITMQ_VHOST=votes"]);
+    }
+
+    #[test]
+    fn what_a_source_added_to_a_url_and_lists_of_hosts_are_refused() {
+        for (url, named) in [
+            (" amqp://h", "begins with a blank"),
+            ("amqp://h\n", "ends with a blank or a line break"),
+            ("\"amqp://h\"", "quotation marks"),
+            ("amqp://u:p@a,b/v", "several hosts"),
+            ("amqp://u:p@a:5672,b:5672", "several hosts"),
+        ] {
+            assert!(wrong(amqp(url)).contains(named), "{url}");
+            assert!(wrong(postgres(&url.replace("amqp", "postgres"))).contains(named), "{url}");
+            assert!(wrong(management(&url.replace("amqp", "http"))).contains(named), "{url}");
+        }
+        // A comma in a password is none of that.
+        assert!(text(amqp("amqp://u:p,w@h")).contains(&"RABBITMQ_PASSWORD=p,w".to_owned()));
     }
 
     #[test]

@@ -68,11 +68,44 @@ pub(super) fn boolean(text: &str) -> Result<bool, Refusal> {
     }
 }
 
-/// A name without control characters: a user, a database.
-pub(super) fn name(text: &str) -> Result<String, Refusal> {
-    if text.chars().any(char::is_control) {
-        return Err(Refusal::new("holds a control character", "write the name without it"));
+/// Refuses a text that its source most likely changed on the way: quotation marks around it, a blank
+/// at either end, a control character. Such a queue, host or user exists nowhere, and the service
+/// would create the queue and count nothing.
+pub(super) fn plain(text: &str) -> Result<(), Refusal> {
+    const QUOTES: [char; 7] = ['"', '\'', '`', '\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}'];
+    let blank = |c: char| c.is_whitespace() || c == '\u{feff}';
+    let (begins, ends) = (text.starts_with(blank), text.ends_with(blank));
+    if begins || ends {
+        let place = if begins { "begins" } else { "ends" };
+        return Err(Refusal::new(
+            format!("{place} with a blank or a line break"),
+            "write the value without it",
+        ));
     }
+    if text.starts_with(QUOTES) || text.ends_with(QUOTES) {
+        return Err(Refusal::new(
+            "has quotation marks around it, which are part of the value",
+            "write the value without them: docker run --env-file, among others, keeps them",
+        ));
+    }
+    no_control_character(text)
+}
+
+/// Refuses a control character, also in a password: the line break at the end of a variable that was
+/// read from a file, for example.
+pub(super) fn no_control_character(text: &str) -> Result<(), Refusal> {
+    if text.chars().any(char::is_control) {
+        return Err(Refusal::new(
+            "holds a control character or a line break",
+            "write the value without it",
+        ));
+    }
+    Ok(())
+}
+
+/// A name as it is written: a user, a database.
+pub(super) fn name(text: &str) -> Result<String, Refusal> {
+    plain(text)?;
     Ok(text.to_owned())
 }
 
@@ -101,17 +134,20 @@ pub(super) fn queue(text: &str) -> Result<String, Refusal> {
 /// A host name or an IP address, not a URL and not `host:port`.
 pub(super) fn host(text: &str) -> Result<String, Refusal> {
     let help = "give a host name or an IP address alone; the port has a setting of its own";
-    let text = text.trim();
+    plain(text)?;
+    if text.contains([',', ';']) {
+        return Err(Refusal::new(
+            "is a list of hosts",
+            "give one host; lists are not supported yet",
+        ));
+    }
     // An IPv6 address may come in the brackets that a URL needs.
     let text = text.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(text);
     if text.is_empty() {
         return Err(Refusal::new("is blank", help));
     }
-    let colon = text.contains(':') && text.parse::<IpAddr>().is_err();
-    if colon
-        || text.contains(['/', '@'])
-        || text.chars().any(|c| c.is_whitespace() || c.is_control())
-    {
+    let in_a_name = |c: char| c.is_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if text.parse::<IpAddr>().is_err() && !text.chars().all(in_a_name) {
         return Err(Refusal::new("is not a host name", help));
     }
     Ok(text.to_owned())
@@ -142,6 +178,7 @@ pub(super) fn pem_file<'a>(
     check: impl Fn(&[u8]) -> Result<(), String> + 'a,
 ) -> impl Fn(&str) -> Result<(PathBuf, Vec<u8>), Refusal> + 'a {
     move |text| {
+        plain(text)?;
         let path = base.join(text);
         let unreadable = |error| {
             Refusal::new(
@@ -222,14 +259,39 @@ mod tests {
     }
 
     #[test]
+    fn what_a_source_added_to_a_text_is_refused() {
+        for (text, named) in [
+            ("\"votes\"", "quotation marks"),
+            ("'votes'", "quotation marks"),
+            ("\u{201c}votes\u{201d}", "quotation marks"),
+            ("votes\"", "quotation marks"),
+            (" votes", "begins with a blank"),
+            ("votes ", "ends with a blank"),
+            ("votes\n", "ends with a blank or a line break"),
+            ("votes\u{a0}", "ends with a blank"),
+            ("vo\ttes", "control character"),
+        ] {
+            for refused in [name(text), queue(text), amqp_name(text), host(text)] {
+                assert!(wrong(refused).contains(named), "{text:?}");
+            }
+        }
+        for text in ["votes.aggregation", "the votes", "vote's", "/", "a\"b", "é"] {
+            assert_eq!(name(text), Ok(text.to_owned()));
+        }
+    }
+
+    #[test]
     fn hosts() {
         for (text, host_name) in
             [("db.example.org", "db.example.org"), ("[::1]", "::1"), ("10.0.0.1", "10.0.0.1")]
         {
             assert_eq!(host(text), Ok(host_name.to_owned()));
         }
-        for text in ["amqp://h", "h:5672", "a b", " ", "h/x", "u@h"] {
+        for text in ["amqp://h", "h:5672", "a b", " ", "h/x", "u@h", "h%", "h\\x", "[]", "h?"] {
             assert!(host(text).is_err(), "{text}");
+        }
+        for list in ["a,b", "a, b", "a;b", "10.0.0.1,10.0.0.2"] {
+            assert!(wrong(host(list)).contains("list of hosts"), "{list}");
         }
         assert!(host_or_socket("/var/run/postgresql").is_ok());
     }

@@ -1,13 +1,14 @@
 //! How far a file is published: a small file beside it, replaced as a whole each time.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::files;
 use super::lines::Position;
 
 /// Bytes at the beginning and before the place reached by which a file is known again.
@@ -104,14 +105,7 @@ impl Checkpoint {
 
     fn write(&self, saved: &Saved) -> io::Result<()> {
         let text = serde_json::to_string_pretty(saved).map_err(io::Error::other)? + "\n";
-        let mut beside = self.path.clone().into_os_string();
-        beside.push(".new");
-        let mut file = File::create(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&beside, &self.path)?;
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        files::replace(&self.path, text.as_bytes(), files::PRIVATE)
     }
 
     fn read(&self) -> Result<Position, CheckpointError> {

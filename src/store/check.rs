@@ -9,13 +9,15 @@ use tokio::time::Instant;
 
 use self::server::{Server, findings};
 use super::connection::{Address, describe, options, with_session_limits};
-use super::migrate::{SchemaState, state};
-use super::start::{Attempt, StartError, fits, gone, lossy_settings, not_connected, unfit};
+use super::durability::{Risk, risks, standbys};
+use super::migrate::{ForeignObject, SchemaState, Surroundings, look as look_for_foreign, state};
+use super::start::{Attempt, StartError, fits, gone, not_connected, unfit};
 use super::transaction::{fault, rehearse};
 use super::within;
 use crate::check::{Finding, Report, Severity};
 use crate::config::{Config, keys};
 use crate::ports::Fault;
+use crate::telemetry::Standbys;
 
 use Severity::{Error, Info, Warning};
 
@@ -51,13 +53,27 @@ async fn look(config: &Config, report: &mut Report) -> Result<(), Refused> {
 
     let server = Server::ask(&mut connection).await.map_err(asked)?;
     report.findings.extend(findings(config, &server));
-    let lossy = lossy_settings(&mut connection).await.map_err(asked)?;
-    report.findings.extend(lossy.iter().map(|setting| lossy_finding(config, setting)));
+    let risks = risks(&mut connection).await.map_err(asked)?;
+    report.findings.extend(risks.iter().map(|risk| lossy_finding(config, risk)));
+    let standbys = standbys(&mut connection).await.map_err(asked)?;
+    report.findings.extend(standby_finding(config, standbys));
     report.findings.extend(clock(&mut connection).await.map_err(asked)?);
 
     report.looked_at("the schema");
+    let looked = look_for_foreign(&mut connection).await;
+    let looked = looked.map_err(|error| asked(fault(&error)))?;
+    let foreign = |object| foreign_finding(config, &looked, object);
+    report.findings.extend(looked.foreign.iter().map(foreign));
+    if looked.foreign.iter().any(|object| object.unreadable) {
+        // Reading it could run another role's code.
+        connection.close().await.ok();
+        return Ok(());
+    }
     let state = state(&mut connection).await.map_err(|error| asked(fault(&error)))?;
-    if state == SchemaState::Current {
+    if let SchemaState::Newer(versions) = &state {
+        report.findings.push(newer_finding(config, versions));
+    }
+    if matches!(state, SchemaState::Current | SchemaState::Newer(_)) {
         // A server that takes no writes has been told of.
         if !server.read_only {
             report.looked_at("a batch, counted and rolled back");
@@ -115,24 +131,82 @@ fn refusal(config: &Config, attempt: Attempt) -> Finding {
     Finding::of_setting(Error, config, key, meaning, remedy)
 }
 
-/// `setting` as in `fsync=off`.
-fn lossy_finding(config: &Config, setting: &str) -> Finding {
+fn lossy_finding(config: &Config, Risk { risk, remedy }: &Risk) -> Finding {
     let (severity, consequence) = if config.postgres.allow_lossy {
         (Warning, "accepted by POSTGRES_ALLOW_LOSSY")
     } else {
         (Error, "the service would not start")
     };
-    let name = setting.split_once('=').map_or(setting, |(name, _)| name);
+    let remedy = match risk.split_once('=') {
+        Some((name, _)) => format!(
+            "{remedy}; SELECT source, sourcefile FROM pg_settings WHERE name = '{name}' says where \
+             it is set, and pg_db_role_setting whether for this role or database alone"
+        ),
+        None => remedy.clone(),
+    };
     Finding::new(
         severity,
         database(config),
-        format!("a crash of PostgreSQL may lose votes that were committed and acked; {consequence}"),
         format!(
-            "set {name} to on; SELECT source, sourcefile FROM pg_settings WHERE name = '{name}' says \
-             where it is set, and pg_db_role_setting whether for this role or database alone"
+            "a crash of PostgreSQL may lose votes that were committed and acked; {consequence}"
         ),
+        remedy,
     )
-    .with_value(setting)
+    .with_value(risk)
+}
+
+/// Whether a failover loses acknowledged votes.
+fn standby_finding(config: &Config, standbys: Standbys) -> Option<Finding> {
+    let remedy =
+        "set synchronous_standby_names on the server, so that a commit waits for a standby";
+    if config.postgres.require_standby && !standbys.named {
+        return Some(Finding::of_setting(
+            Error,
+            config,
+            &keys::POSTGRES_REQUIRE_STANDBY,
+            "synchronous_standby_names is empty: the service would not start",
+            remedy,
+        ));
+    }
+    (standbys.connected > 0 && !standbys.named).then(|| {
+        Finding::new(
+            Warning,
+            database(config),
+            "synchronous_standby_names is empty while a standby is connected: a failover to it loses \
+             acknowledged votes",
+            remedy,
+        )
+        .with_value(format!("standbys connected: {}", standbys.connected))
+    })
+}
+
+/// An object of another role, which a migration refuses to touch.
+fn foreign_finding(config: &Config, looked: &Surroundings, object: &ForeignObject) -> Finding {
+    let enforced = config.postgres.migrate_on_start && looked.may_create && object.ownership;
+    let (severity, meaning) = if enforced || object.unreadable {
+        (Error, "it can run code of its owner's as this role: the service would not start")
+    } else {
+        (Warning, "it can run code of its owner's as this role: a migration refuses it")
+    };
+    Finding::new(
+        severity,
+        database(config),
+        meaning,
+        "find out who made it and why; then drop it, or give it to the owner of the tables (ALTER \
+         ... OWNER TO)",
+    )
+    .with_value(object.to_string())
+}
+
+/// Later migrations that this release can run on.
+fn newer_finding(config: &Config, versions: &[i64]) -> Finding {
+    Finding::new(
+        Info,
+        database(config),
+        "a later release was here; none of its migrations requires it, so this release runs on them",
+        "nothing",
+    )
+    .with_value(format!("later migrations {versions:?}"))
 }
 
 fn database(config: &Config) -> String {

@@ -18,3 +18,4 @@ INSERT INTO result_corrections (reason, law_id, oui_before, non_before, oui_afte
 SELECT $6, law_id, oui_before, non_before, oui_after, non_after
 FROM correction
 ORDER BY law_id COLLATE "C"
+RETURNING id

@@ -1,88 +1,188 @@
 //! The schema's versions: embedded, compared by SELECT, applied only when one is missing.
 
-use std::fmt::Write;
+mod apply;
+mod foreign;
 
-use sqlx::migrate::{MigrateError, Migrator};
+use std::fmt::Write;
+use std::time::Duration;
+
+use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnection;
 use sqlx::{Error, Row};
 
-pub(super) static MIGRATIONS: Migrator = sqlx::migrate!();
+pub(super) use self::apply::{NotApplied, apply_next, close_schema};
+pub(super) use self::foreign::{ForeignObject, Surroundings, list, look};
 
-/// How the database's schema stands to the one this binary knows.
+/// The migrations and their checksums. They are not run by sqlx: its lock belongs to a session,
+/// which a transaction pooler does not keep, and it waits without a limit.
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// The table of versions, as sqlx makes it, so that releases that use sqlx's migrator read it.
+const VERSIONS_TABLE: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
+    version bigint PRIMARY KEY,
+    description text NOT NULL,
+    installed_on timestamptz NOT NULL DEFAULT now(),
+    success boolean NOT NULL,
+    checksum bytea NOT NULL,
+    execution_time bigint NOT NULL
+);
+";
+
+/// How the database's schema relates to the one that this release knows.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum SchemaState {
+    /// All migrations of this release are applied, and no others.
     Current,
-    /// Versions that are not applied, in order.
+    /// All are applied, and these later ones, which this release can run on.
+    Newer(Vec<i64>),
+    /// These are not applied; in order.
     Pending(Vec<i64>),
-    /// A version that this binary does not know: a newer one was here.
+    /// A later `migration` needs a release that knows the migration `requires`.
+    Incompatible { migration: i64, requires: i64 },
+    /// A version is applied that is neither one of this release's nor later than all of them, or
+    /// that is later while one of this release's is missing.
     Unknown(i64),
     /// An applied version differs from ours under the same number.
     Differs(i64),
 }
 
-/// Compares versions with SELECT alone, so that a role without CREATE can start the service.
-pub(super) async fn state(connection: &mut PgConnection) -> Result<SchemaState, Error> {
-    let applied = match sqlx::query(
-        "SELECT version, checksum FROM _sqlx_migrations WHERE success ORDER BY 1",
-    )
-    .fetch_all(connection)
-    .await
-    {
-        Ok(rows) => rows,
-        // undefined_table: nothing was ever applied
-        Err(Error::Database(e)) if e.code().as_deref() == Some("42P01") => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    let mut pending: Vec<i64> = MIGRATIONS.iter().map(|known| known.version).collect();
-    for row in applied {
-        let (version, checksum): (i64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
-        match MIGRATIONS.iter().find(|known| known.version == version) {
-            None => return Ok(SchemaState::Unknown(version)),
-            Some(known) if *known.checksum != *checksum => {
-                return Ok(SchemaState::Differs(version));
-            }
-            Some(_) => pending.retain(|known| *known != version),
-        }
-    }
-    Ok(if pending.is_empty() { SchemaState::Current } else { SchemaState::Pending(pending) })
+/// The newest migration of this release.
+pub(super) fn newest() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
-/// Applies what is missing. Safe for several instances at once: an advisory lock lets one through.
-pub(super) async fn apply(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    MIGRATIONS.run_direct(None, connection, false).await
+/// Compares versions with SELECT alone, so that a role without CREATE can start the service. Sends
+/// simple queries, which any pooler passes on, and fails in no transaction for a missing table.
+pub(super) async fn state(connection: &mut PgConnection) -> Result<SchemaState, Error> {
+    let tables = sqlx::raw_sql(
+        "SELECT pg_catalog.to_regclass('_sqlx_migrations') IS NOT NULL, \
+                pg_catalog.to_regclass('schema_compatibility') IS NOT NULL",
+    );
+    let tables = tables.fetch_one(&mut *connection).await?;
+    let (has_versions, has_compatibility) = (tables.try_get(0)?, tables.try_get(1)?);
+    let mut applied: Vec<(i64, Vec<u8>)> = Vec::new();
+    if has_versions {
+        let versions = sqlx::raw_sql(
+            "SELECT version, checksum FROM _sqlx_migrations WHERE success ORDER BY 1",
+        );
+        for row in versions.fetch_all(&mut *connection).await? {
+            applied.push((row.try_get(0)?, row.try_get(1)?));
+        }
+    }
+    let mut needs = None;
+    // Older schemas have no such table, and no migration that needs a newer release.
+    if has_compatibility {
+        let marks = sqlx::raw_sql(
+            "SELECT migration, requires FROM schema_compatibility ORDER BY requires DESC LIMIT 1",
+        );
+        if let Some(row) = marks.fetch_optional(connection).await? {
+            needs = Some((row.try_get(0)?, row.try_get(1)?));
+        }
+    }
+    Ok(compare(&applied, needs))
+}
+
+/// `applied` with their checksums, in order; `needs` is the migration with the highest requirement,
+/// and the requirement.
+fn compare(applied: &[(i64, Vec<u8>)], needs: Option<(i64, i64)>) -> SchemaState {
+    let mut pending: Vec<i64> = MIGRATIONS.iter().map(|known| known.version).collect();
+    let (newest, mut newer) = (newest(), Vec::new());
+    for (version, checksum) in applied {
+        match MIGRATIONS.iter().find(|known| known.version == *version) {
+            None if *version > newest => newer.push(*version),
+            None => return SchemaState::Unknown(*version),
+            Some(known) if *known.checksum != **checksum => return SchemaState::Differs(*version),
+            Some(_) => pending.retain(|known| known != version),
+        }
+    }
+    match (needs, newer.first()) {
+        (Some((migration, requires)), _) if requires > newest => {
+            SchemaState::Incompatible { migration, requires }
+        }
+        (_, Some(later)) if !pending.is_empty() => SchemaState::Unknown(*later),
+        (_, Some(_)) => SchemaState::Newer(newer),
+        _ if pending.is_empty() => SchemaState::Current,
+        _ => SchemaState::Pending(pending),
+    }
+}
+
+/// The statement that records an applied migration.
+fn insert_version(migration: &Migration, took: Duration) -> String {
+    let checksum: String = migration.checksum.iter().fold(String::new(), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _infallible = write!(hex, "{byte:02x}");
+        hex
+    });
+    format!(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)\n\
+         VALUES ({}, '{}', true, '\\x{checksum}', {})",
+        migration.version,
+        migration.description,
+        took.as_nanos(),
+    )
 }
 
 /// The whole schema as one script for `psql -f`, versions noted, so that a service that finds it
 /// has nothing left to apply. `init_db.sql` is this.
 pub fn init_script() -> String {
-    let mut script = String::from(
+    let mut script = format!(
         "-- The schema of vote-aggregator in one script: psql -d election_votes -f init_db.sql\n\
          -- Generated from migrations/ by `vote-aggregator migrate --print`; do not edit.\n\
          \\set ON_ERROR_STOP on\n\
          BEGIN;\n\n\
-         CREATE TABLE IF NOT EXISTS _sqlx_migrations (\n    \
-             version bigint PRIMARY KEY,\n    \
-             description text NOT NULL,\n    \
-             installed_on timestamptz NOT NULL DEFAULT now(),\n    \
-             success boolean NOT NULL,\n    \
-             checksum bytea NOT NULL,\n    \
-             execution_time bigint NOT NULL\n);\n",
+         {VERSIONS_TABLE}"
     );
     for migration in MIGRATIONS.iter() {
-        let checksum: String = migration.checksum.iter().fold(String::new(), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _infallible = write!(hex, "{byte:02x}");
-            hex
-        });
         script += &format!(
             "\n-- {version:04} {description}\n\n{sql}\n\
-             INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)\n\
-             VALUES ({version}, '{description}', true, '\\x{checksum}', 0)\n\
+             {insert}\n\
              ON CONFLICT (version) DO NOTHING;\n",
             version = migration.version,
             description = migration.description,
             sql = migration.sql.as_str().trim_end(),
+            insert = insert_version(migration, Duration::ZERO),
         );
     }
     script + "\nCOMMIT;\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(versions: &[i64]) -> Vec<(i64, Vec<u8>)> {
+        let checksum = |version: i64| {
+            let known = MIGRATIONS.iter().find(|known| known.version == version);
+            known.map(|known| known.checksum.to_vec()).unwrap_or_default()
+        };
+        versions.iter().map(|version| (*version, checksum(*version))).collect()
+    }
+
+    #[test]
+    fn later_migrations_are_accepted_unless_one_requires_a_newer_release() {
+        let all: Vec<i64> = (1..=newest()).collect();
+        let (next, after) = (newest() + 1, newest() + 2);
+        let with = |more: &[i64]| applied(&[all.as_slice(), more].concat());
+        assert_eq!(compare(&applied(&[]), None), SchemaState::Pending(all.clone()));
+        assert_eq!(compare(&with(&[]), None), SchemaState::Current);
+        assert_eq!(compare(&with(&[next, after]), None), SchemaState::Newer(vec![next, after]));
+        // A requirement that this release fulfils.
+        let fulfilled = Some((next, newest()));
+        assert_eq!(compare(&with(&[next]), fulfilled), SchemaState::Newer(vec![next]));
+        assert_eq!(
+            compare(&with(&[next, after]), Some((next, after))),
+            SchemaState::Incompatible { migration: next, requires: after }
+        );
+    }
+
+    #[test]
+    fn gaps_and_other_contents_are_not_accepted() {
+        let later = newest() + 1;
+        let mut gap: Vec<i64> = (2..=newest()).collect();
+        assert_eq!(compare(&applied(&gap), None), SchemaState::Pending(vec![1]));
+        gap.push(later);
+        assert_eq!(compare(&applied(&gap), None), SchemaState::Unknown(later));
+        assert_eq!(compare(&applied(&[0, 1]), None), SchemaState::Unknown(0));
+        assert_eq!(compare(&[(1, b"x".to_vec())], None), SchemaState::Differs(1));
+    }
 }

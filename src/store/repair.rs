@@ -1,6 +1,7 @@
 //! `recount`: the totals against the audit for somebody who waits for it, and putting them right.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Error, Executor, Row};
@@ -65,8 +66,18 @@ pub async fn recount(
     .await
 }
 
+/// What [`correct`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Correction {
+    /// The totals as they were before.
+    pub before: Comparison,
+    /// The answer to COMMIT did not come, and result_corrections shows that it took effect.
+    pub found_done: bool,
+}
+
 /// Recounts the audit and writes its counts into the totals where they differ, with a row in
-/// result_corrections for each law, in one transaction. Gives the totals as they were before.
+/// result_corrections for each law, in one transaction. When the outcome of its COMMIT is unknown, the
+/// next attempt looks for those rows.
 ///
 /// It is right while votes are being counted: every count changes vote_results, so the lock waits
 /// for those that are under way and holds up all others until it is done; what they run into is
@@ -81,7 +92,9 @@ pub async fn correct(
     stop: &CancellationToken,
     reason: Option<&str>,
     progress: impl Fn(Progress),
-) -> Result<Option<Comparison>, StartError> {
+) -> Result<Option<Correction>, StartError> {
+    // The rows of an attempt whose outcome is unknown, and the totals before it.
+    let unknown: Mutex<Option<(Vec<i64>, Comparison)>> = Mutex::default();
     wait(jitter, &Health::default(), stop, async || {
         let mut connection = open(config).await?;
         let corrected = async {
@@ -93,16 +106,35 @@ pub async fn correct(
                  LOCK TABLE vote_results IN SHARE ROW EXCLUSIVE MODE",
             )
             .await?;
+            // Behind the lock: that attempt's transaction has ended, one way or the other.
+            let earlier = lock(&unknown).clone();
+            if let Some((rows, before)) = earlier
+                && recorded(&mut connection, &rows).await?
+            {
+                return Ok(Correction { before, found_done: true });
+            }
             let before = compare(&mut connection, &progress).await?;
-            write(&mut connection, &before.differing, reason).await?;
+            let rows = write(&mut connection, &before.differing, reason).await?;
+            *lock(&unknown) = (!rows.is_empty()).then(|| (rows, before.clone()));
             run(&mut connection, "COMMIT").await?;
-            Ok(before)
+            Ok(Correction { before, found_done: false })
         };
-        let before = corrected.await.map_err(|fault| failed(config, fault, "recounting"))?;
+        let correction = corrected.await.map_err(|fault| failed(config, fault, "recounting"))?;
         connection.close().await.ok();
-        Ok(before)
+        Ok(correction)
     })
     .await
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether all of these rows are in result_corrections.
+async fn recorded(connection: &mut PgConnection, rows: &[i64]) -> Result<bool, Fault> {
+    let count = "SELECT count(*) FROM result_corrections WHERE id = ANY ($1)";
+    let count = sqlx::query_scalar::<_, i64>(count).bind(rows);
+    Ok(answered(count.fetch_one(connection)).await? == rows.len() as i64)
 }
 
 /// A connection for one transaction, which ends with it however that ends.
@@ -166,21 +198,22 @@ async fn recount_audit(
     }
 }
 
-/// Sets the totals of these laws to their audit's counts, and records it.
+/// Sets the totals of these laws to their audit's counts, and records it. Gives the ids of the rows
+/// in result_corrections.
 async fn write(
     connection: &mut PgConnection,
     laws: &[LawCounts],
     reason: Option<&str>,
-) -> Result<(), Fault> {
+) -> Result<Vec<i64>, Fault> {
     let column = |count: fn(&LawCounts) -> i64| laws.iter().map(count).collect::<Vec<i64>>();
-    let correct = sqlx::query(CORRECT)
+    let correct = sqlx::query_scalar(CORRECT)
         .bind(laws.iter().map(|law| law.law_id.as_str()).collect::<Vec<_>>())
         .bind(column(|law| law.results[0]))
         .bind(column(|law| law.results[1]))
         .bind(column(|law| law.audit[0]))
         .bind(column(|law| law.audit[1]))
         .bind(reason);
-    answered(correct.execute(connection)).await.map(drop)
+    answered(correct.fetch_all(connection)).await
 }
 
 fn laws(rows: Vec<PgRow>) -> Result<Vec<(String, [i64; 2])>, Fault> {

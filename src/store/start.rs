@@ -1,21 +1,26 @@
 //! Getting the database ready: reachable, durable, the right schema, the grants to count.
 
+mod schema;
+
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use sqlx::Row;
-use sqlx::postgres::PgConnection;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Address, NotConnected, describe, options, with_session_limits};
-use super::migrate::{SchemaState, apply, state};
+use super::durability::{Risk, listed, risks, standbys, warn_of_standbys};
 use super::sqlstate::fatal_at_start;
-use super::transaction::{Rehearsed, fault, rehearse};
+use super::transaction::{Rehearsed, rehearse};
 use super::{PgStore, within};
 use crate::config::{Config, Postgres};
 use crate::ports::{Class, Fault};
 use crate::retry::{Backoff, Jitter};
 use crate::telemetry::Health;
 use crate::tls::Verdict;
+
+use self::schema::migrated;
+pub(super) use self::schema::unfit;
+pub use self::schema::{Migrated, migrate};
 
 /// What waiting does not mend.
 #[derive(Debug, thiserror::Error)]
@@ -32,11 +37,29 @@ pub enum StartError {
     NoDatabase { fault: Fault, place: String },
     #[error("the schema does not fit: {reason}; {place}")]
     Schema { reason: String, place: String },
+    /// The migrating role would touch what another role made.
     #[error(
-        "PostgreSQL could lose committed votes: {settings}; {place}. Set them to on, or accept \
-         the loss with POSTGRES_ALLOW_LOSSY=true"
+        "objects of another role are in the way: {objects}; {place}. Drop them, or change their \
+         owner if you know who made them (ALTER ... OWNER TO), or run as the role that owns all of \
+         them; a trigger, rule or policy of your own you can create again after the migration"
     )]
-    Lossy { settings: String, place: String },
+    Foreign { objects: String, place: String },
+    /// A lock was not granted in the time that a command may wait.
+    #[error(
+        "a migration waits for a lock: {fault}; {place}. Have its holder end, and run it again"
+    )]
+    Locked { fault: Fault, place: String },
+    #[error(
+        "PostgreSQL could lose committed votes: {settings}; {place}. {remedy}; or accept the loss \
+         with POSTGRES_ALLOW_LOSSY=true"
+    )]
+    Lossy { settings: String, remedy: String, place: String },
+    #[error(
+        "POSTGRES_REQUIRE_STANDBY is set, and synchronous_standby_names is empty: a failover would \
+         lose acknowledged votes; {place}. Set synchronous_standby_names, or \
+         POSTGRES_REQUIRE_STANDBY=false"
+    )]
+    NoStandby { place: String },
     /// Not at a start, but in what a command does once it is connected.
     #[error("PostgreSQL can't do it: {fault}; {place}")]
     Failed { fault: Fault, place: String },
@@ -71,33 +94,32 @@ pub async fn prepare(
     let address = Address::new(&config.postgres, limited.clone());
     let deadline = config.postgres.transaction_deadline();
     let ready = async || {
-        migrated(config, config.postgres.migrate_on_start).await?;
+        let newer =
+            migrated(config, config.postgres.migrate_on_start, &AtomicUsize::new(0)).await?;
         let checking = async {
             let mut connection = address.connect().await?;
-            let lossy = lossy_settings(&mut connection).await?;
-            Ok((lossy, rehearse(&mut connection).await))
+            let risks = risks(&mut connection).await?;
+            let standbys = standbys(&mut connection).await?;
+            Ok((risks, standbys, rehearse(&mut connection).await))
         };
-        let (lossy, rehearsed) =
+        let (risks, standbys, rehearsed) =
             within(deadline, checking).await.map_err(|not| not_connected(config, not))?;
-        refuse_lossy(config, &lossy)?;
-        fits(config, rehearsed)
+        refuse_lossy(config, &risks)?;
+        if config.postgres.require_standby && !standbys.named {
+            let place = describe(&config.postgres);
+            return Err(Attempt::Fatal(StartError::NoStandby { place }));
+        }
+        fits(config, rehearsed)?;
+        Ok((newer, standbys))
     };
-    let ready = wait(jitter, health, stop, ready).await?;
-    Ok(ready.map(|()| PgStore::new(&config.postgres, limited)))
-}
-
-/// Waits for the database and applies pending migrations. Gives the number of those, `None` when
-/// `stop` came first.
-///
-/// # Errors
-/// [`StartError`]: what waiting does not mend.
-pub async fn migrate(
-    config: &Config,
-    jitter: &Jitter,
-    health: &Health,
-    stop: &CancellationToken,
-) -> Result<Option<usize>, StartError> {
-    wait(jitter, health, stop, async || migrated(config, true).await).await
+    let Some((newer, standbys)) = wait(jitter, health, stop, ready).await? else {
+        return Ok(None);
+    };
+    if !newer.is_empty() {
+        tracing::info!(?newer, "the database has later migrations, which this release can run on");
+    }
+    warn_of_standbys(config, standbys);
+    Ok(Some(PgStore::new(&config.postgres, limited)))
 }
 
 pub(super) async fn wait<R>(
@@ -130,25 +152,11 @@ pub(super) async fn wait<R>(
     }
 }
 
-/// Reads what the server does with a COMMIT. With `synchronous_commit=off`, 10–25 acknowledged
-/// commits were lost each time PostgreSQL was killed (measured on 15.18).
-pub(super) async fn lossy_settings(connection: &mut PgConnection) -> Result<Vec<String>, Fault> {
-    let rows = sqlx::query(
-        "SELECT name || '=off' AS lossy FROM pg_settings WHERE setting = 'off' \
-         AND name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY name",
-    )
-    .fetch_all(connection)
-    .await
-    .map_err(|error| fault(&error))?;
-    let lossy = rows.iter().map(|row| row.try_get("lossy")).collect::<Result<_, _>>();
-    lossy.map_err(|error| fault(&error))
-}
-
-fn refuse_lossy(config: &Config, lossy: &[String]) -> Result<(), Attempt> {
-    if lossy.is_empty() {
+fn refuse_lossy(config: &Config, risks: &[Risk]) -> Result<(), Attempt> {
+    if risks.is_empty() {
         return Ok(());
     }
-    let settings = lossy.join(", ");
+    let (settings, remedy) = listed(risks);
     if config.postgres.allow_lossy {
         tracing::warn!(
             settings,
@@ -156,69 +164,8 @@ fn refuse_lossy(config: &Config, lossy: &[String]) -> Result<(), Attempt> {
         );
         return Ok(());
     }
-    Err(Attempt::Fatal(StartError::Lossy { settings, place: describe(&config.postgres) }))
-}
-
-/// Brings the schema to this version, or says why not. On a connection without session limits,
-/// since a migration of a large table takes its time; what is only asked has a deadline.
-async fn migrated(config: &Config, may_migrate: bool) -> Result<usize, Attempt> {
-    let deadline = config.postgres.transaction_deadline();
-    let asking = async {
-        let address = Address::new(&config.postgres, options(&config.postgres));
-        let mut connection = address.connect().await?;
-        let found = state(&mut connection).await.map_err(|error| fault(&error))?;
-        Ok((connection, found))
-    };
-    let (mut connection, found) =
-        within(deadline, asking).await.map_err(|not| not_connected(config, not))?;
-    let misfit =
-        |reason| Attempt::Fatal(StartError::Schema { reason, place: describe(&config.postgres) });
-    match found {
-        SchemaState::Current => Ok(0),
-        SchemaState::Pending(versions) if may_migrate => {
-            tracing::info!(
-                ?versions,
-                "applying migrations; waits for another instance that is at it"
-            );
-            match apply(&mut connection).await {
-                Ok(()) => Ok(versions.len()),
-                Err(
-                    sqlx::migrate::MigrateError::Execute(error)
-                    | sqlx::migrate::MigrateError::ExecuteMigration(error, _),
-                ) => Err(migration_failed(config, &versions, fault(&error))),
-                Err(error) => Err(misfit(error.to_string())),
-            }
-        }
-        other => {
-            let (reason, remedy) = unfit(&other);
-            Err(misfit(format!("{reason}; {remedy}")))
-        }
-    }
-}
-
-/// Why a schema does not fit that is not to be migrated, and what to do.
-pub(super) fn unfit(state: &SchemaState) -> (String, &'static str) {
-    match state {
-        SchemaState::Current => ("it is up to date".to_owned(), "nothing"),
-        SchemaState::Pending(versions) => (
-            format!("migrations {versions:?} are not applied and MIGRATE_ON_START is off"),
-            "run `vote-aggregator migrate` as the owner of the tables",
-        ),
-        SchemaState::Unknown(version) => (
-            format!(
-                "the database is at migration {version}, which this version of the service does \
-                 not know"
-            ),
-            "run the newer version",
-        ),
-        SchemaState::Differs(version) => (
-            format!(
-                "migration {version} was applied with other content than this version of the \
-                 service has"
-            ),
-            "compare the schema with init_db.sql",
-        ),
-    }
+    let place = describe(&config.postgres);
+    Err(Attempt::Fatal(StartError::Lossy { settings, remedy, place }))
 }
 
 /// A failure to get as far as a question.
@@ -278,28 +225,6 @@ fn advice(config: &Postgres, sqlstate: &str) -> String {
                 .map_or("not set".to_owned(), |path| path.display().to_string()),
         ),
         _ => "Check POSTGRES_USER and POSTGRES_PASSWORD (or DATABASE_URL)".to_owned(),
-    }
-}
-
-fn migration_failed(config: &Config, versions: &[i64], fault: Fault) -> Attempt {
-    match fault.class {
-        Class::Retry | Class::Reconnect | Class::UnknownOutcome => Attempt::Wait(fault),
-        // A role with what it takes to count alone, after an upgrade.
-        _ if fault.sqlstate.as_deref() == Some("42501") => {
-            Attempt::Fatal(StartError::Credentials {
-                fault,
-                place: describe(&config.postgres),
-                advice: format!(
-                    "Migrations {versions:?} are not applied: run `vote-aggregator migrate` as the \
-                     owner of the tables, then roles.sql"
-                ),
-            })
-        }
-        _ if fault.sqlstate.as_deref().is_some_and(fatal_at_start) => gone(config, fault),
-        _ => Attempt::Fatal(StartError::Schema {
-            reason: format!("a migration failed: {fault}"),
-            place: describe(&config.postgres),
-        }),
     }
 }
 

@@ -21,7 +21,7 @@ pub use self::exporter::{Metrics, MetricsError, metrics_wanted};
 pub use self::labels::{BreakerState, ErrorType, SessionState};
 use self::labels::{Outcome, SQLSTATE_CLASSES, Side, sqlstate_class};
 use self::observed::Observed;
-pub use self::observed::{InFlight, PoolUse, QueueDepths};
+pub use self::observed::{InFlight, PoolUse, QueueDepths, Standbys};
 pub use self::outage::Losses;
 use self::outage::Outage;
 pub use self::reconciliation::Reconciliation;
@@ -303,6 +303,11 @@ impl Instruments {
     /// Where the state of the database pool is read at each scrape.
     pub fn watch_pool(&self, pool: impl Fn() -> PoolUse + Send + Sync + 'static) {
         self.observed.watch_pool(pool);
+    }
+
+    /// Sets what is known of the database's standbys; `None`: it does not answer.
+    pub fn standbys(&self, standbys: Option<Standbys>) {
+        self.observed.set_standbys(standbys);
     }
 
     /// What this process did with its deliveries so far, in one line.

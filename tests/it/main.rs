@@ -13,6 +13,7 @@ mod help;
 mod hostile;
 mod http;
 mod metrics;
+mod migrate;
 mod outage;
 mod planted;
 mod poison;

@@ -1,5 +1,6 @@
 //! `publish --file`: what becomes of a backfill that is killed, stopped, or loses its broker.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -93,6 +94,10 @@ async fn a_backfill_that_was_killed_goes_on_from_its_checkpoint() {
     assert_eq!(last.code, Some(0), "{}", last.stderr);
     assert!(last.stderr.contains("going on behind line"), "{}", last.stderr);
     assert!(last.stdout.contains("of earlier runs"), "{}", last.stdout);
+    for file in [&report, &checkpoint] {
+        let mode = std::fs::metadata(file).expect("written").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file} is for its owner alone");
+    }
     let report: Value =
         serde_json::from_slice(&std::fs::read(&report).expect("written")).expect("JSON");
     assert_eq!(report["resumed_from"]["lines"], stopped);
@@ -120,6 +125,21 @@ async fn a_backfill_that_was_killed_goes_on_from_its_checkpoint() {
     assert!(more.code == Some(0) && more.stdout.contains(" 5 messages"), "{}", more.stderr);
     assert!(more.stdout.contains("6 lines, 1 of them blank"), "{}", more.stdout);
     assert_eq!(folder.reached("checkpoint"), 20_006);
+}
+
+#[tokio::test]
+async fn a_report_follows_no_link_and_a_password_in_the_arguments_is_warned_of() {
+    let stage = Stage::new(Servers::shared(), "link").await;
+    let folder = Folder::new(&stage);
+    let target = folder.write("target", b"precious");
+    let link = folder.path("link");
+    std::os::unix::fs::symlink(&target, &link).expect("a link");
+    let password = format!("rabbitmq.password={}", stage.servers.get("RABBITMQ_PASSWORD"));
+    let ended = publish(&stage, &["--count", "1", "--report", &link, "--set", &password]).await;
+    assert_eq!(ended.code, Some(70), "{}", ended.stderr);
+    assert!(ended.stderr.contains("it is a link"), "{}", ended.stderr);
+    assert_eq!(std::fs::read(&target).expect("there"), b"precious");
+    assert!(ended.stderr.contains("RABBITMQ_PASSWORD_FILE"), "{}", ended.stderr);
 }
 
 #[tokio::test]

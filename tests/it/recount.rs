@@ -1,9 +1,12 @@
 //! `recount`: what it finds, what it puts right, and what becomes of votes that are counted meanwhile.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::json;
 use sqlx::Row;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::ports::{Class, Store, Votes};
 use vote_aggregator::retry::Jitter;
@@ -193,6 +196,69 @@ async fn a_repair_waits_for_what_is_being_counted_and_sees_it() {
     let mut results = stage.results().await;
     results.remove("law-nowhere");
     assert_eq!(results, stage.recount().await);
+}
+
+/// Passes everything on, until a COMMIT: the server gets it, and its answer is lost with the
+/// connection. Once. Gives the port.
+async fn link_that_loses_the_answer_to_a_commit(stage: &Stage<'_>) -> String {
+    let server =
+        format!("{}:{}", stage.servers.get("POSTGRES_HOST"), stage.servers.get("POSTGRES_PORT"));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("an address").port().to_string();
+    tokio::spawn(async move {
+        let lost = Arc::new(AtomicBool::new(false));
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(&server).await.expect("PostgreSQL listens");
+            tokio::spawn(pass_on(client, server, Arc::clone(&lost)));
+        }
+    });
+    port
+}
+
+async fn pass_on(mut client: TcpStream, mut server: TcpStream, lost: Arc<AtomicBool>) {
+    let (mut from_client, mut from_server) = (vec![0; 65_536], vec![0; 65_536]);
+    let mut commit = false;
+    loop {
+        tokio::select! {
+            read = client.read(&mut from_client) => {
+                let Ok(length @ 1..) = read else { return };
+                let sent = &from_client[..length];
+                commit = sent.windows(7).any(|bytes| bytes == b"COMMIT\0")
+                    && !lost.swap(true, Ordering::Relaxed);
+                if server.write_all(sent).await.is_err() { return }
+            }
+            read = server.read(&mut from_server) => {
+                let Ok(length @ 1..) = read else { return };
+                if commit || client.write_all(&from_server[..length]).await.is_err() { return }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_repair_whose_commit_is_not_answered_says_that_it_took_effect() {
+    for json in [false, true] {
+        let stage = counted("unanswered").await;
+        execute(&stage, DAMAGE).await;
+        let port = link_that_loses_the_answer_to_a_commit(&stage).await;
+        let mut arguments = vec!["recount", "--repair", "--yes"];
+        arguments.extend(json.then_some("--json"));
+        let mut command = command(&stage, BINARY, &arguments);
+        command.envs([("POSTGRES_PORT", port.as_str()), ("POSTGRES_SSLMODE", "disable")]);
+        let repaired = ended(command).await;
+        assert_eq!(repaired.code, Some(0), "{}", repaired.stderr);
+        if json {
+            let object = repaired.json();
+            assert_eq!((&object["corrected"], &object["drift_votes"]), (&json!(true), &json!(19)));
+            assert_eq!(object["commit_unanswered"], true);
+        } else {
+            let told = &repaired.stdout;
+            assert!(told.contains("corrected: 19 votes in 3 laws"), "{told}");
+            assert!(told.contains("did not answer the COMMIT"), "{told}");
+        }
+        assert_eq!(stage.number("SELECT count(*) FROM result_corrections").await, 3, "once");
+        assert_eq!(recount(&stage, &[]).await.code, Some(0));
+    }
 }
 
 /// Part by part, and still one snapshot.

@@ -8,7 +8,7 @@ use vote_aggregator::ports::{Store, Votes};
 use vote_aggregator::store::{self, StartError};
 use vote_aggregator::vote::Choice;
 
-use crate::support::{Servers, Stage, vote, votes};
+use crate::support::{Servers, Stage, execute, run, vote, votes};
 
 const INIT_DB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/init_db.sql");
 
@@ -69,20 +69,56 @@ async fn pending_migrations_with_migrating_off_are_a_clear_refusal() {
     assert!(reason.contains("vote-aggregator migrate"), "{reason}");
 }
 
-#[tokio::test]
-async fn a_newer_or_an_altered_schema_is_refused() {
-    let stage = Stage::migrated(Servers::shared(), "newer").await;
-    let alter = |sql: &'static str| sqlx::raw_sql(sql).execute(&stage.sql);
-    alter("INSERT INTO _sqlx_migrations VALUES (999, 'later', now(), true, '', 0)")
-        .await
-        .expect("a later version");
-    let refused = stage.prepare(&[]).await.err().map(|error| error.to_string());
-    assert!(refused.as_ref().is_some_and(|e| e.contains("migration 999")), "{refused:?}");
+/// What a release after this one may have added: a migration that this binary does not know.
+const LATER: &str = "INSERT INTO _sqlx_migrations VALUES (4, 'later', now(), true, 'x', 0); \
+                     ALTER TABLE vote_audit ADD COLUMN station text; \
+                     CREATE TABLE stations (station text PRIMARY KEY)";
 
-    alter("DELETE FROM _sqlx_migrations WHERE version = 999").await.expect("undone");
-    alter("UPDATE _sqlx_migrations SET checksum = 'x'").await.expect("altered");
-    let refused = stage.prepare(&[]).await.err().map(|error| error.to_string());
-    assert!(refused.as_ref().is_some_and(|e| e.contains("other content")), "{refused:?}");
+/// A rolling update, or a rollback: this release meets the schema of a later one.
+#[tokio::test]
+async fn a_later_schema_is_counted_on_and_one_that_requires_a_later_release_is_refused() {
+    let stage = Stage::migrated(Servers::shared(), "later").await;
+    execute(&stage, LATER).await;
+    let service = stage.start(&[]).await;
+    let all = votes(0, 300);
+    stage.publish_votes(&all).await;
+    stage.until_counted(all.len()).await;
+    let log = service.stop().await;
+    assert_eq!(log.matches("later migrations").count(), 1, "{log}");
+    stage.assert_counted_exactly(&all).await;
+    let migrated = run(&stage, "migrate", &[]).await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    assert!(migrated.stdout.contains("nothing to do") && migrated.stdout.contains("[4]"));
+
+    // Required by a release, and fulfilled by this one.
+    execute(&stage, "INSERT INTO schema_compatibility VALUES (3, 3)").await;
+    stage.prepare(&[]).await.expect("this release knows migration 3");
+    execute(&stage, "INSERT INTO schema_compatibility VALUES (4, 4)").await;
+    let mut service = stage.spawn(&[]).await;
+    assert_eq!(service.exit_code().await, Some(78));
+    let log = service.log();
+    assert!(log.contains("a release that knows migration 4"), "{log}");
+    assert!(log.contains("migrations up to 3"), "{log}");
+    assert_eq!(run(&stage, "migrate", &[]).await.code, Some(78));
+}
+
+#[tokio::test]
+async fn an_altered_schema_and_one_with_gaps_are_refused() {
+    let stage = Stage::migrated(Servers::shared(), "altered").await;
+    let refused = async |sql: &str| {
+        execute(&stage, sql).await;
+        stage.prepare(&[]).await.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let told = refused("UPDATE _sqlx_migrations SET version = 99 WHERE version = 2").await;
+    assert!(told.contains("migration 99"), "{told}");
+    let told = refused("UPDATE _sqlx_migrations SET version = 0 WHERE version = 99").await;
+    assert!(told.contains("migration 0"), "{told}");
+    let told = refused(
+        "UPDATE _sqlx_migrations SET version = 2 WHERE version = 0; \
+         UPDATE _sqlx_migrations SET checksum = 'x'",
+    )
+    .await;
+    assert!(told.contains("other content"), "{told}");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use lapin::types::AMQPValue;
 use sqlx::AssertSqlSafe;
 use vote_aggregator::store::StartError;
 
-use crate::support::{Servers, Service, Stage, votes};
+use crate::support::{Servers, Service, Stage, eventually, run, votes};
 
 async fn execute(stage: &Stage<'_>, sql: String) {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&stage.sql).await.expect("executed");
@@ -20,6 +20,127 @@ async fn a_database_that_could_lose_commits_is_refused_unless_that_is_accepted()
     assert_eq!(settings, "synchronous_commit=off");
     assert!(refused.is_some_and(|e| e.to_string().contains("POSTGRES_ALLOW_LOSSY")));
     stage.prepare(&[("POSTGRES_ALLOW_LOSSY", "true")]).await.expect("accepted");
+}
+
+/// Each of these passes for vote_audit, and is empty after a crash or is kept elsewhere.
+#[tokio::test]
+async fn a_table_that_a_crash_empties_is_refused_like_a_setting() {
+    let stage = Stage::migrated(Servers::shared(), "unlogged").await;
+    let cases = [
+        ("ALTER TABLE duplicate_attempts SET UNLOGGED", "unlogged table duplicate_attempts"),
+        ("ALTER TABLE vote_results SET UNLOGGED", "unlogged table vote_results"),
+        ("ALTER TABLE vote_audit SET UNLOGGED", "unlogged table vote_audit"),
+    ];
+    for (alter, named) in cases {
+        execute(&stage, alter.to_owned()).await;
+        let refused = stage.prepare(&[]).await.err();
+        let Some(StartError::Lossy { settings, remedy, .. }) = &refused else {
+            panic!("{alter}: {refused:?}")
+        };
+        assert!(settings.contains(named), "{settings}");
+        assert!(remedy.contains("SET LOGGED"), "{remedy}");
+    }
+    let mut service = stage.spawn(&[]).await;
+    assert_eq!(service.exit_code().await, Some(78), "{}", service.log());
+    stage.prepare(&[("POSTGRES_ALLOW_LOSSY", "true")]).await.expect("accepted");
+    for table in ["vote_audit", "vote_results", "duplicate_attempts"] {
+        execute(&stage, format!("ALTER TABLE {table} SET LOGGED")).await;
+    }
+    stage.prepare(&[]).await.expect("durable again");
+}
+
+/// A partition, a child, and a table on another server.
+#[tokio::test]
+async fn partitions_children_and_foreign_tables_are_looked_at_too() {
+    let stage = Stage::new(Servers::shared(), "partitions").await;
+    execute(
+        &stage,
+        "CREATE TABLE vote_audit (vote_hash varchar(64) COLLATE \"C\" PRIMARY KEY, \
+             citizen_id varchar(100) NOT NULL, law_id varchar(50) NOT NULL, \
+             choice varchar(3) NOT NULL, \"timestamp\" timestamptz NOT NULL) \
+             PARTITION BY HASH (vote_hash); \
+         CREATE TABLE first PARTITION OF vote_audit FOR VALUES WITH (MODULUS 2, REMAINDER 0); \
+         CREATE UNLOGGED TABLE second PARTITION OF vote_audit \
+             FOR VALUES WITH (MODULUS 2, REMAINDER 1)"
+            .to_owned(),
+    )
+    .await;
+    let lossy = async || match stage.prepare(&[]).await {
+        Err(StartError::Lossy { settings, .. }) => settings,
+        other => panic!("{:?}", other.err()),
+    };
+    assert_eq!(lossy().await, "unlogged table second");
+    execute(
+        &stage,
+        "ALTER TABLE second SET LOGGED; CREATE UNLOGGED TABLE child () INHERITS (vote_results); \
+         CREATE FOREIGN DATA WRAPPER nowhere; CREATE SERVER far FOREIGN DATA WRAPPER nowhere; \
+         CREATE FOREIGN TABLE away () INHERITS (vote_results) SERVER far"
+            .to_owned(),
+    )
+    .await;
+    assert_eq!(lossy().await, "foreign table away, unlogged table child");
+}
+
+/// On a private server, since the settings hold for all of its databases.
+#[tokio::test]
+async fn commits_that_wait_for_no_standby_are_warned_of_and_refused_on_request() {
+    let servers = Servers::private("standbynames");
+    let stage = Stage::migrated(&servers, "standbynames").await;
+    let required = [("POSTGRES_REQUIRE_STANDBY", "true")];
+    let mut service = stage.spawn(&required).await;
+    assert_eq!(service.exit_code().await, Some(78));
+    assert!(service.log().contains("synchronous_standby_names"), "{}", service.log());
+
+    // To the server a standby is a connection that replicates.
+    let mut standby = tokio::process::Command::new("script/services")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["psql", "--dir"])
+        .arg(servers.dir())
+        .args(["--", "-X", "dbname=postgres replication=true"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("psql runs");
+    let connected = "SELECT count(*) FROM pg_stat_replication";
+    eventually("it replicates", async || stage.number(connected).await == 1).await;
+    // Seen by a role that may see no details, too.
+    let role = format!("least_{}", stage.database);
+    execute(
+        &stage,
+        format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'least'; \
+             GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"
+        ),
+    )
+    .await;
+    let as_role = [("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")];
+    let service = stage.start(&as_role).await;
+    assert_eq!(service.logged("synchronous_standby_names is empty"), 1, "{}", service.log());
+    assert_eq!(service.metric("postgres_standbys").await, Some(1.0));
+    assert_eq!(service.metric("postgres_synchronous_standby").await, Some(0.0));
+    let checked = run(&stage, "check", &["--connect"]).await;
+    assert!(checked.stdout.contains("standbys connected: 1"), "{}", checked.stdout);
+    service.stop().await;
+
+    // Named standbys that a commit does not wait for.
+    let database = &stage.database;
+    execute(&stage, format!("ALTER DATABASE {database} SET synchronous_commit = local")).await;
+    stage.prepare(&[]).await.expect("without names, local is as good as on");
+    for statement in
+        ["ALTER SYSTEM SET synchronous_standby_names = 'one'", "SELECT pg_reload_conf()"]
+    {
+        execute(&stage, statement.to_owned()).await;
+    }
+    let names = "SELECT count(*) FROM pg_settings WHERE name = 'synchronous_standby_names' \
+                 AND setting <> ''";
+    eventually("the names are read", async || stage.number(names).await == 1).await;
+    let refused = stage.prepare(&required).await.err();
+    let Some(StartError::Lossy { settings, .. }) = &refused else { panic!("{refused:?}") };
+    assert_eq!(settings, "synchronous_commit=local");
+    let accepted = [("POSTGRES_ALLOW_LOSSY", "true"), required[0]];
+    stage.prepare(&accepted).await.expect("accepted, and standbys are named");
+    standby.kill().await.expect("ended");
 }
 
 #[tokio::test]

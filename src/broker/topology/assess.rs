@@ -110,7 +110,8 @@ impl Assessment {
             ),
             "look at the broker's load and at its log; `vote-aggregator check --connect` asks again",
         );
-        let noted = vec![Noted { finding, at_start: true }];
+        let shown = "whether rejected messages are kept is unknown";
+        let noted = vec![Noted { finding, at_start: true, shown }];
         Self { noted, ..Self::of_unknown(queue) }
     }
 }
@@ -167,7 +168,7 @@ fn unsuitable(queue: &str, kind: &str) -> Noted {
                   service creates one that does not exist";
     let finding = Finding::new(Error, subject(queue), meaning, remedy)
         .with_value(format!("x-queue-type={kind}"));
-    Noted { finding, at_start: true }
+    Noted { finding, at_start: true, shown: "a queue of a type that votes cannot be taken from" }
 }
 
 fn route(queue: &str, known: &Known, target: &Target) -> (DeadLetterRoute, Option<Finding>) {

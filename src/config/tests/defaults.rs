@@ -104,6 +104,7 @@ fn every_variable_is_read() {
         ("POSTGRES_SSLKEY", &pem, &pem),
         ("POSTGRES_STATEMENT_TIMEOUT_SECONDS", "2.5", "2.5"),
         ("POSTGRES_ALLOW_LOSSY", "on", "true"),
+        ("POSTGRES_REQUIRE_STANDBY", "1", "true"),
         ("POSTGRES_ACCEPT_LOST", "0A1B2C3D", "0a1b2c3d"),
         ("MIGRATE_ON_START", "0", "false"),
         ("BATCH_SIZE", "200", "200"),

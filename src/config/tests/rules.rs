@@ -218,3 +218,44 @@ fn with_tls_a_port_that_nobody_set_is_5671() {
     let config = load(&[("RABBITMQ_TLS", "true"), ("RABBITMQ_PORT", "5672")]);
     assert_eq!(config.rabbitmq.port, 5672);
 }
+
+/// docker's `--env-file` keeps quotation marks: a queue of that name would be created, and nothing
+/// counted from it.
+#[test]
+fn a_text_with_something_around_it_is_refused_with_where_it_comes_from() {
+    for variable in [
+        "RABBITMQ_URL",
+        "RABBITMQ_HOST",
+        "RABBITMQ_USER",
+        "RABBITMQ_VHOST",
+        "RABBITMQ_QUEUE",
+        "RABBITMQ_DEAD_LETTER_QUEUE",
+        "RABBITMQ_MANAGEMENT_URL",
+        "DATABASE_URL",
+        "POSTGRES_HOST",
+        "POSTGRES_DB",
+        "POSTGRES_USER",
+        "POSTGRES_PASSWORD_FILE",
+        "PIPELINE_CONFIG",
+    ] {
+        for (value, wrong) in
+            [("\"x\"", "quotation marks"), ("x ", "ends with a blank"), ("\tx", "begins with")]
+        {
+            let problem = problem(&[(variable, value)]);
+            assert!(problem.wrong.contains(wrong), "{variable}: {problem}");
+            assert_eq!(problem.set_by, format!("environment variable {variable}"));
+            assert!(problem.help.contains("without"), "{problem}");
+        }
+    }
+    for (variable, value) in [("POSTGRES_SSLCERT", "'/c.pem'"), ("POSTGRES_SSLKEY", "'/k.pem'")] {
+        let problems = refused(&environment(&[
+            ("POSTGRES_SSLCERT", "'/c.pem'"),
+            ("POSTGRES_SSLKEY", "'/k.pem'"),
+        ]));
+        let of = |problem: &&Problem| problem.set_by.ends_with(variable);
+        let problem = problems.iter().find(of).expect("both are named");
+        assert!(problem.wrong.contains("quotation marks"), "{value}: {problem}");
+    }
+    let list = problem(&[("RABBITMQ_HOST", "a,b,c")]);
+    assert!(list.wrong.contains("list of hosts") && list.help.contains("one host"), "{list}");
+}

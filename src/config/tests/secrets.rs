@@ -53,14 +53,9 @@ fn plain_numbers_in_dotenv_stay_text() {
 
 #[test]
 fn a_password_file_loses_one_newline_at_its_end() {
-    for (text, password) in [
-        ("p", "p"),
-        ("p\n", "p"),
-        ("p\r\n", "p"),
-        ("p\n\n", "p\n"),
-        (" p \n", " p "),
-        ("12345\n", "12345"),
-    ] {
+    for (text, password) in
+        [("p", "p"), ("p\n", "p"), ("p\r\n", "p"), (" p \n", " p "), ("12345\n", "12345")]
+    {
         let directory = Directory::new(&[("secret", text)]);
         let file = ("RABBITMQ_PASSWORD_FILE", "secret");
         let config = loaded(&directory.sources(&[file, ("POSTGRES_PASSWORD_FILE", "secret")]));
@@ -70,6 +65,25 @@ fn a_password_file_loses_one_newline_at_its_end() {
             "environment variable POSTGRES_PASSWORD_FILE"
         );
     }
+}
+
+/// A line break that a file or a shell left at the end, for example.
+#[test]
+fn a_password_with_a_control_character_is_refused_and_not_shown() {
+    let directory = Directory::new(&[("lines", "hunter2\n\n"), ("quoted", "\"hunter2 \"")]);
+    for (name, value) in [
+        ("RABBITMQ_PASSWORD", "hunter2\n"),
+        ("POSTGRES_PASSWORD", "hunter2\u{0}"),
+        ("POSTGRES_PASSWORD_FILE", "lines"),
+        ("RABBITMQ_URL", "amqp://u:hunter2%0A@h"),
+    ] {
+        let problem = only(refused(&directory.sources(&[(name, value)])));
+        assert!(problem.wrong.contains("control character"), "{problem}");
+        assert_eq!(problem.set_by, format!("environment variable {name}"));
+        assert!(!format!("{problem} {problem:?}").contains(SECRET), "{name}");
+    }
+    let quoted = loaded(&directory.sources(&[("POSTGRES_PASSWORD_FILE", "quoted")]));
+    assert_eq!(passwords(&quoted).1.as_deref(), Some("\"hunter2 \""));
 }
 
 #[test]
@@ -157,4 +171,33 @@ fn refused_secrets_are_not_shown() {
     let directory = Directory::new(&[("pipeline.toml", array)]);
     let problems = refused(&directory.sources(&[]));
     assert!(!format!("{problems:?}").contains(SECRET));
+}
+
+#[test]
+fn passwords_on_the_command_line_are_warned_of_and_not_shown() {
+    let warnings = |path: &str, text: &str| {
+        let set = vec![(path.to_owned(), text.to_owned())];
+        exposed_passwords(&Overrides { set, ..Overrides::default() })
+    };
+    for (path, text, variable) in [
+        ("rabbitmq.password", SECRET, "RABBITMQ_PASSWORD_FILE"),
+        ("postgres.password", SECRET, "POSTGRES_PASSWORD_FILE"),
+        ("rabbitmq.url", "amqp://u:hunter2@h", "RABBITMQ_PASSWORD_FILE"),
+        ("rabbitmq.management_url", "http://u:hunter2@h", "RABBITMQ_PASSWORD_FILE"),
+        ("postgres.url", "postgres://u:hunter2@h/d", "POSTGRES_PASSWORD_FILE"),
+    ] {
+        let warned = warnings(path, text);
+        assert_eq!(warned.len(), 1, "{path}");
+        assert!(warned[0].contains(path) && warned[0].contains(variable), "{warned:?}");
+        assert!(!warned[0].contains(SECRET), "{warned:?}");
+    }
+    for (path, text) in [
+        ("rabbitmq.url", "amqp://h"),
+        ("rabbitmq.password", ""),
+        ("rabbitmq.password_file", "/run/secrets/p"),
+        ("batch.size", "5"),
+        ("no.such", SECRET),
+    ] {
+        assert_eq!(warnings(path, text), Vec::<String>::new(), "{path}");
+    }
 }

@@ -52,6 +52,7 @@ async fn after_a_lost_session_no_further_reject_is_tried() {
         budget: &IsolationBudget::default(),
         jitter: &Jitter::seeded(1),
         instruments: &metrics.instruments,
+        acknowledged: &Acknowledged::default(),
     };
     // Several chunks of what is taken in one go.
     let malformed = deliveries(vec![b"no vote".to_vec(); 5 * AT_ONCE]);

@@ -136,9 +136,25 @@ fn pending_migrations_are_for_the_start_if_it_may_and_can() {
 #[test]
 fn losses_that_are_accepted_are_warned_of() {
     let severity = |allowed| {
-        lossy_finding(&config(&[("POSTGRES_ALLOW_LOSSY", allowed)]), "fsync=off").severity
+        let risk = Risk { risk: "fsync=off".to_owned(), remedy: "set fsync to on".to_owned() };
+        lossy_finding(&config(&[("POSTGRES_ALLOW_LOSSY", allowed)]), &risk).severity
     };
     assert_eq!((severity("false"), severity("true")), (Error, Warning));
+}
+
+#[test]
+fn a_standby_that_no_commit_waits_for_is_a_warning_and_where_one_is_required_an_error() {
+    let severity = |required, connected, named| {
+        let standbys = Standbys { connected, named, waited_for: named };
+        let config = config(&[("POSTGRES_REQUIRE_STANDBY", required)]);
+        standby_finding(&config, standbys).map(|finding| finding.severity)
+    };
+    assert_eq!(severity("false", 0, false), None);
+    assert_eq!(severity("false", 1, false), Some(Warning));
+    assert_eq!(severity("false", 1, true), None);
+    assert_eq!(severity("true", 1, false), Some(Error));
+    assert_eq!(severity("true", 0, false), Some(Error));
+    assert_eq!(severity("true", 0, true), None);
 }
 
 #[test]

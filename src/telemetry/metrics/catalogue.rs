@@ -114,6 +114,14 @@ pub(super) const POSTGRES_CONNECTIONS: Entry =
     number("postgres_connections", "Connections of the pool, by what they do");
 pub(super) const POSTGRES_CONNECTIONS_MAX: Entry =
     number("postgres_connections_max", "Connections that the pool may open");
+pub(super) const POSTGRES_STANDBYS: Entry = number(
+    "postgres_standbys",
+    "Standbys connected to PostgreSQL; absent while PostgreSQL does not answer",
+);
+pub(super) const POSTGRES_SYNCHRONOUS_STANDBY: Entry = number(
+    "postgres_synchronous_standby",
+    "Whether a commit waits for a standby (1) or not (0); absent while PostgreSQL does not answer",
+);
 
 // Reconciliation.
 pub(super) const RESULTS_DRIFT_VOTES: Entry = number(

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{AsyncInstrument, Meter};
@@ -27,6 +27,17 @@ pub struct PoolUse {
     pub max: u32,
 }
 
+/// Standbys of the database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standbys {
+    /// Standbys that stream from the server.
+    pub connected: u64,
+    /// `synchronous_standby_names` is set.
+    pub named: bool,
+    /// A commit of this service waits for a standby.
+    pub waited_for: bool,
+}
+
 /// Messages ready in the queues; `None` for one that is not there or can't be asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueDepths {
@@ -47,6 +58,7 @@ pub(super) struct Observed {
     queue: Depth,
     dead_letters: Depth,
     pool: OnceLock<Box<dyn Fn() -> PoolUse + Send + Sync>>,
+    standbys: Mutex<Option<Standbys>>,
 }
 
 impl Default for Observed {
@@ -63,6 +75,7 @@ impl Default for Observed {
             queue: Depth::default(),
             dead_letters: Depth::default(),
             pool: OnceLock::new(),
+            standbys: Mutex::default(),
         }
     }
 }
@@ -106,6 +119,15 @@ impl Observed {
     pub(super) fn watch_pool(&self, pool: impl Fn() -> PoolUse + Send + Sync + 'static) {
         // A second store in one process does not happen outside tests.
         let _taken = self.pool.set(Box::new(pool));
+    }
+
+    /// `None`: not known, since the database does not answer.
+    pub(super) fn set_standbys(&self, standbys: Option<Standbys>) {
+        *self.standbys.lock().unwrap_or_else(PoisonError::into_inner) = standbys;
+    }
+
+    fn standbys(&self) -> Option<Standbys> {
+        *self.standbys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pool(&self) -> PoolUse {
@@ -171,6 +193,16 @@ impl Observed {
         });
         self.gauge(meter, metric::POSTGRES_CONNECTIONS_MAX, |it, gauge| {
             gauge.observe(it.pool().max.into(), &[]);
+        });
+        self.gauge(meter, metric::POSTGRES_STANDBYS, |it, gauge| {
+            if let Some(standbys) = it.standbys() {
+                gauge.observe(standbys.connected as f64, &[]);
+            }
+        });
+        self.gauge(meter, metric::POSTGRES_SYNCHRONOUS_STANDBY, |it, gauge| {
+            if let Some(standbys) = it.standbys() {
+                gauge.observe(f64::from(u8::from(standbys.waited_for)), &[]);
+            }
         });
         gauge(meter, metric::BUILD_INFO, |gauge| {
             let version = KeyValue::new("version", env!("CARGO_PKG_VERSION"));

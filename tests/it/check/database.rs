@@ -47,7 +47,30 @@ async fn a_schema_that_is_not_there_or_another_is_told_and_left_alone() {
     stage.store().await;
     execute(&stage, "UPDATE _sqlx_migrations SET version = 99 WHERE version = 2").await;
     let ended = check(&stage, &["--connect", "--json"], &[]).await;
-    assert_eq!((ended.code, ended.severity("at migration 99").as_str()), (Some(1), "error"));
+    assert_eq!((ended.code, ended.severity("migration 99 is").as_str()), (Some(1), "error"));
+
+    // A later release was here.
+    execute(
+        &stage,
+        "UPDATE _sqlx_migrations SET version = 2 WHERE version = 99; \
+         INSERT INTO _sqlx_migrations VALUES (4, 'later', now(), true, '', 0)",
+    )
+    .await;
+    let ended = check(&stage, &["--connect", "--json"], &[]).await;
+    assert_eq!((ended.code, ended.severity("migrations [4]").as_str()), (Some(0), "info"));
+    assert!(ended.stdout.contains("a batch, counted and rolled back"), "{}", ended.stdout);
+    execute(&stage, "INSERT INTO schema_compatibility VALUES (4, 4)").await;
+    let ended = check(&stage, &["--connect", "--json"], &[]).await;
+    assert_eq!((ended.code, ended.severity("knows migration 4").as_str()), (Some(1), "error"));
+}
+
+#[tokio::test]
+async fn a_table_that_a_crash_empties_is_an_error() {
+    let stage = Stage::migrated(Servers::shared(), "checkunlogged").await;
+    execute(&stage, "ALTER TABLE vote_results SET UNLOGGED").await;
+    let ended = check(&stage, &["--connect", "--json"], &[]).await;
+    let severity = ended.severity("unlogged table vote_results");
+    assert_eq!((ended.code, severity.as_str()), (Some(1), "error"));
 }
 
 #[tokio::test]

@@ -50,6 +50,11 @@ impl Servers {
         servers
     }
 
+    /// The directory of these servers, for `script/services --dir`.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn read_env(&self) -> BTreeMap<String, String> {
         let lines = self.script(&["env"]);
         let assignments =

@@ -70,7 +70,7 @@ fn a_queue_whose_acks_mean_something_else_is_an_error_and_nothing_beside() {
         let argument = AMQPValue::LongString(kind.into());
         let assessment = assessed(&with("x-queue-type", argument), true);
         assert_eq!(assessment.unsuitable_type.as_deref(), Some(kind));
-        let [Noted { finding, at_start: true }] = &assessment.noted[..] else {
+        let [Noted { finding, at_start: true, .. }] = &assessment.noted[..] else {
             panic!("{:?}", assessment.noted);
         };
         assert_eq!(finding.severity, Error);
