@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use time::OffsetDateTime;
 
 use super::*;
-use crate::ports::{Class, Counted, DeadLetter, LawCount};
+use crate::ports::{Class, Counted, DeadLetter, Fault, LawCount};
+use crate::retry::Jitter;
 use crate::telemetry::{Health, Metrics};
 
 mod batches;

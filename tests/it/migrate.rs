@@ -2,15 +2,12 @@
 
 mod foreign;
 
-use std::path::Path;
-use std::process::Stdio;
-
 use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, Command};
 
-use crate::support::{BINARY, Servers, Stage, command, ended, eventually, execute, run, votes};
+use crate::support::{
+    BINARY, Pooler, Servers, Stage, command, ended, eventually, execute, run, votes,
+};
 
 /// The advisory lock under which migrations run, one at a time.
 const LOCK: &str = "SELECT pg_advisory_lock(8462109873254410594)";
@@ -89,46 +86,10 @@ async fn a_lock_of_another_session_is_named_and_not_waited_for_without_a_limit()
     assert_eq!(stage.number("SELECT count(*) FROM _sqlx_migrations").await, 3);
 }
 
-/// Ends with the test.
-struct Pooler {
-    port: String,
-    _process: Child,
-}
-
-/// PgBouncer with a pool of server connections that each transaction takes anew.
-async fn pooler(stage: &Stage<'_>) -> Pooler {
-    let program = stage.servers.script(&["pgbouncer"]);
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let port = listener.local_addr().expect("an address").port().to_string();
-    drop(listener);
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.ini", stage.database));
-    let [host, to, user, password] =
-        ["HOST", "PORT", "USER", "PASSWORD"].map(|n| stage.servers.get(&format!("POSTGRES_{n}")));
-    let settings = format!(
-        "[databases]\n* = host={host} port={to} user={user} password={password}\n\
-         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
-         auth_type = any\npool_mode = transaction\ndefault_pool_size = 6\n\
-         server_round_robin = 1\nignore_startup_parameters = options, extra_float_digits\n"
-    );
-    std::fs::write(&file, settings).expect("written");
-    let mut command = Command::new(program.trim());
-    if rustix::process::geteuid().is_root() {
-        // It refuses to run as root.
-        command.args(["-u", "nobody"]);
-    }
-    command.arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let process = command.kill_on_drop(true).spawn().expect("it runs");
-    eventually("the pooler listens", async || {
-        TcpStream::connect(format!("127.0.0.1:{port}")).await.is_ok()
-    })
-    .await;
-    Pooler { port, _process: process }
-}
-
 #[tokio::test]
 async fn four_migrations_at_once_through_a_transaction_pooler_are_one() {
     let stage = Stage::new(Servers::shared(), "pooled").await;
-    let pooler = pooler(&stage).await;
+    let pooler = Pooler::start(&stage).await;
     let migrate = || {
         let mut command = command(&stage, BINARY, &["migrate"]);
         command.env("POSTGRES_PORT", &pooler.port);
