@@ -109,6 +109,42 @@ async fn a_failover_that_loses_acknowledged_votes_is_noticed_until_they_are_ther
     stage.assert_counted_exactly(&all).await;
 }
 
+/// The COMMIT of a batch is interrupted; its rerun finds replays and is acknowledged, since no standby is
+/// named any more; then the primary is lost.
+#[tokio::test]
+async fn a_rerun_after_an_unknown_outcome_that_is_lost_later_is_noticed() {
+    let servers = replicated("rerun").await;
+    let stage = Stage::migrated(&servers, "rerun").await;
+    let all = votes(0, 100);
+    stage.publish_votes(&all[..50]).await;
+    let service = stage.start(&[]).await;
+    stage.until_counted(50).await;
+    until_acknowledged(&service, 50.0).await;
+    servers.script(&["standby", "stop"]);
+    stage.publish_votes(&all[50..]).await;
+    until_a_commit_waits(&stage, "the COMMIT waits for the standby").await;
+    let reset = "ALTER SYSTEM RESET synchronous_standby_names";
+    sqlx::raw_sql(reset).execute(&stage.sql).await.expect("reset");
+    sqlx::raw_sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'; \
+         SELECT pg_reload_conf()",
+    )
+    .execute(&stage.sql)
+    .await
+    .expect("terminated");
+    until_acknowledged(&service, 100.0).await;
+    assert!(service.metric("votes_replayed_total").await >= Some(50.0), "the rerun found them");
+
+    servers.script(&["standby", "promote"]);
+    service.until_logged("acknowledged votes are missing from vote_audit").await;
+    service.until_not_ready().await;
+    stage.publish_votes(&all[50..]).await;
+    stage.until_counted(100).await;
+    service.until_ready().await;
+    service.stop().await;
+    stage.assert_counted_exactly(&all).await;
+}
+
 /// Restored while the service runs, and on the connections that it has: no reconnect shows it.
 #[tokio::test]
 async fn an_older_backup_under_a_running_service_is_noticed_and_can_be_accepted() {

@@ -121,7 +121,7 @@ fn its_settings_are_the_services_and_fit_each_other() {
     let limit = postgres.command.iter().find_map(|word| word.strip_prefix("--max_connections="));
     let limit: u32 = limit.expect("a limit").parse().expect("a number");
     let instances = ports_of(&aggregator.ports[0]);
-    let used = instances * (config.postgres.max_connections + 2) + 1;
+    let used = instances * (config.postgres.max_connections + 3) + 1;
     assert!(used <= limit - 3, "{instances} instances use {used} of {limit} connections");
 }
 
