@@ -34,6 +34,6 @@ SELECT count(*) AS found,
        min(vote_hash) FILTER (WHERE added) AS added_hash,
        CASE
            WHEN current_setting('synchronous_standby_names') <> ''
-           THEN pg_logical_emit_message(true, 'vote-aggregator', '')
+           THEN pg_logical_emit_message(true, 'vote-aggregator', '')::text
        END AS written
 FROM compared

@@ -118,7 +118,8 @@ async fn classify_known(
     batch: &Distinct<'_>,
 ) -> Result<Classified, Fault> {
     // Planned anew each time. A plan that was kept from the time when the tables were empty reads all of
-    // vote_audit: 3.2 s at five million rows, by auto_explain, until the next ANALYZE.
+    // vote_audit: 3.2 s at five million rows, by auto_explain, until the next ANALYZE. All columns that
+    // come out have types that sqlx knows: to ask for one, it would replace the unnamed statement.
     let classify = batch.all().bind(CLASSIFY).persistent(false);
     let row = classify.fetch_one(connection).await.map_err(|e| fault(&e))?;
     let read = |row: &PgRow| -> Result<(i64, Vec<i64>, Option<String>), Error> {
