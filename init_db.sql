@@ -132,11 +132,12 @@ CREATE TABLE IF NOT EXISTS reconciliation (
 -- Acknowledged votes that were found missing from vote_audit, after a failover or a restore lost
 -- their commits: one vote_hash stands for its batch. A row stays when its vote is there again.
 CREATE TABLE IF NOT EXISTS lost_votes (
-    vote_hash       varchar(64) COLLATE "C" PRIMARY KEY,
+    vote_hash       varchar(64) COLLATE "C" NOT NULL,
     alarm           text        NOT NULL,
     noticed_at      timestamptz NOT NULL DEFAULT now(),
     timeline_before bigint      NOT NULL,
-    timeline_after  bigint      NOT NULL
+    timeline_after  bigint      NOT NULL,
+    PRIMARY KEY (vote_hash, alarm)
 );
 
 -- Roles that count may use these tables as well: an update of the service must not fail with 42501
@@ -160,7 +161,7 @@ BEGIN
 END
 $$;
 INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-VALUES (3, 'shared state', true, '\x5ec43c743cb8bae41429fefdcfa68784f28db0c9d782d7dee7976cbf9b92f07b38a6ae1bbcb1b647679cbe1ea1f4dc46', 0)
+VALUES (3, 'shared state', true, '\xd07555846accd16ef496d7781d5caef842c6366311676f396b912145e2e78da3a2de2292609c01ed2788c5b237062aa1', 0)
 ON CONFLICT (version) DO NOTHING;
 
 COMMIT;

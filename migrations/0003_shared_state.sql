@@ -22,11 +22,12 @@ CREATE TABLE IF NOT EXISTS reconciliation (
 -- Acknowledged votes that were found missing from vote_audit, after a failover or a restore lost
 -- their commits: one vote_hash stands for its batch. A row stays when its vote is there again.
 CREATE TABLE IF NOT EXISTS lost_votes (
-    vote_hash       varchar(64) COLLATE "C" PRIMARY KEY,
+    vote_hash       varchar(64) COLLATE "C" NOT NULL,
     alarm           text        NOT NULL,
     noticed_at      timestamptz NOT NULL DEFAULT now(),
     timeline_before bigint      NOT NULL,
-    timeline_after  bigint      NOT NULL
+    timeline_after  bigint      NOT NULL,
+    PRIMARY KEY (vote_hash, alarm)
 );
 
 -- Roles that count may use these tables as well: an update of the service must not fail with 42501

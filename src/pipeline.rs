@@ -48,9 +48,11 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most deliveries that are taken in one go. They mostly come many at a time, and what is done
 /// once for all of them (a lock, a look at the stop, a place in a queue) adds up.
 const AT_ONCE: usize = 100;
-/// A half-open chain to which the broker delivers nothing for so long has proved the queue empty: there
-/// is room for a batch, and a broker with messages fills it at once.
+/// A half-open chain has proved the queue empty when, so long after its beginning, everything delivered
+/// is settled and nothing came for a second: there is room for a batch, and a broker with messages fills
+/// it at once.
 const EMPTY_AFTER: Duration = Duration::from_secs(5);
+const SILENT_FOR: Duration = Duration::from_secs(1);
 /// What the log says of a message that is no vote; a flood of those is told in fewer lines.
 const MALFORMED: &str = "malformed message rejected";
 
@@ -121,8 +123,7 @@ struct Flow<'a, C, T, D> {
     halt: CancellationToken,
     acked: AtomicBool,
     committed: AtomicBool,
-    /// Something was delivered since the queue was last taken to be empty.
-    delivered: AtomicBool,
+    last_delivery: Mutex<Instant>,
     empty: AtomicBool,
 }
 
@@ -147,7 +148,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             halt: CancellationToken::new(),
             acked: AtomicBool::new(false),
             committed: AtomicBool::new(false),
-            delivered: AtomicBool::new(false),
+            last_delivery: Mutex::new(Instant::now()),
             empty: AtomicBool::new(false),
         }
     }
@@ -169,13 +170,11 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         if self.mode != Mode::Trial {
             return pending().await;
         }
-        loop {
-            sleep(EMPTY_AFTER).await;
-            let delivered = self.delivered.swap(false, Ordering::Relaxed);
-            if !delivered && self.ledger().unsettled() == 0 {
-                return self.empty.store(true, Ordering::Relaxed);
-            }
+        sleep(EMPTY_AFTER).await;
+        while self.ledger().unsettled() > 0 || self.last_delivery().elapsed() < SILENT_FOR {
+            sleep(SILENT_FOR / 4).await;
         }
+        self.empty.store(true, Ordering::Relaxed);
     }
 
     async fn cancel(&self) {
@@ -191,7 +190,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// Notes deliveries as they arrive, in the order of the tags.
     fn hold(&self, deliveries: Vec<Delivery>) -> (Vec<Delivery>, Instant) {
         let taken = Instant::now();
-        self.delivered.store(true, Ordering::Relaxed);
+        *self.last_delivery() = taken;
         let mut ledger = self.ledger();
         deliveries.iter().for_each(|delivery| ledger.hold(delivery.tag, taken));
         self.gauge(&ledger);
@@ -321,7 +320,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
 
     /// Acks as far as everything is settled.
     async fn ack(&self, settled: Option<Settled>) {
-        let Some(Settled { tags, stored, marker, span }) = settled else { return };
+        let Some(Settled { tags, stored, mut marker, span }) = settled else { return };
         self.ledger().done(tags);
         let next = || self.ledger().ack_point(self.tools.limits.most_acked);
         while let Some(AckPoint { tag, deliveries }) = next() {
@@ -333,7 +332,10 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             self.owed.paid(deliveries);
             self.tools.instruments.acked(deliveries);
             self.gauge(&self.ledger());
+            // Behind the first of several acks: the next may fail.
+            self.tools.acknowledged.remember(marker.take());
         }
+        // Its ack waits for a delivery before it.
         self.tools.acknowledged.remember(marker);
         // A batch of which every vote was refused proves nothing about the store.
         let first = stored > 0 && !self.committed.swap(true, Ordering::Relaxed);
@@ -350,6 +352,10 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
 
     fn ledger(&self) -> MutexGuard<'_, Settlement> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_delivery(&self) -> MutexGuard<'_, Instant> {
+        self.last_delivery.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn gauge(&self, ledger: &Settlement) {

@@ -214,8 +214,8 @@ pub struct Counted {
     pub replays: u64,
     /// Deliveries that differ from the stored vote of the same hash: recorded, not counted.
     pub attempts: u64,
-    /// `vote_hash` of a row that this transaction added to the audit; of one that it found there when
-    /// it added none. A row that is looked up later shows whether the commit was lost (semantics,
+    /// `vote_hash` of a row that this transaction added to the audit; of the newest one that it found
+    /// there when it added none. A row that is looked up later shows whether the commit was lost (semantics,
     /// section 10).
     pub marker: Option<CompactString>,
 }
@@ -233,10 +233,13 @@ impl Counted {
 
     /// Takes in what another transaction of the same batch did.
     pub fn absorb(&mut self, other: Self) {
+        let added = other.added();
         self.laws.extend(other.laws);
         self.replays += other.replays;
         self.attempts += other.attempts;
-        self.marker = other.marker.or(self.marker.take());
+        if self.marker.is_none() || added > 0 {
+            self.marker = other.marker;
+        }
     }
 }
 

@@ -166,6 +166,8 @@ async fn count(
     };
     // Before the first vote is counted, so that the gauges are right from the first scrape on.
     watch.refresh_totals().await;
+    // An alarm that is open already must not be ready for a moment.
+    watch.look().await;
     background.spawn("totals and database health", watch.run());
     if let Some(interval) = config.monitoring.reconcile_interval {
         let reconciler = Reconciler {
@@ -278,15 +280,19 @@ impl Watch {
             tokio::select! {
                 () = tokio::time::sleep(self.refresh.min(SIGN_OF_LIFE)) => {}
                 // A server that comes back may be another one.
-                () = self.store.reconnected() => {}
+                () = self.store.reconnected() => self.store.close_reader().await,
             }
             if refreshed.elapsed() >= self.refresh {
                 self.refresh_totals().await;
                 refreshed = Instant::now();
             }
-            let looked = self.acknowledged.look().await;
-            self.note(looked);
+            self.look().await;
         }
+    }
+
+    async fn look(&mut self) {
+        let looked = self.acknowledged.look().await;
+        self.note(looked);
     }
 
     async fn refresh_totals(&mut self) {

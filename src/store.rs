@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 use tokio::sync::{Mutex, Notify};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 pub use self::acknowledged::{LookUp, LostVotes};
 pub use self::check::check;
@@ -39,6 +39,10 @@ use crate::config::Postgres;
 use crate::ports::{Class, Counted, Fault, Store, Votes};
 use crate::telemetry::PoolUse;
 
+/// How long a connection for reading is kept: after a failover it may lead to the old primary, while the
+/// pool counts on the new one.
+const READER_AGE: Duration = Duration::from_secs(30);
+
 /// The store: a pool, and one task a transaction.
 #[derive(Clone)]
 pub struct PgStore {
@@ -50,7 +54,7 @@ pub struct PgStore {
     /// Notified of each connection that the pool opens.
     connected: Arc<Notify>,
     /// For reading totals: reads must neither wait for the batches' connections nor take one.
-    reader: Arc<Mutex<Option<PgConnection>>>,
+    reader: Arc<Mutex<Option<(PgConnection, Instant)>>>,
 }
 
 impl PgStore {
@@ -91,6 +95,12 @@ impl PgStore {
         self.connected.notified().await;
     }
 
+    /// Closes the connection for reading; the next read opens one, which leads to the server that the
+    /// pool has reached.
+    pub async fn close_reader(&self) {
+        *self.reader.lock().await = None;
+    }
+
     /// Closes the pool; connections in use are waited for.
     pub async fn close(&self) {
         self.pool.close().await;
@@ -111,12 +121,12 @@ impl PgStore {
         let asking = async {
             let mut kept = self.reader.lock().await;
             // Taken out: an answer that does not come leaves no doubtful connection behind.
-            let mut connection = match kept.take() {
-                Some(connection) => connection,
-                None => self.address.connect().await?,
+            let (mut connection, opened) = match kept.take() {
+                Some((connection, opened)) if opened.elapsed() < READER_AGE => (connection, opened),
+                _ => (self.address.connect().await?, Instant::now()),
             };
             let answer = ask(&mut connection).await?;
-            *kept = Some(connection);
+            *kept = Some((connection, opened));
             Ok(answer)
         };
         within(self.deadline, asking).await

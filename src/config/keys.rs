@@ -146,7 +146,7 @@ keys! {
     POSTGRES_REQUIRE_STANDBY "postgres.require_standby" plain
         "Start only where synchronous_standby_names is set, so that a commit waits for a standby.";
     POSTGRES_ACCEPT_LOST "postgres.accept_lost" plain
-        "Alarm about lost acknowledged votes that an operator accepts, by the name that the log gives it.";
+        "Alarms about lost acknowledged votes that an operator accepts, by the names that the log gives, with commas.";
     MIGRATE_ON_START "postgres.migrate_on_start" plain
         "Whether pending migrations of the schema are applied at start.";
     BATCH_SIZE "batch.size" plain

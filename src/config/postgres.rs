@@ -10,7 +10,7 @@ use super::keys::{self, Key};
 use super::problems::Refusal;
 use super::reader::Reader;
 use super::rules;
-use super::values::{alarm, boolean, host_or_socket, name, whole};
+use super::values::{alarms, boolean, host_or_socket, name, whole};
 
 /// Most connections a pool may have.
 const MOST_CONNECTIONS: u64 = 10_000;
@@ -39,8 +39,8 @@ pub struct Postgres {
     pub allow_lossy: bool,
     /// Start only where `synchronous_standby_names` is set.
     pub require_standby: bool,
-    /// Alarm about lost acknowledged votes that an operator accepts.
-    pub accept_lost: Option<String>,
+    /// Alarms about lost acknowledged votes that an operator accepts.
+    pub accept_lost: Vec<String>,
     /// After this PostgreSQL gives up a statement.
     pub statement_timeout: Duration,
     /// Whether pending migrations are applied at start.
@@ -122,7 +122,7 @@ pub(super) fn read(reader: &mut Reader, shared: &rules::Shared) -> Option<Postgr
     let ssl = ssl(reader);
     let allow_lossy = reader.required(&keys::POSTGRES_ALLOW_LOSSY, boolean);
     let require_standby = reader.required(&keys::POSTGRES_REQUIRE_STANDBY, boolean);
-    let accept_lost = reader.optional(&keys::POSTGRES_ACCEPT_LOST, alarm);
+    let accept_lost = reader.optional(&keys::POSTGRES_ACCEPT_LOST, alarms);
     let migrate_on_start = reader.required(&keys::MIGRATE_ON_START, boolean);
     Some(Postgres {
         host: host?,
@@ -135,7 +135,7 @@ pub(super) fn read(reader: &mut Reader, shared: &rules::Shared) -> Option<Postgr
         ssl: ssl?,
         allow_lossy: allow_lossy?,
         require_standby: require_standby?,
-        accept_lost: accept_lost?,
+        accept_lost: accept_lost?.unwrap_or_default(),
         statement_timeout: shared.statement_timeout?,
         migrate_on_start: migrate_on_start?,
     })

@@ -172,6 +172,8 @@ impl Config {
         let Self { rabbitmq, postgres, batch, retry, monitoring, .. } = self;
         let tls = rabbitmq.tls.as_ref();
         let ssl = &postgres.ssl;
+        let accepted = &postgres.accept_lost;
+        let accepted = (!accepted.is_empty()).then(|| accepted.join(","));
         vec![
             (&keys::RABBITMQ_HOST, text(&rabbitmq.host)),
             (&keys::RABBITMQ_PORT, text(rabbitmq.port)),
@@ -205,7 +207,7 @@ impl Config {
             (&keys::POSTGRES_STATEMENT_TIMEOUT_SECONDS, seconds(postgres.statement_timeout)),
             (&keys::POSTGRES_ALLOW_LOSSY, text(postgres.allow_lossy)),
             (&keys::POSTGRES_REQUIRE_STANDBY, text(postgres.require_standby)),
-            (&keys::POSTGRES_ACCEPT_LOST, postgres.accept_lost.as_ref().and_then(text)),
+            (&keys::POSTGRES_ACCEPT_LOST, accepted),
             (&keys::MIGRATE_ON_START, text(postgres.migrate_on_start)),
             (&keys::BATCH_SIZE, text(batch.size)),
             (&keys::BATCH_TIMEOUT_SECONDS, seconds(batch.timeout)),

@@ -49,13 +49,16 @@ pub(super) fn seconds(least: f64, most: f64) -> impl Fn(&str) -> Result<Duration
     }
 }
 
-/// The name of an alarm about lost votes: eight hexadecimal digits.
-pub(super) fn alarm(text: &str) -> Result<String, Refusal> {
-    let name = text.trim();
-    if name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(name.to_ascii_lowercase());
+/// Names of alarms about lost votes, eight hexadecimal digits each, with commas between them.
+pub(super) fn alarms(text: &str) -> Result<Vec<String>, Refusal> {
+    let names = text.split(',').map(str::trim).map(str::to_ascii_lowercase);
+    let names: Vec<String> = names.collect();
+    let known = |name: &String| name.len() == 8 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    if names.iter().all(known) {
+        return Ok(names);
     }
-    let help = "give the eight characters that the log names, e.g. 0a1b2c3d, or remove it";
+    let help = "give the eight characters that the log names, e.g. 0a1b2c3d, several with commas \
+                between them, or remove it";
     Err(Refusal::new("is not the name of an alarm", help))
 }
 

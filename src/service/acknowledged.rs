@@ -1,5 +1,6 @@
 //! Notices when acknowledged votes are no longer in the database (semantics, section 10).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::pipeline::Acknowledged;
@@ -13,10 +14,12 @@ pub(super) struct AcknowledgedWatch {
     acknowledged: Arc<Acknowledged>,
     instruments: Instruments,
     health: Arc<Health>,
-    /// POSTGRES_ACCEPT_LOST: the alarm that an operator accepted.
-    accepted: String,
+    /// POSTGRES_ACCEPT_LOST: the alarms that an operator accepted.
+    accepted: Vec<String>,
     /// Of the last look at a primary.
     timeline: i64,
+    /// What was missing at the last look: counted once for each time that it is lost.
+    missing: BTreeSet<String>,
     alarms: Vec<String>,
 }
 
@@ -26,24 +29,36 @@ impl AcknowledgedWatch {
         acknowledged: Arc<Acknowledged>,
         instruments: Instruments,
         health: Arc<Health>,
-        accepted: Option<String>,
+        accepted: Vec<String>,
     ) -> Self {
-        let accepted = accepted.unwrap_or_default();
-        Self { store, acknowledged, instruments, health, accepted, timeline: 0, alarms: Vec::new() }
+        Self {
+            store,
+            acknowledged,
+            instruments,
+            health,
+            accepted,
+            timeline: 0,
+            missing: BTreeSet::new(),
+            alarms: Vec::new(),
+        }
     }
 
     /// Looks once.
     ///
     /// # Errors
-    /// [`Fault`] when the database does not answer.
+    /// [`Fault`] when the database does not answer, or does not take what was found missing.
     pub(super) async fn look(&mut self) -> Result<(), Fault> {
         let remembered = self.acknowledged.remembered();
         let Some(mut found) = self.look_up(remembered.hashes.clone()).await? else {
             return Ok(());
         };
+        // Before anything is written: the alert must not depend on a write that may fail.
+        let missing: BTreeSet<String> = found.missing.iter().cloned().collect();
+        let fresh: Vec<String> = missing.difference(&self.missing).cloned().collect();
+        self.instruments.acknowledged_votes_lost(fresh.len() as u64);
+        self.missing = missing;
         if !found.missing.is_empty() {
-            let recorded = self.record(&found).await?;
-            self.instruments.acknowledged_votes_lost(recorded);
+            self.record(&found).await?;
             if let Some(again) = self.look_up(Vec::new()).await? {
                 found.alarms = again.alarms;
             }
@@ -59,7 +74,7 @@ impl AcknowledgedWatch {
         self.store.look_up(hashes, self.accepted.clone()).await
     }
 
-    async fn record(&self, found: &LookUp) -> Result<u64, Fault> {
+    async fn record(&self, found: &LookUp) -> Result<(), Fault> {
         let lost = LostVotes {
             hashes: found.missing.clone(),
             alarm: format!("{:08x}", fastrand::u32(..)),

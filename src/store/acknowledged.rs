@@ -34,14 +34,14 @@ pub struct LostVotes {
     pub hashes: Vec<String>,
     /// Name of the alarm, unless there is one already.
     pub alarm: String,
-    /// Name of an alarm that was accepted.
-    pub accepted: String,
+    /// Names of alarms that were accepted.
+    pub accepted: Vec<String>,
     /// Timeline on which they were last found, and the present one.
     pub timelines: [i64; 2],
 }
 
 impl PgStore {
-    /// Looks `hashes` up in the audit, and asks for alarms other than `accepted`. `None` on a standby,
+    /// Looks `hashes` up in the audit, and asks for alarms that are not `accepted`. `None` on a standby,
     /// whose audit may lag behind.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ impl PgStore {
     pub async fn look_up(
         &self,
         hashes: Vec<String>,
-        accepted: String,
+        accepted: Vec<String>,
     ) -> Result<Option<LookUp>, Fault> {
         self.read(async move |connection: &mut PgConnection| {
             // Not kept prepared: a plan made while the tables were empty would read all of them.
@@ -70,17 +70,17 @@ impl PgStore {
         .await
     }
 
-    /// Records votes as lost. Returns how many were not recorded before.
+    /// Records votes as lost.
     ///
     /// # Errors
     /// [`Fault`] when the database does not take them.
-    pub async fn record_lost(&self, lost: LostVotes) -> Result<u64, Fault> {
+    pub async fn record_lost(&self, lost: LostVotes) -> Result<(), Fault> {
         self.read(async move |connection: &mut PgConnection| {
             let recording = async {
                 let mut transaction = connection.begin().await?;
                 sqlx::query(LOCK).execute(&mut *transaction).await?;
                 let [before, after] = lost.timelines;
-                let recorded = sqlx::query(RECORD)
+                sqlx::query(RECORD)
                     .persistent(false)
                     .bind(lost.hashes)
                     .bind(lost.alarm)
@@ -89,8 +89,7 @@ impl PgStore {
                     .bind(after)
                     .execute(&mut *transaction)
                     .await?;
-                transaction.commit().await?;
-                Ok(recorded.rows_affected())
+                transaction.commit().await
             };
             recording.await.map_err(|error: sqlx::Error| fault(&error))
         })

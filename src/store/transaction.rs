@@ -95,9 +95,9 @@ async fn begin_and_count(
     // Fast path: every hash was new and came with one content only. Whatever else there is, is a
     // repeat within the batch.
     if counted.added() < hashes || (batch.len() as u64) > hashes {
-        let Classified { attempts, added } = classify_known(connection, batch).await?;
+        let Classified { attempts, marker } = classify_known(connection, batch).await?;
         counted.attempts = attempts;
-        counted.marker = added.or(counted.marker);
+        counted.marker = marker;
     }
     // A trigger that adds rows of its own must not turn this into a huge number.
     counted.replays = batch.deliveries.saturating_sub(counted.added() + counted.attempts);
@@ -108,8 +108,8 @@ async fn begin_and_count(
 struct Classified {
     /// Deliveries that differ from the stored vote.
     attempts: u64,
-    /// A hash whose row this transaction added.
-    added: Option<CompactString>,
+    /// See [`Counted::marker`].
+    marker: Option<CompactString>,
 }
 
 /// Compares the batch with what is stored and records what differs.
@@ -123,9 +123,9 @@ async fn classify_known(
     let classify = batch.all().bind(CLASSIFY).persistent(false);
     let row = classify.fetch_one(connection).await.map_err(|e| fault(&e))?;
     let read = |row: &PgRow| -> Result<(i64, Vec<i64>, Option<String>), Error> {
-        Ok((row.try_get("found")?, row.try_get("differing")?, row.try_get("added_hash")?))
+        Ok((row.try_get("found")?, row.try_get("differing")?, row.try_get("marker")?))
     };
-    let (found, differing, added) = read(&row).map_err(|e| fault(&e))?;
+    let (found, differing, marker) = read(&row).map_err(|e| fault(&e))?;
     if usize::try_from(found) != Ok(batch.len()) {
         // Its row vanished between the two statements: nothing of this batch may be assumed.
         return Err(Fault {
@@ -139,7 +139,7 @@ async fn classify_known(
         });
     }
     let attempts = differing.into_iter().map(|position| batch.deliveries_at(position)).sum();
-    Ok(Classified { attempts, added: added.map(CompactString::from) })
+    Ok(Classified { attempts, marker: marker.map(CompactString::from) })
 }
 
 /// Puts together what was added to each law and its totals; in law order.

@@ -379,7 +379,7 @@ async fn repeats_are_looked_up_by_the_index_however_the_audit_has_grown() {
     // What an ANALYZE would repair, the test must not wait for.
     execute("ALTER TABLE vote_audit SET (autovacuum_enabled = off)").await.expect("altered");
     let store = stage.prepare(&[("POSTGRES_MAX_CONNECTIONS", "1")]).await.expect("prepared");
-    let repeated = votes(0, 100);
+    let repeated = votes(0, 10);
     for _ in 0..10 {
         count(&store, &repeated).await;
     }
@@ -389,7 +389,7 @@ async fn repeats_are_looked_up_by_the_index_however_the_audit_has_grown() {
     )
     .await
     .expect("many rows");
-    assert_eq!(count(&store, &repeated).await.replays, 100);
+    assert_eq!(count(&store, &repeated).await.replays, 10);
     // A session that ends leaves its statistics.
     store.close().await;
     let sessions = "SELECT count(*) FROM pg_stat_activity \

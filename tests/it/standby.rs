@@ -191,7 +191,8 @@ async fn an_older_backup_under_a_running_service_is_noticed_and_can_be_accepted(
     again.until_logged("acknowledged votes are missing from vote_audit").await;
     again.until_not_ready().await;
     again.stop().await;
-    let accepted = stage.start(&[("POSTGRES_ACCEPT_LOST", &recorded[0].0)]).await;
+    let accept = format!("0a1b2c3d,{}", recorded[0].0);
+    let accepted = stage.start(&[("POSTGRES_ACCEPT_LOST", &accept)]).await;
     accepted.stop().await;
 }
 
@@ -210,7 +211,7 @@ async fn a_batch_of_replays_is_remembered_by_a_vote_that_is_there() {
     assert_eq!((mixed.added(), mixed.marker.as_deref()), (2, Some("hash-00000010")));
 
     let hashes = ["hash-00000003", "hash-00000011", "hash-00000099"].map(str::to_owned);
-    let found = store.look_up(hashes.to_vec(), String::new()).await.expect("looked up");
+    let found = store.look_up(hashes.to_vec(), Vec::new()).await.expect("looked up");
     let found = found.expect("a primary");
     assert_eq!((found.missing, found.alarms.len()), (vec!["hash-00000099".to_owned()], 0));
     assert!(found.timeline >= 1, "{}", found.timeline);

@@ -105,7 +105,7 @@ fn every_variable_is_read() {
         ("POSTGRES_STATEMENT_TIMEOUT_SECONDS", "2.5", "2.5"),
         ("POSTGRES_ALLOW_LOSSY", "on", "true"),
         ("POSTGRES_REQUIRE_STANDBY", "1", "true"),
-        ("POSTGRES_ACCEPT_LOST", "0A1B2C3D", "0a1b2c3d"),
+        ("POSTGRES_ACCEPT_LOST", "0A1B2C3D, 00000001", "0a1b2c3d,00000001"),
         ("MIGRATE_ON_START", "0", "false"),
         ("BATCH_SIZE", "200", "200"),
         ("BATCH_TIMEOUT_SECONDS", "0.5", "0.5"),

@@ -69,7 +69,25 @@ fn a_queue_of_malformed_messages_proves_empty_behind_them() {
     let (ended, took) = try_items(&world, 5, vec![b"{".to_vec(); 3]);
     assert_eq!((ended.failure, ended.committed, ended.empty), (None, false, true));
     assert_eq!(world.events()[..3], [1, 2, 3].map(Event::Rejected));
-    assert!((10..11).contains(&took.as_secs()), "{took:?}");
+    assert!((5..6).contains(&took.as_secs()), "{took:?}");
+}
+
+/// Any publisher can send one malformed message every few seconds.
+#[test]
+fn a_trickle_of_malformed_messages_does_not_keep_the_chain_half_open() {
+    let world = World::default();
+    let watched = world.clone();
+    let trickle = stream::unfold(1, move |tag| {
+        let watched = watched.clone();
+        async move {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let cancelled = watched.events().contains(&Event::Cancelled);
+            (!cancelled).then(|| (Ok(Delivery::new(tag, b"{".to_vec())), tag + 1))
+        }
+    });
+    let (ended, took) = run_chain(&world, &limits(5, 1), Mode::Trial, trickle.boxed(), None);
+    assert_eq!((ended.failure, ended.empty), (None, true));
+    assert!((5..10).contains(&took.as_secs()), "{took:?}");
 }
 
 #[test]
