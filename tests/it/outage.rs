@@ -296,7 +296,10 @@ async fn a_row_lock_on_one_law_is_not_ready_until_it_is_released() {
     let stage = Stage::migrated(Servers::shared(), "rowlock").await;
     let all = votes(0, 40);
     stage.publish_votes(&all[..20]).await;
-    let service = stage.start(&[("MAX_RETRY_ATTEMPTS", "0")]).await;
+    // A batch's time is half of the consumer time-out: 28 s of waiting for the lock, 3 s at a time.
+    let short =
+        [("POSTGRES_STATEMENT_TIMEOUT_SECONDS", "4"), ("RABBITMQ_CONSUMER_TIMEOUT_SECONDS", "56")];
+    let service = stage.start(&short).await;
     stage.until_counted(20).await;
     let mut forgotten = stage.sql.begin().await.expect("a transaction");
     sqlx::raw_sql("UPDATE vote_results SET updated_at = now() WHERE law_id = 'law-001'")
