@@ -67,7 +67,7 @@ impl fmt::Debug for Vote {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// The message's properties are not valid AMQP: a short string is not UTF-8, or the headers
-    /// cannot be decoded.
+    /// cannot be decoded or are longer than 512 KiB.
     Properties,
     /// The body is longer than `MAX_MESSAGE_BYTES`.
     TooLarge,

@@ -2,8 +2,8 @@
 //!
 //! The client (lapin 4.12.3) parses nested header values recursively, without a depth limit, and
 //! closes the connection at a short string that is not UTF-8. Either can come from any publisher,
-//! and would come again with each redelivery. So frames are repaired before the client sees them. The
-//! folder `docs/upstream` has what was reported about the client.
+//! and would come again with each redelivery. So frames are repaired before the client sees them. For
+//! the client's side, see `docs/upstream`.
 
 mod frames;
 mod repair;
@@ -25,7 +25,7 @@ use self::repair::MARK;
 pub(super) const FRAME_MAX: u32 = 131_072;
 
 /// Returns whether the properties arrived as invalid AMQP: a short string was not UTF-8, or the
-/// headers could not be decoded. What is left of them is a repaired copy.
+/// headers could not be decoded or were too long to be held. What is left of them is a repaired copy.
 pub(super) fn is_invalid(properties: &BasicProperties) -> bool {
     properties.cluster_id().as_ref().is_some_and(|id| id.as_str() == MARK)
 }

@@ -232,7 +232,7 @@ const fn broken(reason: Reason) -> &'static str {
     match reason {
         Reason::Properties => {
             "the message properties are not valid AMQP: a short string is not UTF-8, or the headers \
-             cannot be decoded"
+             cannot be decoded or are longer than 512 KiB"
         }
         Reason::TooLarge => "the body is longer than MAX_MESSAGE_BYTES",
         Reason::NotUtf8 => "the body is not UTF-8",

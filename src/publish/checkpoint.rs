@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(from, Position::default());
         let reached = at(lines(20_000).len(), 20_000);
         checkpoint.save(reached).expect("saved");
-        assert!(!folder.0.join("checkpoint.new").exists(), "moved into place");
+        assert_eq!(fs::read_dir(&folder.0).expect("read").count(), 2, "moved into place");
 
         let moved = folder.0.join("moved");
         fs::rename(&votes, &moved).expect("moved");

@@ -23,17 +23,19 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         _ => {}
     }
     let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    // Left behind by a process that was killed, or put there by somebody else.
-    match fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    // A name that no other file has: one that exists is never removed.
+    beside.push(format!(".{:08x}.new", fastrand::u32(..)));
     // O_EXCL follows no link.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
+    let replaced = file
+        .write_all(content)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&beside, path));
+    if let Err(error) = replaced {
+        // The error above says more than one of the removal.
+        fs::remove_file(&beside).ok();
+        return Err(error);
+    }
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
@@ -75,18 +77,25 @@ mod tests {
     }
 
     #[test]
+    fn files_beside_it_are_left_alone() {
+        let directory = Directory::new("beside");
+        let path = directory.0.join("report");
+        let unrelated = directory.0.join("report.new");
+        fs::write(&unrelated, "precious").expect("written");
+        replace(&path, b"x", PRIVATE).expect("written");
+        assert_eq!(fs::read_to_string(&unrelated).expect("still there"), "precious");
+        assert_eq!(fs::read_dir(&directory.0).expect("read").count(), 2);
+    }
+
+    #[test]
     fn links_are_not_followed() {
         let directory = Directory::new("links");
-        let [target, link, path] = ["target", "link", "path"].map(|name| directory.0.join(name));
+        let [target, link] = ["target", "link"].map(|name| directory.0.join(name));
         fs::write(&target, "precious").expect("written");
         symlink(&target, &link).expect("a link");
         assert!(replace(&link, b"x", PRIVATE).is_err());
         assert!(replace(Path::new("/dev/null"), b"x", PRIVATE).is_err());
-        // Where the file that is moved into place is written.
-        symlink(&target, directory.0.join("path.new")).expect("a link");
-        replace(&path, b"x", PRIVATE).expect("written");
         assert_eq!(fs::read_to_string(&target).expect("read"), "precious");
-        assert!(fs::symlink_metadata(&path).expect("there").is_file());
         // Dangling: it would be created somewhere else.
         let dangling = directory.0.join("dangling");
         symlink(directory.0.join("nowhere"), &dangling).expect("a link");

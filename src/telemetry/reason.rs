@@ -93,7 +93,7 @@ impl From<&OpenError> for Reason {
     fn from(error: &OpenError) -> Self {
         let phrase = match error {
             OpenError::Credentials(_) => "credentials, certificate or permission refused",
-            OpenError::Configuration(_) => "virtual host not found, or TLS failed",
+            OpenError::Configuration(_) => "refused: virtual host, queue type or TLS; see the log",
             OpenError::Unavailable(_) => "no connection",
         };
         Self::new(phrase, error.to_string())
@@ -132,6 +132,15 @@ mod tests {
             let shown = serde_json::to_string(&reason).expect("serializable");
             assert!(!shown.contains(secret), "{shown}");
             assert!(reason.private().contains(secret), "{reason:?}");
+        }
+    }
+
+    /// A stream queue is a refusal of this kind, too.
+    #[test]
+    fn a_refused_configuration_is_shown_with_all_that_it_may_be() {
+        let shown = Reason::from(&OpenError::Configuration(String::new())).shown();
+        for cause in ["virtual host", "queue type", "TLS"] {
+            assert!(shown.contains(cause), "{shown}");
         }
     }
 

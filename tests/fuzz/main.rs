@@ -117,6 +117,18 @@ fn the_corpus_of_properties_is_marked_as_it_says() {
     }
 }
 
+#[test]
+fn properties_of_any_length_leave_a_message_that_the_client_takes() {
+    for (length, marked) in [(200_000, false), (500_000, false), (600_000, true), (5_000_000, true)]
+    {
+        let text = u32::try_from(length).expect("small");
+        let table = [&b"\x01aS"[..], &text.to_be_bytes(), &vec![b'x'; length]].concat();
+        let size = u32::try_from(table.len()).expect("small").to_be_bytes();
+        let input = [&[3][..], b"key", &[0x20, 0], &size, &table].concat();
+        assert_eq!(properties::check(&input, || 30_000), marked, "{length}");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn however_its_bytes_are_read_a_message_leaves_the_screen_the_same(

@@ -1,6 +1,6 @@
 //! What must hold for the screen between broker and client, whatever a message's properties: the
 //! client's own parser takes every frame, the message stays the same, and only properties that the
-//! parser would have refused are marked.
+//! parser would have refused, or that are too long to be held, are marked.
 
 use amq_protocol::frame::{AMQPContentHeader, AMQPFrame, parse_frame};
 use amq_protocol::protocol::{AMQPClass, basic};
@@ -9,6 +9,12 @@ use vote_aggregator::broker::Frames;
 const MARK: &str = "vote-aggregator: invalid properties";
 /// RabbitMQ's and the client's.
 const FRAME_MAX: usize = 131_072;
+/// A longer payload of a header frame is not held.
+const HELD_AT_MOST: usize = 4 * FRAME_MAX;
+/// Class, weight and body size.
+const CONTENT_HEAD: usize = 12;
+/// A limit that a broker may announce.
+const TUNED: usize = 8_192;
 const BODY: &[u8] = b"{\"vote_hash\":\"h\"}\xff";
 const TAG: u64 = 0x0102_0304_0506_0708;
 const CHANNEL: u16 = 7;
@@ -25,14 +31,12 @@ pub fn check(input: &[u8], mut read: impl FnMut() -> usize) -> bool {
     let sent = message(routing_key, properties);
     let whole = screened(&sent, || usize::MAX);
     assert_eq!(screened(&sent, || read().max(1)), whole, "however it is read");
+    let tune =
+        [&[0, 10, 0, 30, 7, 255, 0, 0][..], &(TUNED as u16).to_be_bytes(), &[0, 60]].concat();
+    let tuned = screened(&[frame(1, 0, &tune), sent.clone()].concat(), || usize::MAX);
+    assert_eq!(parsed(&tuned, TUNED).len(), 5);
 
-    let (mut rest, mut frames) = (whole.as_slice(), Vec::new());
-    while !rest.is_empty() {
-        let (behind, frame) = parse_frame(rest).expect("a frame that the client takes");
-        assert!(rest.len() - behind.len() <= FRAME_MAX, "a frame that is too long");
-        frames.push(frame);
-        rest = behind;
-    }
+    let frames = parsed(&whole, FRAME_MAX);
     let [AMQPFrame::Method(..), AMQPFrame::Header(_, header), body, AMQPFrame::Heartbeat] =
         &frames[..]
     else {
@@ -52,6 +56,8 @@ pub fn check(input: &[u8], mut read: impl FnMut() -> usize) -> bool {
     assert_eq!((*class_id, *body_size), (60, BODY.len() as u64));
 
     let marked = found.cluster_id().as_ref().is_some_and(|id| id.as_str() == MARK);
+    let too_long = CONTENT_HEAD + properties.len() > HELD_AT_MOST;
+    assert!(marked || !too_long, "not held, and not marked");
     // The oracle recurses, so it is asked only where it can't go deep.
     let containers = properties.iter().filter(|byte| matches!(byte, b'A' | b'F')).count();
     if properties.len() < 1_000 && containers < 30 {
@@ -67,6 +73,18 @@ pub fn check(input: &[u8], mut read: impl FnMut() -> usize) -> bool {
         assert!(found.headers().as_ref().is_some_and(|table| table.inner().is_empty()));
     }
     marked
+}
+
+/// The frames that the client parses, none of which is longer than `frame_max`.
+fn parsed(mut bytes: &[u8], frame_max: usize) -> Vec<AMQPFrame> {
+    let mut frames = Vec::new();
+    while !bytes.is_empty() {
+        let (behind, frame) = parse_frame(bytes).expect("a frame that the client takes");
+        assert!(bytes.len() - behind.len() <= frame_max, "a frame that is too long");
+        frames.push(frame);
+        bytes = behind;
+    }
+    frames
 }
 
 /// Reads and gives as many bytes at a time as `count` says.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use super::{FRAME_MAX, repair};
+use repair::CONTENT_HEAD;
 
 /// Type, channel and size.
 const FRAME_HEAD: usize = 7;
@@ -13,15 +14,19 @@ const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
+const FRAME_END: u8 = 0xce;
 /// The first byte of `AMQP` and four bytes more: the answer to an unsupported protocol version.
 const PROTOCOL_HEADER: u8 = b'A';
 const PROTOCOL_HEADER_SIZE: u64 = 8;
 
-/// Longest method or header frame that is held, in bytes. RabbitMQ refuses longer frames than
-/// `FRAME_MAX` from publishers, but adds headers of its own (`x-death`, `x-delivery-count`) and then
-/// delivers a frame that is longer.
+/// AMQP 0-9-1's `frame-min-size`, the least that the client negotiates.
+const FRAME_MIN: u32 = 4_096;
+/// Longest payload of a method or header frame that is held, in bytes. RabbitMQ refuses longer frames
+/// than its `frame_max` from AMQP 0-9-1 publishers, but never splits a header frame that it sends: its
+/// own headers (`x-death`, `x-delivery-count`) make one longer, and properties of AMQP 1.0 publishers,
+/// or of any with `frame_max = 0`, have no limit.
 const HELD_AT_MOST: usize = 4 * FRAME_MAX as usize;
-/// Bytes that are read at a time, unless a longer frame has to be held.
+/// Length of the buffer, unless a longer frame has to be held.
 const CAPACITY: usize = 64 << 10;
 
 /// A stream of AMQP 0-9-1 frames on its way from the broker to the client, without any I/O.
@@ -33,6 +38,10 @@ pub struct Frames {
     end: usize,
     /// Bytes to come that belong to a frame that is not held.
     passing: u64,
+    /// Bytes to come that belong to a header frame too long to be held, and don't reach the client.
+    discarding: u64,
+    /// Longest frame that the client takes: what it negotiates with the broker.
+    frame_max: usize,
     /// Channels whose last method announced a message with an invalid short string.
     invalid: BTreeSet<u16>,
 }
@@ -52,6 +61,8 @@ impl Frames {
             checked: 0,
             end: 0,
             passing: 0,
+            discarding: 0,
+            frame_max: FRAME_MAX as usize,
             invalid: BTreeSet::new(),
         }
     }
@@ -65,17 +76,20 @@ impl Frames {
             self.end -= self.start;
             self.start = 0;
         }
-        if self.end == self.bytes.len() {
-            let longer = (2 * self.bytes.len()).min(HELD_AT_MOST + FRAME_OVERHEAD);
-            self.bytes.resize(longer.max(self.end + 1), 0);
-        }
+        // A replaced payload leaves the buffer shorter or longer than it was.
+        let length = if self.end < CAPACITY {
+            CAPACITY
+        } else {
+            (2 * self.end).min(HELD_AT_MOST + FRAME_OVERHEAD).max(self.end + 1)
+        };
+        self.bytes.resize(length, 0);
         &mut self.bytes[self.end..]
     }
 
     /// Takes in `count` bytes that were written to [`Frames::space`].
     ///
     /// # Errors
-    /// A frame that is too long to be held, which no AMQP broker sends.
+    /// A method frame that is too long to be held, which no AMQP broker sends.
     pub fn filled(&mut self, count: usize) -> io::Result<()> {
         self.end += count;
         while self.checked < self.end && self.check_next()? {}
@@ -99,6 +113,14 @@ impl Frames {
             self.checked += count;
             return Ok(true);
         }
+        if self.discarding > 0 {
+            let arrived = unchecked.len();
+            let count = arrived.min(usize::try_from(self.discarding).unwrap_or(usize::MAX));
+            self.discarding -= count as u64;
+            self.bytes.copy_within(self.checked + count..self.end, self.checked);
+            self.end -= count;
+            return Ok(true);
+        }
         if unchecked[0] == PROTOCOL_HEADER {
             self.passing = PROTOCOL_HEADER_SIZE;
             return Ok(true);
@@ -109,10 +131,17 @@ impl Frames {
         let channel = u16::from_be_bytes([c0, c1]);
         let size = u32::from_be_bytes([s0, s1, s2, s3]) as usize;
         match kind {
-            METHOD | HEADER if size > HELD_AT_MOST => Err(io::Error::new(
+            METHOD if size > HELD_AT_MOST => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("the broker sent a frame of {size} bytes"),
+                format!("the broker sent a method frame of {size} bytes"),
             )),
+            HEADER if size > HELD_AT_MOST => {
+                if unchecked.len() < FRAME_HEAD + CONTENT_HEAD {
+                    return Ok(false);
+                }
+                self.cut_off(channel, size);
+                Ok(true)
+            }
             METHOD | HEADER if unchecked.len() < size + FRAME_OVERHEAD => Ok(false),
             METHOD | HEADER => {
                 self.repair(kind, channel, size);
@@ -136,19 +165,49 @@ impl Frames {
         let payload = &mut self.bytes[begin..begin + size];
         self.checked += size + FRAME_OVERHEAD;
         if kind == METHOD {
-            if repair::method(payload) == repair::Method::InvalidMessage {
-                self.invalid.insert(channel);
+            match repair::method(payload) {
+                repair::Method::InvalidMessage => {
+                    self.invalid.insert(channel);
+                }
+                repair::Method::Tune { frame_max } => self.frame_max = negotiated(frame_max),
+                repair::Method::Other => {}
             }
             return;
         }
         let invalid = !self.invalid.is_empty() && self.invalid.remove(&channel);
-        if let Some(replacement) = repair::header(payload, invalid) {
-            let length = u32::try_from(replacement.len()).unwrap_or(u32::MAX);
-            self.bytes[begin - 4..begin].copy_from_slice(&length.to_be_bytes());
+        if let Some(replacement) = repair::header(payload, invalid, self.frame_max) {
+            self.set_size(begin, replacement.len());
             let added = replacement.len();
             self.bytes.splice(begin..begin + size, replacement);
             self.checked = self.checked - size + added;
             self.end = self.end - size + added;
         }
     }
+
+    /// Lets a header frame that is too long to be held pass without its properties, and marked.
+    fn cut_off(&mut self, channel: u16, size: usize) {
+        self.invalid.remove(&channel);
+        let begin = self.checked + FRAME_HEAD;
+        let mut bare = repair::bare(&self.bytes[begin..begin + CONTENT_HEAD]);
+        self.set_size(begin, bare.len());
+        bare.push(FRAME_END);
+        let (sent, added) = (size + 1, bare.len());
+        let arrived = sent.min(self.end - begin);
+        self.bytes.splice(begin..begin + arrived, bare);
+        self.checked = begin + added;
+        self.end = self.end - arrived + added;
+        self.discarding = (sent - arrived) as u64;
+    }
+
+    /// Sets the size of the frame whose payload begins at `begin`.
+    fn set_size(&mut self, begin: usize, size: usize) {
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        self.bytes[begin - 4..begin].copy_from_slice(&size.to_be_bytes());
+    }
+}
+
+/// Returns the longest frame that the client takes when the broker announces this one; 0 is no limit.
+fn negotiated(announced: u32) -> usize {
+    let frame_max = if announced == 0 { FRAME_MAX } else { announced };
+    frame_max.clamp(FRAME_MIN, FRAME_MAX) as usize
 }

@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use super::FRAME_MAX;
 use super::table::{self, Table};
 
 /// The mark: `cluster_id`, a property that AMQP 0-9-1 has reserved and no publisher needs. One that
@@ -11,7 +10,7 @@ use super::table::{self, Table};
 pub(super) const MARK: &str = "vote-aggregator: invalid properties";
 
 /// Class, weight and body size, before the property flags.
-const CONTENT_HEAD: usize = 12;
+pub(super) const CONTENT_HEAD: usize = 12;
 const FLAGS: Range<usize> = CONTENT_HEAD..CONTENT_HEAD + 2;
 const CLUSTER_ID: u16 = 1 << 2;
 /// The frame's head and its end.
@@ -24,6 +23,10 @@ const ADDED_AT_MOST: usize = 1_024;
 pub(super) enum Method {
     /// A message that had a short string which was not UTF-8, such as its routing key.
     InvalidMessage,
+    /// The broker's limits for the connection: its longest frame in bytes, 0 for no limit.
+    Tune {
+        frame_max: u32,
+    },
     Other,
 }
 
@@ -45,6 +48,13 @@ pub(super) fn method(payload: &mut [u8]) -> Method {
             // connection.close and channel.close: reply code, reply text, which RabbitMQ cuts off
             // wherever it becomes too long.
             (10, 50) | (20, 40) => (&[2], false),
+            // connection.tune: channels, longest frame, heartbeat.
+            (10, 30) => {
+                return match arguments.get(2..6).and_then(<[u8]>::first_chunk::<4>) {
+                    Some(bytes) => Method::Tune { frame_max: u32::from_be_bytes(*bytes) },
+                    None => Method::Other,
+                };
+            }
             _ => return Method::Other,
         };
     let (mut at, mut invalid) = (0, false);
@@ -62,19 +72,16 @@ pub(super) fn method(payload: &mut [u8]) -> Method {
 }
 
 /// Repairs the properties of a message in place, or returns a payload to replace this one. `invalid`:
-/// whether the method before it was repaired.
-pub(super) fn header(payload: &mut [u8], invalid: bool) -> Option<Vec<u8>> {
+/// whether the method before it was repaired; `frame_max`: the longest frame that the client takes.
+pub(super) fn header(payload: &mut [u8], invalid: bool, frame_max: usize) -> Option<Vec<u8>> {
     if payload.len() < CONTENT_HEAD {
         // Not AMQP: the client says so.
         return None;
     }
     let Some(found) = properties(payload) else {
-        let mut bare = payload[..CONTENT_HEAD].to_vec();
-        bare.extend(CLUSTER_ID.to_be_bytes());
-        push_mark(&mut bare);
-        return Some(bare);
+        return Some(bare(&payload[..CONTENT_HEAD]));
     };
-    let fits = |length: usize| length + FRAME_OVERHEAD + ADDED_AT_MOST <= FRAME_MAX as usize;
+    let fits = |length: usize| length + FRAME_OVERHEAD + ADDED_AT_MOST <= frame_max;
     let with_headers = !matches!(found.table, Table::Invalid | Table::TooManyValues);
     if invalid || found.repaired || found.table == Table::Invalid {
         let mut kept = without_cluster_id(payload, &found, with_headers);
@@ -97,6 +104,14 @@ pub(super) fn header(payload: &mut [u8], invalid: bool) -> Option<Vec<u8>> {
         payload[at + 1] = b'?';
     }
     None
+}
+
+/// Returns the payload with this content head that has no property but the mark.
+pub(super) fn bare(content_head: &[u8]) -> Vec<u8> {
+    let mut payload = content_head.to_vec();
+    payload.extend(CLUSTER_ID.to_be_bytes());
+    push_mark(&mut payload);
+    payload
 }
 
 /// What there is to know of the properties of one message.

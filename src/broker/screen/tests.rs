@@ -19,7 +19,22 @@ fn short(text: &[u8]) -> Vec<u8> {
 
 /// The frames that the client parses.
 fn parsed(sent: &[u8]) -> Vec<AMQPFrame> {
-    let mut frames = Frames::new();
+    parsed_within(FRAME_MAX, sent)
+}
+
+fn parsed_within(frame_max: u32, sent: &[u8]) -> Vec<AMQPFrame> {
+    let given = screened(&mut Frames::new(), sent);
+    let (mut rest, mut found) = (given.as_slice(), Vec::new());
+    while !rest.is_empty() {
+        let (behind, frame) = parse_frame(rest).expect("a frame that the client takes");
+        assert!(rest.len() - behind.len() <= frame_max as usize);
+        rest = behind;
+        found.push(frame);
+    }
+    found
+}
+
+fn screened(frames: &mut Frames, sent: &[u8]) -> Vec<u8> {
     let mut given = Vec::new();
     let mut unread = sent;
     while !unread.is_empty() {
@@ -33,14 +48,18 @@ fn parsed(sent: &[u8]) -> Vec<AMQPFrame> {
             given.extend_from_slice(&buffer[..count]);
         }
     }
-    let (mut rest, mut found) = (given.as_slice(), Vec::new());
-    while !rest.is_empty() {
-        let (behind, frame) = parse_frame(rest).expect("a frame that the client takes");
-        assert!(rest.len() - behind.len() <= FRAME_MAX as usize);
-        rest = behind;
-        found.push(frame);
-    }
-    found
+    given
+}
+
+/// A table with one header whose text has this length, as it stands in the properties.
+fn headers(length: usize) -> Vec<u8> {
+    let size = |length: usize| u32::try_from(length).expect("small").to_be_bytes();
+    let entries = [&short(b"a")[..], b"S", &size(length), &vec![b'x'; length]].concat();
+    [&size(entries.len())[..], &entries].concat()
+}
+
+fn tune(frame_max: u32) -> Vec<u8> {
+    frame(1, 0, &[&[0, 10, 0, 30, 7, 255][..], &frame_max.to_be_bytes(), &[0, 60]].concat())
 }
 
 fn properties(frame: &AMQPFrame) -> &BasicProperties {
@@ -94,14 +113,8 @@ fn a_reply_text_that_is_cut_off_within_a_character_is_readable() {
 
 #[test]
 fn a_frame_that_the_broker_made_too_long_loses_its_headers_and_stays_valid() {
-    let entries = |length: usize| {
-        let value = u32::try_from(length).expect("small").to_be_bytes();
-        [&short(b"a")[..], b"S", &value, &vec![b'x'; length]].concat()
-    };
     for (length, too_long) in [(100, false), (130_000, false), (131_100, true), (400_000, true)] {
-        let entries = entries(length);
-        let size = u32::try_from(entries.len()).expect("small").to_be_bytes();
-        let sent = header(1, &[&[0x20, 0x80][..], &size, &entries, &short(b"id")].concat());
+        let sent = header(1, &[&[0x20, 0x80][..], &headers(length), &short(b"id")].concat());
         let frames = parsed(&sent);
         let found = properties(&frames[0]);
         assert!(!is_invalid(found), "{length}");
@@ -109,10 +122,90 @@ fn a_frame_that_the_broker_made_too_long_loses_its_headers_and_stays_valid() {
         assert_eq!(kept, usize::from(!too_long), "{length}");
         assert_eq!(found.message_id().as_ref().map(|id| id.as_str()), Some("id"));
     }
+}
+
+#[test]
+fn a_header_frame_too_long_to_be_held_is_a_marked_message_and_what_is_behind_it_arrives() {
+    let valid = |length| header(1, &[&[0x20, 0][..], &headers(length)].concat());
+    // The last length that is held, the first that is not, and one of many reads. Head of the content,
+    // flags, and of the table: its length, name and length of the text.
+    let held = 4 * FRAME_MAX as usize - 12 - 2 - 4 - 7;
+    for (length, too_long) in [(held, false), (held + 1, true), (3_000_000, true)] {
+        let sent = [
+            frame(3, 2, b"before"),
+            valid(length),
+            frame(3, 1, b"body"),
+            header(1, &[0, 0]),
+            frame(8, 0, b""),
+        ]
+        .concat();
+        let found = parsed(&sent);
+        assert_eq!(found.len(), 5, "{length}");
+        assert_eq!(is_invalid(properties(&found[1])), too_long, "{length}");
+        assert_eq!(found[2], AMQPFrame::Body(1, b"body".to_vec()));
+        assert!(!is_invalid(properties(&found[3])), "another message");
+    }
+    // However much is announced, nothing is held.
     let mut frames = Frames::new();
-    let head = [2, 0, 1, 0x7f, 0, 0, 0];
-    frames.space()[..7].copy_from_slice(&head);
-    assert!(frames.filled(7).is_err(), "2 GiB are not held");
+    let head = [&[2, 0, 1, 0x7f, 0, 0, 0][..], &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]].concat();
+    let given = screened(&mut frames, &head);
+    let (rest, frame) = parse_frame(given.as_slice()).expect("a whole frame");
+    assert!(rest.is_empty() && is_invalid(properties(&frame)));
+    assert!(screened(&mut frames, &vec![0; 2_000_000]).is_empty());
+    assert_eq!(frames.space().len(), Frames::new().space().len());
+    // RabbitMQ has no method that long.
+    let mut frames = Frames::new();
+    frames.space()[..7].copy_from_slice(&[1, 0, 1, 0x7f, 0, 0, 0]);
+    assert!(frames.filled(7).is_err());
+}
+
+#[test]
+fn a_header_frame_too_long_to_be_held_ends_the_mark_of_its_method() {
+    let deliver = [&[0, 60, 0, 60][..], &short(b"ctag"), &[0; 9], &short(b""), &short(b"\xff")];
+    let too_long = header(1, &[&[0x20, 0][..], &headers(600_000)].concat());
+    let found = parsed(&[frame(1, 1, &deliver.concat()), too_long, header(1, &[0, 0])].concat());
+    let marked = [1, 2].map(|index| is_invalid(properties(&found[index])));
+    assert_eq!(marked, [true, false]);
+}
+
+#[test]
+fn no_frame_is_longer_than_what_the_broker_announced() {
+    for (announced, frame_max) in [
+        (0, FRAME_MAX),
+        (8_192, 8_192),
+        (1_000, 4_096),
+        (FRAME_MAX, FRAME_MAX),
+        (1 << 20, FRAME_MAX),
+    ] {
+        for (length, kept) in [(frame_max - 1_100, true), (frame_max - 900, false)] {
+            let sent = [&[0x20, 0x80][..], &headers(length as usize), &short(b"id")].concat();
+            let sent = [tune(announced), header(1, &sent)].concat();
+            let frames = parsed_within(frame_max, &sent);
+            let found = properties(&frames[1]);
+            assert!(!is_invalid(found), "{announced}, {length}");
+            let headers = found.headers().as_ref().expect("headers").inner().len();
+            assert_eq!(headers, usize::from(kept), "{announced}, {length}");
+        }
+    }
+}
+
+/// A replaced payload is shorter or longer than the one that arrived; reads must stay long, and the
+/// buffer short.
+#[test]
+fn the_buffer_keeps_its_length_when_payloads_are_replaced() {
+    let length = Frames::new().space().len();
+    // Not as long as it says, and a name that is not UTF-8.
+    let unparsable = header(1, &[&[0x20, 0][..], &[0xff; 1_000]].concat());
+    let invalid = header(1, &[&[0x80, 0][..], &short(b"\xe9")].concat());
+    for sent in [unparsable, invalid] {
+        let mut frames = Frames::new();
+        for _ in 0..300 {
+            let given = screened(&mut frames, &sent);
+            let (_, frame) = parse_frame(given.as_slice()).expect("a frame");
+            assert!(is_invalid(properties(&frame)));
+            assert_eq!(frames.space().len(), length);
+        }
+    }
 }
 
 #[test]

@@ -38,6 +38,11 @@ fn long(text: &[u8]) -> Vec<u8> {
 
 impl RawPublisher {
     pub async fn open(stage: &Stage<'_>) -> Self {
+        Self::open_with(stage, 0x2_0000).await
+    }
+
+    /// `frame_max`: the longest frame in bytes, 0 for no limit, which the broker must allow.
+    pub async fn open_with(stage: &Stage<'_>, frame_max: u32) -> Self {
         let [host, port, user, password] = ["HOST", "PORT", "USER", "PASSWORD"]
             .map(|name| stage.servers.get(&format!("RABBITMQ_{name}")));
         let address = format!("{host}:{port}");
@@ -50,7 +55,8 @@ impl RawPublisher {
         raw.send(0, Method(10, 11), &start).await;
         raw.expect(Method(10, 30)).await;
         // Channels, the longest frame, no heartbeat.
-        raw.send(0, Method(10, 31), &[7, 255, 0, 2, 0, 0, 0, 0]).await;
+        let tune_ok = [&[7, 255][..], &frame_max.to_be_bytes(), &[0, 0]].concat();
+        raw.send(0, Method(10, 31), &tune_ok).await;
         raw.send(0, Method(10, 40), &[&short(b"/")[..], &[0, 0]].concat()).await;
         raw.expect(Method(10, 41)).await;
         raw.send(CHANNEL, Method(20, 10), &short(b"")).await;
