@@ -90,7 +90,7 @@ async fn silent_connections_do_not_keep_health_from_answering() {
 
 /// A connection after the other, each until it is closed.
 async fn stay_silent(address: &str, number: usize) {
-    let request = if number % 2 == 0 { "" } else { "GET /metrics HTTP/1.1\r\nHo" };
+    let request = if number.is_multiple_of(2) { "" } else { "GET /metrics HTTP/1.1\r\nHo" };
     loop {
         if let Ok(mut stream) = connect(address, request).await {
             stream.read_u8().await.ok();
