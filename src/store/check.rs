@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use self::server::{Server, findings};
 use super::connection::{Address, describe, options, with_session_limits};
 use super::durability::{Risk, risks, standbys};
-use super::migrate::{ForeignObject, SchemaState, Surroundings, look as look_for_foreign, state};
+use super::migrate::{Examined, ForeignObject, SchemaState, Surroundings, examine};
 use super::start::{Attempt, StartError, fits, gone, not_connected, unfit};
 use super::transaction::{fault, rehearse};
 use super::within;
@@ -60,16 +60,15 @@ async fn look(config: &Config, report: &mut Report) -> Result<(), Refused> {
     report.findings.extend(clock(&mut connection).await.map_err(asked)?);
 
     report.looked_at("the schema");
-    let looked = look_for_foreign(&mut connection).await;
-    let looked = looked.map_err(|error| asked(fault(&error)))?;
-    let foreign = |object| foreign_finding(config, &looked, object);
-    report.findings.extend(looked.foreign.iter().map(foreign));
-    if looked.foreign.iter().any(|object| object.unreadable) {
-        // Reading it could run another role's code.
+    let examined = examine(&mut connection, config.postgres.migrate_on_start).await;
+    let Examined { surroundings, state } = examined.map_err(|error| asked(fault(&error)))?;
+    let foreign = |object| foreign_finding(config, &surroundings, object);
+    report.findings.extend(surroundings.foreign.iter().map(foreign));
+    // Reading the schema could run another role's code.
+    let Some(state) = state else {
         connection.close().await.ok();
         return Ok(());
-    }
-    let state = state(&mut connection).await.map_err(|error| asked(fault(&error)))?;
+    };
     if let SchemaState::Newer(versions) = &state {
         report.findings.push(newer_finding(config, versions));
     }

@@ -2,16 +2,16 @@
 
 mod apply;
 mod foreign;
+mod read;
 
 use std::fmt::Write;
 use std::time::Duration;
 
 use sqlx::migrate::{Migration, Migrator};
-use sqlx::postgres::PgConnection;
-use sqlx::{Error, Row};
 
 pub(super) use self::apply::{NotApplied, apply_next, close_schema};
-pub(super) use self::foreign::{ForeignObject, Surroundings, list, look};
+pub(super) use self::foreign::{ForeignObject, Surroundings, list};
+pub(super) use self::read::{Examined, examine};
 
 /// The migrations and their checksums. They are not run by sqlx: its lock belongs to a session,
 /// which a transaction pooler does not keep, and it waits without a limit.
@@ -49,37 +49,6 @@ pub(super) enum SchemaState {
 /// The newest migration of this release.
 pub(super) fn newest() -> i64 {
     MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
-}
-
-/// Compares versions with SELECT alone, so that a role without CREATE can start the service. Sends
-/// simple queries, which any pooler passes on, and fails in no transaction for a missing table.
-pub(super) async fn state(connection: &mut PgConnection) -> Result<SchemaState, Error> {
-    let tables = sqlx::raw_sql(
-        "SELECT pg_catalog.to_regclass('_sqlx_migrations') IS NOT NULL, \
-                pg_catalog.to_regclass('schema_compatibility') IS NOT NULL",
-    );
-    let tables = tables.fetch_one(&mut *connection).await?;
-    let (has_versions, has_compatibility) = (tables.try_get(0)?, tables.try_get(1)?);
-    let mut applied: Vec<(i64, Vec<u8>)> = Vec::new();
-    if has_versions {
-        let versions = sqlx::raw_sql(
-            "SELECT version, checksum FROM _sqlx_migrations WHERE success ORDER BY 1",
-        );
-        for row in versions.fetch_all(&mut *connection).await? {
-            applied.push((row.try_get(0)?, row.try_get(1)?));
-        }
-    }
-    let mut needs = None;
-    // Older schemas have no such table, and no migration that needs a newer release.
-    if has_compatibility {
-        let marks = sqlx::raw_sql(
-            "SELECT migration, requires FROM schema_compatibility ORDER BY requires DESC LIMIT 1",
-        );
-        if let Some(row) = marks.fetch_optional(connection).await? {
-            needs = Some((row.try_get(0)?, row.try_get(1)?));
-        }
-    }
-    Ok(compare(&applied, needs))
 }
 
 /// `applied` with their checksums, in order; `needs` is the migration with the highest requirement,

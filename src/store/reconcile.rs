@@ -27,8 +27,11 @@ const PRIVILEGES: &str = "SELECT coalesce(bool_and(has_table_privilege(\
                             to_regclass('reconciliation'), privilege)), false) \
                           FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege";
 
-const LAST: &str = "SELECT greatest(extract(epoch FROM clock_timestamp() - compared_at), 0)::float8 \
-                      AS age, \
+/// `ahead`: by more than two reads of a clock can differ. After the database's clock was set back, or
+/// after a restore on a server whose clock is behind.
+const LAST: &str = "SELECT extract(epoch FROM clock_timestamp() \
+                        - least(compared_at, clock_timestamp()))::float8 AS age, \
+                      compared_at > clock_timestamp() + interval '5 seconds' AS ahead, \
                       extract(epoch FROM duration)::float8 AS duration, \
                       laws, votes, drift_laws, drift_votes \
                     FROM reconciliation";
@@ -44,7 +47,7 @@ const SHARE: &str = "INSERT INTO reconciliation \
 /// The last comparison, as the table has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shared {
-    /// By the database's clock.
+    /// By the database's clock; zero when it is in the future.
     pub age: Duration,
     /// How long it took.
     pub duration: Duration,
@@ -130,10 +133,12 @@ async fn in_transaction(
     let locked: bool = lock.fetch_one(&mut *transaction).await?.try_get(0)?;
     // After the lock: a comparison that ended before it is seen.
     let last = query(LAST).fetch_optional(&mut *transaction).await?;
+    // A time in the future says nothing about when that comparison was.
+    let ahead = last.as_ref().map_or(Ok(false), |row| row.try_get::<bool, _>("ahead"))?;
     let last = last.as_ref().map(shared).transpose()?;
     let reconciled = match last {
         last if !locked => Reconciled::Busy(last),
-        Some(last) if last.age < last.interval(interval) => Reconciled::Recent(last),
+        Some(last) if !ahead && last.age < last.interval(interval) => Reconciled::Recent(last),
         _ => {
             let began = tokio::time::Instant::now();
             let comparison = compare(&mut transaction, keep).await?;

@@ -1,6 +1,7 @@
 //! Migrations beside everything else: long queries, locks of others, a transaction pooler.
 
 mod foreign;
+mod race;
 
 use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};

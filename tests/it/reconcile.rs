@@ -227,6 +227,33 @@ async fn nothing_is_compared_while_another_session_has_the_lock() {
     service.stop().await;
 }
 
+/// After the database's clock was set back: the time says nothing about when that comparison was.
+#[tokio::test]
+async fn a_comparison_from_the_future_is_not_recent() {
+    let stage = Stage::migrated(Servers::shared(), "future").await;
+    let store = stage.store().await;
+    let hour = std::time::Duration::from_secs(3_600);
+    for (compared_at, recent) in [
+        ("clock_timestamp() + interval '1 day'", false),
+        ("'infinity'", false),
+        // As far as two reads of a clock may differ.
+        ("clock_timestamp() + interval '3 seconds'", true),
+    ] {
+        let reconciled = store.reconcile(hour, 10).await.expect("an answer");
+        assert!(!matches!(reconciled, Reconciled::Alone(_)), "{reconciled:?}");
+        execute(&stage, &format!("UPDATE reconciliation SET compared_at = {compared_at}")).await;
+        let reconciled = store.reconcile(hour, 10).await.expect("an answer");
+        match (reconciled, recent) {
+            (Reconciled::Compared(_), false) => {
+                let reconciled = store.reconcile(hour, 10).await.expect("an answer");
+                assert!(matches!(reconciled, Reconciled::Recent(_)), "{reconciled:?}");
+            }
+            (Reconciled::Recent(last), true) => assert_eq!(last.age, std::time::Duration::ZERO),
+            (other, _) => panic!("{compared_at}: {other:?}"),
+        }
+    }
+}
+
 /// After an update, before `roles.sql` was run again.
 #[tokio::test]
 async fn a_role_that_may_not_share_compares_alone_and_says_so_once() {

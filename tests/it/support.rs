@@ -3,6 +3,7 @@
 mod certificates;
 pub mod collector;
 mod command;
+mod interceptor;
 mod pooler;
 mod process;
 mod raw;
@@ -20,6 +21,7 @@ use vote_aggregator::vote::{Choice, Vote};
 pub use self::certificates::{Authority, Files, Validity};
 pub use self::collector::Collector;
 pub use self::command::{BINARY, Ended, command, ended, execute, run};
+pub use self::interceptor::{Interceptor, Pass};
 pub use self::pooler::Pooler;
 pub use self::process::{Service, send};
 pub use self::raw::RawPublisher;

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use sqlx::migrate::Migration;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Error, Executor, Row};
 use tokio::time::Instant;
 
-use super::foreign::{ForeignObject, look_in_transaction};
-use super::{MIGRATIONS, SchemaState, insert_version, state};
+use super::foreign::ForeignObject;
+use super::read::{Examined, examine_in_transaction};
+use super::{MIGRATIONS, SchemaState, insert_version};
 use crate::ports::{Class, Fault};
 use crate::store::transaction::fault;
+use crate::store::within;
 
 /// Begins a migration's transaction. The lock timeout is below the one of a counting session, so
 /// that a migration that waits behind a long query never makes a batch fail; it counts for the
@@ -66,6 +69,12 @@ impl From<Error> for NotApplied {
     }
 }
 
+impl From<Fault> for NotApplied {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
 /// What a statement waits for.
 #[derive(Clone, Copy)]
 enum Waiting {
@@ -75,8 +84,10 @@ enum Waiting {
 
 /// Takes the right to create in the schema from PUBLIC, if PUBLIC has it and this role may. Other
 /// roles could otherwise make objects under the names of a migration between check and use.
+/// `deadline` bounds each step: a connection that is lost without a notice never answers.
 pub(in crate::store) async fn close_schema(
     connection: &mut PgConnection,
+    deadline: Duration,
 ) -> Result<(), NotApplied> {
     const OPEN: &str = "
         SELECT pg_catalog.quote_ident(nspname) AS schema,
@@ -85,7 +96,9 @@ pub(in crate::store) async fn close_schema(
         WHERE nspname = pg_catalog.current_schema()
           AND EXISTS (SELECT FROM pg_catalog.aclexplode(nspacl) AS acl
                       WHERE acl.grantee = '0'::pg_catalog.oid AND acl.privilege_type = 'CREATE')";
-    let Some(row) = sqlx::raw_sql(OPEN).fetch_optional(&mut *connection).await? else {
+    let asking =
+        async { Ok::<_, NotApplied>(sqlx::raw_sql(OPEN).fetch_optional(&mut *connection).await?) };
+    let Some(row) = within(deadline, asking).await? else {
         return Ok(());
     };
     let (schema, owner): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
@@ -98,47 +111,65 @@ pub(in crate::store) async fn close_schema(
         return Ok(());
     }
     let revoked = async |connection: &mut PgConnection, waiting: &mut Waiting| {
-        lock(connection, waiting).await?;
-        let revoke = format!("REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC; COMMIT");
-        connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(revoke))).await?;
-        Ok(())
+        let revoking = async {
+            lock(connection, waiting).await?;
+            let revoke = format!("REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC; COMMIT");
+            connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(revoke))).await?;
+            Ok(())
+        };
+        within(deadline, revoking).await
     };
-    attempt(connection, revoked).await?;
+    attempt(connection, deadline, revoked).await?;
     tracing::info!(schema, "revoked CREATE on the schema from PUBLIC");
     Ok(())
 }
 
 /// Applies the first pending migration in one transaction. Gives its version; `None` when none is
-/// pending any more.
+/// pending any more. `deadline` bounds each step but the migration's own statements, which take as
+/// long as the tables are large.
 pub(in crate::store) async fn apply_next(
     connection: &mut PgConnection,
+    deadline: Duration,
 ) -> Result<Option<i64>, NotApplied> {
-    attempt(connection, async |connection: &mut PgConnection, waiting: &mut Waiting| {
-        lock(connection, waiting).await?;
-        // Under the lock: what another instance applied meanwhile is seen here.
-        let surroundings = look_in_transaction(connection).await?;
-        if !surroundings.foreign.is_empty() {
-            return Err(NotApplied::Foreign(surroundings.foreign));
-        }
-        let next = match state(connection).await? {
-            SchemaState::Pending(versions) => versions.first().copied(),
-            SchemaState::Current | SchemaState::Newer(_) => None,
-            other => return Err(NotApplied::Misfit(other)),
-        };
-        let found = MIGRATIONS.iter().find(|migration| Some(migration.version) == next);
-        let Some(migration) = found else {
-            connection.execute("COMMIT").await?;
+    attempt(connection, deadline, async |connection: &mut PgConnection, waiting: &mut Waiting| {
+        let beginning = begin_next(&mut *connection, waiting);
+        let Some(migration) = within(deadline, beginning).await? else {
             return Ok(None);
         };
         let began = Instant::now();
-        connection.execute(super::VERSIONS_TABLE).await?;
         connection.execute(sqlx::raw_sql(migration.sql.clone())).await?;
         let insert = insert_version(migration, began.elapsed());
-        connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(insert))).await?;
-        connection.execute("COMMIT").await?;
+        let ending = async {
+            connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(insert))).await?;
+            connection.execute("COMMIT").await?;
+            Ok::<_, NotApplied>(())
+        };
+        within(deadline, ending).await?;
         Ok(Some(migration.version))
     })
     .await
+}
+
+/// Begins the transaction of the first pending migration. When none is pending, it is over.
+async fn begin_next(
+    connection: &mut PgConnection,
+    waiting: &mut Waiting,
+) -> Result<Option<&'static Migration>, NotApplied> {
+    lock(connection, waiting).await?;
+    // Under the lock: what another instance applied meanwhile is seen here.
+    let Examined { surroundings, state } = examine_in_transaction(connection, true).await?;
+    let state = match state {
+        Some(state) if surroundings.foreign.is_empty() => state,
+        _ => return Err(NotApplied::Foreign(surroundings.foreign)),
+    };
+    let next = match state {
+        SchemaState::Pending(versions) => versions.first().copied(),
+        SchemaState::Current | SchemaState::Newer(_) => None,
+        other => return Err(NotApplied::Misfit(other)),
+    };
+    let found = MIGRATIONS.iter().find(|migration| Some(migration.version) == next);
+    connection.execute(if found.is_some() { super::VERSIONS_TABLE } else { "COMMIT" }).await?;
+    Ok(found)
 }
 
 async fn lock(connection: &mut PgConnection, waiting: &mut Waiting) -> Result<(), Error> {
@@ -153,6 +184,7 @@ async fn lock(connection: &mut PgConnection, waiting: &mut Waiting) -> Result<()
 /// waited for.
 async fn attempt<R>(
     connection: &mut PgConnection,
+    deadline: Duration,
     work: impl AsyncFnOnce(&mut PgConnection, &mut Waiting) -> Result<R, NotApplied>,
 ) -> Result<R, NotApplied> {
     let mut waiting = Waiting::ForTurn;
@@ -160,15 +192,21 @@ async fn attempt<R>(
         Ok(done) => return Ok(done),
         Err(error) => error,
     };
-    // A connection that does not answer is closed by its owner, and that rolls back, too.
-    let rolled_back = connection.execute("ROLLBACK").await.is_ok();
-    let NotApplied::Fault(fault) = error else { return Err(error) };
-    Err(NotApplied::Fault(match fault.sqlstate.as_deref() {
-        Some("55P03") if rolled_back => name_holders(connection, fault, waiting).await,
-        // Two instances created the same table, one of them a release that takes another lock.
-        Some("23505") => Fault { class: Class::Retry, ..fault },
-        _ => fault,
-    }))
+    if matches!(&error, NotApplied::Fault(fault) if fault.sqlstate.is_none()) {
+        // No answer: the connection is closed by its owner, and that rolls back, too.
+        return Err(error);
+    }
+    let ending = async {
+        let rolled_back = connection.execute("ROLLBACK").await.is_ok();
+        let NotApplied::Fault(fault) = error else { return Err(error) };
+        Err(NotApplied::Fault(match fault.sqlstate.as_deref() {
+            Some("55P03") if rolled_back => name_holders(connection, fault, waiting).await,
+            // Two instances created the same table, one of them a release that takes another lock.
+            Some("23505") => Fault { class: Class::Retry, ..fault },
+            _ => fault,
+        }))
+    };
+    within(deadline, ending).await
 }
 
 async fn name_holders(connection: &mut PgConnection, fault: Fault, waiting: Waiting) -> Fault {

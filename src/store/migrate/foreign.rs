@@ -60,18 +60,20 @@ pub(in crate::store) struct Surroundings {
     pub(in crate::store) foreign: Vec<ForeignObject>,
 }
 
-/// Looks in a transaction of its own, which it rolls back.
-pub(in crate::store) async fn look(connection: &mut PgConnection) -> Result<Surroundings, Error> {
-    connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY").await?;
-    let found = look_in_transaction(connection).await?;
-    connection.execute("ROLLBACK").await?;
-    Ok(found)
+impl Surroundings {
+    /// Objects that keep this role from going on: those that are unsafe to read, and with
+    /// `may_migrate` those of other roles where this role creates tables.
+    pub(in crate::store) fn refused(&self, may_migrate: bool) -> Vec<&ForeignObject> {
+        if self.foreign.iter().any(|object| object.unreadable) {
+            return self.foreign.iter().collect();
+        }
+        let enforced = may_migrate && self.may_create;
+        self.foreign.iter().filter(|object| enforced && object.ownership).collect()
+    }
 }
 
 /// Looks in the transaction that is open, so that a pooler cannot change the connection in between.
-pub(super) async fn look_in_transaction(
-    connection: &mut PgConnection,
-) -> Result<Surroundings, Error> {
+pub(super) async fn look(connection: &mut PgConnection) -> Result<Surroundings, Error> {
     let place = sqlx::raw_sql(
         "SELECT pg_catalog.current_schema() AS schema, \
          pg_catalog.array_to_json(pg_catalog.current_schemas(true))::pg_catalog.text AS path, \

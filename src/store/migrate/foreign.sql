@@ -74,7 +74,9 @@ SELECT kind || ' ' || quote_ident(relname),
        'is found in schema ' || quote_ident(nspname) || ' by the search path, and not in '
            || quote_ident($2),
        relowner NOT IN (SELECT oid FROM trusted),
-       false
+       relname IN ('_sqlx_migrations', 'schema_compatibility')
+           AND (relkind NOT IN ('r', 'p')
+                OR EXISTS (SELECT FROM pg_policy WHERE polrelid = found.oid))
 FROM found
 WHERE kind IN ('table', 'view')
   AND nspname <> $2::name

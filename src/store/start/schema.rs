@@ -13,7 +13,8 @@ use crate::ports::{Class, Fault};
 use crate::retry::Jitter;
 use crate::store::connection::{Address, describe, options};
 use crate::store::migrate::{
-    NotApplied, SchemaState, Surroundings, apply_next, close_schema, list, look, newest, state,
+    Examined, NotApplied, SchemaState, Surroundings, apply_next, close_schema, examine, list,
+    newest,
 };
 use crate::store::sqlstate::fatal_at_start;
 use crate::store::transaction::fault;
@@ -67,30 +68,21 @@ pub(super) async fn migrated(
     let asking = async {
         let address = Address::new(&config.postgres, options(&config.postgres));
         let mut connection = address.connect().await?;
-        let looked = look(&mut connection).await.map_err(|error| fault(&error))?;
-        // Not read where that could run another role's code.
-        let found = if looked.foreign.iter().any(|object| object.unreadable) {
-            None
-        } else {
-            Some(state(&mut connection).await.map_err(|error| fault(&error))?)
-        };
-        Ok((connection, looked, found))
+        let examined = examine(&mut connection, may_migrate).await;
+        Ok((connection, examined.map_err(|error| fault(&error))?))
     };
-    let (mut connection, looked, found) =
+    let (mut connection, Examined { surroundings, state }) =
         within(deadline, asking).await.map_err(|not| not_connected(config, not))?;
-    let Some(found) = found else {
-        return Err(foreign(config, list(&looked.foreign)));
+    // Not read where that could run another role's code.
+    let Some(state) = state else {
+        return Err(foreign(config, list(surroundings.refused(may_migrate))));
     };
-    let owned_by_others = list(looked.foreign.iter().filter(|object| object.ownership));
-    if may_migrate && looked.may_create && !owned_by_others.is_empty() {
-        return Err(foreign(config, owned_by_others));
-    }
-    match found {
+    match state {
         SchemaState::Current => Ok(Vec::new()),
         SchemaState::Newer(versions) => Ok(versions),
         SchemaState::Pending(versions) if may_migrate => {
             tracing::info!(?versions, "applying migrations");
-            let done = apply(&mut connection, &looked, applied).await;
+            let done = apply(&mut connection, &surroundings, deadline, applied).await;
             done.map_err(|not| not_applied(config, &versions, not))?;
             Ok(Vec::new())
         }
@@ -98,10 +90,12 @@ pub(super) async fn migrated(
     }
 }
 
-/// Applies what is pending, one migration a transaction.
+/// Applies what is pending, one migration a transaction. `deadline` is for everything but the
+/// migrations' own statements.
 async fn apply(
     connection: &mut PgConnection,
     looked: &Surroundings,
+    deadline: Duration,
     applied: &AtomicUsize,
 ) -> Result<(), NotApplied> {
     if !looked.may_create {
@@ -115,8 +109,8 @@ async fn apply(
     if !looked.foreign.is_empty() {
         return Err(NotApplied::Foreign(looked.foreign.clone()));
     }
-    close_schema(connection).await?;
-    while let Some(version) = apply_next(connection).await? {
+    close_schema(connection, deadline).await?;
+    while let Some(version) = apply_next(connection, deadline).await? {
         tracing::info!(version, "migration applied");
         applied.fetch_add(1, Relaxed);
     }

@@ -1,0 +1,137 @@
+//! What happens between two statements of a migration or a start.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+use futures::FutureExt;
+use sqlx::AssertSqlSafe;
+
+use crate::support::{BINARY, Ended, Interceptor, Pass, Servers, Stage, command, ended, execute};
+
+/// Views under the names of our tables, whose function says as whom it runs.
+const SWAP: &str = "
+    CREATE VIEW _sqlx_migrations AS
+        SELECT 1::bigint AS version, ''::bytea AS checksum, ran() AS success;
+    CREATE VIEW schema_compatibility AS
+        SELECT 1::bigint AS migration, 1::bigint AS requires WHERE ran()";
+
+/// An empty schema in which `role` may create.
+fn reset(role: &str) -> String {
+    format!(
+        "DROP SCHEMA public CASCADE; CREATE SCHEMA public; \
+         GRANT USAGE, CREATE ON SCHEMA public TO {role}; SET ROLE {role}; \
+         CREATE FUNCTION ran() RETURNS boolean LANGUAGE plpgsql AS \
+         'BEGIN RAISE insufficient_privilege USING MESSAGE = ''it ran as '' || current_user; END'; \
+         RESET ROLE"
+    )
+}
+
+/// Runs the command; before the server has the `nth` part that it sends, `role` makes the views.
+/// Gives what came of it, and whether the command sent as many parts before `last`.
+async fn swapped(
+    stage: &Stage<'_>,
+    role: &str,
+    arguments: &[&str],
+    (nth, last): (usize, &'static str),
+) -> (Ended, bool) {
+    let (parts, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let reached = Arc::new(AtomicBool::new(false));
+    let (sql, note) = (stage.sql.clone(), Arc::clone(&reached));
+    let swap = format!(
+        "{SWAP}; ALTER VIEW _sqlx_migrations OWNER TO {role}; \
+         ALTER VIEW schema_compatibility OWNER TO {role}"
+    );
+    let interceptor = Interceptor::start(stage, move |part| {
+        over.fetch_or(contains(&part, last), Relaxed);
+        let now = parts.fetch_add(1, Relaxed) == nth && !over.load(Relaxed);
+        note.fetch_or(now, Relaxed);
+        let (sql, swap) = (sql.clone(), swap.clone());
+        async move {
+            if now {
+                // Refused where a table has that name already.
+                sqlx::raw_sql(AssertSqlSafe(swap)).execute(&sql).await.ok();
+            }
+            Pass::Forward
+        }
+        .boxed()
+    })
+    .await;
+    let mut command = command(stage, BINARY, arguments);
+    command.env("POSTGRES_PORT", &interceptor.port);
+    (ended(command).await, reached.load(Relaxed))
+}
+
+fn contains(part: &[u8], text: &str) -> bool {
+    part.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// A role with CREATE puts views in the place of tables, between any two statements.
+#[tokio::test]
+async fn views_that_appear_between_two_statements_are_not_read() {
+    // Up to where a migration creates tables itself, and where a check has looked at the schema.
+    for (name, arguments, last) in [
+        ("swapmigrate", &["migrate"] as &[&str], "CREATE TABLE IF NOT EXISTS _sqlx_migrations"),
+        ("swapcheck", &["check", "--connect"], "never sent"),
+    ] {
+        let stage = Stage::new(Servers::shared(), name).await;
+        let role = format!("stranger_{}", stage.database);
+        execute(&stage, &format!("CREATE ROLE {role}")).await;
+        let mut nth = 0;
+        loop {
+            execute(&stage, &reset(&role)).await;
+            let (Ended { stdout, stderr, .. }, reached) =
+                swapped(&stage, &role, arguments, (nth, last)).await;
+            assert!(!format!("{stdout}{stderr}").contains("it ran as"), "{nth}: {stdout}{stderr}");
+            if !reached {
+                break;
+            }
+            nth += 1;
+        }
+        assert!(nth > 5, "{name} sends {nth} parts");
+        execute(&stage, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    }
+}
+
+/// A connection that is lost without a notice, before each step that is not a migration's own SQL.
+#[tokio::test]
+async fn a_connection_that_no_longer_answers_does_not_hold_up_a_migration() {
+    let steps = [
+        "quote_ident(nspname)",
+        "REVOKE CREATE ON SCHEMA",
+        "pg_advisory_xact_lock",
+        "SELECT version, checksum",
+        "INSERT INTO _sqlx_migrations",
+    ];
+    let migrations = steps.into_iter().enumerate().map(async |(number, step)| {
+        let stage = Stage::new(Servers::shared(), &format!("halfopen{number}")).await;
+        execute(&stage, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
+        let lost = AtomicBool::new(false);
+        let interceptor = Interceptor::start(&stage, move |part| {
+            let pass = if contains(&part, step) && !lost.swap(true, Relaxed) {
+                Pass::HalfOpen
+            } else {
+                Pass::Forward
+            };
+            async move { pass }.boxed()
+        })
+        .await;
+        let mut migrate = command(&stage, BINARY, &["migrate"]);
+        migrate.env("POSTGRES_PORT", &interceptor.port);
+        migrate.env("POSTGRES_STATEMENT_TIMEOUT_SECONDS", "1");
+        // The server ends the lost session, as TCP keepalives would.
+        let (migrated, ()) = futures::join!(ended(migrate), async {
+            tokio::time::sleep(std::time::Duration::from_secs(9)).await;
+            execute(
+                &stage,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND state = 'idle in transaction'",
+            )
+            .await;
+        });
+        assert_eq!(migrated.code, Some(0), "{step}: {}", migrated.stderr);
+        let noticed = "no answer from PostgreSQL within 7s";
+        assert!(migrated.stderr.contains(noticed), "{step}: {}", migrated.stderr);
+        assert_eq!(stage.number("SELECT count(*) FROM _sqlx_migrations").await, 3, "{step}");
+    });
+    futures::future::join_all(migrations).await;
+}
