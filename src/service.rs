@@ -40,6 +40,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
 /// Most deliveries that one ack covers. The broker sends as many again in one go, and where they are
 /// on disk, behind a queue of millions, 1,000 cost it more than 500 (docs/performance.md).
 const MOST_ACKED: u64 = 500;
+/// What the log says of an outage that no batch meets; fewer lines while it lasts.
+const NO_ANSWER: &str = "PostgreSQL does not answer";
 /// How long closing the pool may take: by then nothing is in a transaction.
 const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -298,17 +300,21 @@ impl Watch {
     async fn refresh_totals(&mut self) {
         let mark = self.instruments.refresh_begins();
         let totals = self.store.totals(self.instruments.named_laws(), self.max_laws).await;
-        self.note(totals.map(|Totals { laws, rest }| {
+        let refreshed = totals.map(|Totals { laws, rest }| {
             self.instruments.totals_refreshed(mark, laws, rest);
-        }));
+        });
+        self.note(refreshed);
         self.instruments.standbys(self.store.standbys().await.ok());
     }
 
+    /// The log has the details of an outage: readiness shows a general phrase.
     fn note(&self, answered: Result<(), Fault>) {
         match answered {
             Ok(()) => self.health.postgres_answers(),
             Err(fault) => {
-                tracing::debug!(sqlstate = fault.sqlstate, "PostgreSQL does not answer: {fault}");
+                if self.instruments.repeats().admit(NO_ANSWER, fault.class.as_str()) {
+                    tracing::warn!(sqlstate = fault.sqlstate, "{NO_ANSWER}: {fault}");
+                }
                 self.health.postgres_failed(&fault);
             }
         }

@@ -44,6 +44,8 @@ struct World {
     ack_fails: bool,
     /// How long the store lets a batch wait, on top.
     hangs: Duration,
+    /// How long the confirm of a dead letter takes.
+    confirm: Duration,
     /// Every vote is known to the store already: as a replay, or as an attempt.
     known: Option<Known>,
 }
@@ -141,6 +143,7 @@ impl Store for World {
 
 impl DeadLetters for World {
     async fn publish(&self, letter: &DeadLetter) -> Result<(), Lost> {
+        tokio::time::sleep(self.confirm).await;
         self.note(Event::DeadLettered(letter.vote_hash.clone()));
         Ok(())
     }

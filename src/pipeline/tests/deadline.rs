@@ -65,3 +65,15 @@ fn waiting_for_other_batches_counts() {
     assert_eq!(stored.len(), 2, "the third was 100 s old when its turn came");
     assert!((100..101).contains(&took.as_secs()), "{took:?}");
 }
+
+#[test]
+fn the_confirm_of_a_dead_letter_is_waited_for_until_the_deadline() {
+    let refused = vec!["h1".to_owned()];
+    let world = World { refused, confirm: Duration::from_secs(600), ..World::default() };
+    let limits = Limits { batch_deadline: Duration::from_secs(60), ..limits(2, 1) };
+    let items = stream::iter(deliveries(votes_named(2))).boxed();
+    let (ended, took) = run_chain(&world, &limits, Mode::Flowing, items, None);
+    assert!(matches!(ended.failure, Some(Failure::Undeliverable(_))), "{:?}", ended.failure);
+    assert!((60..61).contains(&took.as_secs()), "{took:?}");
+    assert!(!ended.acked);
+}
