@@ -15,7 +15,7 @@ pub struct TaskEnded {
     how: &'static str,
 }
 
-/// A task by its name, for [`Background::spawn`].
+/// A background task with its name.
 pub type NamedTask = (&'static str, BoxFuture<'static, ()>);
 
 /// Spawns named tasks; all of them are aborted when it is dropped.
