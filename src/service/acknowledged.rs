@@ -54,8 +54,8 @@ impl AcknowledgedWatch {
         };
         // Before anything is written: the alert must not depend on a write that may fail.
         let missing: BTreeSet<String> = found.missing.iter().cloned().collect();
-        let fresh: Vec<String> = missing.difference(&self.missing).cloned().collect();
-        self.instruments.acknowledged_votes_lost(fresh.len() as u64);
+        let fresh = missing.difference(&self.missing).count();
+        self.instruments.acknowledged_votes_lost(fresh as u64);
         self.missing = missing;
         if !found.missing.is_empty() {
             self.record(&found).await?;
