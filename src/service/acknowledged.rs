@@ -16,11 +16,15 @@ pub(super) struct AcknowledgedWatch {
     health: Arc<Health>,
     /// POSTGRES_ACCEPT_LOST: the alarms that an operator accepted.
     accepted: Vec<String>,
+    /// Names an alarm of this process.
+    alarm: String,
     /// Of the last look at a primary.
     timeline: i64,
     /// What was missing at the last look: counted once for each time that it is lost.
     missing: BTreeSet<String>,
     alarms: Vec<String>,
+    /// Whether the log says already that `lost_votes` cannot be used.
+    warned: bool,
 }
 
 impl AcknowledgedWatch {
@@ -37,9 +41,11 @@ impl AcknowledgedWatch {
             instruments,
             health,
             accepted,
+            alarm: format!("{:08x}", fastrand::u32(..)),
             timeline: 0,
             missing: BTreeSet::new(),
             alarms: Vec::new(),
+            warned: false,
         }
     }
 
@@ -49,7 +55,10 @@ impl AcknowledgedWatch {
     /// [`Fault`] when the database does not answer, or does not take what was found missing.
     pub(super) async fn look(&mut self) -> Result<(), Fault> {
         let remembered = self.acknowledged.remembered();
-        let Some(mut found) = self.look_up(remembered.hashes.clone()).await? else {
+        let mut hashes: BTreeSet<String> = remembered.hashes.iter().cloned().collect();
+        // What cannot be recorded is kept in mind until it is there again.
+        hashes.extend(self.missing.iter().cloned());
+        let Some(mut found) = self.look_up(hashes.into_iter().collect()).await? else {
             return Ok(());
         };
         // Before anything is written: the alert must not depend on a write that may fail.
@@ -57,17 +66,26 @@ impl AcknowledgedWatch {
         let fresh = missing.difference(&self.missing).count();
         self.instruments.acknowledged_votes_lost(fresh as u64);
         self.missing = missing;
-        if !found.missing.is_empty() {
+        if found.alarms.is_none() {
+            self.warn_once();
+        } else if !found.missing.is_empty() {
             self.record(&found).await?;
             if let Some(again) = self.look_up(Vec::new()).await? {
                 found.alarms = again.alarms;
             }
         }
         self.acknowledged.looked_up(&remembered);
-        self.show(&found);
-        self.timeline = found.timeline;
-        self.alarms = found.alarms;
+        self.show(found);
         Ok(())
+    }
+
+    fn warn_once(&mut self) {
+        if !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                "the table lost_votes cannot be used: this instance alone would notice that \
+                 acknowledged votes were lost, and forget it at a restart. Run migrate, then roles.sql"
+            );
+        }
     }
 
     async fn look_up(&self, hashes: Vec<String>) -> Result<Option<LookUp>, Fault> {
@@ -77,7 +95,7 @@ impl AcknowledgedWatch {
     async fn record(&self, found: &LookUp) -> Result<(), Fault> {
         let lost = LostVotes {
             hashes: found.missing.clone(),
-            alarm: format!("{:08x}", fastrand::u32(..)),
+            alarm: self.alarm.clone(),
             accepted: self.accepted.clone(),
             timelines: [self.timeline, found.timeline],
         };
@@ -97,8 +115,15 @@ impl AcknowledgedWatch {
     }
 
     /// Logs alarms that are new, and says in the readiness whether there is any.
-    fn show(&self, found: &LookUp) {
-        for alarm in found.alarms.iter().filter(|alarm| !self.alarms.contains(alarm)) {
+    fn show(&mut self, found: LookUp) {
+        let recorded = found.alarms.is_some();
+        let own = || if found.missing.is_empty() { Vec::new() } else { vec![self.alarm.clone()] };
+        let alarms = found.alarms.unwrap_or_else(own);
+        for alarm in alarms.iter().filter(|alarm| !self.alarms.contains(alarm)) {
+            let way_on = match recorded {
+                true => format!("To go on without them, set POSTGRES_ACCEPT_LOST={alarm}"),
+                false => "To go on without them, restart this instance".to_owned(),
+            };
             tracing::error!(
                 alarm,
                 batches = found.missing.len(),
@@ -106,17 +131,18 @@ impl AcknowledgedWatch {
                 timeline_after = found.timeline,
                 "acknowledged votes are missing from vote_audit: a failover or a restore of \
                  PostgreSQL lost their commits. Publish the votes of that time again: those that are \
-                 there are not counted twice. To go on without them, set \
-                 POSTGRES_ACCEPT_LOST={alarm}"
+                 there are not counted twice. {way_on}"
             );
         }
-        if found.alarms.is_empty() {
+        if alarms.is_empty() {
             if !self.alarms.is_empty() {
                 tracing::info!("no acknowledged votes are missing from vote_audit any more");
             }
             self.health.acknowledged_votes_present();
         } else {
-            self.health.acknowledged_votes_lost(&found.alarms.join(", "));
+            self.health.acknowledged_votes_lost(&alarms.join(", "));
         }
+        self.timeline = found.timeline;
+        self.alarms = alarms;
     }
 }

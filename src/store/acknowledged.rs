@@ -9,6 +9,11 @@ use super::transaction::fault;
 use crate::ports::Fault;
 
 const LOOK_UP: &str = include_str!("acknowledged.sql");
+/// The alarms about lost votes that are still not there, except for those accepted in `$1`.
+const ALARMS: &str = "SELECT DISTINCT alarm FROM lost_votes AS l \
+                      WHERE alarm <> ALL ($1::text[]) \
+                        AND NOT EXISTS (SELECT FROM vote_audit AS a WHERE a.vote_hash = l.vote_hash) \
+                      ORDER BY alarm";
 const RECORD: &str = include_str!("record_lost.sql");
 /// Two instances that notice the same loss record it under one alarm. The number is arbitrary.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7218320945710285)";
@@ -22,8 +27,9 @@ const TIMELINE: &str =
 pub struct LookUp {
     /// Hashes that are not in the audit.
     pub missing: Vec<String>,
-    /// Alarms about votes that are recorded as lost and still missing.
-    pub alarms: Vec<String>,
+    /// Alarms about votes that are recorded as lost and still missing. `None` where the table
+    /// `lost_votes` is missing or this role may not use it.
+    pub alarms: Option<Vec<String>>,
     /// PostgreSQL's timeline; 0 where the server does not tell it.
     pub timeline: i64,
 }
@@ -53,16 +59,17 @@ impl PgStore {
     ) -> Result<Option<LookUp>, Fault> {
         self.read(async move |connection: &mut PgConnection| {
             // Not kept prepared: a plan made while the tables were empty would read all of them.
-            let row = sqlx::query(LOOK_UP)
-                .persistent(false)
-                .bind(hashes)
-                .bind(accepted)
-                .fetch_optional(&mut *connection)
-                .await
-                .map_err(|error| fault(&error))?;
-            let Some(row) = row else { return Ok(None) };
-            let read = || Ok((row.try_get("missing")?, row.try_get("alarms")?));
-            let (missing, alarms) = read().map_err(|error| fault(&error))?;
+            let query = |sql: &'static str| sqlx::query(sql).persistent(false);
+            let row = query(LOOK_UP).bind(hashes).fetch_optional(&mut *connection).await;
+            let Some(row) = row.map_err(|error| fault(&error))? else { return Ok(None) };
+            let read = || Ok((row.try_get("missing")?, row.try_get("recordable")?));
+            let (missing, recordable) = read().map_err(|error| fault(&error))?;
+            let mut alarms = None;
+            if recordable {
+                let names = sqlx::query_scalar(ALARMS).persistent(false).bind(accepted);
+                let names = names.fetch_all(&mut *connection).await;
+                alarms = Some(names.map_err(|error| fault(&error))?);
+            }
             // Relatives of PostgreSQL refuse this; an alarm without it is as good.
             let timeline = sqlx::query_scalar(TIMELINE).fetch_one(connection).await;
             Ok(Some(LookUp { missing, alarms, timeline: timeline.unwrap_or_default() }))

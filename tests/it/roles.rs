@@ -261,6 +261,49 @@ async fn a_missing_grant_is_a_clear_refusal_at_start() {
     stage.prepare(&as_role).await.expect("enough again");
 }
 
+/// The grants of semantics, section 9, and no more: what the tables shared since migration 3 add, the
+/// service does without.
+#[tokio::test]
+async fn a_role_without_grants_on_the_shared_tables_is_ready_and_notices_lost_votes() {
+    let stage = with_roles("olderrole").await;
+    let role = login(&stage, SERVICE).await;
+    let shared = "schema_compatibility, reconciliation, lost_votes";
+    execute(&stage, format!("REVOKE ALL ON {shared} FROM {SERVICE}")).await;
+    let as_role = [("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")];
+    let all = votes(0, 10);
+    stage.publish_votes(&all).await;
+    let service = stage.start(&as_role).await;
+    stage.until_counted(10).await;
+    service.until_logged("the table lost_votes cannot be used").await;
+
+    // What an older backup restored under the service looks like.
+    execute(&stage, "DELETE FROM vote_audit".to_owned()).await;
+    service.until_logged("To go on without them, restart this instance").await;
+    service.until_not_ready().await;
+    assert_eq!(service.metric("acknowledged_votes_lost_total").await, Some(1.0));
+    // With the grants it is recorded, so that a restart does not forget it.
+    grant(&stage);
+    eventually("the lost votes are recorded", async || {
+        stage.number("SELECT count(*) FROM lost_votes").await == 1
+    })
+    .await;
+    execute(&stage, format!("REVOKE ALL ON {shared} FROM {SERVICE}")).await;
+    stage.publish_votes(&all).await;
+    service.until_ready().await;
+    service.stop().await;
+
+    // A later migration may need a newer release, and only that table tells.
+    execute(
+        &stage,
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (99, 'later', true, '', 0)"
+            .to_owned(),
+    )
+    .await;
+    let refused = stage.prepare(&as_role).await.err();
+    assert!(matches!(refused, Some(StartError::Credentials { .. })), "{refused:?}");
+}
+
 /// The service's role can't migrate, and says who has to.
 #[tokio::test]
 async fn a_pending_migration_is_for_the_owner() {

@@ -4,7 +4,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Error, Executor, Row};
 
 use super::foreign::{Surroundings, look};
-use super::{SchemaState, compare};
+use super::{SchemaState, compare, newest};
 
 /// The tables of versions and requirements as the search path finds them now: name, qualified name,
 /// and whether this transaction holds a lock on it. Views are left out. Operators are qualified: this
@@ -54,50 +54,52 @@ pub(super) async fn examine_in_transaction(
     connection: &mut PgConnection,
     may_migrate: bool,
 ) -> Result<Examined, Error> {
-    let locking = lock(connection).await?;
+    let locked = lock(connection).await?;
     let surroundings = look(connection).await?;
     if !surroundings.refused(may_migrate).is_empty() {
         return Ok(Examined { surroundings, state: None });
     }
-    let state = Some(state(connection, &locking?).await?);
+    let state = Some(state(connection, locked).await?);
     Ok(Examined { surroundings, state })
 }
 
-/// Tables on which this transaction holds a lock, by qualified name; `None` is absent.
-#[derive(Default)]
+/// Tables on which this transaction holds a lock, by qualified name. `None` is absent; the error is
+/// the server's refusal.
 struct Locked {
-    versions: Option<String>,
-    compatibility: Option<String>,
+    versions: Result<Option<String>, Error>,
+    compatibility: Result<Option<String>, Error>,
 }
 
 /// Locks the tables that exist: none of them is dropped, renamed, altered or given a policy or a rule
 /// until the transaction ends. ACCESS SHARE takes no more than SELECT, also on a standby. A view that
-/// takes a table's place before the lock is locked without being run. The inner error is the
-/// server's refusal, after which the transaction goes on.
-async fn lock(connection: &mut PgConnection) -> Result<Result<Locked, Error>, Error> {
-    let names: Vec<String> =
-        tables(connection).await?.into_iter().map(|table| table.name).collect();
-    if names.is_empty() {
-        return Ok(Ok(Locked::default()));
+/// takes a table's place before the lock is locked without being run.
+async fn lock(connection: &mut PgConnection) -> Result<Locked, Error> {
+    let mut locked = Locked { versions: Ok(None), compatibility: Ok(None) };
+    for table in tables(connection).await? {
+        connection.execute("SAVEPOINT locking").await?;
+        let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", table.name);
+        let refused = connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(lock))).await;
+        if let Err(error @ Error::Database(_)) = refused {
+            connection.execute("ROLLBACK TO SAVEPOINT locking").await?;
+            *locked.place(&table.relation) = Err(error);
+        } else {
+            refused?;
+        }
     }
-    connection.execute("SAVEPOINT locking").await?;
-    let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
-    let refused = connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(lock))).await;
-    if let Err(error @ Error::Database(_)) = refused {
-        connection.execute("ROLLBACK TO SAVEPOINT locking").await?;
-        return Ok(Err(error));
-    }
-    refused?;
-    let mut locked = Locked::default();
     // What appeared since is not locked, and counts as absent.
     for table in tables(connection).await?.into_iter().filter(|table| table.locked) {
-        let place = match table.relation.as_str() {
-            "_sqlx_migrations" => &mut locked.versions,
-            _ => &mut locked.compatibility,
-        };
-        *place = Some(table.name);
+        *locked.place(&table.relation) = Ok(Some(table.name));
     }
-    Ok(Ok(locked))
+    Ok(locked)
+}
+
+impl Locked {
+    fn place(&mut self, relation: &str) -> &mut Result<Option<String>, Error> {
+        match relation {
+            "_sqlx_migrations" => &mut self.versions,
+            _ => &mut self.compatibility,
+        }
+    }
 }
 
 struct Table {
@@ -117,18 +119,24 @@ async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, Error> {
 
 /// Compares versions with SELECT alone, so that a role without CREATE can start the service. Sends
 /// simple queries, which any pooler passes on, and fails in no transaction for a missing table.
-async fn state(connection: &mut PgConnection, locked: &Locked) -> Result<SchemaState, Error> {
+async fn state(connection: &mut PgConnection, locked: Locked) -> Result<SchemaState, Error> {
     let mut applied: Vec<(i64, Vec<u8>)> = Vec::new();
-    if let Some(table) = &locked.versions {
+    if let Some(table) = locked.versions? {
         let versions = format!("SELECT version, checksum FROM {table} WHERE success ORDER BY 1");
         let versions = sqlx::raw_sql(sqlx::AssertSqlSafe(versions));
         for row in versions.fetch_all(&mut *connection).await? {
             applied.push((row.try_get(0)?, row.try_get(1)?));
         }
     }
+    let compatibility = match locked.compatibility {
+        Ok(table) => table,
+        // Only a later migration can need a newer release.
+        Err(_) if applied.iter().all(|(version, _)| *version <= newest()) => None,
+        Err(refused) => return Err(refused),
+    };
     let mut needs = None;
     // Older schemas have no such table, and no migration that needs a newer release.
-    if let Some(table) = &locked.compatibility {
+    if let Some(table) = compatibility {
         let marks =
             format!("SELECT migration, requires FROM {table} ORDER BY requires DESC LIMIT 1");
         let marks = sqlx::raw_sql(sqlx::AssertSqlSafe(marks));
