@@ -157,7 +157,8 @@ pub fn main() -> ExitCode {
         // A log would be written across what is drawn, which says the same.
         if !matches!(&command, Some(Command::Results(arguments)) if arguments.draws()) {
             let monitoring = &config.monitoring;
-            telemetry::init_logs(monitoring.log_level, monitoring.log_format, &traces);
+            let queued = matches!(command, None | Some(Command::Run));
+            telemetry::init_logs(monitoring.log_level, monitoring.log_format, &traces, queued);
         }
         match command.unwrap_or(Command::Run) {
             Command::Run => run::run(config, traces).await,
@@ -179,6 +180,7 @@ pub fn main() -> ExitCode {
     // A name that is still being looked up, or a read of standard input, blocks a thread that
     // nothing can end; dropping the runtime would wait for it, past any deadline.
     runtime.shutdown_background();
+    telemetry::flush_logs();
     code
 }
 

@@ -26,8 +26,8 @@ use crate::service_manager::ServiceManager;
 use crate::store::{self, PgStore, StartError, Totals};
 use crate::supervisor::Supervisor;
 use crate::telemetry::{
-    Health, Instruments, Metrics, MetricsError, QueueDepths, Spans, Suppressed, metrics_wanted,
-    seconds,
+    Health, Instruments, Metrics, MetricsError, QueueDepths, Spans, Suppressed, dropped_lines,
+    metrics_wanted, seconds,
 };
 
 /// How often the counting runtime shows that it runs its tasks.
@@ -184,6 +184,7 @@ async fn count(
     background.spawn("suppressed log lines", async move {
         repeated.repeats().run(tell_suppressed).await;
     });
+    background.spawn("dropped log lines", warn_of_dropped_lines());
     let queues = QueueWatch::new(config.rabbitmq.clone());
     background.spawn("queue depths", watch_queues(queues, instruments.clone()));
 
@@ -236,6 +237,23 @@ fn limits(config: &Config) -> Limits {
         max_message_bytes: config.batch.max_message_bytes,
         most_acked: MOST_ACKED,
         retry: RetryPolicy { max_attempts: config.retry.max_attempts, delay: config.retry.delay },
+    }
+}
+
+/// Says in the log that lines are missing from it, once it takes lines again.
+async fn warn_of_dropped_lines() {
+    let mut before = 0;
+    loop {
+        tokio::time::sleep(SIGN_OF_LIFE).await;
+        let dropped = dropped_lines();
+        if dropped > before {
+            let lines = dropped - before;
+            tracing::warn!(
+                lines,
+                "log lines were dropped: standard error was not read fast enough"
+            );
+            before = dropped;
+        }
     }
 }
 

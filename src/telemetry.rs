@@ -13,7 +13,9 @@ pub mod spans;
 mod traces;
 
 pub use self::health::{Check, DeadLetterRoute, Health, Report};
-pub use self::logs::{SUMMARISED, init as init_logs, seconds};
+pub use self::logs::{
+    SUMMARISED, dropped_lines, flush as flush_logs, init as init_logs, seconds, with_priority,
+};
 pub use self::metrics::{
     BreakerState, ErrorType, InFlight, Instruments, Metrics, MetricsError, PoolUse, QueueDepths,
     Reconciliation, SessionState, Standbys, metrics_wanted,

@@ -12,6 +12,10 @@ use crate::ports::TraceContext;
 
 /// Microseconds since the Unix epoch at which the message was published.
 const PUBLISHED_AT: &str = "x-published-at-us";
+/// Votes may wait for an outage to end, and dead letters for somebody to look.
+const OLDEST: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// A publisher's clock may be ahead by so much.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(3_600);
 /// W3C trace context.
 const TRACEPARENT: &str = "traceparent";
 /// Why PostgreSQL refused a vote that the service dead-lettered.
@@ -37,11 +41,19 @@ pub(super) fn stamp(headers: &mut FieldTable) {
 /// to the second, when there is no such header or nothing in it makes sense.
 pub(super) fn published_at(properties: &BasicProperties) -> Option<SystemTime> {
     let header = properties.headers().as_ref().and_then(|all| all.inner().get(PUBLISHED_AT));
-    let since_epoch = match header.and_then(whole) {
-        Some(micros) => Duration::from_micros(micros),
-        None => Duration::from_secs((*properties.timestamp())?),
-    };
-    SystemTime::UNIX_EPOCH.checked_add(since_epoch)
+    let header = header.and_then(whole).map(Duration::from_micros).and_then(recent);
+    let property = || properties.timestamp().map(Duration::from_secs).and_then(recent);
+    header.or_else(property)
+}
+
+/// A time that a message in the queue can have. Seconds or milliseconds where microseconds belong, or
+/// the reverse, are none: a single one would spoil the sum and the quantiles of the latency.
+fn recent(since_epoch: Duration) -> Option<SystemTime> {
+    let at = SystemTime::UNIX_EPOCH.checked_add(since_epoch)?;
+    let now = SystemTime::now();
+    let past = now.duration_since(at).unwrap_or_default();
+    let future = at.duration_since(now).unwrap_or_default();
+    (past <= OLDEST && future <= CLOCKS_DIFFER).then_some(at)
 }
 
 /// The time as a header tells it.
@@ -91,7 +103,10 @@ fn whole(value: &AMQPValue) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const SECOND: u64 = 1_763_000_000;
+    fn second() -> u64 {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.expect("after 1970").as_secs() - 10
+    }
 
     fn with(header: Option<AMQPValue>, timestamp: Option<u64>) -> BasicProperties {
         let mut properties = BasicProperties::default();
@@ -113,29 +128,39 @@ mod tests {
 
     #[test]
     fn the_header_wins_over_the_property_and_the_property_over_nothing() {
-        let exact = 1_763_000_000_123_456;
+        let second = second();
+        let exact = i64::try_from(second * 1_000_000 + 123_456).expect("a time");
         let header = AMQPValue::LongLongInt(exact);
         assert_eq!(micros(&with(Some(header.clone()), None)), Some(exact as u128));
-        assert_eq!(micros(&with(Some(header), Some(7))), Some(exact as u128));
-        assert_eq!(micros(&with(None, Some(SECOND))), Some(u128::from(SECOND) * 1_000_000));
+        assert_eq!(micros(&with(Some(header), Some(second - 7))), Some(exact as u128));
+        assert_eq!(micros(&with(None, Some(second))), Some(u128::from(second) * 1_000_000));
         assert_eq!(micros(&with(None, None)), None);
     }
 
     #[test]
-    fn a_header_that_makes_no_sense_is_as_good_as_none() {
+    fn a_time_that_makes_no_sense_is_as_good_as_none() {
+        let second = second();
         for odd in [
             AMQPValue::LongLongInt(-1),
             AMQPValue::LongLongInt(0),
             AMQPValue::Boolean(true),
             AMQPValue::LongString("yesterday".into()),
             AMQPValue::Void,
+            // Seconds, milliseconds and nanoseconds where microseconds belong.
+            AMQPValue::Timestamp(second),
+            AMQPValue::Timestamp(second * 1_000),
+            AMQPValue::Timestamp(second * 1_000_000_000),
+            AMQPValue::Timestamp(u64::MAX),
         ] {
             assert_eq!(micros(&with(Some(odd.clone()), None)), None, "{odd:?}");
-            assert!(micros(&with(Some(odd), Some(SECOND))).is_some());
+            assert!(micros(&with(Some(odd), Some(second))).is_some());
         }
-        // The largest time there is must not overflow anything.
-        assert!(micros(&with(Some(AMQPValue::Timestamp(u64::MAX)), None)).is_some());
-        published_at(&with(None, Some(u64::MAX)));
+        for odd in [0, 1, second * 1_000, second + 7_200, second - 31 * 86_400, u64::MAX] {
+            assert_eq!(micros(&with(None, Some(odd))), None, "{odd}");
+        }
+        for good in [second + 60, second - 29 * 86_400] {
+            assert!(micros(&with(None, Some(good))).is_some(), "{good}");
+        }
     }
 
     #[test]

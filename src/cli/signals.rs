@@ -3,9 +3,11 @@
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use vote_aggregator::telemetry;
 
 /// Ends the process with everything that is still under way in it.
 pub(super) fn leave(code: u8) -> ! {
+    telemetry::flush_logs();
     std::process::exit(code.into())
 }
 

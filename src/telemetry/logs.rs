@@ -1,19 +1,22 @@
 //! Logs: text for people, JSON for machines, on standard error; and the way of spans to a collector.
 
-use std::fmt;
+mod line;
+
+use std::panic;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use opentelemetry::trace::TraceContextExt;
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Subscriber};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::{self as format, FmtContext};
+use tracing_subscriber::fmt as format;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use self::line::Line;
+pub use self::line::with_priority;
 use super::traces::Traces;
 use crate::config::{LogFormat, LogLevel};
 use crate::terminal;
@@ -21,12 +24,22 @@ use crate::terminal;
 /// Target of events that the log tells of in summary only; they are for traces.
 pub const SUMMARISED: &str = "vote_aggregator::summarised";
 
+/// Lines that wait for the reader of standard error at most.
+const WAITING_LINES: usize = 1_024;
+
+/// What ends with the process: the thread that writes the log.
+static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
 /// Sends the logs of this process to standard error, from `level` up, and its spans to `traces`.
 ///
 /// Libraries are heard from WARN up, whatever the level: at their lowest level they log frames and
 /// rows, and those hold who voted what. lapin is not heard at all: it logs every refusal as an
 /// error, also those we ask for to learn a queue's arguments, and returns each of them to us.
-pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
+///
+/// With `queued` a thread of its own writes them, and [`flush`] has to be called before the process
+/// ends: a reader that hangs then costs log lines, which [`dropped_lines`] counts, and no votes.
+pub fn init(level: LogLevel, format: LogFormat, traces: &Traces, queued: bool) {
     let ours = match level {
         LogLevel::Trace => LevelFilter::TRACE,
         LogLevel::Debug => LevelFilter::DEBUG,
@@ -43,15 +56,14 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
         .with_target(SUMMARISED, LevelFilter::OFF)
         // Spans are for the collector alone: without one, none is ever made.
         .and(filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE));
-    let writer = format::layer().with_writer(std::io::stderr);
+    let writer = if queued { queue() } else { BoxMakeWriter::new(std::io::stderr) };
+    let writer = format::layer().with_writer(writer);
     let layer = match format {
         LogFormat::Text => writer
             .with_ansi(terminal::colours(&std::io::stderr()))
-            .map_event_format(|text| WithTrace::text(text.with_target(false)))
+            .map_event_format(|text| Line::text(text.with_target(false)))
             .boxed(),
-        LogFormat::Json => {
-            writer.json().flatten_event(true).map_event_format(WithTrace::json).boxed()
-        }
+        LogFormat::Json => writer.json().flatten_event(true).map_event_format(Line::json).boxed(),
     };
     let spans = traces.tracer().map(|tracer| {
         tracing_opentelemetry::layer()
@@ -63,57 +75,30 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
             .with_filter(Targets::new().with_target("vote_aggregator", LevelFilter::INFO))
     });
     tracing_subscriber::registry().with(spans).with(layer.with_filter(filter)).init();
+    // Like any other line: with a priority, in JSON, and not waiting for the reader.
+    panic::set_hook(Box::new(|panicked| tracing::error!("{panicked}")));
+}
+
+fn queue() -> BoxMakeWriter {
+    let queue = NonBlockingBuilder::default().buffered_lines_limit(WAITING_LINES).lossy(true);
+    let (writer, guard) = queue.thread_name("log").finish(std::io::stderr());
+    // Logs are set up once in a process.
+    DROPPED.get_or_init(|| writer.error_counter());
+    *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+    BoxMakeWriter::new(writer)
+}
+
+/// Log lines that were dropped because nobody read standard error.
+pub fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
+}
+
+/// Waits until the log is written, for about a second at most. Nothing is logged afterwards.
+pub fn flush() {
+    drop(WRITER.lock().unwrap_or_else(PoisonError::into_inner).take());
 }
 
 /// A time as a field of a line tells it: in seconds, to the microsecond.
 pub fn seconds(time: Duration) -> f64 {
     time.as_micros() as f64 / 1e6
-}
-
-/// A format whose lines tell the trace and the span they belong to, if any.
-struct WithTrace<F> {
-    format: F,
-    json: bool,
-}
-
-impl<F> WithTrace<F> {
-    const fn text(format: F) -> Self {
-        Self { format, json: false }
-    }
-
-    const fn json(format: F) -> Self {
-        Self { format, json: true }
-    }
-}
-
-impl<S, N, F> FormatEvent<S, N> for WithTrace<F>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-    F: FormatEvent<S, N>,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let ids = opentelemetry::Context::map_current(|current| {
-            let span = current.span();
-            let ids = span.span_context();
-            ids.is_valid().then(|| (ids.trace_id(), ids.span_id()))
-        });
-        let Some((trace, span)) = ids else {
-            return self.format.format_event(context, writer, event);
-        };
-        let mut line = String::new();
-        self.format.format_event(context, Writer::new(&mut line), event)?;
-        let line = line.trim_end();
-        match line.strip_suffix('}') {
-            Some(object) if self.json => {
-                writeln!(writer, r#"{object},"trace_id":"{trace}","span_id":"{span}"}}"#)
-            }
-            _ => writeln!(writer, "{line} trace_id={trace} span_id={span}"),
-        }
-    }
 }

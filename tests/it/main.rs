@@ -12,6 +12,7 @@ mod health;
 mod help;
 mod hostile;
 mod http;
+mod logs;
 mod metrics;
 mod migrate;
 mod outage;

@@ -23,7 +23,7 @@ pub use self::collector::Collector;
 pub use self::command::{BINARY, Ended, command, ended, execute, run};
 pub use self::interceptor::{Interceptor, Pass};
 pub use self::pooler::Pooler;
-pub use self::process::{Service, send};
+pub use self::process::{Service, request, send};
 pub use self::raw::RawPublisher;
 pub use self::servers::Servers;
 pub use self::stage::Stage;

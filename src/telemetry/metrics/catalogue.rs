@@ -141,6 +141,8 @@ pub(super) const RECONCILIATION_INTERVAL: Entry = seconds(
     "Time between two comparisons of vote_results with vote_audit; absent when they are off",
 );
 
+pub(super) const LOG_LINES_DROPPED: Entry =
+    number("log_lines_dropped", "Log lines dropped because nobody read standard error fast enough");
 pub(super) const BUILD_INFO: Entry =
     number("build_info", "Always 1; version and git revision of this program");
 

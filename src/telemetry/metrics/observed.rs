@@ -12,6 +12,7 @@ use super::catalogue::{self as metric, Entry};
 use super::labels::{BreakerState, SessionState};
 use crate::telemetry::health::{DeadLetterRoute, Health};
 use crate::telemetry::laws::Laws;
+use crate::telemetry::logs::dropped_lines;
 
 /// Git's name of the commit this was built from, when the build could tell.
 const REVISION: &str = match option_env!("VOTE_AGGREGATOR_REVISION") {
@@ -204,6 +205,10 @@ impl Observed {
                 gauge.observe(f64::from(u8::from(standbys.waited_for)), &[]);
             }
         });
+        let Entry { name, unit, help } = metric::LOG_LINES_DROPPED;
+        let counter = meter.u64_observable_counter(name).with_unit(unit).with_description(help);
+        // The SDK keeps the callback.
+        let _counter = counter.with_callback(|it| it.observe(dropped_lines(), &[])).build();
         gauge(meter, metric::BUILD_INFO, |gauge| {
             let version = KeyValue::new("version", env!("CARGO_PKG_VERSION"));
             gauge.observe(1.0, &[version, KeyValue::new("revision", REVISION)]);

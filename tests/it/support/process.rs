@@ -210,7 +210,7 @@ pub fn send(child: &Child, signal: Signal) {
     kill_process(id, signal).expect("signalled");
 }
 
-async fn request(address: &str, path: &str) -> std::io::Result<Answer> {
+pub async fn request(address: &str, path: &str) -> std::io::Result<Answer> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;

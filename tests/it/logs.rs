@@ -1,0 +1,91 @@
+//! What becomes of the log: journald knows how urgent a line is, and a reader that hangs costs lines
+//! and no votes.
+
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+
+use crate::support::{Servers, Service, Stage, request, send, votes};
+
+/// As under systemd: standard error is the stream that JOURNAL_STREAM names, here a file.
+fn under_journald() -> Command {
+    let mut command = Command::new("sh");
+    let script = "JOURNAL_STREAM=$(stat -L -c %d:%i /dev/fd/2); export JOURNAL_STREAM; \
+                  exec \"$0\" run";
+    command.args(["-c", script, env!("CARGO_BIN_EXE_vote-aggregator")]);
+    command
+}
+
+#[tokio::test]
+async fn journald_is_told_the_priority_of_each_line() {
+    let path = std::env::var("PATH").expect("a PATH");
+    // Nothing listens on port 1.
+    let environment = [
+        ("PATH", path.as_str()),
+        ("POSTGRES_HOST", "127.0.0.1"),
+        ("POSTGRES_PORT", "1"),
+        ("PROMETHEUS_HOST", "127.0.0.1"),
+        ("PROMETHEUS_PORT", "0"),
+    ];
+    let environment: std::collections::BTreeMap<String, String> =
+        environment.map(|(n, v)| (n.to_owned(), v.to_owned())).into();
+    let service = Service::spawn_as("journald", under_journald(), &environment);
+    service.until_logged("waiting for PostgreSQL").await;
+    let log = service.stop().await;
+    for line in log.lines() {
+        let priority = if line.contains(" WARN ") { "<4>" } else { "<6>" };
+        assert!(line.starts_with(priority), "{line}");
+    }
+    assert!(log.contains("<4>") && log.contains("<6>"), "{log}");
+
+    // The variable is inherited by what has another standard error.
+    let mut elsewhere = Command::new(env!("CARGO_BIN_EXE_vote-aggregator"));
+    elsewhere.arg("run");
+    let mut inherited = environment;
+    inherited.insert("JOURNAL_STREAM".to_owned(), "8:12345".to_owned());
+    let service = Service::spawn_as("journald", elsewhere, &inherited);
+    service.until_logged("waiting for PostgreSQL").await;
+    assert!(!service.stop().await.contains('<'));
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_neither_counting_nor_the_stop() {
+    const VOTES: u64 = 3_000;
+    let stage = Stage::migrated(Servers::shared(), "unread").await;
+    let mut environment = stage.environment();
+    // A line or more for each vote.
+    for (name, value) in [("BATCH_SIZE", "1"), ("LOG_LEVEL", "trace"), ("LOG_FORMAT", "json")] {
+        environment.insert(name.to_owned(), value.to_owned());
+    }
+    let mut service = Command::new(env!("CARGO_BIN_EXE_vote-aggregator"))
+        .arg("run")
+        .env_clear()
+        .envs(&environment)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the binary runs");
+    let mut log = BufReader::new(service.stderr.take().expect("piped")).lines();
+    let address = loop {
+        let line = log.next_line().await.expect("UTF-8").expect("a line");
+        let line: serde_json::Value = serde_json::from_str(&line).expect("a JSON log line");
+        if let Some(address) = line["address"].as_str() {
+            break address.to_owned();
+        }
+    };
+    // From here on nobody reads.
+    let all = votes(0, VOTES);
+    stage.publish_votes(&all).await;
+    stage.until_counted(all.len()).await;
+    assert_eq!(request(&address, "/livez").await.expect("an answer").status, 200);
+    let scrape = request(&address, "/metrics").await.expect("an answer").body;
+    let dropped = scrape.lines().find_map(|line| line.strip_prefix("log_lines_dropped_total "));
+    let dropped: f64 = dropped.expect("the metric").parse().expect("a number");
+    assert!(dropped > 0.0, "{dropped}");
+    send(&service, rustix::process::Signal::TERM);
+    let ended = tokio::time::timeout(crate::support::PATIENCE, service.wait()).await;
+    assert_eq!(ended.expect("ends in time").expect("a child of ours").code(), Some(0));
+    stage.assert_counted_exactly(&all).await;
+}
