@@ -30,7 +30,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where settings come from, for help and manual page.
 const SETTINGS: &str =
-    "Settings come from pipeline.toml, .env and the environment; README.md lists them.";
+    "Settings come from pipeline.toml, .env and the environment; docs/configuration.md lists them.";
 
 const EXAMPLES: &str = "\
 Examples:

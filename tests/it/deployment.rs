@@ -19,6 +19,7 @@ use vote_aggregator::config::{Config, Sources, keys};
 use crate::support::repository::{ROOT, files_below, read};
 
 const README: &str = include_str!("../../README.md");
+const TRACES: &str = include_str!("../../docs/observability.md");
 
 /// A directory of one test's own, gone with this value.
 struct Scratch(PathBuf);
@@ -61,11 +62,11 @@ fn scalar(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// Whether the service looks at this variable, or OpenTelemetry does and the README says so.
+/// Whether the service looks at this variable, or OpenTelemetry does and docs/observability.md says so.
 fn is_known(variable: &str) -> bool {
     let mut settings = keys::ALL.iter().chain(keys::SELECTORS);
     settings.any(|key| key.variable == variable)
-        || (variable.starts_with("OTEL_") && README.contains(&format!("`{variable}`")))
+        || (variable.starts_with("OTEL_") && TRACES.contains(&format!("`{variable}`")))
 }
 
 /// Asserts that every variable is one that the service knows, and loads the configuration. Files

@@ -338,7 +338,7 @@ fn every_name_is_one_of_the_code() {
 #[test]
 fn what_is_not_so_is_found() {
     let text = "See `src/nowhere.rs`, `tests/it/main.rs` and `nowhere_at_all.md`, [this](docs/none.md), \
-                [that](README.md#no-such-part), [the promise](README.md#the-promise).\n\
+                [that](README.md#no-such-part), [the guarantees](README.md#guarantees).\n\
                 `a_name_that_no_test_ever_had`, `no_such_name`, `vote_hash`, `script/nothing`\n\
                 ```console\n$ script/chaos --minuets 3 # --no-option\n$ cargo test --test nothing\n\
                 $ vote-aggregator publish --chekpoint x | wc --lines\n$ vote-aggregator count\n```\n";

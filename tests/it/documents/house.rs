@@ -89,7 +89,7 @@ fn arrows_run_one_way() {
     assert!(left.is_empty(), "these use one another in a circle, or one that does: {left:?}");
 }
 
-/// How many there are stands in the README, and what each breaks in the part about what must hold.
+/// How many there are stands in docs/reliability.md, and what each breaks in the part about what must hold.
 #[test]
 fn every_planted_mistake_is_told_of() {
     let patches = files_below("tests/planted");
@@ -98,7 +98,7 @@ fn every_planted_mistake_is_told_of() {
         .filter_map(|file| file.strip_prefix("tests/planted/")?.strip_suffix(".patch"));
     let numbers: BTreeSet<&str> = names.filter_map(|name| Some(name.split_once('-')?.0)).collect();
     let told = format!("plants {} mistakes", numbers.len());
-    assert!(include_str!("../../../README.md").contains(&told), "README: {told}");
+    assert!(include_str!("../../../docs/reliability.md").contains(&told), "{told}");
     let (_, part) = ARCHITECTURE.split_once("\n## What must hold\n").expect("such a part");
     let (part, _) = part.split_once("\n## ").expect("its end");
     let words = part.split(|c: char| !c.is_ascii_alphanumeric());
