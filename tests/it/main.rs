@@ -15,6 +15,7 @@ mod http;
 mod metrics;
 mod migrate;
 mod outage;
+mod passwords;
 mod planted;
 mod poison;
 mod process;
