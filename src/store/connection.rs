@@ -212,23 +212,31 @@ impl Address {
             });
         }
         let trouble = self.trouble(&error);
-        let message = match &trouble {
-            Some(trouble) => trouble.at(&self.place),
-            None => format!("{}; {}", fault.message, self.place),
+        let message = match (&trouble, &error) {
+            (Some(trouble), _) => trouble.at(&self.place),
+            (None, Error::Protocol(_)) => format!(
+                "{}; {}. What answers there is no PostgreSQL, or asks for a login other than a \
+                 password: check POSTGRES_HOST, POSTGRES_PORT and the server's pg_hba.conf",
+                fault.message, self.place
+            ),
+            (None, _) => format!("{}; {}", fault.message, self.place),
         };
         let blame = trouble.map(|trouble| Blame::Tls(trouble.verdict));
         Err(NotConnected { fault: Fault { message, ..fault }, blame })
     }
 
-    /// What keeps the driver from even trying. Its own words quote a character of the password.
+    /// What keeps the driver from even trying: a login that SASLprep refuses, or the files of our
+    /// certificate. Its own words about a login quote a character of the password.
     fn unusable(&self, cause: &dyn std::error::Error) -> String {
         let is_ascii = |password: &Password| password.current().expose_secret().is_ascii();
-        if self.options.get_username().is_ascii() && self.password.as_ref().is_none_or(is_ascii) {
+        let plain =
+            self.options.get_username().is_ascii() && self.password.as_ref().is_none_or(is_ascii);
+        if plain && self.side.cert_file.is_some() {
             return cause.to_string();
         }
-        "the user name or the password has a character that a login by SCRAM-SHA-256 cannot have, an \
-         emoji for example (RFC 4013): change it on the server (ALTER ROLE ... PASSWORD) and in \
-         POSTGRES_PASSWORD, POSTGRES_PASSWORD_FILE or DATABASE_URL"
+        "the user name or the password has a character that a login by SCRAM-SHA-256 cannot have, a \
+         control character or an emoji for example (RFC 4013): change it on the server (ALTER ROLE ... \
+         PASSWORD) and in POSTGRES_PASSWORD, POSTGRES_PASSWORD_FILE or DATABASE_URL"
             .to_owned()
     }
 
