@@ -123,7 +123,11 @@ impl PgStore {
             // Taken out: an answer that does not come leaves no doubtful connection behind.
             let (mut connection, opened) = match kept.take() {
                 Some((connection, opened)) if opened.elapsed() < READER_AGE => (connection, opened),
-                _ => (self.address.connect().await?, Instant::now()),
+                _ => {
+                    // Also for the connections that the pool opens by itself, to keep its minimum.
+                    self.address.renew_password(&self.pool);
+                    (self.address.connect().await?, Instant::now())
+                }
             };
             let answer = ask(&mut connection).await?;
             *kept = Some((connection, opened));

@@ -325,6 +325,19 @@ impl Drop for Lease {
 mod tests {
     use super::*;
 
+    #[test]
+    fn what_the_driver_says_of_a_password_is_not_repeated() {
+        let words = "Failed to saslprep password: Error(ProhibitedCharacter('\u{1f5f3}'))";
+        let told = fault(&Error::Configuration(words.into()));
+        assert!(!told.message.contains("Prohibited"), "{told}");
+
+        let sources = crate::config::Sources::default();
+        let config = config::Config::load(&sources).expect("the defaults are good").postgres;
+        let address = Address::new(&config, options(&config));
+        let told = address.unusable(&Error::Configuration(words.into()));
+        assert!(told.contains("SCRAM-SHA-256") && !told.contains("Prohibited"), "{told}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn distrust_covers_what_was_opened_before_and_nothing_after() {
         let distrust = Distrust::default();
