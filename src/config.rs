@@ -14,14 +14,16 @@
 //! it must be, so a password may look like a number. `RABBITMQ_URL` and `DATABASE_URL` win over
 //! the parts (host, user and so on) of their own layer and of lower ones; a part that a higher
 //! layer sets wins over the URL, as that layer wins over everything. Variables that are not in
-//! [`keys`] are ignored, also when they begin with `RABBITMQ_`: RabbitMQ's own tools read such.
+//! [`keys`] change nothing; those that look like one are [`Suspicions`].
 //!
 //! Architecture invariant: nothing here knows lapin, sqlx or the pipeline; a leaf that every
 //! other module may read.
 
 mod document;
+mod dotenv;
 pub mod keys;
 mod layers;
+mod password;
 mod postgres;
 mod problems;
 mod rabbitmq;
@@ -29,6 +31,7 @@ mod reader;
 mod rules;
 mod service;
 mod sources;
+mod unread;
 mod urls;
 mod values;
 
@@ -42,11 +45,12 @@ use keys::Key;
 use layers::{Layers, Origin};
 use reader::Reader;
 
+pub use password::Password;
 pub use postgres::{Postgres, PostgresSsl, SslMode};
 pub use problems::{ConfigErrors, Problem};
 pub use rabbitmq::{ManagementUrl, RabbitMq, RabbitMqTls};
 pub use service::{Batch, LogFormat, LogLevel, Monitoring, Retry};
-pub use sources::{Overrides, Sources};
+pub use sources::{Overrides, Sources, Suspicions};
 
 /// The profile that holds when none is selected, and whose values every other builds on.
 pub const DEFAULT_PROFILE: &str = "default";
@@ -68,6 +72,8 @@ pub struct Config {
     pub monitoring: Monitoring,
     /// How long a graceful shutdown may take.
     pub shutdown_timeout: Duration,
+    /// What is most likely a mistake although all of this can be used.
+    pub suspicions: Suspicions,
     /// Where each value came from, by the path of its setting.
     sources: BTreeMap<&'static str, String>,
 }
@@ -91,7 +97,7 @@ impl Config {
     /// see [`ConfigErrors::EXIT_CODE`].
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
         let mut problems = Vec::new();
-        let (profile, layers) = sources.read(&mut problems);
+        let (profile, layers, suspicions) = sources.read(&mut problems);
         let mut reader = Reader::new(Layers::new(layers), sources.base(), problems);
         reader.take_apart(&keys::RABBITMQ_URL, urls::amqp);
         reader.take_apart(&keys::DATABASE_URL, urls::postgres);
@@ -116,6 +122,7 @@ impl Config {
                 retry: shared.retry?,
                 monitoring: monitoring?,
                 shutdown_timeout: shutdown_timeout?,
+                suspicions,
                 sources,
             })
         };

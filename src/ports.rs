@@ -296,6 +296,13 @@ pub struct Fault {
     pub message: String,
 }
 
+impl Fault {
+    /// Whether the server refused the login: nothing was begun.
+    pub fn is_login_refused(&self) -> bool {
+        self.sqlstate.as_deref().is_some_and(|code| code.starts_with("28"))
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.sqlstate {

@@ -123,7 +123,11 @@ impl PgStore {
             // Taken out: an answer that does not come leaves no doubtful connection behind.
             let (mut connection, opened) = match kept.take() {
                 Some((connection, opened)) if opened.elapsed() < READER_AGE => (connection, opened),
-                _ => (self.address.connect().await?, Instant::now()),
+                _ => {
+                    // Also for the connections that the pool opens by itself, to keep its minimum.
+                    self.address.renew_password(&self.pool);
+                    (self.address.connect().await?, Instant::now())
+                }
             };
             let answer = ask(&mut connection).await?;
             *kept = Some((connection, opened));
@@ -186,8 +190,20 @@ async fn within<R, E: From<Fault>>(
 
 impl Store for PgStore {
     async fn count(&self, votes: Votes) -> Result<Counted, Fault> {
-        let pool = self.pool.clone();
-        let result = self.watched(async move { transaction::count(&pool, &votes).await }).await;
+        let (pool, address) = (self.pool.clone(), self.address.clone());
+        let counting = async move {
+            if pool.num_idle() == 0 {
+                address.renew_password(&pool);
+            }
+            match transaction::count(&pool, &votes).await {
+                // The connection that took the place of a dead one: the password changed meanwhile.
+                Err(fault) if fault.is_login_refused() && address.renew_password(&pool) => {
+                    transaction::count(&pool, &votes).await
+                }
+                counted => counted,
+            }
+        };
+        let result = self.watched(counting).await;
         if let Err(fault) = &result
             && !matches!(fault.class, Class::Isolate | Class::Split | Class::Retry)
         {

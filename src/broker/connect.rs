@@ -52,6 +52,12 @@ fn not_opened(config: &Config, error: &Error) -> OpenError {
             Verdict::OutOfDate => OpenError::Unavailable(told),
         };
     }
+    if is_unusable(error) {
+        return OpenError::Configuration(format!(
+            "{error}; {}. Check what listens there (RABBITMQ_HOST, RABBITMQ_PORT) and the login",
+            describe(config)
+        ));
+    }
     match (refused(config, error), is_hang_up(error)) {
         (OpenError::Unavailable(told), true) => OpenError::Unavailable(match &config.tls {
             // What a port with TLS does to a client without, and a broker that is stopping, too.
@@ -63,6 +69,17 @@ fn not_opened(config: &Config, error: &Error) -> OpenError {
         }),
         (other, _) => other,
     }
+}
+
+/// Whether the client can't use the settings, or speak to what answers, at any time.
+fn is_unusable(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::InvalidProtocolVersion(_)
+            | ErrorKind::SerialisationError(_)
+            | ErrorKind::AuthProviderError(_)
+            | ErrorKind::NoDefaultRuntime
+    )
 }
 
 /// Whether the other end hung up, or answered in another protocol.
@@ -124,13 +141,14 @@ pub(super) fn amqp_code(error: &Error) -> Option<u16> {
     }
 }
 
+/// Reads the password's file anew, as [`tls`] does its files.
 fn uri(config: &Config) -> AMQPUri {
     AMQPUri {
         scheme: if config.tls.is_some() { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
         authority: AMQPAuthority {
             userinfo: AMQPUserInfo {
                 username: config.user.clone(),
-                password: config.password.expose_secret().to_owned(),
+                password: config.password.current().expose_secret().to_owned(),
             },
             host: config.host.clone(),
             port: config.port,
@@ -201,6 +219,22 @@ mod tests {
         for error in [unknown, refused, expired] {
             let told = error.to_string();
             assert!(told.contains("RabbitMQ on localhost:5672"), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_the_client_cannot_use_is_never_waited_for() {
+        let config = Whole::load(&Sources::default()).expect("the defaults are good");
+        for kind in [
+            ErrorKind::InvalidProtocolVersion(amq_protocol::frame::ProtocolVersion::amqp_0_9_1()),
+            ErrorKind::AuthProviderError("no such mechanism".to_owned()),
+            ErrorKind::NoDefaultRuntime,
+        ] {
+            let told = not_opened(&config.rabbitmq, &Error::from(kind));
+            assert!(
+                matches!(&told, OpenError::Configuration(text) if text.contains("RABBITMQ_HOST")),
+                "{told:?}"
+            );
         }
     }
 

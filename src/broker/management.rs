@@ -93,7 +93,7 @@ async fn ask<T: DeserializeOwned + Send + 'static>(
     path: &str,
 ) -> Result<T, String> {
     let url = format!("{}/api/{path}", management.url.as_str().trim_end_matches('/'));
-    let authorization = basic(&management.user, management.password.expose_secret());
+    let authorization = basic(&management.user, management.password.current().expose_secret());
     let asking = tokio::task::spawn_blocking(move || {
         let agent = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build().new_agent();
         let asked = agent.get(&url).header("Authorization", authorization).call();

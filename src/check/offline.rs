@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{Finding, Report, Severity, is_local};
-use crate::config::{Config, Sources, SslMode, keys};
+use crate::config::{Config, Sources, SslMode, Suspicions, keys};
 
 use Severity::{Info, Warning};
 
@@ -56,7 +56,7 @@ pub fn configuration(config: &Config) -> Report {
             config.redacted().len(),
             config.profile
         )],
-        findings: RULES.iter().filter_map(|rule| rule(&given)).collect(),
+        findings: RULES.iter().filter_map(|rule| rule(&given)).chain(suspicious(config)).collect(),
     }
 }
 
@@ -65,6 +65,13 @@ impl Given<'_> {
     fn is_shipped<V: PartialEq>(&self, values: impl Fn(&Config) -> V) -> bool {
         self.shipped.as_ref().is_some_and(|shipped| values(shipped) == values(self.config))
     }
+}
+
+/// What was most likely meant in another way, and is no setting's value.
+fn suspicious(config: &Config) -> impl Iterator<Item = Finding> {
+    let Suspicions { unread, expanded } = &config.suspicions;
+    let all = unread.iter().chain(expanded);
+    all.map(|problem| Finding { severity: Warning, ..Finding::from(problem) })
 }
 
 fn guest_from_afar(given: &Given<'_>) -> Option<Finding> {

@@ -146,6 +146,18 @@ fn each_rule_sees_what_it_is_about_and_nothing_else() {
 }
 
 #[test]
+fn variables_that_no_setting_reads_are_warned_of() {
+    let [finding] =
+        &findings(&[("RABITMQ_HOST", "mq.example"), ("POSTGRES_INITDB_ARGS", "-k")])[..]
+    else {
+        panic!("one finding")
+    };
+    assert_eq!((finding.subject.as_str(), finding.severity), ("RABITMQ_HOST", Severity::Warning));
+    assert_eq!(finding.set_by.as_deref(), Some("environment variable RABITMQ_HOST"));
+    assert!(finding.remedy.contains("RABBITMQ_HOST?"), "{finding:?}");
+}
+
+#[test]
 fn shipped_profiles_on_this_machine_give_nothing() {
     assert_eq!(findings(&[]), []);
     assert_eq!(findings(&[("PIPELINE_PROFILE", "throughput")]), []);

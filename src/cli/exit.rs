@@ -56,6 +56,7 @@ pub const fn of_postgres(error: &StartError) -> u8 {
         StartError::Failed { .. } => INTERNAL,
         StartError::Locked { .. } => DEADLINE,
         StartError::Tls(_)
+        | StartError::Settings(_)
         | StartError::NoDatabase { .. }
         | StartError::Schema { .. }
         | StartError::Foreign { .. }

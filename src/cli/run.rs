@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use futures::{FutureExt, future};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use vote_aggregator::config::Config;
+use vote_aggregator::config::{Config, Problem, Suspicions};
 use vote_aggregator::service::{self, NamedTask, ServiceError};
 use vote_aggregator::service_manager::ServiceManager;
 use vote_aggregator::telemetry::{Traces, seconds};
@@ -27,6 +27,9 @@ async fn run_with(config: Config, traces: Traces, tasks: Vec<NamedTask>) -> Exit
         "starting; {}",
         settings(&config)
     );
+    for warning in suspicions(&config.suspicions) {
+        tracing::warn!("{warning}");
+    }
     // Before anything else, so that a signal during start is a stop and not a kill.
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
@@ -109,6 +112,21 @@ fn code(ended: Result<Result<(), ServiceError>, Box<dyn Any + Send>>) -> ExitCod
             exit::INTERNAL
         }
     })
+}
+
+/// What is most likely a mistake in the configuration; all variables that nobody reads in one line.
+fn suspicions(Suspicions { unread, expanded }: &Suspicions) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !unread.is_empty() {
+        let named = unread.iter().map(|it| format!("{}, {}", it.set_by, it.help));
+        warnings.push(format!(
+            "variables that no setting reads, so that they change nothing: {}",
+            named.collect::<Vec<_>>().join("; ")
+        ));
+    }
+    let told = |it: &Problem| format!("{} {} ({}); {}", it.key, it.wrong, it.set_by, it.help);
+    warnings.extend(expanded.iter().map(told));
+    warnings
 }
 
 fn settings(config: &Config) -> String {

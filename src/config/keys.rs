@@ -90,7 +90,7 @@ keys! {
     RABBITMQ_PASSWORD "rabbitmq.password" secret
         "RabbitMQ password.";
     RABBITMQ_PASSWORD_FILE "rabbitmq.password_file" plain
-        "File that holds the RabbitMQ password; one newline at its end is dropped.";
+        "File that holds the RabbitMQ password, read for each new connection; one newline at its end is dropped.";
     RABBITMQ_VHOST "rabbitmq.vhost" plain
         "RabbitMQ virtual host.";
     RABBITMQ_QUEUE "rabbitmq.queue" plain
@@ -126,7 +126,7 @@ keys! {
     POSTGRES_PASSWORD "postgres.password" secret
         "PostgreSQL password; may stay unset.";
     POSTGRES_PASSWORD_FILE "postgres.password_file" plain
-        "File that holds the PostgreSQL password; one newline at its end is dropped.";
+        "File that holds the PostgreSQL password, read for each new connection; one newline at its end is dropped.";
     POSTGRES_MIN_CONNECTIONS "postgres.min_connections" plain
         "Connections the pool keeps open.";
     POSTGRES_MAX_CONNECTIONS "postgres.max_connections" plain
@@ -190,30 +190,13 @@ pub(super) fn nearest<'a>(
             let distance = if candidate.starts_with(&written) && written.len() > 3 {
                 1
             } else {
-                edit_distance(&written, candidate)
+                strsim::osa_distance(&written, candidate)
             };
             (distance, candidate)
         })
         .filter(|(distance, _)| *distance <= reach)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
-}
-
-/// Insertions, deletions and substitutions between two words (Levenshtein).
-fn edit_distance(a: &str, b: &str) -> usize {
-    let mut previous: Vec<usize> = (0..=b.chars().count()).collect();
-    for (row, x) in a.chars().enumerate() {
-        let mut diagonal = row;
-        let mut left = row + 1;
-        for (above, y) in previous[1..].iter_mut().zip(b.chars()) {
-            let cheapest = (diagonal + usize::from(x != y)).min(*above + 1).min(left + 1);
-            diagonal = *above;
-            *above = cheapest;
-            left = cheapest;
-        }
-        previous[0] = row + 1;
-    }
-    previous.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -249,12 +232,5 @@ mod tests {
         assert_eq!(nearest("batch.timeout", paths()), Some("batch.timeout_seconds"));
         assert_eq!(nearest("rabbitmq.prefetch", paths()), Some("rabbitmq.prefetch_count"));
         assert_eq!(nearest("zebra", paths()), None);
-    }
-
-    #[test]
-    fn edit_distances() {
-        assert_eq!(edit_distance("", "abc"), 3);
-        assert_eq!(edit_distance("kitten", "sitting"), 3);
-        assert_eq!(edit_distance("same", "same"), 0);
     }
 }

@@ -4,13 +4,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
-
 use super::keys::{self, Key};
+use super::password::Password;
 use super::problems::Refusal;
 use super::reader::Reader;
 use super::rules;
-use super::values::{alarms, boolean, host_or_socket, name, whole};
+use super::values::{alarms, boolean, host_or_socket, name, port, whole};
 
 /// Most connections a pool may have.
 const MOST_CONNECTIONS: u64 = 10_000;
@@ -28,7 +27,7 @@ pub struct Postgres {
     /// User name.
     pub user: String,
     /// Password; none for a server that asks for none, or for a certificate.
-    pub password: Option<SecretString>,
+    pub password: Option<Password>,
     /// Connections the pool keeps open; at most `max_connections`.
     pub min_connections: u32,
     /// Connections the pool may open; at least 1.
@@ -112,7 +111,7 @@ impl fmt::Display for SslMode {
 /// Reads the section; none when something in it is refused, which the reader notes.
 pub(super) fn read(reader: &mut Reader, shared: &rules::Shared) -> Option<Postgres> {
     let host = reader.required(&keys::POSTGRES_HOST, host_or_socket);
-    let port = reader.required(&keys::POSTGRES_PORT, whole(1, 65_535));
+    let port = reader.required(&keys::POSTGRES_PORT, port(1));
     let database = reader.required(&keys::POSTGRES_DB, name);
     let user = reader.required(&keys::POSTGRES_USER, name);
     let password = reader.password(&keys::POSTGRES_PASSWORD, &keys::POSTGRES_PASSWORD_FILE);

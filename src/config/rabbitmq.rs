@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
 use url::Url;
 
 use super::keys;
+use super::password::Password;
 use super::reader::Reader;
 use super::values::{amqp_name, boolean, host, name, queue, whole};
-use super::{rules, urls};
+use super::{rules, urls, values};
 
 /// The port that AMQP over TLS has by convention.
 const TLS_PORT: u16 = 5671;
@@ -27,7 +27,7 @@ pub struct RabbitMq {
     /// User name.
     pub user: String,
     /// Password.
-    pub password: SecretString,
+    pub password: Password,
     /// Virtual host.
     pub vhost: String,
     /// The queue the votes are consumed from.
@@ -66,7 +66,7 @@ pub struct ManagementUrl {
     /// User name.
     pub user: String,
     /// Password.
-    pub password: SecretString,
+    pub password: Password,
 }
 
 /// Reads the section; none when something in it is refused, which the reader notes.
@@ -191,7 +191,7 @@ fn contradicted(reader: &mut Reader, on: Option<bool>) -> bool {
 /// The port; with TLS the conventional other one, unless somebody set a port.
 fn port(reader: &mut Reader, encrypted: bool) -> Option<u16> {
     let key = &keys::RABBITMQ_PORT;
-    let port = reader.required(key, whole(1, 65_535))?;
+    let port = reader.required(key, values::port(1))?;
     if encrypted && reader.find(key).is_some_and(|found| found.shipped) {
         reader.derived(key, &keys::RABBITMQ_TLS);
         return Some(TLS_PORT);

@@ -1,21 +1,15 @@
 //! Takes settings out of the merged layers, checks them, and notes what is wrong with each.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
-
-use secrecy::SecretString;
+use std::path::PathBuf;
 
 use super::keys::Key;
 use super::layers::{Found, Layers};
+use super::password::Password;
 use super::problems::{Problem, Refusal};
 use super::urls::Parts;
-use super::values::{no_control_character, pem_file, plain};
+use super::values::{pem_file, plain, secret};
 use crate::tls;
-
-/// Largest password file, in bytes; what is larger is another file by mistake.
-const LARGEST_PASSWORD_FILE: u64 = 65_536;
 
 pub(super) struct Reader {
     layers: Layers,
@@ -133,7 +127,7 @@ impl Reader {
         &mut self,
         key: &'static Key,
         file_key: &'static Key,
-    ) -> Option<Option<SecretString>> {
+    ) -> Option<Option<Password>> {
         let given = self.layers.find(key);
         let Some(file) = self.layers.find(file_key) else {
             return self.plain_password(key, given);
@@ -149,7 +143,7 @@ impl Reader {
                 ));
                 None
             }
-            _ => match self.read_password(&file.text) {
+            _ => match self.password_file(&file.text, file_key) {
                 Ok(password) => {
                     self.sources.insert(key.path, file.set_by);
                     Some(Some(password))
@@ -167,40 +161,18 @@ impl Reader {
         &mut self,
         key: &'static Key,
         given: Option<Found>,
-    ) -> Option<Option<SecretString>> {
+    ) -> Option<Option<Password>> {
         let Some(given) = given else { return Some(None) };
-        if let Err(Refusal { wrong, help }) = no_control_character(&given.text) {
+        if let Err(Refusal { wrong, help }) = secret(&given.text) {
             self.refuse(key, &given, wrong, help);
             return None;
         }
         self.sources.insert(key.path, given.set_by);
-        Some(Some(SecretString::from(given.text)))
+        Some(Some(Password::given(given.text)))
     }
 
-    fn read_password(&self, path: &str) -> Result<SecretString, Refusal> {
+    fn password_file(&self, path: &str, key: &Key) -> Result<Password, Refusal> {
         plain(path)?;
-        let named =
-            |wrong| Refusal::new(wrong, "name a file that holds the password and nothing else");
-        let text = read_password(&self.base.join(path)).map_err(named)?;
-        no_control_character(&text)?;
-        Ok(SecretString::from(text))
+        Password::in_file(self.base.join(path), key)
     }
-}
-
-/// Reads a password and drops the one newline that editors and `echo` put at the end.
-fn read_password(path: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(LARGEST_PASSWORD_FILE + 1).read_to_end(&mut bytes))
-        .map_err(|error| format!("cannot be read ({error})"))?;
-    if bytes.len() as u64 > LARGEST_PASSWORD_FILE {
-        return Err("is too large for a password file".to_owned());
-    }
-    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())?;
-    let text = text.strip_suffix('\n').unwrap_or(&text);
-    let text = text.strip_suffix('\r').unwrap_or(text);
-    if text.is_empty() {
-        return Err("is empty".to_owned());
-    }
-    Ok(text.to_owned())
 }

@@ -9,7 +9,7 @@ use super::Config;
 use super::keys::{self, Key};
 use super::problems::{HIDDEN, Refusal};
 use super::reader::Reader;
-use super::values::{address, seconds, whole};
+use super::values::{address, port, seconds, whole};
 
 /// How votes are gathered before they are written together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +135,7 @@ impl fmt::Display for LogFormat {
 /// Reads the section; none when something in it is refused, which the reader notes.
 pub(super) fn monitoring(reader: &mut Reader) -> Option<Monitoring> {
     let host = reader.required(&keys::PROMETHEUS_HOST, address);
-    let port = reader.required(&keys::PROMETHEUS_PORT, whole(0, 65_535));
+    let port = reader.required(&keys::PROMETHEUS_PORT, port(0));
     let log_level = reader.required(&keys::LOG_LEVEL, LogLevel::parse);
     let log_format = reader.required(&keys::LOG_FORMAT, LogFormat::parse);
     let max_laws = reader.required(&keys::METRICS_MAX_LAWS, whole(1, 100_000));

@@ -4,24 +4,36 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::DEFAULT_PROFILE;
 use super::document;
+use super::dotenv::{self, DotEnv};
 use super::keys::{self, Key};
 use super::layers::{Layer, Origin};
 use super::problems::{Problem, Refusal};
+use super::unread::unread;
 use super::values::plain;
 
 const FILE_NAME: &str = "pipeline.toml";
-const DOTENV_NAME: &str = ".env";
+pub(super) const DOTENV: &str = ".env";
+
+/// What a configuration works with and what is most likely a mistake all the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Suspicions {
+    /// Variables that no setting reads.
+    pub unread: Vec<Problem>,
+    /// Settings in `.env` with another variable's value in them.
+    pub expanded: Vec<Problem>,
+}
 
 /// Everything a configuration is made from. Reading it changes nothing, and looks at nothing
 /// else than the files named here; only a `$NAME` outside single quotes in `.env` is looked up in
 /// the process environment too.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// Environment variables; only the names in [`keys`] are looked at.
+    /// Environment variables. Only the values of the names in [`keys`] are read; of others that look like
+    /// them the names are reported.
     pub environment: BTreeMap<String, OsString>,
     /// Where `pipeline.toml` and `.env` are looked for, and where relative paths start. Without
     /// it neither is looked for.
@@ -58,12 +70,12 @@ impl Sources {
         self.working_dir.clone().unwrap_or_default()
     }
 
-    /// The name of the selected profile and all layers, the lowest first.
-    pub(super) fn read(&self, problems: &mut Vec<Problem>) -> (String, Vec<Layer>) {
-        let variables = vec![
-            (Origin::DotEnv, self.dotenv(problems)),
-            (Origin::Environment, self.environment(problems)),
-        ];
+    /// The name of the selected profile, all layers, the lowest first, and what is suspicious.
+    pub(super) fn read(&self, problems: &mut Vec<Problem>) -> (String, Vec<Layer>, Suspicions) {
+        let DotEnv { values, expanded } = self.dotenv(problems);
+        let suspicions = Suspicions { unread: unread(&self.environment, &values), expanded };
+        let variables =
+            vec![(Origin::DotEnv, values), (Origin::Environment, self.environment(problems))];
         let profile = self.profile(&variables, problems);
         let mut layers = document::layers(
             document::SHIPPED,
@@ -83,7 +95,7 @@ impl Sources {
             layers.push(layer);
         }
         layers.push(self.overrides(problems));
-        (profile, layers)
+        (profile, layers, suspicions)
     }
 
     fn profile(&self, variables: &Variables, problems: &mut Vec<Problem>) -> String {
@@ -156,19 +168,19 @@ impl Sources {
     }
 
     /// The working directory's `.env`.
-    fn dotenv(&self, problems: &mut Vec<Problem>) -> BTreeMap<String, String> {
-        let Some(path) = self.working_dir.as_ref().map(|dir| dir.join(DOTENV_NAME)) else {
-            return BTreeMap::new();
+    fn dotenv(&self, problems: &mut Vec<Problem>) -> DotEnv {
+        let Some(path) = self.working_dir.as_ref().map(|dir| dir.join(DOTENV)) else {
+            return DotEnv::default();
         };
         match std::fs::read_to_string(&path) {
-            Ok(text) => parse_dotenv(&text, &path, problems),
-            Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
+            Ok(text) => dotenv::parse(&text, &path, problems),
+            Err(error) if error.kind() == ErrorKind::NotFound => DotEnv::default(),
             Err(error) => {
                 let place = path.display().to_string();
                 let wrong = format!("cannot be read ({error})");
                 let help = "make it readable, or remove it";
-                problems.push(Problem::about(DOTENV_NAME, place, wrong, help));
-                BTreeMap::new()
+                problems.push(Problem::about(DOTENV, place, wrong, help));
+                DotEnv::default()
             }
         }
     }
@@ -226,38 +238,6 @@ fn select(key: &Key, flag: Option<&str>, variables: &Variables) -> Option<(Strin
     })
 }
 
-/// The assignments of a `.env` file; of a repeated name the last one holds, as in a shell.
-fn parse_dotenv(text: &str, path: &Path, problems: &mut Vec<Problem>) -> BTreeMap<String, String> {
-    let text = text.trim_start_matches('\u{feff}');
-    let mut values = BTreeMap::new();
-    for item in dotenvy::from_read_iter(text.as_bytes()) {
-        match item {
-            Ok((name, value)) => {
-                values.insert(name, value);
-            }
-            Err(error) => {
-                // The error repeats the line, which may hold a password: only its number is said.
-                let place = match &error {
-                    dotenvy::Error::LineParse(line, _) => text
-                        .find(line.as_str())
-                        .map(|start| text[..start].matches('\n').count() + 1)
-                        .map_or(path.display().to_string(), |number| {
-                            format!("{}, line {number}", path.display())
-                        }),
-                    _ => path.display().to_string(),
-                };
-                problems.push(Problem::about(
-                    DOTENV_NAME,
-                    place,
-                    "is not NAME=value",
-                    "put a value with spaces, quotes, # or $ in single quotes: NAME='value'",
-                ));
-            }
-        }
-    }
-    values
-}
-
 // Both may hold passwords: their names are enough.
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -283,42 +263,6 @@ impl fmt::Debug for Overrides {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn dotenv(text: &str) -> (BTreeMap<String, String>, Vec<Problem>) {
-        let mut problems = Vec::new();
-        let values = parse_dotenv(text, Path::new("/srv/.env"), &mut problems);
-        (values, problems)
-    }
-
-    #[test]
-    fn dotenv_values_are_text_and_may_be_quoted() {
-        let (values, problems) = dotenv(
-            "\u{feff}A=12345\n# B=1\nexport C='pa$s #1'\nD=\"two words\"\nE=1 # note\nF='\"q\"'\nA=2\nG=\n",
-        );
-        assert_eq!(problems, []);
-        let expected = [
-            ("A", "2"),
-            ("C", "pa$s #1"),
-            ("D", "two words"),
-            ("E", "1"),
-            ("F", "\"q\""),
-            ("G", ""),
-        ];
-        assert_eq!(values.len(), expected.len());
-        for (name, value) in expected {
-            assert_eq!(values.get(name).map(String::as_str), Some(value), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_broken_dotenv_line_is_named_by_its_number_and_not_shown() {
-        let (values, problems) =
-            dotenv("A=1\nRABBITMQ_PASSWORD=hun ter2\nB=2\nnot an assignment\n");
-        assert_eq!(values.len(), 2);
-        let places: Vec<&str> = problems.iter().map(|problem| problem.set_by.as_str()).collect();
-        assert_eq!(places, ["/srv/.env, line 2", "/srv/.env, line 4"]);
-        assert!(!format!("{problems:?}").contains("ter2"));
-    }
 
     #[test]
     fn debug_shows_names_only() {

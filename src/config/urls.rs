@@ -3,12 +3,12 @@
 //! No message here repeats any part of a URL that could be a badly written password.
 
 use percent_encoding::percent_decode_str;
-use secrecy::SecretString;
 use url::Url;
 
 use super::keys::{self, Key};
+use super::password::Password;
 use super::problems::Refusal;
-use super::values::plain;
+use super::values::{plain, secret};
 
 /// The settings a URL gives, as the text each of them would have been given alone. What a URL
 /// leaves out is left out here too and comes from the separate setting.
@@ -81,7 +81,7 @@ pub(super) fn postgres(text: &str) -> Result<Parts, Refusal> {
 pub(super) struct HttpAddress {
     pub url: Url,
     pub user: Option<String>,
-    pub password: Option<SecretString>,
+    pub password: Option<Password>,
 }
 
 /// `http://host:15672` or `https`, perhaps with a login and a path prefix.
@@ -93,7 +93,9 @@ pub(super) fn management(text: &str) -> Result<HttpAddress, Refusal> {
     }
     let user = Some(decode(url.username())?).filter(|user| !user.is_empty());
     let password = url.password().map(decode).transpose()?.filter(|password| !password.is_empty());
-    let password = password.map(SecretString::from);
+    user.as_deref().map_or(Ok(()), plain)?;
+    password.as_deref().map_or(Ok(()), secret)?;
+    let password = password.map(Password::given);
     let cannot = |()| Refusal::new("has no host", format!("write {shape}"));
     url.set_username("").map_err(cannot)?;
     url.set_password(None).map_err(cannot)?;
@@ -323,7 +325,10 @@ mod tests {
         let address = management("https://a%40:b@mq:15671/prefix").expect("the URL is right");
         assert_eq!(address.url.as_str(), "https://mq:15671/prefix");
         assert_eq!(address.user.as_deref(), Some("a@"));
-        assert_eq!(address.password.map(|p| p.expose_secret().to_owned()).as_deref(), Some("b"));
+        assert_eq!(
+            address.password.map(|p| p.current().expose_secret().to_owned()).as_deref(),
+            Some("b")
+        );
         assert!(wrong(management("ftp://mq")).contains("http://"));
         assert!(wrong(management("http://mq/?a=1")).contains("parameters"));
     }

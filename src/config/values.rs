@@ -18,6 +18,27 @@ const LONGEST_AMQP_NAME: usize = 255;
 /// Largest PEM file, in bytes: several times a system's whole bundle of authorities.
 const LARGEST_PEM_FILE: u64 = 4_194_304;
 
+const LINE_BREAKS: [char; 2] = ['\n', '\r'];
+
+/// What to do about a line break at the end.
+const LINE_BREAK: &str = "write the value without it: `echo` puts one there, in a Kubernetes Secret for \
+     example; `echo -n` and `printf %s` do not";
+
+/// A port's number.
+pub(super) fn port(least: u16) -> impl Fn(&str) -> Result<u16, Refusal> {
+    move |text| {
+        if text.contains("://") {
+            return Err(Refusal::new(
+                "is an address, as Kubernetes sets it in each pod for a Service of that name \
+                 (service links)",
+                "set enableServiceLinks: false in the pod's spec, or set the variable to the port's \
+                 number in the container's env, which replaces it",
+            ));
+        }
+        whole(least.into(), 65_535)(text)
+    }
+}
+
 /// A whole number between two bounds, both included.
 pub(super) fn whole<T: TryFrom<u64>>(least: u64, most: u64) -> impl Fn(&str) -> Result<T, Refusal> {
     move |text| {
@@ -80,10 +101,9 @@ pub(super) fn plain(text: &str) -> Result<(), Refusal> {
     let (begins, ends) = (text.starts_with(blank), text.ends_with(blank));
     if begins || ends {
         let place = if begins { "begins" } else { "ends" };
-        return Err(Refusal::new(
-            format!("{place} with a blank or a line break"),
-            "write the value without it",
-        ));
+        let help =
+            if text.ends_with(LINE_BREAKS) { LINE_BREAK } else { "write the value without it" };
+        return Err(Refusal::new(format!("{place} with a blank or a line break"), help));
     }
     if text.starts_with(QUOTES) || text.ends_with(QUOTES) {
         return Err(Refusal::new(
@@ -94,9 +114,23 @@ pub(super) fn plain(text: &str) -> Result<(), Refusal> {
     no_control_character(text)
 }
 
-/// Refuses a control character, also in a password: the line break at the end of a variable that was
-/// read from a file, for example.
-pub(super) fn no_control_character(text: &str) -> Result<(), Refusal> {
+/// Refuses a password that its source most likely changed: with a control character no server has it,
+/// and a driver may not even send it. Blanks and quotation marks may be anywhere.
+pub(super) fn secret(text: &str) -> Result<(), Refusal> {
+    if text.ends_with(LINE_BREAKS) {
+        return Err(Refusal::new("ends with a control character, a line break", LINE_BREAK));
+    }
+    if text.starts_with('\u{feff}') {
+        return Err(Refusal::new(
+            "begins with a byte order mark, which is part of it",
+            "save it as UTF-8 without one",
+        ));
+    }
+    no_control_character(text)
+}
+
+/// Refuses a control character, wherever it is.
+fn no_control_character(text: &str) -> Result<(), Refusal> {
     if text.chars().any(char::is_control) {
         return Err(Refusal::new(
             "holds a control character or a line break",

@@ -118,6 +118,11 @@ fn refusal(config: &Config, attempt: Attempt) -> Finding {
             "mend the settings or the certificate that it names; the service would not start"
                 .to_owned(),
         ),
+        Attempt::Fatal(error @ StartError::Settings(_)) => (
+            &keys::POSTGRES_PASSWORD,
+            error.to_string(),
+            "change what it names; the service would not start".to_owned(),
+        ),
         Attempt::Fatal(StartError::Schema { reason, place }) => (
             &keys::POSTGRES_DB,
             format!("the schema does not fit: {reason}; {place}"),

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::transaction::fault;
-use crate::config;
+use crate::config::{self, Password};
 use crate::ports::{Class, Fault};
 use crate::tls::{Side, Trouble, Variables, Verdict};
 
@@ -49,9 +49,7 @@ pub fn options(config: &config::Postgres) -> PgConnectOptions {
             ("tcp_keepalives_count", "3"),
         ])
         .disable_statement_logging();
-    if let Some(password) = &config.password {
-        options = options.password(password.expose_secret());
-    }
+    options = with_password(options, config.password.as_ref());
     if let Some(file) = &ssl.root_cert {
         options = options.ssl_root_cert(file);
     }
@@ -62,6 +60,14 @@ pub fn options(config: &config::Postgres) -> PgConnectOptions {
         options = options.ssl_client_key(file);
     }
     options
+}
+
+/// With the password as its file has it now.
+fn with_password(options: PgConnectOptions, password: Option<&Password>) -> PgConnectOptions {
+    match password {
+        Some(password) => options.password(password.current().expose_secret()),
+        None => options,
+    }
 }
 
 /// Adds the limits of a counting session: no statement, lock or idle transaction may hang.
@@ -108,6 +114,7 @@ pub(super) fn pool(
 #[derive(Clone)]
 pub(super) struct Address {
     options: PgConnectOptions,
+    password: Option<Password>,
     place: String,
     ssl_mode: config::SslMode,
     side: Side,
@@ -116,13 +123,19 @@ pub(super) struct Address {
 /// Why there is no connection.
 pub(super) struct NotConnected {
     pub(super) fault: Fault,
-    /// Set when TLS is to blame.
-    pub(super) verdict: Option<Verdict>,
+    /// Set when it is not the server's own answer.
+    pub(super) blame: Option<Blame>,
+}
+
+pub(super) enum Blame {
+    Tls(Verdict),
+    /// The driver can't use the settings.
+    Settings,
 }
 
 impl From<Fault> for NotConnected {
     fn from(fault: Fault) -> Self {
-        Self { fault, verdict: None }
+        Self { fault, blame: None }
     }
 }
 
@@ -147,7 +160,13 @@ impl Address {
                 key_file: "POSTGRES_SSLKEY",
             },
         };
-        Self { options, place: describe(config), ssl_mode: config.ssl.mode, side }
+        Self {
+            options,
+            password: config.password.clone(),
+            place: describe(config),
+            ssl_mode: config.ssl.mode,
+            side,
+        }
     }
 
     /// The same place under another name in `pg_stat_activity`, with session settings that go
@@ -161,9 +180,19 @@ impl Address {
         Self { options, ..self.clone() }
     }
 
+    /// Has `pool` open connections with the password as its file has it now; false when it is in none.
+    pub(super) fn renew_password(&self, pool: &PgPool) -> bool {
+        let in_file = self.password.as_ref().is_some_and(Password::is_in_file);
+        if in_file {
+            pool.set_connect_options(with_password(self.options.clone(), self.password.as_ref()));
+        }
+        in_file
+    }
+
     /// A connection, opened within [`CONNECT_TIMEOUT`].
     pub(super) async fn connect(&self) -> Result<PgConnection, NotConnected> {
-        let error = match timeout(CONNECT_TIMEOUT, self.options.connect()).await {
+        let options = with_password(self.options.clone(), self.password.as_ref());
+        let error = match timeout(CONNECT_TIMEOUT, options.connect()).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => error,
             Err(_) => {
@@ -175,13 +204,40 @@ impl Address {
         if fault.sqlstate.is_some() {
             return Err(fault.into());
         }
+        if let Error::Configuration(cause) = &error {
+            let message = format!("{}; {}", self.unusable(&**cause), self.place);
+            return Err(NotConnected {
+                fault: Fault { message, ..fault },
+                blame: Some(Blame::Settings),
+            });
+        }
         let trouble = self.trouble(&error);
-        let message = match &trouble {
-            Some(trouble) => trouble.at(&self.place),
-            None => format!("{}; {}", fault.message, self.place),
+        let message = match (&trouble, &error) {
+            (Some(trouble), _) => trouble.at(&self.place),
+            (None, Error::Protocol(_)) => format!(
+                "{}; {}. What answers there is no PostgreSQL, or asks for a login other than a \
+                 password: check POSTGRES_HOST, POSTGRES_PORT and the server's pg_hba.conf",
+                fault.message, self.place
+            ),
+            (None, _) => format!("{}; {}", fault.message, self.place),
         };
-        let verdict = trouble.map(|trouble| trouble.verdict);
-        Err(NotConnected { fault: Fault { message, ..fault }, verdict })
+        let blame = trouble.map(|trouble| Blame::Tls(trouble.verdict));
+        Err(NotConnected { fault: Fault { message, ..fault }, blame })
+    }
+
+    /// What keeps the driver from even trying: a login that SASLprep refuses, or the files of our
+    /// certificate. Its own words about a login quote a character of the password.
+    fn unusable(&self, cause: &dyn std::error::Error) -> String {
+        let is_ascii = |password: &Password| password.current().expose_secret().is_ascii();
+        let plain =
+            self.options.get_username().is_ascii() && self.password.as_ref().is_none_or(is_ascii);
+        if plain && self.side.cert_file.is_some() {
+            return cause.to_string();
+        }
+        "the user name or the password has a character that a login by SCRAM-SHA-256 cannot have, a \
+         control character or an emoji for example (RFC 4013): change it on the server (ALTER ROLE ... \
+         PASSWORD) and in POSTGRES_PASSWORD, POSTGRES_PASSWORD_FILE or DATABASE_URL"
+            .to_owned()
     }
 
     fn trouble(&self, error: &Error) -> Option<Trouble> {
@@ -268,6 +324,19 @@ impl Drop for Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_driver_says_of_a_password_is_not_repeated() {
+        let words = "Failed to saslprep password: Error(ProhibitedCharacter('\u{1f5f3}'))";
+        let told = fault(&Error::Configuration(words.into()));
+        assert!(!told.message.contains("Prohibited"), "{told}");
+
+        let sources = crate::config::Sources::default();
+        let config = config::Config::load(&sources).expect("the defaults are good").postgres;
+        let address = Address::new(&config, options(&config));
+        let told = address.unusable(&Error::Configuration(words.into()));
+        assert!(told.contains("SCRAM-SHA-256") && !told.contains("Prohibited"), "{told}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn distrust_covers_what_was_opened_before_and_nothing_after() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Address, NotConnected, describe, options, with_session_limits};
+use super::connection::{Address, Blame, NotConnected, describe, options, with_session_limits};
 use super::durability::{Risk, listed, risks, standbys, warn_of_standbys};
 use super::sqlstate::fatal_at_start;
 use super::transaction::{Rehearsed, rehearse};
@@ -33,6 +33,9 @@ pub enum StartError {
     /// We refuse the server, or there is no TLS to be had.
     #[error("no encrypted connection to PostgreSQL: {0}")]
     Tls(Fault),
+    /// The driver can't use the settings.
+    #[error("no connection to PostgreSQL can be made with these settings: {0}")]
+    Settings(Fault),
     #[error("PostgreSQL has no such database: {fault}; {place}. Create it, or set POSTGRES_DB")]
     NoDatabase { fault: Fault, place: String },
     #[error("the schema does not fit: {reason}; {place}")]
@@ -170,11 +173,12 @@ fn refuse_lossy(config: &Config, risks: &[Risk]) -> Result<(), Attempt> {
 
 /// A failure to get as far as a question.
 pub(super) fn not_connected(config: &Config, not: NotConnected) -> Attempt {
-    match not.verdict {
-        Some(Verdict::Mismatch) => Attempt::Fatal(StartError::Tls(not.fault)),
-        Some(Verdict::Refused) => Attempt::Fatal(StartError::Certificate(not.fault)),
+    match not.blame {
+        Some(Blame::Settings) => Attempt::Fatal(StartError::Settings(not.fault)),
+        Some(Blame::Tls(Verdict::Mismatch)) => Attempt::Fatal(StartError::Tls(not.fault)),
+        Some(Blame::Tls(Verdict::Refused)) => Attempt::Fatal(StartError::Certificate(not.fault)),
         // A server whose certificate is renewed is one that comes back.
-        Some(Verdict::OutOfDate) => Attempt::Wait(not.fault),
+        Some(Blame::Tls(Verdict::OutOfDate)) => Attempt::Wait(not.fault),
         None => gone(config, not.fault),
     }
 }

@@ -218,6 +218,12 @@ pub(super) fn fault(error: &Error) -> Fault {
         | Error::Encode(_) => {
             Fault { class: Class::Bug, sqlstate: None, message: error.to_string() }
         }
+        // Its words quote a character of the password.
+        Error::Configuration(_) => Fault {
+            class: Class::Reconnect,
+            sqlstate: None,
+            message: "the driver cannot use the login, or the files of our certificate".to_owned(),
+        },
         Error::PoolTimedOut => Fault {
             class: Class::Reconnect,
             sqlstate: None,

@@ -14,7 +14,7 @@ fn without_anything_set_the_defaults_hold() {
     assert_eq!(rabbitmq.host, "localhost");
     assert_eq!(rabbitmq.port, 5672);
     assert_eq!(rabbitmq.user, "guest");
-    assert_eq!(rabbitmq.password.expose_secret(), "guest");
+    assert_eq!(rabbitmq.password.current().expose_secret(), "guest");
     assert_eq!(rabbitmq.vhost, "/");
     assert_eq!(rabbitmq.queue, "votes.aggregation");
     assert_eq!(rabbitmq.dead_letter_queue, "votes.aggregation.dlq");
@@ -137,7 +137,7 @@ fn every_variable_is_read() {
         ("RABBITMQ_PASSWORD_FILE", &directory.file("password")),
         ("POSTGRES_PASSWORD_FILE", &directory.file("password")),
     ]);
-    assert_eq!(config.rabbitmq.password.expose_secret(), "from file");
+    assert_eq!(config.rabbitmq.password.current().expose_secret(), "from file");
     let url = load(&[("RABBITMQ_URL", "amqp://mq2"), ("DATABASE_URL", "postgres://pg2")]);
     assert_eq!((url.rabbitmq.host.as_str(), url.postgres.host.as_str()), ("mq2", "pg2"));
 }

@@ -259,3 +259,30 @@ fn a_text_with_something_around_it_is_refused_with_where_it_comes_from() {
     let list = problem(&[("RABBITMQ_HOST", "a,b,c")]);
     assert!(list.wrong.contains("list of hosts") && list.help.contains("one host"), "{list}");
 }
+
+/// With service links Kubernetes sets `RABBITMQ_PORT` for a Service named rabbitmq.
+#[test]
+fn a_port_that_kubernetes_set_is_refused_with_what_set_it() {
+    for (name, value) in [
+        ("RABBITMQ_PORT", "tcp://10.0.0.5:5672"),
+        ("POSTGRES_PORT", "tcp://10.0.0.6:5432"),
+        ("PROMETHEUS_PORT", "tcp://10.0.0.7:9090"),
+    ] {
+        let problem = problem(&[(name, value)]);
+        assert!(problem.wrong.contains("Kubernetes"), "{problem}");
+        assert!(problem.help.contains("enableServiceLinks: false"), "{problem}");
+        assert_eq!(problem.set_by, format!("environment variable {name}"));
+    }
+}
+
+#[test]
+fn what_is_suspicious_in_environment_and_dotenv_is_kept_beside_the_settings() {
+    let dotenv = "NAME=h\nBATCH_TIMEOUT=5\nRABBITMQ_HOST=${NAME}\n";
+    let directory = Directory::new(&[(".env", dotenv)]);
+    let config = loaded(&directory.sources(&[("RABITMQ_HOST", "mq"), ("HOME", "/root")]));
+    let keys = |problems: &[Problem]| problems.iter().map(|it| it.key.clone()).collect::<Vec<_>>();
+    assert_eq!(keys(&config.suspicions.unread), ["RABITMQ_HOST", "BATCH_TIMEOUT"]);
+    assert_eq!(keys(&config.suspicions.expanded), ["RABBITMQ_HOST"]);
+    assert_eq!(config.rabbitmq.host, "h");
+    assert_eq!(load(&[]).suspicions, Suspicions::default());
+}

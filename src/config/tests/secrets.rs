@@ -5,8 +5,11 @@ use super::*;
 const SECRET: &str = "hunter2";
 
 fn passwords(config: &Config) -> (String, Option<String>) {
-    let rabbitmq = config.rabbitmq.password.expose_secret().to_owned();
-    (rabbitmq, config.postgres.password.as_ref().map(|text| text.expose_secret().to_owned()))
+    let rabbitmq = config.rabbitmq.password.current().expose_secret().to_owned();
+    (
+        rabbitmq,
+        config.postgres.password.as_ref().map(|text| text.current().expose_secret().to_owned()),
+    )
 }
 
 #[test]
@@ -70,20 +73,75 @@ fn a_password_file_loses_one_newline_at_its_end() {
 /// A line break that a file or a shell left at the end, for example.
 #[test]
 fn a_password_with_a_control_character_is_refused_and_not_shown() {
-    let directory = Directory::new(&[("lines", "hunter2\n\n"), ("quoted", "\"hunter2 \"")]);
-    for (name, value) in [
-        ("RABBITMQ_PASSWORD", "hunter2\n"),
-        ("POSTGRES_PASSWORD", "hunter2\u{0}"),
-        ("POSTGRES_PASSWORD_FILE", "lines"),
-        ("RABBITMQ_URL", "amqp://u:hunter2%0A@h"),
+    let directory = Directory::new(&[
+        ("lines", "hunter2\n\n"),
+        ("two", "hunter2\nhunter2\n"),
+        ("marked", "\u{feff}hunter2"),
+        ("quoted", "\"hunter2 \""),
+    ]);
+    let (at_the_end, anywhere) = ("ends with a control character", "holds a control character");
+    for (name, value, wrong) in [
+        ("RABBITMQ_PASSWORD", "hunter2\n", at_the_end),
+        ("RABBITMQ_PASSWORD", "hunter2\r\n", at_the_end),
+        ("RABBITMQ_PASSWORD", "hun\u{7f}ter2", anywhere),
+        ("POSTGRES_PASSWORD", "hunter2\n", at_the_end),
+        ("POSTGRES_PASSWORD", "hunter2\u{0}", anywhere),
+        ("POSTGRES_PASSWORD", "\u{85}hunter2", anywhere),
+        ("POSTGRES_PASSWORD_FILE", "lines", at_the_end),
+        ("RABBITMQ_PASSWORD_FILE", "two", anywhere),
+        ("RABBITMQ_PASSWORD_FILE", "marked", "byte order mark"),
+        ("RABBITMQ_URL", "amqp://u:hunter2%0A@h", at_the_end),
+        ("DATABASE_URL", "postgres://u:hunter2%0a@h/d", at_the_end),
+        ("RABBITMQ_MANAGEMENT_URL", "http://u:hunter2%0A@h", at_the_end),
+        ("RABBITMQ_MANAGEMENT_URL", "http://u%00:hunter2@h", anywhere),
     ] {
         let problem = only(refused(&directory.sources(&[(name, value)])));
-        assert!(problem.wrong.contains("control character"), "{problem}");
+        assert!(problem.wrong.contains(wrong), "{name}: {problem}");
         assert_eq!(problem.set_by, format!("environment variable {name}"));
+        assert!(wrong != at_the_end || problem.help.contains("echo"), "{problem}");
         assert!(!format!("{problem} {problem:?}").contains(SECRET), "{name}");
     }
+    for path in ["rabbitmq.password", "postgres.password"] {
+        let mut sources = environment(&[]);
+        sources.flags.set.push((path.to_owned(), "hunter2\n".to_owned()));
+        let problem = only(refused(&sources));
+        assert_eq!((problem.key.as_str(), problem.set_by), (path, format!("--set {path}")));
+    }
+    // A name that came from the same Secret.
+    assert!(problem(&[("RABBITMQ_USER", "votes\n")]).help.contains("echo"));
     let quoted = loaded(&directory.sources(&[("POSTGRES_PASSWORD_FILE", "quoted")]));
     assert_eq!(passwords(&quoted).1.as_deref(), Some("\"hunter2 \""));
+}
+
+#[test]
+fn a_password_file_is_read_again_for_each_connection_and_the_last_good_one_stays() {
+    let directory = Directory::new(&[("secret", "first\n")]);
+    let file = ("RABBITMQ_PASSWORD_FILE", "secret");
+    let config = loaded(&directory.sources(&[
+        file,
+        ("POSTGRES_PASSWORD_FILE", "secret"),
+        ("RABBITMQ_MANAGEMENT_URL", "http://mq:15672"),
+    ]));
+    let management = config.rabbitmq.management_url.clone().expect("set").password;
+    let all = || {
+        let (rabbitmq, postgres) = passwords(&config);
+        [Some(rabbitmq), postgres, Some(management.current().expose_secret().to_owned())]
+            .map(Option::unwrap_or_default)
+    };
+    let write =
+        |text: &str| std::fs::write(directory.path().join("secret"), text).expect("written");
+    assert_eq!(all(), ["first"; 3]);
+    write("second\n");
+    assert_eq!(all(), ["second"; 3]);
+    // As at the moment in which somebody writes it, or after a slip.
+    for unusable in ["", "\n", "two\nlines\n", "with a NUL\0"] {
+        write(unusable);
+        assert_eq!(all(), ["second"; 3], "{unusable:?}");
+    }
+    std::fs::remove_file(directory.path().join("secret")).expect("removed");
+    assert_eq!(all(), ["second"; 3]);
+    write("third");
+    assert_eq!(all(), ["third"; 3]);
 }
 
 #[test]

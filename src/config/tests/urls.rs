@@ -15,7 +15,7 @@ fn a_rabbitmq_url_wins_over_the_parts_of_its_layer_and_below() {
     let rabbitmq = &config.rabbitmq;
     assert_eq!((rabbitmq.host.as_str(), rabbitmq.port), ("mq", 5671));
     assert_eq!((rabbitmq.user.as_str(), rabbitmq.vhost.as_str()), ("u", "/votes"));
-    assert_eq!(rabbitmq.password.expose_secret(), "p@");
+    assert_eq!(rabbitmq.password.current().expose_secret(), "p@");
     assert_eq!(rabbitmq.tls, Some(RabbitMqTls::default()));
     assert_eq!(source(&config, "rabbitmq.host"), "environment variable RABBITMQ_URL");
 }
@@ -60,9 +60,9 @@ fn a_password_in_a_url_wins_over_a_password_file() {
     let directory = Directory::new(&[("secret", "from file")]);
     let file = ("RABBITMQ_PASSWORD_FILE", "secret");
     let config = loaded(&directory.sources(&[file, ("RABBITMQ_URL", "amqp://u:in-url@mq")]));
-    assert_eq!(config.rabbitmq.password.expose_secret(), "in-url");
+    assert_eq!(config.rabbitmq.password.current().expose_secret(), "in-url");
     let config = loaded(&directory.sources(&[file, ("RABBITMQ_URL", "amqp://u@mq")]));
-    assert_eq!(config.rabbitmq.password.expose_secret(), "from file");
+    assert_eq!(config.rabbitmq.password.current().expose_secret(), "from file");
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn the_management_login_is_rabbitmqs_unless_the_url_has_its_own() {
     };
     let own = management("https://admin:secret@mq:15671");
     assert_eq!((own.url.as_str(), own.user.as_str()), ("https://mq:15671/", "admin"));
-    assert_eq!(own.password.expose_secret(), "secret");
+    assert_eq!(own.password.current().expose_secret(), "secret");
     let shared = management("http://mq:15672");
-    assert_eq!((shared.user.as_str(), shared.password.expose_secret()), ("guest", "p"));
+    assert_eq!((shared.user.as_str(), shared.password.current().expose_secret()), ("guest", "p"));
 }

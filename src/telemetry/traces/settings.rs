@@ -55,6 +55,15 @@ impl Settings {
         if !wanted {
             return Ok(None);
         }
+        // Not repeated: a header may be a credential.
+        for (name, value) in ["HEADERS", "ENDPOINT"].into_iter().filter_map(of_traces) {
+            if value.contains(char::is_control) {
+                return Err(TracesError(format!(
+                    "{name} holds a control character or a line break; `echo` without -n puts one at \
+                     the end, in a Kubernetes Secret for example"
+                )));
+            }
+        }
         let protocol = match of_traces("PROTOCOL") {
             None => Protocol::HttpProtobuf,
             Some((name, value)) => match value.as_str() {
@@ -171,6 +180,15 @@ mod tests {
         for secret in ["grpc://user:hush@collector:4317", "collector:4317/hush"] {
             let error = read(&[(endpoint, secret)]).expect_err("refused");
             assert!(error.contains(endpoint) && !error.contains("hush"), "{error}");
+        }
+        for broken in [
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer hush\n"),
+            ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=hu\0sh"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://user:hush@collector:4318\n"),
+        ] {
+            let error = read(&[ENDPOINT, broken]).expect_err("refused");
+            assert!(error.contains(broken.0) && error.contains("echo"), "{error}");
+            assert!(!error.contains("sh\n") && !error.contains("hu\0"), "{error}");
         }
         let half = [ENDPOINT, ("OTEL_TRACES_SAMPLER", "traceidratio")];
         assert!(read(&half).is_ok(), "without an argument: all");

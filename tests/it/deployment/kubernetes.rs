@@ -78,6 +78,8 @@ fn kustomize_has_every_manifest_and_no_other() {
 #[test]
 fn the_settings_are_the_services_and_every_secret_is_mounted() {
     let (_, pod) = deployment();
+    // A Service named rabbitmq would set RABBITMQ_PORT to an address.
+    assert_eq!(pod.enable_service_links, Some(false));
     let scratch = Scratch::new("kubernetes");
     let secrets = read(format!("{FOLDER}/secrets.md"));
     let volumes = pod.volumes.clone().expect("volumes");

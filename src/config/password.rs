@@ -1,0 +1,120 @@
+//! A password: given itself, or by a file that is read again for each new connection.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::keys::Key;
+use super::problems::Refusal;
+use super::values::secret;
+
+/// Largest password file, in bytes; what is larger is another file by mistake.
+const LARGEST_FILE: u64 = 65_536;
+
+/// A password. Clones share what was read last.
+#[derive(Clone, Default)]
+pub struct Password(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    /// The file and its variable, for messages.
+    file: Option<(PathBuf, &'static str)>,
+    last: Mutex<Last>,
+}
+
+#[derive(Default)]
+struct Last {
+    text: SecretString,
+    /// What is wrong with the file since then.
+    wrong: Option<String>,
+}
+
+impl Password {
+    /// A password that was given itself.
+    pub(super) fn given(text: String) -> Self {
+        Self::new(text, None)
+    }
+
+    /// The password in a file, which `key` named.
+    ///
+    /// # Errors
+    /// What is wrong with the file or the text in it.
+    pub(super) fn in_file(path: PathBuf, key: &Key) -> Result<Self, Refusal> {
+        let text = read(&path)?;
+        Ok(Self::new(text, Some((path, key.variable))))
+    }
+
+    fn new(text: String, file: Option<(PathBuf, &'static str)>) -> Self {
+        let last = Mutex::new(Last { text: text.into(), wrong: None });
+        Self(Arc::new(Inner { file, last }))
+    }
+
+    /// Whether a later [`Password::current`] may be another.
+    pub fn is_in_file(&self) -> bool {
+        self.0.file.is_some()
+    }
+
+    /// The password for a new connection: what the file holds now, so that a rotated password needs no
+    /// restart. A file that holds none at this moment is warned of, and the last one stays.
+    pub fn current(&self) -> SecretString {
+        let mut last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((path, variable)) = &self.0.file {
+            let file = path.display();
+            match read(path) {
+                Ok(text) => {
+                    if text != last.text.expose_secret() {
+                        tracing::info!(
+                            "{variable}: {file} holds another password, used from now on"
+                        );
+                        last.text = text.into();
+                    } else if last.wrong.is_some() {
+                        tracing::info!("{variable}: {file} can be used again");
+                    }
+                    last.wrong = None;
+                }
+                // Connections are tried every second; a fault is told once.
+                Err(Refusal { wrong, help }) => {
+                    if last.wrong.as_ref() != Some(&wrong) {
+                        tracing::warn!(
+                            "{variable}: {file} {wrong}: the password that was read last stays in \
+                             use; {help}"
+                        );
+                        last.wrong = Some(wrong);
+                    }
+                }
+            }
+        }
+        last.text.clone()
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Password").field(&self.0.file).finish()
+    }
+}
+
+/// Reads a password and drops the one newline that editors and `echo` put at the end.
+fn read(path: &Path) -> Result<String, Refusal> {
+    let named =
+        |wrong: String| Refusal::new(wrong, "name a file that holds the password and nothing else");
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
+        .map_err(|error| named(format!("cannot be read ({error})")))?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(named("is too large for a password file".to_owned()));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| named("is not UTF-8".to_owned()))?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() {
+        return Err(named("is empty".to_owned()));
+    }
+    secret(text)?;
+    Ok(text.to_owned())
+}
