@@ -43,7 +43,8 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces) {
         .with_target(SUMMARISED, LevelFilter::OFF)
         // Spans are for the collector alone: without one, none is ever made.
         .and(filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE));
-    let writer = format::layer().with_writer(std::io::stderr);
+    // Its own report of a line that can't be written goes to standard error as well, and panics there.
+    let writer = format::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let layer = match format {
         LogFormat::Text => writer
             .with_ansi(terminal::colours(&std::io::stderr()))
