@@ -15,6 +15,7 @@ mod http;
 mod metrics;
 mod migrate;
 mod outage;
+mod output;
 mod planted;
 mod poison;
 mod process;
