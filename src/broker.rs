@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout};
 pub use self::check::check;
 pub use self::dead_letters::{DeadLetterQueue, DeliveryLimit, GivenBack, Letter};
 pub use self::depth::QueueWatch;
-pub use self::publisher::{Confirm, Publisher};
+pub use self::publisher::{Confirm, NotPublished, Publisher};
 pub use self::screen::Frames;
 pub use self::session::{RabbitChannel, RabbitSession};
 use self::topology::{Assessment, Found};
@@ -157,7 +157,7 @@ impl RabbitMq {
         if letter.replays > 0 {
             told.push((headers::REPLAYS, &replays));
         }
-        publisher.publish(&self.config.dead_letter_queue, &letter.body, &told).await?.await
+        Ok(publisher.publish(&self.config.dead_letter_queue, &letter.body, &told).await?.await?)
     }
 
     async fn open_dead_letters(&self) -> Result<Publisher, OpenError> {
@@ -165,7 +165,8 @@ impl RabbitMq {
         topology::ensure_dead_letter_queue(&connection, &self.config)
             .await
             .map_err(|error| connect::refused(&self.config, &error))?;
-        Publisher::on(connection).await.map_err(|error| connect::refused(&self.config, &error))
+        let opened = Publisher::on(connection, &self.config).await;
+        opened.map_err(|error| connect::refused(&self.config, &error))
     }
 
     /// A confirming publisher to the queue on a connection of its own; creates the queue, with its
@@ -176,8 +177,9 @@ impl RabbitMq {
     pub async fn publisher(&self) -> Result<Publisher, OpenError> {
         let connection = connect::open(&self.config, "publisher").await?;
         let refused = |error: &lapin::Error| connect::refused(&self.config, error);
-        topology::ensure(&connection, &self.config).await.map_err(|e| refused(&e))?;
-        Publisher::on(connection).await.map_err(|e| refused(&e))
+        let found = topology::ensure(&connection, &self.config).await.map_err(|e| refused(&e))?;
+        let publisher = Publisher::on(connection, &self.config).await.map_err(|e| refused(&e))?;
+        Ok(publisher.with_queue(found))
     }
 }
 

@@ -22,11 +22,15 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use tracing::Level;
 use vote_aggregator::config::{Config, Overrides, Sources, exposed_passwords};
 use vote_aggregator::telemetry::{self, Traces};
 
 /// How long the last spans may take on their way to the collector.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Seconds for which a command tries to reach a server that is away, unless `--retry-for` says otherwise.
+const RETRY_FOR: u32 = 300;
 
 /// Where settings come from, for help and manual page.
 const SETTINGS: &str =
@@ -105,13 +109,17 @@ enum Command {
 }
 
 pub fn main() -> ExitCode {
-    let Arguments { settings, health_check, command } = Arguments::parse();
+    let Arguments { settings, health_check, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return output::of_clap(&error),
+    };
     let command = match (health_check, command) {
         (false, command) => command,
         (true, None) => Some(Command::HealthCheck(health_check::Arguments::default())),
-        (true, Some(_)) => Arguments::command()
-            .error(ErrorKind::ArgumentConflict, "--health-check goes without a command")
-            .exit(),
+        (true, Some(_)) => {
+            let both = "--health-check goes without a command";
+            return output::of_clap(&Arguments::command().error(ErrorKind::ArgumentConflict, both));
+        }
     };
     if let Some(code) = command.as_ref().and_then(embedded) {
         return code;
@@ -119,7 +127,7 @@ pub fn main() -> ExitCode {
     let Settings { config, profile, set } = settings;
     let flags = Overrides { config, profile, set };
     for warning in exposed_passwords(&flags) {
-        eprintln!("warning: {warning}");
+        output::note_at(Level::WARN, format_args!("warning: {warning}"));
     }
     let config = match Config::load(&Sources::from_process(flags)) {
         Ok(config) => config,
@@ -127,7 +135,7 @@ pub fn main() -> ExitCode {
             if let Some(Command::Check(arguments)) = &command {
                 return check::unusable(&problems, arguments);
             }
-            eprintln!("{problems}");
+            output::note_at(Level::ERROR, problems);
             return ExitCode::from(match command {
                 Some(Command::HealthCheck(_)) => exit::FINDINGS,
                 _ => exit::CONFIG,
@@ -142,7 +150,7 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("cannot start the runtime: {error}");
+            output::note_at(Level::ERROR, format_args!("cannot start the runtime: {error}"));
             return ExitCode::from(exit::INTERNAL);
         }
     };
@@ -150,7 +158,7 @@ pub fn main() -> ExitCode {
         let traces = match Traces::from_env(config.batch.size) {
             Ok(traces) => traces,
             Err(error) => {
-                eprintln!("{error}");
+                output::note_at(Level::ERROR, error);
                 return ExitCode::from(exit::CONFIG);
             }
         };
@@ -186,9 +194,9 @@ pub fn main() -> ExitCode {
 
 /// Asks on the terminal; anything but a yes is a no.
 fn agreed(question: &str) -> bool {
-    eprint!("{question} [y/N] ");
     let mut answer = String::new();
-    let asked = io::stderr().flush().and_then(|()| io::stdin().read_line(&mut answer));
+    let asked =
+        write!(io::stderr(), "{question} [y/N] ").and_then(|()| io::stdin().read_line(&mut answer));
     asked.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
 }
 
@@ -196,7 +204,7 @@ fn agreed(question: &str) -> bool {
 fn embedded(command: &Command) -> Option<ExitCode> {
     match command {
         Command::Migrate(arguments) if arguments.print => {
-            Some(output::print(vote_aggregator::store::init_script().as_bytes()))
+            Some(output::answer(vote_aggregator::store::init_script(), 0))
         }
         Command::Completions(arguments) => {
             Some(completions::completions(Arguments::command(), arguments))

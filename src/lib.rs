@@ -24,6 +24,8 @@
 //! | [`terminal`] | what a terminal obeys | what is shown |
 //! | [`service`] | all of them, in the order of a start | |
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod broker;
 pub mod check;
 pub mod config;

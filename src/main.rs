@@ -1,5 +1,7 @@
 //! Wiring: arguments to commands, errors to exit codes.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod cli;
 
 use std::process::ExitCode;

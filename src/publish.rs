@@ -4,6 +4,7 @@
 mod check;
 mod checkpoint;
 pub mod files;
+mod format;
 mod lines;
 mod progress;
 pub(crate) mod rate;
@@ -11,18 +12,20 @@ mod run;
 mod sample;
 mod window;
 
+use std::io::Cursor;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::fs::File;
-use tokio::io::AsyncSeekExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::sync::CancellationToken;
 
 pub use self::check::{Check, Rejected, check};
 pub use self::checkpoint::{Checkpoint, CheckpointError};
+pub use self::format::Unsuitable;
+use self::lines::{Input, Line, Lines};
 pub use self::lines::{LONGEST_LINE, Position};
-use self::lines::{Line, Lines};
 use self::progress::Length;
 use self::run::Run;
 pub use self::sample::{Expected, Samples, Shape};
@@ -44,29 +47,40 @@ pub enum Source {
 }
 
 impl Source {
-    /// The lines of a file from `position` on, or of standard input for `-`.
+    /// The lines of a file from `position` on, or of standard input for `-`: of this, and of a pipe,
+    /// once the first one is there.
     ///
     /// # Errors
-    /// [`PublishError::Read`] when the file can't be opened.
+    /// [`PublishError::Read`] when the file can't be opened, [`PublishError::Unsuitable`] when it begins
+    /// as a file in another format does.
     pub async fn lines(path: &Path, position: Position) -> Result<Self, PublishError> {
-        if path.as_os_str() == "-" {
-            let lines = Box::new(Lines::new(Box::new(tokio::io::stdin()), position));
-            return Ok(Self::Lines { lines, name: "standard input".to_owned(), size: None });
-        }
-        let name = path.display().to_string();
+        let stdin = path.as_os_str() == "-";
+        let name = if stdin { "standard input".to_owned() } else { path.display().to_string() };
         let opened = async {
-            let mut file = File::open(path).await?;
-            let metadata = file.metadata().await?;
-            if position.bytes > 0 {
-                file.seek(std::io::SeekFrom::Start(position.bytes)).await?;
-            }
-            let size = metadata.is_file().then_some(metadata.len());
-            Ok((Box::new(Lines::new(Box::new(file), position)), size))
+            let (mut input, size): (Input, _) = match stdin {
+                true => (Box::new(tokio::io::stdin()), None),
+                false => {
+                    let mut file = File::open(path).await?;
+                    let metadata = file.metadata().await?;
+                    if position.bytes > 0 {
+                        file.seek(std::io::SeekFrom::Start(position.bytes)).await?;
+                    }
+                    (Box::new(file), metadata.is_file().then_some(metadata.len()))
+                }
+            };
+            let head = format::head(&mut input).await?;
+            Ok((head, input, size))
         };
-        match opened.await {
-            Ok((lines, size)) => Ok(Self::Lines { lines, name, size }),
-            Err(source) => Err(PublishError::Read { path: name, source }),
+        let (head, input, size) = match opened.await {
+            Ok(opened) => opened,
+            Err(source) => return Err(PublishError::Read { path: name, source }),
+        };
+        // What is behind the first lines was looked at with them.
+        if position.bytes == 0 {
+            format::check(&head, if stdin { "-" } else { &name })?;
         }
+        let input = Box::new(Cursor::new(head).chain(input));
+        Ok(Self::Lines { lines: Box::new(Lines::new(input, position)), name, size })
     }
 
     fn length(&self) -> Length {
@@ -152,9 +166,16 @@ pub enum PublishError {
         "line {number} of {path} goes on for more than {LONGEST_LINE} bytes; a vote is one line"
     )]
     TooLong { path: String, number: u64 },
-    /// At the start; later on it is tried again.
+    /// A connection, at the start only, since later on it is tried again; or a message, at any time.
     #[error("{0}")]
     Refused(OpenError),
+    /// A message was returned, or the queue was not there after a lost connection.
+    #[error(
+        "the queue was deleted meanwhile: what it held then is lost, although the broker confirmed it"
+    )]
+    QueueGone,
+    #[error(transparent)]
+    Unsuitable(#[from] Unsuitable),
     #[error("RabbitMQ is away for {} s, longer than --retry-for: {reason}", away.as_secs())]
     GaveUp { away: Duration, reason: String },
     #[error("stopped by a signal")]
@@ -165,7 +186,7 @@ pub enum PublishError {
 
 /// Publishes all of `source` to `queue`, with a progress bar on a terminal. When the connection is
 /// lost it opens another one and publishes again what was not confirmed, which counts nothing
-/// twice. `checkpoint` is kept up to date, at least once a second and at the end, however it ends;
+/// twice. A message that is returned, since its queue is gone, ends it. `checkpoint` is kept up to date, at least once a second and at the end, however it ends;
 /// `stop` ends it once what is under way is confirmed, or is not for two seconds.
 pub async fn publish(
     rabbitmq: &RabbitMq,

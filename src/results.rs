@@ -12,7 +12,7 @@ use std::fmt::Write;
 use indicatif::HumanCount;
 use time::OffsetDateTime;
 
-pub use self::formats::{csv, json};
+pub use self::formats::{csv, json, looks_like_a_value};
 pub use self::trend::{Span, Trend};
 
 /// One row of vote_results.

@@ -34,7 +34,7 @@ pub use self::recount::{Comparison, LawCounts};
 pub use self::repair::{Correction, Progress, correct, recount};
 pub use self::results::{Results, results};
 pub use self::sqlstate::{classify, fatal_at_start};
-pub use self::start::{Attempt, Migrated, StartError, migrate, prepare};
+pub use self::start::{Attempt, Migrated, Patience, StartError, migrate, prepare};
 use crate::config::Postgres;
 use crate::ports::{Class, Counted, Fault, Store, Votes};
 use crate::telemetry::PoolUse;

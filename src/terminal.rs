@@ -1,12 +1,24 @@
 //! What goes to a terminal: colours only where they are welcome, and text from strangers made
 //! harmless.
 
+use std::ffi::OsStr;
 use std::io::IsTerminal;
+
+/// Whether it is a terminal that takes escape sequences: colours and a cursor that moves.
+pub fn draws(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && obeys(std::env::var_os("TERM").as_deref())
+}
+
+/// The shell of an editor and the console of a CI job are terminals with `TERM=dumb`, or without
+/// TERM. indicatif and clap decide in the same way.
+fn obeys(term: Option<&OsStr>) -> bool {
+    term.is_some_and(|term| !term.is_empty() && term != "dumb")
+}
 
 /// Whether a person who likes colours reads it: <https://no-color.org>.
 pub fn colours(stream: &impl IsTerminal) -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    !refused && stream.is_terminal()
+    !refused && draws(stream)
 }
 
 /// Escapes what a terminal would obey and what would change the look of the text around it: control
@@ -53,6 +65,14 @@ mod tests {
         assert_eq!(printable("é \"quoted\" \\ 投票"), "é \"quoted\" \\ 投票");
         assert_eq!(printable("a\x1b[2J\r\n\u{9b}b"), "a\\u{1b}[2J\\r\\n\\u{9b}b");
         assert_eq!(printable("\u{202e}oui\u{200b}"), "\\u{202e}oui\\u{200b}");
+    }
+
+    #[test]
+    fn a_dumb_terminal_obeys_nothing() {
+        assert!(obeys(Some(OsStr::new("xterm-256color"))));
+        for term in [None, Some(""), Some("dumb")] {
+            assert!(!obeys(term.map(OsStr::new)), "{term:?}");
+        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Whether counting stays fast: with an audit that has grown, with few laws and with many, and with
 //! several instances.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::retry::Jitter;
-use vote_aggregator::store;
+use vote_aggregator::store::{self, Patience};
 
 use crate::contender::{Contender, Peers};
 use crate::measure::{Bench, Run};
@@ -124,6 +126,7 @@ async fn grow(bench: &Bench, mut there: u64, rows: u64) {
         .await;
     let config = bench.stage.config(&[]);
     let (jitter, never) = (Jitter::seeded(1), CancellationToken::new());
-    let corrected = store::correct(&config, &jitter, &never, Some("grown"), |_| {}).await;
+    let patience = Patience::new(Duration::ZERO);
+    let corrected = store::correct(&config, &jitter, patience, &never, Some("grown"), |_| {}).await;
     corrected.expect("the totals follow the audit");
 }

@@ -251,7 +251,7 @@ impl DeadLetterQueue {
         if let Some(copier) = &self.copier {
             let confirm = copier.copy(&self.config.dead_letter_queue, letter).await?;
             let tag = letter.tag;
-            self.copies.push(Box::pin(async move { (tag, confirm.await) }));
+            self.copies.push(Box::pin(async move { (tag, confirm.await.map_err(Lost::from)) }));
         }
         while self.copies.len() >= COPIES_AT_MOST {
             self.copied().await?;
@@ -300,7 +300,7 @@ impl DeadLetterQueue {
     async fn open_copier(&self) -> Result<Publisher, Lost> {
         let connection = connect::open(&self.config, "dead letters, copies").await;
         let connection = connection.map_err(|error| Lost(error.to_string()))?;
-        answered("confirm.select", Publisher::on(connection)).await
+        answered("confirm.select", Publisher::on(connection, &self.config)).await
     }
 
     /// Acks an original whose copy is confirmed.

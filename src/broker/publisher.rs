@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -9,25 +10,63 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Confirmation, Connection, PublisherConfirm};
 use tracing::Instrument;
 
+use super::connect::{amqp_code, describe};
+use super::topology::Found;
 use super::{Letter, headers, long_string};
-use crate::ports::Lost;
+use crate::config::RabbitMq as Config;
+use crate::ports::{Lost, OpenError};
 use crate::telemetry::spans;
 
 /// AMQP's delivery mode for messages that survive a restart of the broker.
 const PERSISTENT: u8 = 2;
+
+/// Why a message is not in its queue, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotPublished {
+    /// The connection or the channel is gone, or the queue is full.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    /// There is no such queue. lapin can mix up which message of those under way it was.
+    #[error("publish not confirmed: the broker returned it: no such queue")]
+    Returned,
+    /// The broker refuses it, and will refuse it again.
+    #[error(transparent)]
+    Refused(OpenError),
+}
+
+impl From<NotPublished> for Lost {
+    fn from(not: NotPublished) -> Self {
+        match not {
+            NotPublished::Lost(lost) => lost,
+            other => Self(other.to_string()),
+        }
+    }
+}
 
 /// A channel in confirm mode, on a connection of its own.
 pub struct Publisher {
     // Its drop would close the channel.
     connection: Connection,
     channel: lapin::Channel,
+    /// For messages.
+    place: Arc<str>,
+    made_queue: bool,
 }
 
 impl Publisher {
-    pub(super) async fn on(connection: Connection) -> lapin::Result<Self> {
+    pub(super) async fn on(connection: Connection, config: &Config) -> lapin::Result<Self> {
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(Self { connection, channel })
+        Ok(Self { connection, channel, place: describe(config).into(), made_queue: false })
+    }
+
+    /// Whether there was no queue when it was opened, and one was made.
+    pub const fn made_queue(&self) -> bool {
+        self.made_queue
+    }
+
+    pub(super) fn with_queue(self, found: Found) -> Self {
+        Self { made_queue: found == Found::Created, ..self }
     }
 
     /// Sends one message to `queue` through the default exchange, with these headers. The
@@ -98,7 +137,7 @@ impl Publisher {
         self.channel
             .basic_publish("".into(), queue.into(), mandatory, body, properties)
             .await
-            .map(Confirm)
+            .map(|confirm| Confirm { confirm, place: Arc::clone(&self.place) })
             .map_err(|error| Lost(format!("publish: {error}")))
     }
 
@@ -113,22 +152,43 @@ impl Publisher {
 }
 
 /// Resolves when the broker has confirmed, refused or returned one message.
-pub struct Confirm(PublisherConfirm);
+pub struct Confirm {
+    confirm: PublisherConfirm,
+    place: Arc<str>,
+}
 
 impl Future for Confirm {
-    type Output = Result<(), Lost>;
+    type Output = Result<(), NotPublished>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Poll::Ready(confirmation) = Pin::new(&mut self.0).poll(cx) else {
+        let Poll::Ready(confirmation) = Pin::new(&mut self.confirm).poll(cx) else {
             return Poll::Pending;
         };
         let reason = match confirmation {
             Ok(Confirmation::Ack(None)) => return Poll::Ready(Ok(())),
-            Ok(Confirmation::Ack(Some(_))) => "the broker returned it: no such queue".to_owned(),
+            Ok(Confirmation::Ack(Some(_))) => return Poll::Ready(Err(NotPublished::Returned)),
             Ok(Confirmation::Nack(_)) => "the broker refused it: the queue is full".to_owned(),
             Ok(Confirmation::NotRequested) => "the channel is not in confirm mode".to_owned(),
-            Err(error) => error.to_string(),
+            Err(error) => match refused(&error, &self.place) {
+                Some(refused) => return Poll::Ready(Err(NotPublished::Refused(refused))),
+                None => error.to_string(),
+            },
         };
-        Poll::Ready(Err(Lost(format!("publish not confirmed: {reason}"))))
+        Poll::Ready(Err(Lost(format!("publish not confirmed: {reason}")).into()))
+    }
+}
+
+/// What the broker closes the channel for at every try.
+fn refused(error: &lapin::Error, place: &str) -> Option<OpenError> {
+    match amqp_code(error)? {
+        403 => Some(OpenError::Credentials(format!(
+            "{error}; {place}. The user has no write permission on the default exchange, which \
+             RabbitMQ calls amq.default: let the second pattern of `rabbitmqctl set_permissions` \
+             match that name"
+        ))),
+        406 => Some(OpenError::Configuration(format!(
+            "{error}; {place}. Is the message larger than the broker's max_message_size?"
+        ))),
+        _ => None,
     }
 }

@@ -9,7 +9,7 @@ use vote_aggregator::config::{Config, ConfigErrors};
 use vote_aggregator::terminal::{colours, printable};
 use vote_aggregator::{broker, store};
 
-use super::exit;
+use super::{exit, output};
 
 /// Columns of text, with the indent.
 const WIDTH: usize = 100;
@@ -49,22 +49,21 @@ pub(super) async fn check(config: &Config, arguments: &Arguments) -> ExitCode {
     }
     // The worst first; of one severity, in the order of the dataflow.
     report.findings.sort_by_key(|finding| finding.severity);
-    print!(
-        "{}",
-        if arguments.json { object(&report) } else { text(&report, colours(&std::io::stdout())) }
-    );
     let failed = report.count(Severity::Error) > 0
         || (arguments.strict && report.count(Severity::Warning) > 0);
-    if failed { ExitCode::from(exit::FINDINGS) } else { ExitCode::SUCCESS }
+    let text =
+        if arguments.json { object(&report) } else { text(&report, colours(&std::io::stdout())) };
+    output::answer(text, if failed { exit::FINDINGS } else { 0 })
 }
 
 /// A configuration that can't be used: its problems as every command tells them, and for programs
 /// the object that they expect.
 pub(super) fn unusable(problems: &ConfigErrors, arguments: &Arguments) -> ExitCode {
-    eprintln!("{problems}");
+    output::note(problems);
     if arguments.json {
         let findings = problems.problems().iter().map(Finding::from).collect();
-        print!("{}", object(&Report { checked: vec!["the configuration".to_owned()], findings }));
+        let report = Report { checked: vec!["the configuration".to_owned()], findings };
+        return output::answer(object(&report), exit::CONFIG);
     }
     ExitCode::from(exit::CONFIG)
 }

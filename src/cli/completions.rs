@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::output::print;
+use super::output::answer;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -26,5 +26,5 @@ pub(super) fn completions(mut command: Command, arguments: &Arguments) -> ExitCo
     // In memory first: clap_complete panics where it can't write.
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut command, name, &mut script);
-    print(&script)
+    answer(&script, 0)
 }

@@ -15,6 +15,7 @@ use vote_aggregator::dlq::{self, Ended, Filter, PurgeError, Selection, Tally};
 use vote_aggregator::ports::{Lost, OpenError};
 
 use super::exit;
+use super::output::{self, note};
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -107,6 +108,14 @@ enum Failed {
     Purge(#[from] PurgeError),
     #[error("{0}")]
     Usage(String),
+    #[error("the answer could not be written")]
+    NotWritten,
+}
+
+impl From<output::NotWritten> for Failed {
+    fn from(_: output::NotWritten) -> Self {
+        Self::NotWritten
+    }
 }
 
 pub(super) async fn dlq(config: &Config, arguments: Arguments) -> ExitCode {
@@ -121,14 +130,16 @@ pub(super) async fn dlq(config: &Config, arguments: Arguments) -> ExitCode {
         Ok(false) => ExitCode::from(exit::FINDINGS),
         Err(failed) => {
             match &failed {
-                Failed::Usage(told) => eprintln!("{told}"),
+                Failed::Usage(told) => note(told),
+                // Told where it happened.
+                Failed::NotWritten => {}
                 _ => tracing::error!(queue = config.rabbitmq.dead_letter_queue, "{failed}"),
             }
             ExitCode::from(match failed {
                 Failed::Usage(_) => exit::USAGE,
                 Failed::Open(error) => exit::of_rabbitmq(&error),
                 Failed::Lost(_) | Failed::Purge(PurgeError::Lost(_)) => exit::FINDINGS,
-                Failed::Purge(PurgeError::Save { .. }) => exit::INTERNAL,
+                Failed::NotWritten | Failed::Purge(PurgeError::Save { .. }) => exit::INTERNAL,
             })
         }
     }
@@ -150,14 +161,14 @@ async fn open(config: &Config, hold: u32) -> Result<DeadLetterQueue, OpenError> 
 /// Says what a person should know of how it was given back.
 fn tell_copies(given_back: GivenBack) {
     if !given_back.arrived {
-        eprintln!("the queue has not got back everything yet: look again in a moment");
+        note("the queue has not got back everything yet: look again in a moment");
     }
     if given_back.copied > 0 {
-        eprintln!(
+        note(format_args!(
             "{} messages had been given back so often that the broker could have dropped them: they \
              were put back as fresh copies, at the end of the queue",
             HumanCount(given_back.copied)
-        );
+        ));
     }
 }
 
@@ -165,17 +176,17 @@ fn tell_copies(given_back: GivenBack) {
 fn tell_end(tally: &Tally) {
     let (read, depth) = (HumanCount(tally.read), HumanCount(tally.depth));
     match tally.ended {
-        Ended::Full => eprintln!(
+        Ended::Full => note(format_args!(
             "stopped early: read {read} of {depth} messages, since no more are held on the broker at \
              the same time (--hold, or 128 MiB)"
-        ),
+        )),
         Ended::Enough if tally.read < tally.depth => {
-            eprintln!("stopped at --max: read {read} of {depth} messages");
+            note(format_args!("stopped at --max: read {read} of {depth} messages"));
         }
-        Ended::AtTheEnd if tally.read < tally.depth => eprintln!(
+        Ended::AtTheEnd if tally.read < tally.depth => note(format_args!(
             "read {read} of the {depth} messages that were there: another consumer holds or took the \
              others"
-        ),
+        )),
         _ => {}
     }
 }

@@ -12,8 +12,8 @@ pub const FINDINGS: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Something of the service itself failed.
 pub const INTERNAL: u8 = 70;
-/// The shutdown deadline passed, and what was not committed is not acked; for `migrate`: a lock was
-/// not granted in time.
+/// The shutdown deadline passed, and what was not committed is not acked; for a command: PostgreSQL was
+/// away for too long, or a lock was not granted in time.
 pub const DEADLINE: u8 = 75;
 /// RabbitMQ or PostgreSQL refused us: password, client certificate, a missing permission.
 pub const CREDENTIALS: u8 = 77;
@@ -31,15 +31,16 @@ pub const TABLE: [(Option<u8>, &str); 8] = [
          is a vote; health-check: no; dlq: not everything that matches was put back or removed",
     ),
     (Some(USAGE), "wrong usage"),
-    (Some(INTERNAL), "internal error"),
+    (Some(INTERNAL), "internal error; standard output or a file could not be written"),
     (
         Some(DEADLINE),
         "the shutdown deadline passed before everything was committed; migrate: a lock was not \
-         granted in time",
+         granted in time; migrate, results, recount: PostgreSQL was away for longer than --retry-for",
     ),
     (
         Some(CREDENTIALS),
-        "RabbitMQ or PostgreSQL refused us at start: password, permission, client certificate",
+        "RabbitMQ or PostgreSQL refused us at start: password, permission, client certificate; \
+         publish: also later, for the permission to write",
     ),
     (
         Some(CONFIG),
@@ -54,7 +55,7 @@ pub const fn of_postgres(error: &StartError) -> u8 {
     match error {
         StartError::Credentials { .. } | StartError::Certificate(_) => CREDENTIALS,
         StartError::Failed { .. } => INTERNAL,
-        StartError::Locked { .. } => DEADLINE,
+        StartError::Locked { .. } | StartError::Away { .. } => DEADLINE,
         StartError::Tls(_)
         | StartError::Settings(_)
         | StartError::NoDatabase { .. }

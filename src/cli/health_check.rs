@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use vote_aggregator::config::Config;
 
-use super::exit;
+use super::{exit, output};
 
 /// Docker gives a check 30 s by default, Kubernetes 1 s; the answer takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -51,12 +51,9 @@ impl Endpoint {
 /// else.
 pub(super) fn check(config: &Config, arguments: &Arguments) -> ExitCode {
     match ask(config, arguments.ask) {
-        Ok(answer) => {
-            println!("{answer}");
-            ExitCode::SUCCESS
-        }
+        Ok(answer) => output::answer(format!("{answer}\n"), 0),
         Err(reason) => {
-            eprintln!("{reason}");
+            output::note(reason);
             ExitCode::from(exit::FINDINGS)
         }
     }

@@ -11,7 +11,7 @@ use clap_mangen::Man;
 use vote_aggregator::publish::files;
 
 use super::exit;
-use super::output::print;
+use super::output::{answer, note};
 
 /// Manual pages are for everybody.
 const READABLE: u32 = 0o644;
@@ -32,7 +32,7 @@ pub(super) struct Arguments {
 pub(super) fn man(command: Command, arguments: &Arguments) -> ExitCode {
     let Some(dir) = &arguments.dir else {
         return match whole(&command) {
-            Ok(page) => print(&page),
+            Ok(page) => answer(&page, 0),
             Err(error) => failed("the page", &error),
         };
     };
@@ -43,7 +43,7 @@ pub(super) fn man(command: Command, arguments: &Arguments) -> ExitCode {
 }
 
 fn failed(what: &str, error: &io::Error) -> ExitCode {
-    eprintln!("cannot write {what}: {error}");
+    note(format_args!("cannot write {what}: {error}"));
     ExitCode::from(exit::INTERNAL)
 }
 

@@ -7,10 +7,10 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
 use vote_aggregator::retry::Jitter;
-use vote_aggregator::store::{self, Migrated};
+use vote_aggregator::store::{self, Migrated, Patience};
 use vote_aggregator::telemetry::Health;
 
-use super::exit;
+use super::{RETRY_FOR, exit, output};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -20,7 +20,8 @@ Examples:
   vote-aggregator migrate --print > init_db.sql the schema as one script for psql -f
 
 Each migration is one transaction that waits at most 2 s for a lock, so that counting goes on, and is
-tried again until --wait is over. Then the exit code is 75, and the log names who holds the lock.")]
+tried again until --wait is over. Then the exit code is 75, and the log names who holds the lock. A
+PostgreSQL that is away or read-only is tried again until --retry-for is over; then it is 75, too.")]
 pub(super) struct Arguments {
     /// Print the whole schema as one SQL script and touch no database
     #[arg(long)]
@@ -28,27 +29,35 @@ pub(super) struct Arguments {
     /// Seconds to wait for locks that other sessions hold
     #[arg(long, value_name = "SECONDS", default_value_t = 60, conflicts_with = "print")]
     wait: u32,
+    /// Seconds to try for while PostgreSQL is away or read-only; 0: not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = RETRY_FOR, conflicts_with = "print")]
+    retry_for: u32,
 }
 
 pub(super) async fn migrate(config: &Config, arguments: &Arguments) -> ExitCode {
     let (jitter, health) = (Jitter::from_entropy(), Health::default());
-    let patience = Duration::from_secs(arguments.wait.into());
+    let [retry_for, wait] =
+        [arguments.retry_for, arguments.wait].map(|seconds| Duration::from_secs(seconds.into()));
+    let patience = Patience { locks: Some(wait), ..Patience::new(retry_for) };
     let stop = CancellationToken::new();
     match store::migrate(config, &jitter, &health, patience, &stop).await {
-        Ok(migrated) => match migrated.unwrap_or_default() {
-            Migrated { applied: 0, newer } if newer.is_empty() => {
-                println!("the schema is up to date");
-            }
-            Migrated { applied: 0, newer } => println!(
-                "nothing to do: the database has later migrations, {newer:?}, which this release \
-                 can run on"
-            ),
-            Migrated { applied, .. } => println!("migrations applied: {applied}"),
-        },
+        Ok(migrated) => output::ended(output::report(&text(&migrated.unwrap_or_default())), 0),
         Err(error) => {
             tracing::error!("cannot migrate: {error}");
-            return ExitCode::from(exit::of_postgres(&error));
+            ExitCode::from(exit::of_postgres(&error))
         }
     }
-    ExitCode::SUCCESS
+}
+
+fn text(migrated: &Migrated) -> String {
+    match migrated {
+        Migrated { applied: 0, newer } if newer.is_empty() => {
+            "the schema is up to date\n".to_owned()
+        }
+        Migrated { applied: 0, newer } => format!(
+            "nothing to do: the database has later migrations, {newer:?}, which this release can \
+             run on\n"
+        ),
+        Migrated { applied, .. } => format!("migrations applied: {applied}\n"),
+    }
 }

@@ -19,7 +19,7 @@ use vote_aggregator::publish::{
 use vote_aggregator::telemetry::Health;
 
 use super::signals::{Signals, leave};
-use super::{exit, output};
+use super::{RETRY_FOR, exit, output};
 
 /// What says what samples are like. Each option of a file names them: clap asks for no `requires` that
 /// another option rules out.
@@ -38,7 +38,11 @@ A broker that is away, at the start or later, is tried again until --retry-for i
 the last confirm; what was not confirmed is published again then. With --checkpoint, run the same
 command again after whatever ended it: it goes on behind the last line up to which everything is
 confirmed. Without it, run it again from the beginning: that counts nothing twice, it only takes
-longer. A file may have grown at its end since; a checkpoint of another file is refused.")]
+longer. A file may have grown at its end since; a checkpoint of another file is refused. A message
+that the broker returns, since the queue is gone, ends it at once, and never counts as published.
+
+A byte order mark is passed over. A compressed file, UTF-16, CSV, a JSON array or JSON over several
+lines is refused before anything is published (2), with the command that converts it.")]
 pub(super) struct Arguments {
     /// Sample messages in all
     #[arg(long, default_value_t = 1000)]
@@ -65,7 +69,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE", requires = "file", conflicts_with_all = OF_SAMPLES)]
     checkpoint: Option<PathBuf>,
     /// Seconds to try for while the broker is away; 0: not at all
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = RETRY_FOR)]
     retry_for: u32,
     /// Decode every line of --file as the service would, tell which are no votes, publish nothing
     #[arg(long, requires = "file", conflicts_with_all = OF_SAMPLES)]
@@ -80,7 +84,7 @@ pub(super) async fn publish(config: &Config, arguments: Arguments) -> ExitCode {
     if let (true, Some(file)) = (arguments.dry_run, &arguments.file) {
         return dry_run(config, file).await;
     }
-    let signals = match Signals::listen() {
+    let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
             tracing::error!("cannot listen for signals: {error}");
@@ -88,7 +92,12 @@ pub(super) async fn publish(config: &Config, arguments: Arguments) -> ExitCode {
         }
     };
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
-    let (source, checkpoint) = match source(&arguments, seed).await {
+    // Standard input may be silent for long.
+    let opened = tokio::select! {
+        opened = source(&arguments, seed) => opened,
+        _ = signals.next() => Err(PublishError::Stopped),
+    };
+    let (source, checkpoint) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             tracing::error!("cannot publish: {error}");
@@ -102,23 +111,28 @@ pub(super) async fn publish(config: &Config, arguments: Arguments) -> ExitCode {
     let stop = CancellationToken::new();
     let publishing = publish::publish(&rabbitmq, queue, source, pace, checkpoint.as_ref(), &stop);
     let (report, published) = stoppable(publishing, signals, &stop).await;
+    let mut ended = match &published {
+        Ok(()) => output::ended(output::report(&told(&report, queue, seed)), 0),
+        Err(error) => code(error),
+    };
     match &published {
-        Ok(()) => tell(&report, queue, seed),
-        Err(error @ PublishError::Refused(_)) => tracing::error!("cannot publish: {error}"),
+        Ok(()) => {}
+        Err(error @ PublishError::Refused(_)) if report.confirmed == 0 => {
+            tracing::error!("cannot publish: {error}");
+        }
         Err(error) => {
-            let (confirmed, again) =
-                (report.confirmed, again(checkpoint.as_ref(), &arguments, seed));
+            let again = again(error, checkpoint.as_ref(), &arguments, seed);
+            let confirmed = report.confirmed;
             tracing::error!(queue, confirmed, "publishing ended early: {error}. {again}");
         }
     }
-    let write = |path: &PathBuf| files::replace(path, json(&report).as_bytes(), files::PRIVATE);
-    match arguments.report.map(|path| (write(&path), path)) {
-        Some((Err(error), path)) => {
-            tracing::error!("cannot write {}: {error}", path.display());
-            ExitCode::from(exit::INTERNAL)
-        }
-        _ => published.map_or_else(|error| code(&error), |()| ExitCode::SUCCESS),
+    if let Some(path) = &arguments.report
+        && let Err(error) = files::replace(path, json(&report).as_bytes(), files::PRIVATE)
+    {
+        tracing::error!("cannot write {}: {error}", path.display());
+        ended = ExitCode::from(exit::INTERNAL);
     }
+    ended
 }
 
 /// What is published, from where its checkpoint says that it goes on.
@@ -147,11 +161,11 @@ async fn source(
         }
     };
     if from.lines > 0 {
-        eprintln!(
+        output::note(format_args!(
             "going on behind line {} of {}: up to there everything is confirmed",
             HumanCount(from.lines),
             file.display()
-        );
+        ));
     }
     Ok((Source::lines(file, from).await?, checkpoint))
 }
@@ -174,8 +188,17 @@ async fn stoppable<R>(
 }
 
 /// How to go on after an early end.
-fn again(checkpoint: Option<&Checkpoint>, arguments: &Arguments, seed: u64) -> String {
+fn again(
+    error: &PublishError,
+    checkpoint: Option<&Checkpoint>,
+    arguments: &Arguments,
+    seed: u64,
+) -> String {
     match (checkpoint, &arguments.file) {
+        (Some(checkpoint), _) if matches!(error, PublishError::QueueGone) => format!(
+            "Publish the whole file again, without {}: what was counted is not counted twice",
+            checkpoint.path().display()
+        ),
         (Some(checkpoint), _) => {
             format!("Run the same command again: it goes on from {}", checkpoint.path().display())
         }
@@ -192,8 +215,10 @@ fn code(error: &PublishError) -> ExitCode {
     ExitCode::from(match error {
         PublishError::Refused(error) => exit::of_rabbitmq(error),
         PublishError::Checkpoint(CheckpointError::Write { .. }) => exit::INTERNAL,
-        PublishError::Checkpoint(
-            CheckpointError::NotAFile { .. }
+        PublishError::Unsuitable(_)
+        | PublishError::Checkpoint(
+            CheckpointError::Unsuitable(_)
+            | CheckpointError::NotAFile { .. }
             | CheckpointError::Malformed { .. }
             | CheckpointError::OtherFile { .. },
         ) => exit::USAGE,
@@ -201,26 +226,27 @@ fn code(error: &PublishError) -> ExitCode {
         | PublishError::Read { .. }
         | PublishError::TooLong { .. }
         | PublishError::GaveUp { .. }
+        | PublishError::QueueGone
         | PublishError::Stopped => exit::FINDINGS,
     })
 }
 
-fn tell(report: &Report, queue: &str, seed: u64) {
-    println!(
+fn told(report: &Report, queue: &str, seed: u64) -> String {
+    let confirmed = format!(
         "confirmed by the broker: {} messages to {queue} in {:.1} s ({:.0}/s)",
         report.confirmed,
         report.seconds,
         report.rate()
     );
     if let Some(expected) = &report.expected {
-        println!(
-            "among them: {} votes to count, {} replays, {} duplicate attempts, {} malformed (--seed {seed})",
+        return format!(
+            "{confirmed}\namong them: {} votes to count, {} replays, {} duplicate attempts, {} \
+             malformed (--seed {seed})\n",
             expected.counted(),
             expected.replays,
             expected.attempts,
             expected.malformed
         );
-        return;
     }
     let (lines, blank, bytes) =
         (HumanCount(report.lines), HumanCount(report.blank), HumanCount(report.bytes));
@@ -228,7 +254,7 @@ fn tell(report: &Report, queue: &str, seed: u64) {
         Some(from) => format!(", behind the {} of earlier runs", HumanCount(from.lines)),
         None => String::new(),
     };
-    println!("{lines} lines, {blank} of them blank, {bytes} bytes{from}");
+    format!("{confirmed}\n{lines} lines, {blank} of them blank, {bytes} bytes{from}\n")
 }
 
 async fn dry_run(config: &Config, file: &Path) -> ExitCode {
@@ -238,8 +264,8 @@ async fn dry_run(config: &Config, file: &Path) -> ExitCode {
     };
     match checked {
         Ok(check) => {
-            print!("{}", text(&check));
-            ExitCode::from(if check.malformed() == 0 { 0 } else { exit::FINDINGS })
+            let code = if check.malformed() == 0 { 0 } else { exit::FINDINGS };
+            output::answer(text(&check), code)
         }
         Err(error) => {
             tracing::error!("cannot check: {error}");

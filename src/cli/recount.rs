@@ -12,9 +12,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
 use vote_aggregator::retry::Jitter;
-use vote_aggregator::store::{self, Comparison, Correction, LawCounts, Progress, StartError};
+use vote_aggregator::store::{
+    self, Comparison, Correction, LawCounts, Patience, Progress, StartError,
+};
 
-use super::{agreed, exit, output};
+use super::{RETRY_FOR, agreed, exit, output};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -39,17 +41,20 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
+    /// Seconds to try for while PostgreSQL is away; 0: not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = RETRY_FOR)]
+    retry_for: u32,
 }
 
 pub(super) async fn recount(config: &Config, arguments: Arguments) -> ExitCode {
-    let Arguments { repair, yes, reason, json } = arguments;
-    if repair && !yes && !io::stdin().is_terminal() {
-        eprintln!("--repair asks before it writes, and standard input is no terminal: add --yes");
+    if arguments.repair && !arguments.yes && !io::stdin().is_terminal() {
+        output::note(
+            "--repair asks before it writes, and standard input is no terminal: add --yes",
+        );
         return ExitCode::from(exit::USAGE);
     }
-    match run(config, repair, yes, reason.as_deref(), json).await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(exit::FINDINGS),
+    match run(config, &arguments).await {
+        Ok(code) => code,
         Err(error) => {
             tracing::error!("cannot recount: {error}");
             ExitCode::from(exit::of_postgres(&error))
@@ -57,38 +62,35 @@ pub(super) async fn recount(config: &Config, arguments: Arguments) -> ExitCode {
     }
 }
 
-/// Whether results and audit agree in the end.
-async fn run(
-    config: &Config,
-    repair: bool,
-    yes: bool,
-    reason: Option<&str>,
-    json: bool,
-) -> Result<bool, StartError> {
+async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode, StartError> {
+    let Arguments { repair, yes, reason, json, retry_for } = arguments;
+    let patience = Patience::new(Duration::from_secs((*retry_for).into()));
     // Nobody stops it but a signal, which ends the process and with it the transaction.
     let (jitter, stop) = (Jitter::from_entropy(), CancellationToken::new());
     let began = Instant::now();
     let bar = bar("recounting");
-    let found = store::recount(config, &jitter, &stop, |at| show(&bar, at)).await?;
+    let found = store::recount(config, &jitter, patience, &stop, |at| show(&bar, at)).await?;
     bar.finish_and_clear();
     let found = found.unwrap_or_default();
     if found.agrees() || !repair {
-        print!("{}", if json { object(&found, false) } else { text(&found) });
-        return Ok(found.agrees());
+        let text = if *json { object(&found, false) } else { text(&found) };
+        return Ok(output::answer(text, if found.agrees() { 0 } else { exit::FINDINGS }));
     }
     if !yes {
-        eprint!("{}", text(&found));
+        output::note(text(&found).trim_end());
         if !confirmed(began.elapsed()) {
-            eprintln!("nothing is changed");
-            return Ok(false);
+            output::note("nothing is changed");
+            return Ok(ExitCode::from(exit::FINDINGS));
         }
     }
     let bar = self::bar("correcting");
-    let corrected = store::correct(config, &jitter, &stop, reason, |at| show(&bar, at)).await?;
+    let progress = |at| show(&bar, at);
+    let corrected =
+        store::correct(config, &jitter, patience, &stop, reason.as_deref(), progress).await?;
     bar.finish_and_clear();
     let corrected = corrected.unwrap_or_default();
-    print!("{}", if json { corrected_object(&corrected) } else { correction(&corrected) });
-    Ok(true)
+    let text = if *json { corrected_object(&corrected) } else { correction(&corrected) };
+    Ok(output::ended(output::report(&text), 0))
 }
 
 fn confirmed(took: Duration) -> bool {

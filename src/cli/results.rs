@@ -10,9 +10,13 @@ use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
 use vote_aggregator::results::{self, LawResult, Order, Reading, grouped, moment, printable};
 use vote_aggregator::retry::Jitter;
-use vote_aggregator::store;
+use vote_aggregator::store::{self, Patience};
+use vote_aggregator::terminal;
 
-use super::{exit, output, watch};
+use super::{RETRY_FOR, exit, output, watch};
+
+/// Law ids that a note names.
+const NAMED: usize = 5;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -27,7 +31,11 @@ Reading needs SELECT on vote_results and nothing more (roles.sql: vote_results_r
 a standby. Times are in UTC. In the table, shares have one decimal and come to 100.0; what is not
 exactly nothing or all is told as <0.1 or >99.9. JSON and CSV have them unrounded. In CSV a law whose
 name a spreadsheet could take for a formula has an apostrophe in front; control characters are
-written as escapes there and in the table.")]
+written as escapes there and in the table.
+
+A spreadsheet that opens a CSV file by itself changes law ids such as 0012 and 1E5, which are named on
+standard error then. Import it, and make the column law_id text: in Excel by Data, From Text/CSV,
+Transform Data; in LibreOffice in the dialog that opens.")]
 pub(super) struct Arguments {
     /// Only this law; may be given several times
     #[arg(long, value_name = "ID")]
@@ -50,6 +58,9 @@ pub(super) struct Arguments {
     /// Seconds between two readings
     #[arg(long, value_name = "SECONDS", requires = "watch", default_value = "2", value_parser = interval)]
     interval: Duration,
+    /// Seconds to try for while PostgreSQL is away; 0: not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = RETRY_FOR, conflicts_with = "watch")]
+    retry_for: u32,
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
@@ -63,7 +74,7 @@ enum Sort {
 impl Arguments {
     /// Whether the terminal is ours: nobody else may write to it then.
     pub(super) fn draws(&self) -> bool {
-        self.watch && io::stdout().is_terminal() && io::stderr().is_terminal()
+        self.watch && terminal::draws(&io::stdout()) && io::stderr().is_terminal()
     }
 
     fn order(&self) -> Order {
@@ -85,7 +96,8 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> ExitCode 
     }
     // Nobody stops it but a signal, which ends the process.
     let (jitter, stop) = (Jitter::from_entropy(), CancellationToken::new());
-    let read = store::results(config, &arguments.law, &jitter, &stop).await;
+    let patience = Patience::new(Duration::from_secs(arguments.retry_for.into()));
+    let read = store::results(config, &arguments.law, &jitter, patience, &stop).await;
     let mut reading = match read {
         Ok(Some(reading)) => reading,
         Ok(None) => return ExitCode::from(exit::INTERNAL),
@@ -96,19 +108,30 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> ExitCode 
     };
     reading.sort(arguments.order());
     let (law, top) = (&arguments.law, arguments.top());
+    let changed = reading.laws.iter().take(top).map(|law| law.law_id.as_str());
+    let changed: Vec<&str> = changed.filter(|id| results::looks_like_a_value(id)).collect();
+    if arguments.csv && !changed.is_empty() {
+        let more = if changed.len() > NAMED { ", ..." } else { "" };
+        output::note(format_args!(
+            "a spreadsheet that opens this by itself changes law ids ({}{more}): import it, with law_id \
+             as text",
+            changed[..changed.len().min(NAMED)].join(", ")
+        ));
+    }
     let text = match (arguments.json, arguments.csv) {
         (true, _) => results::json(&reading, top, law),
         (_, true) => results::csv(&reading, top),
         _ => text(&reading, top, law),
     };
-    output::print(text.as_bytes())
+    output::answer(text, 0)
 }
 
 async fn watched(config: &Config, arguments: &Arguments) -> ExitCode {
-    if !io::stdout().is_terminal() {
-        eprintln!(
-            "--watch draws on a terminal, and standard output is none. For a file or a pipe, use \
-             --json in a loop:\n  while vote-aggregator results --json; do sleep 2; done"
+    if !terminal::draws(&io::stdout()) {
+        output::note(
+            "--watch draws on a terminal, and standard output is none, or one that draws nothing \
+             (TERM is dumb or not set). Elsewhere, use --json in a loop:\n  \
+             while vote-aggregator results --json; do sleep 2; done",
         );
         return ExitCode::from(exit::USAGE);
     }
@@ -116,11 +139,11 @@ async fn watched(config: &Config, arguments: &Arguments) -> ExitCode {
     match watch::watch(config, view, arguments.interval).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(watch::Error::Start(error)) => {
-            eprintln!("cannot read the results: {error}");
+            output::note(format_args!("cannot read the results: {error}"));
             ExitCode::from(exit::of_postgres(&error))
         }
         Err(watch::Error::Terminal(error)) => {
-            eprintln!("cannot draw on this terminal: {error}");
+            output::note(format_args!("cannot draw on this terminal: {error}"));
             ExitCode::from(exit::INTERNAL)
         }
     }

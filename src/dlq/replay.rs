@@ -125,7 +125,7 @@ impl<P: FnMut(&Tally)> Run<'_, P> {
             Err(_) => return Err(unanswered()),
         };
         self.unconfirmed_bytes += letter.size();
-        self.confirms.push(Box::pin(async move { (letter, confirm.await) }));
+        self.confirms.push(Box::pin(async move { (letter, confirm.await.map_err(Lost::from)) }));
         Ok(())
     }
 

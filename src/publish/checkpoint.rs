@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::files;
+use super::format::{self, Unsuitable};
 use super::lines::Position;
 
 /// Bytes at the beginning and before the place reached by which a file is known again.
@@ -33,6 +34,8 @@ pub enum CheckpointError {
         path.display(), file.display()
     )]
     OtherFile { path: PathBuf, file: PathBuf, written_for: String, reason: &'static str },
+    #[error(transparent)]
+    Unsuitable(#[from] Unsuitable),
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write the checkpoint {}: {source}", path.display())]
@@ -74,6 +77,10 @@ impl Checkpoint {
             return Err(CheckpointError::NotAFile { file: file.to_owned() });
         }
         let votes = File::open(file).map_err(unreadable)?;
+        // Refused before anything is written.
+        let mut head = vec![0; format::HEAD];
+        let length = votes.read_at(&mut head, 0).map_err(unreadable)?;
+        format::check(&head[..length], &file.display().to_string())?;
         let checkpoint = Self { path: path.to_owned(), file: file.to_owned(), votes };
         let reached = checkpoint.read()?;
         checkpoint.save(reached)?;

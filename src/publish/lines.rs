@@ -9,6 +9,9 @@ use tokio::io::{self, AsyncBufReadExt, AsyncRead, BufReader};
 /// on for longer is no file of votes.
 pub const LONGEST_LINE: usize = 16 * 1_024 * 1_024;
 
+/// What Windows writes before UTF-8, at the beginning of a file, or of a line where files were joined.
+pub const BOM: &[u8] = b"\xef\xbb\xbf";
+
 /// A place in a file, at the end of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
@@ -39,7 +42,7 @@ pub struct Lines {
 /// One line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line {
-    /// Without the white space around it. Bytes and not text: whether they are UTF-8 is for the
+    /// Without the white space around it, and a byte order mark before it. Bytes and not text: whether they are UTF-8 is for the
     /// service to judge.
     Body { body: Vec<u8>, end: Position },
     /// This line, counted from 1, goes on for more than [`LONGEST_LINE`].
@@ -105,6 +108,7 @@ impl Lines {
         self.at.lines += 1;
         let told = mem::take(&mut self.skipping);
         let body = self.line.trim_ascii();
+        let body = body.strip_prefix(BOM).unwrap_or(body).trim_ascii();
         let line = match body.is_empty() {
             true => None,
             false => Some(Line::Body { body: body.to_vec(), end: self.at }),
@@ -150,6 +154,9 @@ mod tests {
         assert_eq!(found, [body(b"a", 2, 1, 0)]);
         assert_eq!(end, Position { bytes: 3, lines: 2, blank: 1 });
         assert_eq!(all(lines(b"", 100)).await, (vec![], Position::default()));
+        let marked = b"\xef\xbb\xbfa\n\xef\xbb\xbf\n\xef\xbb\xbf b\xef\xbb\xbf\n";
+        let (found, _) = all(lines(marked, 100)).await;
+        assert_eq!(found, [body(b"a", 5, 1, 0), body(b"b\xef\xbb\xbf", 18, 3, 1)]);
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use super::progress::{Length, bar};
 use super::rate::Rate;
 use super::window::{Number, Window};
 use super::{Checkpoint, Pace, PublishError, Report, Source};
-use crate::broker::{Publisher, RabbitMq};
+use crate::broker::{NotPublished, Publisher, RabbitMq};
 use crate::ports::{Lost, OpenError};
 use crate::retry::{Backoff, Jitter};
 
@@ -49,7 +49,7 @@ pub struct Run<'a> {
     ended: Option<Result<(), PublishError>>,
     window: Window,
     /// Of this connection's messages.
-    confirms: FuturesUnordered<BoxFuture<'static, (Number, Result<(), Lost>)>>,
+    confirms: FuturesUnordered<BoxFuture<'static, (Number, Result<(), NotPublished>)>>,
     confirmed: u64,
     heard_at: Instant,
 
@@ -64,12 +64,23 @@ pub struct Run<'a> {
 /// Why one connection's work is over.
 enum Over {
     Lost(Lost),
-    Stopped,
+    /// Another connection would not help.
+    Ended(PublishError),
 }
 
 impl From<Lost> for Over {
     fn from(lost: Lost) -> Self {
         Self::Lost(lost)
+    }
+}
+
+impl From<NotPublished> for Over {
+    fn from(not: NotPublished) -> Self {
+        match not {
+            NotPublished::Lost(lost) => Self::Lost(lost),
+            NotPublished::Returned => Self::Ended(PublishError::QueueGone),
+            NotPublished::Refused(error) => Self::Ended(PublishError::Refused(error)),
+        }
     }
 }
 
@@ -157,13 +168,18 @@ impl<'a> Run<'a> {
                     }
                     return ended;
                 }
-                Err(Over::Stopped) => {
+                Err(Over::Ended(error)) => {
                     self.drain().await;
-                    return Err(PublishError::Stopped);
+                    return Err(error);
                 }
                 Err(Over::Lost(lost)) => {
+                    // Why the broker closed the channel is told to what was under way.
+                    if let Some(error) = self.drain().await {
+                        return Err(error);
+                    }
                     // What is dropped here may be confirmed all the same; it is published again.
                     self.confirms.clear();
+                    self.window.again();
                     self.back_off(lost.to_string()).await?;
                 }
             }
@@ -179,6 +195,16 @@ impl<'a> Run<'a> {
             };
             let error = match opened {
                 Ok(Ok(publisher)) => {
+                    if publisher.made_queue() && self.connected {
+                        return Err(PublishError::QueueGone);
+                    }
+                    if publisher.made_queue() && self.from.bytes > 0 {
+                        tracing::warn!(
+                            queue = self.queue,
+                            "there was no queue: what an earlier run published is counted only if it \
+                             was taken from the queue before that was deleted"
+                        );
+                    }
                     self.connected = true;
                     self.heard_at = Instant::now();
                     return Ok(publisher);
@@ -195,11 +221,10 @@ impl<'a> Run<'a> {
 
     /// Publishes and takes confirms on one connection.
     async fn work(&mut self, publisher: &Publisher) -> Result<(), Over> {
-        let again: Vec<Number> = self.window.unconfirmed().map(|(number, _)| number).collect();
-        if again.is_empty() {
+        if self.window.is_empty() {
             self.away_since = None;
         }
-        for number in again {
+        for number in self.window.numbers() {
             self.send(publisher, number).await?;
         }
         let mut ticks = tokio::time::interval(SAVE_EVERY);
@@ -218,7 +243,7 @@ impl<'a> Run<'a> {
             };
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Err(Over::Stopped),
+                () = self.stop.cancelled() => return Err(Over::Ended(PublishError::Stopped)),
                 _ = ticks.tick() => self.look(),
                 Some((number, confirm)) = self.confirms.next(), if !self.confirms.is_empty() => {
                     confirm?;
@@ -249,7 +274,7 @@ impl<'a> Run<'a> {
         let sent = loop {
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Err(Over::Stopped),
+                () = self.stop.cancelled() => return Err(Over::Ended(PublishError::Stopped)),
                 sent = timeout(SILENCE, &mut sending) => match sent {
                     Ok(sent) => break sent?,
                     Err(_) => silence(&self.bar),
@@ -261,15 +286,15 @@ impl<'a> Run<'a> {
     }
 
     fn confirm(&mut self, number: Number) {
-        self.window.confirm(number);
-        self.confirmed += 1;
+        let certain = self.window.confirm(number);
+        self.confirmed += certain;
         self.heard_at = Instant::now();
         self.away_since = None;
         self.backoff.reset();
         if self.bytes_shown {
             self.bar.set_position(self.window.reached().bytes);
         } else {
-            self.bar.inc(1);
+            self.bar.inc(certain);
         }
         if self.confirmed - self.saved_confirmed >= SAVE_AFTER {
             self.save_or_warn();
@@ -292,12 +317,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What is on its way is most likely there already: to know of it saves publishing it again.
-    async fn drain(&mut self) {
-        let deadline = Instant::now() + DRAIN;
-        while let Ok(Some((number, Ok(())))) = timeout_at(deadline, self.confirms.next()).await {
-            self.confirm(number);
+    /// What is on its way is most likely there already: to know of it saves publishing it again. Gives
+    /// what the broker said of it that ends everything, if anything.
+    async fn drain(&mut self) -> Option<PublishError> {
+        let (deadline, mut ended) = (Instant::now() + DRAIN, None);
+        while let Ok(Some((number, confirm))) = timeout_at(deadline, self.confirms.next()).await {
+            match confirm.map_err(Over::from) {
+                Ok(()) => self.confirm(number),
+                Err(Over::Ended(error)) => ended = Some(error),
+                Err(Over::Lost(_)) => {}
+            }
         }
+        ended
     }
 
     /// Waits before the next try, or gives up.
@@ -310,7 +341,7 @@ impl<'a> Run<'a> {
         let delay = self.jitter.stretch(self.backoff.next_delay()).min(left);
         self.bar.suspend(|| {
             tracing::warn!(
-                unconfirmed = self.window.unconfirmed().count(),
+                unconfirmed = self.window.numbers().count(),
                 "waiting for RabbitMQ, for {} s more at most: {reason}",
                 left.as_secs()
             );

@@ -1,11 +1,12 @@
 //! Messages on their way to a confirm, and the place up to which there is none before it.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::lines::Position;
 
 /// Messages in the window at most.
-const MESSAGES: usize = 2_000;
+const MESSAGES: usize = 4_000;
 /// No further message while so many bytes wait for their confirm: memory is bounded, however long
 /// the lines are.
 const BYTES: usize = 32 * 1_024 * 1_024;
@@ -13,23 +14,31 @@ const BYTES: usize = 32 * 1_024 * 1_024;
 /// Number of a message in the order they are read in; means nothing to the broker.
 pub type Number = u64;
 
-/// From the first message that is not confirmed to the last one that was read. Confirms come in any
-/// order; a body is kept until its own, since it has to be published again when the connection is
-/// lost.
+/// From the first message that is not certain to be in the queue to the last one that was read.
+/// Confirms come in any order.
+///
+/// One confirm alone proves nothing. A message that the broker returns is confirmed as well, one frame
+/// confirms many, and lapin gives the returned message to any one of those: another than the returned
+/// one would be taken for lost, and the returned one for published. So a message leaves, and its body is
+/// kept until then, when everything that was under way at its confirm has been confirmed without a
+/// message being returned.
 #[derive(Debug, Default)]
 pub struct Window {
     /// The end of the message before the window's first.
     reached: Position,
     first: Number,
     messages: VecDeque<Message>,
+    /// So many messages at the beginning are confirmed.
+    confirmed: u64,
     bytes: usize,
 }
 
 #[derive(Debug)]
 struct Message {
-    /// `None`: confirmed.
-    body: Option<Vec<u8>>,
+    body: Vec<u8>,
     end: Position,
+    /// The last message under way when this one was confirmed.
+    confirmed_with: Option<Number>,
 }
 
 impl Window {
@@ -38,7 +47,7 @@ impl Window {
         Self { reached, ..Self::default() }
     }
 
-    /// Everything up to here is confirmed. What is behind it may be, in part.
+    /// Everything up to here is in the queue. What is behind it may be, in part.
     pub const fn reached(&self) -> Position {
         self.reached
     }
@@ -63,39 +72,61 @@ impl Window {
     /// Takes in a message that ends at `end`.
     pub fn push(&mut self, body: Vec<u8>, end: Position) -> Number {
         self.bytes += body.len();
-        self.messages.push_back(Message { body: Some(body), end });
-        self.first + self.messages.len() as u64 - 1
+        self.messages.push_back(Message { body, end, confirmed_with: None });
+        self.numbers().end - 1
     }
 
-    /// The broker has it. A second confirm of the same changes nothing.
-    pub fn confirm(&mut self, number: Number) {
-        let at = number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
-        let message = at.and_then(|at| self.messages.get_mut(at));
-        if let Some(body) = message.and_then(|message| message.body.take()) {
-            self.bytes -= body.len();
-        }
-        while let Some(first) = self.messages.pop_front_if(|first| first.body.is_none()) {
-            self.reached = first.end;
+    /// The broker has confirmed it; how many messages left the window for that.
+    pub fn confirm(&mut self, number: Number) -> u64 {
+        let last = self.numbers().end.saturating_sub(1);
+        let Some(message) = self.at(number).and_then(|at| self.messages.get_mut(at)) else {
+            return 0;
+        };
+        message.confirmed_with.get_or_insert(last);
+        let rest = usize::try_from(self.confirmed).unwrap_or_default();
+        let more = self.messages.iter().skip(rest);
+        self.confirmed +=
+            more.take_while(|message| message.confirmed_with.is_some()).count() as u64;
+        let before = self.first;
+        while let Some(with) = self.messages.front().and_then(|first| first.confirmed_with)
+            && with < self.first + self.confirmed
+            && let Some(left) = self.messages.pop_front()
+        {
+            self.reached = left.end;
+            self.bytes -= left.body.len();
             self.first += 1;
+            self.confirmed -= 1;
+        }
+        self.first - before
+    }
+
+    /// Nothing in the window counts as confirmed: all of it is to be published again, which counts
+    /// nothing twice.
+    pub fn again(&mut self) {
+        self.confirmed = 0;
+        for message in &mut self.messages {
+            message.confirmed_with = None;
         }
     }
 
-    /// What has to be published again, in the order of the file.
-    pub fn unconfirmed(&self) -> impl Iterator<Item = (Number, &[u8])> {
-        let numbered = (self.first..).zip(&self.messages);
-        numbered.filter_map(|(number, message)| Some((number, message.body.as_deref()?)))
+    /// All messages in the window, in the order of the file.
+    pub fn numbers(&self) -> Range<Number> {
+        self.first..self.first + self.messages.len() as u64
     }
 
-    /// The body of a message that is not confirmed.
+    /// The body of a message in the window.
     pub fn body(&self, number: Number) -> Option<&[u8]> {
-        let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
-        self.messages.get(at)?.body.as_deref()
+        Some(&self.messages.get(self.at(number)?)?.body)
+    }
+
+    fn at(&self, number: Number) -> Option<usize> {
+        usize::try_from(number.checked_sub(self.first)?).ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
@@ -108,62 +139,76 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Step {
         Push,
-        /// The confirm of one of those not confirmed, or of any.
+        /// The confirm of any message, for the first or for another time.
         Confirm(prop::sample::Index),
-        Again(prop::sample::Index),
+        Again,
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            3 => Just(Step::Push),
-            3 => any::<prop::sample::Index>().prop_map(Step::Confirm),
-            1 => any::<prop::sample::Index>().prop_map(Step::Again),
+            12 => Just(Step::Push),
+            16 => any::<prop::sample::Index>().prop_map(Step::Confirm),
+            1 => Just(Step::Again),
         ]
     }
 
     proptest! {
-        /// In whatever order confirms come: what is reached is the end of the longest run of
-        /// confirmed messages from the beginning, and all others would be published again.
+        /// In whatever order confirms come: what is reached is the end of the longest run of messages
+        /// from the beginning that were confirmed, each with all that were under way with it.
         #[test]
-        fn what_is_reached_is_the_contiguous_confirmed_prefix(
-            steps in prop::collection::vec(step(), 0..200)
+        fn what_is_reached_was_confirmed_with_everything_that_was_under_way(
+            steps in prop::collection::vec(step(), 0..300)
         ) {
             let mut window = Window::from(position(0));
-            let (mut pushed, mut open) = (0_u64, BTreeSet::new());
+            let (mut pushed, mut reached) = (0_u64, 0_u64);
+            // The last message under way at the confirm of each.
+            let mut confirmed: BTreeMap<u64, u64> = BTreeMap::new();
             for step in steps {
+                let mut left = 0;
                 match step {
                     Step::Push => {
-                        let number = window.push(pushed.to_string().into_bytes(), position(pushed + 1));
-                        prop_assert_eq!(number, pushed);
-                        open.insert(number);
+                        let body = pushed.to_string().into_bytes();
+                        prop_assert_eq!(window.push(body, position(pushed + 1)), pushed);
                         pushed += 1;
                     }
-                    Step::Confirm(which) if !open.is_empty() => {
-                        let number = *which.get(&open.iter().copied().collect::<Vec<_>>());
-                        open.remove(&number);
-                        window.confirm(number);
-                    }
-                    Step::Again(which) if pushed > 0 => {
+                    Step::Confirm(which) if pushed > 0 => {
                         let number = which.index(usize::try_from(pushed).expect("few")) as u64;
-                        open.remove(&number);
-                        window.confirm(number);
+                        left = window.confirm(number);
+                        confirmed.entry(number).or_insert(pushed - 1);
                     }
-                    Step::Confirm(_) | Step::Again(_) => {}
+                    Step::Confirm(_) => {}
+                    Step::Again => {
+                        window.again();
+                        confirmed.retain(|number, _| *number < reached);
+                    }
                 }
-                let prefix = open.first().copied().unwrap_or(pushed);
-                prop_assert_eq!(window.reached(), position(prefix));
-                let left: Vec<u64> = window.unconfirmed().map(|(number, _)| number).collect();
-                prop_assert!(left.iter().eq(open.iter()));
-                for (number, body) in window.unconfirmed() {
+                let run = (0..).take_while(|number| confirmed.contains_key(number)).count() as u64;
+                let certain = |number: &u64| confirmed.get(number).is_some_and(|with| *with < run);
+                let before = reached;
+                reached += (reached..).take_while(certain).count() as u64;
+                prop_assert_eq!(left, reached - before);
+                prop_assert_eq!(window.reached(), position(reached));
+                prop_assert_eq!(window.numbers(), reached..pushed);
+                for number in window.numbers() {
                     let expected = number.to_string();
-                    prop_assert_eq!(body, expected.as_bytes());
-                    prop_assert_eq!(window.body(number), Some(body));
+                    prop_assert_eq!(window.body(number), Some(expected.as_bytes()));
                 }
-                let bytes: usize = open.iter().map(|number| number.to_string().len()).sum();
+                let bytes: usize = window.numbers().map(|number| number.to_string().len()).sum();
                 prop_assert_eq!(window.bytes, bytes);
-                prop_assert_eq!(window.is_empty(), prefix == pushed);
             }
         }
+    }
+
+    #[test]
+    fn a_returned_message_that_looks_confirmed_stays() {
+        let mut window = Window::default();
+        let numbers: Vec<Number> =
+            (1..=3).map(|end| window.push(vec![b'x'], position(end))).collect();
+        // One frame confirmed all three; the last was returned, and the first is told so.
+        assert_eq!((window.confirm(numbers[2]), window.confirm(numbers[1])), (0, 0));
+        assert_eq!(window.reached(), Position::default());
+        window.again();
+        assert_eq!(window.numbers(), 0..3);
     }
 
     #[test]
@@ -175,7 +220,7 @@ mod tests {
             window.confirm(number.max(1));
         }
         assert!(!window.has_room(), "the first is not confirmed: all behind it are remembered");
-        window.confirm(0);
+        assert_eq!(window.confirm(0), MESSAGES as u64);
         assert!(window.has_room() && window.is_empty());
 
         let number = window.push(vec![b'x'; BYTES], position(1));

@@ -80,10 +80,50 @@ fn field(text: &str) -> String {
     if formula {
         text.insert(0, '\'');
     }
-    if formula || text.contains([',', '"', ' ']) {
+    // A semicolon separates columns where a comma separates decimals.
+    if formula || text.contains([',', ';', '"', ' ']) {
         text = format!("\"{}\"", text.replace('"', "\"\""));
     }
     text
+}
+
+/// Whether a spreadsheet that guesses types takes this law id for a number, a date, a time or a truth
+/// value, and shows another text: `0012`, `1E5`, `1.0`, `3-4`, `12:30`, `MAR1`, `true`.
+///
+/// Quotation marks do not keep it from that, and `="0012"` is another text to all other readers.
+pub fn looks_like_a_value(law_id: &str) -> bool {
+    const MONTHS: [&str; 12] = [
+        "january",
+        "february",
+        "march",
+        "april",
+        "may",
+        "june",
+        "july",
+        "august",
+        "september",
+        "october",
+        "november",
+        "december",
+    ];
+    let lower = law_id.to_ascii_lowercase();
+    let (digits, words): (String, String) = lower.chars().partition(|c| !c.is_alphabetic());
+    let only = |extra: &str| digits.chars().all(|c| c.is_ascii_digit() || extra.contains(c));
+    match (words.as_str(), digits.chars().any(|c| c.is_ascii_digit())) {
+        ("true" | "false", false) => digits.is_empty(),
+        // A number of up to 15 digits stays as it is.
+        ("", true) => {
+            let whole = digits.bytes().all(|byte| byte.is_ascii_digit());
+            let same = whole && digits.len() <= 15 && (digits == "0" || !digits.starts_with('0'));
+            only("+-./:") && !same
+        }
+        ("e", true) => only("+-.") && !lower.starts_with('e') && !lower.ends_with('e'),
+        ("am" | "pm" | "a" | "p", true) => only(": ") && lower.ends_with(&words),
+        (month, true) => {
+            month.len() >= 3 && only("-./ ") && MONTHS.iter().any(|name| name.starts_with(month))
+        }
+        (_, false) => false,
+    }
 }
 
 fn timestamp(time: Option<OffsetDateTime>) -> Option<String> {
@@ -147,10 +187,28 @@ mod tests {
     }
 
     #[test]
+    fn law_ids_that_a_spreadsheet_changes_are_known() {
+        for changed in
+            ["0012", "1E5", "1e-5", "1.0", "007", "3-4", "2026.11", "12:30", "MAR1", "1-sept"]
+        {
+            assert!(looks_like_a_value(changed), "{changed}");
+        }
+        for changed in ["TRUE", "1234567890123456", "-5", "9:pm", "00", "1:30pm"] {
+            assert!(looks_like_a_value(changed), "{changed}");
+        }
+        for kept in
+            ["law-001", "12", "0", "L0012", "E5", "5E", "march", "MA1", "12-x", "-", "", "a", "é1"]
+        {
+            assert!(!looks_like_a_value(kept), "{kept}");
+        }
+    }
+
+    #[test]
     fn csv_quotes_what_has_to_be_and_leaves_a_spreadsheet_no_formula() {
         for (text, quoted) in [
             ("law-1", "law-1"),
             ("a,b", "\"a,b\""),
+            ("a;=1", "\"a;=1\""),
             ("say \"oui\"", "\"say \"\"oui\"\"\""),
             ("=1+1", "\"'=1+1\""),
             ("-law", "\"'-law\""),

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Address, options, with_session_limits};
 use super::recount::{Comparison, DEADLINE, LawCounts, STATEMENT_TIMEOUT};
-use super::start::{Attempt, StartError, failed, not_connected, wait};
+use super::start::{Attempt, Patience, StartError, failed, not_connected, wait};
 use super::transaction::fault;
 use super::within;
 use crate::config::Config;
@@ -36,7 +36,7 @@ pub struct Progress {
 }
 
 /// Recounts the audit and compares it with the totals, all in one snapshot, part by part with
-/// `progress` after each. Waits for the database; `None` when `stop` came first. SELECT on both
+/// `progress` after each. Waits for the database as long as `patience` lasts; `None` when `stop` came first. SELECT on both
 /// tables is enough, and so is a standby.
 ///
 /// # Errors
@@ -44,10 +44,11 @@ pub struct Progress {
 pub async fn recount(
     config: &Config,
     jitter: &Jitter,
+    patience: Patience,
     stop: &CancellationToken,
     progress: impl Fn(Progress),
 ) -> Result<Option<Comparison>, StartError> {
-    wait(jitter, &Health::default(), stop, async || {
+    wait(config, jitter, &Health::default(), Some(patience), stop, async || {
         let mut connection = open(config).await?;
         let compared = async {
             // Before the snapshot: a table that is rewritten in between would look empty to it.
@@ -89,13 +90,14 @@ pub struct Correction {
 pub async fn correct(
     config: &Config,
     jitter: &Jitter,
+    patience: Patience,
     stop: &CancellationToken,
     reason: Option<&str>,
     progress: impl Fn(Progress),
 ) -> Result<Option<Correction>, StartError> {
     // The rows of an attempt whose outcome is unknown, and the totals before it.
     let unknown: Mutex<Option<(Vec<i64>, Comparison)>> = Mutex::default();
-    wait(jitter, &Health::default(), stop, async || {
+    wait(config, jitter, &Health::default(), Some(patience), stop, async || {
         let mut connection = open(config).await?;
         let corrected = async {
             // A missing table or grant shows before anybody is held up.

@@ -5,7 +5,7 @@ use sqlx::{Error, Row};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Address, options, with_session_limits};
-use super::start::{Attempt, StartError, failed, not_connected, wait};
+use super::start::{Attempt, Patience, StartError, failed, not_connected, wait};
 use super::transaction::fault;
 use super::within;
 use crate::config::Config;
@@ -70,7 +70,8 @@ impl<'c> Results<'c> {
     }
 }
 
-/// Reads the results once, and waits for the database; `None` when `stop` came first.
+/// Reads the results once, and waits for the database as long as `patience` lasts; `None` when `stop`
+/// came first.
 ///
 /// # Errors
 /// [`StartError`]: what waiting does not mend.
@@ -78,9 +79,11 @@ pub async fn results(
     config: &Config,
     laws: &[String],
     jitter: &Jitter,
+    patience: Patience,
     stop: &CancellationToken,
 ) -> Result<Option<Reading>, StartError> {
-    wait(jitter, &Health::default(), stop, async || Results::new(config, laws).read().await).await
+    let attempt = async || Results::new(config, laws).read().await;
+    wait(config, jitter, &Health::default(), Some(patience), stop, attempt).await
 }
 
 async fn read(connection: &mut PgConnection, laws: Option<&[String]>) -> Result<Reading, Error> {

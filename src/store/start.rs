@@ -1,5 +1,6 @@
 //! Getting the database ready: reachable, durable, the right schema, the grants to count.
 
+mod patience;
 mod schema;
 
 use std::sync::atomic::AtomicUsize;
@@ -18,6 +19,7 @@ use crate::retry::{Backoff, Jitter};
 use crate::telemetry::Health;
 use crate::tls::Verdict;
 
+pub use self::patience::Patience;
 use self::schema::migrated;
 pub(super) use self::schema::unfit;
 pub use self::schema::{Migrated, migrate};
@@ -47,6 +49,9 @@ pub enum StartError {
          them; a trigger, rule or policy of your own you can create again after the migration"
     )]
     Foreign { objects: String, place: String },
+    /// A server that is away, or read-only, for longer than a command may wait.
+    #[error("gave up after {} s (--retry-for), waiting for PostgreSQL: {fault}; {place}", away.as_secs())]
+    Away { away: Duration, fault: Fault, place: String },
     /// A lock was not granted in the time that a command may wait.
     #[error(
         "a migration waits for a lock: {fault}; {place}. Have its holder end, and run it again"
@@ -115,7 +120,7 @@ pub async fn prepare(
         fits(config, rehearsed)?;
         Ok((newer, standbys))
     };
-    let Some((newer, standbys)) = wait(jitter, health, stop, ready).await? else {
+    let Some((newer, standbys)) = wait(config, jitter, health, None, stop, ready).await? else {
         return Ok(None);
     };
     if !newer.is_empty() {
@@ -125,13 +130,17 @@ pub async fn prepare(
     Ok(Some(PgStore::new(&config.postgres, limited)))
 }
 
+/// Tries until it succeeds, and no longer than `patience` lasts, if there is an end to it.
 pub(super) async fn wait<R>(
+    config: &Config,
     jitter: &Jitter,
     health: &Health,
+    patience: Option<Patience>,
     stop: &CancellationToken,
     attempt: impl AsyncFn() -> Result<R, Attempt>,
 ) -> Result<Option<R>, StartError> {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    let mut waiting = patience.map(|patience| patience.of(config));
     loop {
         // Dropped half-way, an attempt closes its connection; none of it is pooled.
         let attempted = tokio::select! {
@@ -144,8 +153,14 @@ pub(super) async fn wait<R>(
             Err(Attempt::Fatal(error)) => return Err(error),
             Err(Attempt::Wait(fault)) => fault,
         };
-        let delay = jitter.stretch(backoff.next_delay());
-        tracing::warn!(sqlstate = fault.sqlstate, "waiting for PostgreSQL: {fault}");
+        let mut delay = jitter.stretch(backoff.next_delay());
+        let mut limit = String::new();
+        if let Some(waiting) = &mut waiting {
+            let left = waiting.left(&fault)?;
+            delay = delay.min(left);
+            limit = format!(", for {:.0} s more at most", left.as_secs_f64());
+        }
+        tracing::warn!(sqlstate = fault.sqlstate, "waiting for PostgreSQL{limit}: {fault}");
         health.postgres_failed(&fault);
         tokio::select! {
             biased;

@@ -57,7 +57,8 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces, queued: bool) {
         // Spans are for the collector alone: without one, none is ever made.
         .and(filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE));
     let writer = if queued { queue() } else { BoxMakeWriter::new(std::io::stderr) };
-    let writer = format::layer().with_writer(writer);
+    // Its own report of a line that can't be written goes to standard error as well, and panics there.
+    let writer = format::layer().with_writer(writer).log_internal_errors(false);
     let layer = match format {
         LogFormat::Text => writer
             .with_ansi(terminal::colours(&std::io::stderr()))

@@ -55,6 +55,20 @@ async fn colours_are_for_terminals_and_not_for_those_who_refuse_them() {
 }
 
 #[tokio::test]
+async fn a_dumb_terminal_gets_no_escape_sequence() {
+    let line = format!(
+        "{BINARY} --help; {BINARY} publish --file nowhere.ndjson; \
+         {BINARY} results --watch; echo $?"
+    );
+    for term in ["env TERM=dumb", "env --unset=TERM"] {
+        let line = format!("{term} sh -c '{line}'");
+        let written = written(&line, true, None).await;
+        assert!(written.contains("nowhere.ndjson") && written.contains("--json"), "{written}");
+        assert!(written.ends_with("2\r\n") && !written.contains('\x1b'), "{written:?}");
+    }
+}
+
+#[tokio::test]
 async fn completions_and_manual_pages_need_no_configuration() {
     for (shell, text) in
         [("bash", "complete -F"), ("zsh", "#compdef vote-aggregator"), ("fish", "complete -c")]

@@ -16,6 +16,7 @@ mod logs;
 mod metrics;
 mod migrate;
 mod outage;
+mod output;
 mod passwords;
 mod planted;
 mod poison;

@@ -247,3 +247,102 @@ async fn a_dry_run_tells_what_is_no_vote_and_publishes_nothing() {
     assert!(text.contains("8 lines: 2 votes, 5 that"), "{text}");
     assert_eq!(stage.ready(&stage.queue).await, None, "not even a queue");
 }
+
+#[tokio::test]
+async fn a_file_in_another_format_is_refused_and_a_byte_order_mark_is_not() {
+    let stage = Stage::new(Servers::shared(), "otherformat").await;
+    let folder = Folder::new(&stage);
+    let zipped = folder.write("votes.gz", b"\x1f\x8b\x08\0\0\0\0\0\n\n");
+    let checkpoint = folder.path("checkpoint");
+    let refused = publish(&stage, &["--file", &zipped, "--checkpoint", &checkpoint]).await;
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert!(refused.stderr.contains(&format!("zcat {zipped} | vote")), "{}", refused.stderr);
+    assert!(!Path::new(&checkpoint).exists(), "nothing is left behind");
+    let table = folder.write("votes.csv", b"vote_hash,citizen_id,law_id,choice,timestamp\n");
+    for arguments in [&["--file", &table][..], &["--file", &table, "--dry-run"]] {
+        let refused = publish(&stage, arguments).await;
+        assert!(refused.code == Some(2) && refused.stderr.contains("mlr"), "{}", refused.stderr);
+    }
+    let array = [b"[", &ndjson(0, 2)[..], b"]"].concat();
+    let mut piped = command(&stage, BINARY, &["publish", "--file", "-"]);
+    let mut piped = piped.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+    piped.stdin.take().expect("piped").write_all(&array).await.expect("written");
+    let output = timeout(PATIENCE, piped.wait_with_output()).await.expect("ends in time");
+    let output = output.expect("it ran");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("standard input is a JSON array"), "{told}");
+    assert_eq!(stage.ready(&stage.queue).await, None, "not even a queue");
+
+    // A pipe that stays silent holds up no stop.
+    let mut silent = command(&stage, BINARY, &["publish", "--file", "-"]);
+    silent.stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut silent = silent.spawn().expect("it runs");
+    let reads = format!("/proc/{}/status", silent.id().expect("it runs"));
+    eventually("it listens for signals", async || {
+        let status = std::fs::read_to_string(&reads).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        caught.is_some_and(|mask| mask & 1 << 14 != 0)
+    })
+    .await;
+    crate::support::send(&silent, Signal::TERM);
+    let status = timeout(PATIENCE, silent.wait()).await.expect("ends in time").expect("it ran");
+    assert_eq!(status.code(), Some(1));
+
+    let marked = folder.write("marked", &[b"\xef\xbb\xbf", &ndjson(0, 10)[..]].concat());
+    let published = publish(&stage, &["--file", &marked, "--checkpoint", &checkpoint]).await;
+    assert_eq!(published.code, Some(0), "{}", published.stderr);
+    let service = stage.start(&[]).await;
+    stage.until_counted(10).await;
+    service.stop().await;
+    assert_eq!(stage.take_dead_letters().await, []);
+}
+
+/// RabbitMQ 3.10 returns what comes after a classic queue, and closes the connection (541) after a
+/// quorum queue.
+#[tokio::test]
+async fn a_vote_that_has_no_queue_is_not_published_and_the_exit_code_says_so() {
+    for classic in [true, false] {
+        let stage = Stage::new(Servers::shared(), "returned").await;
+        let folder = Folder::new(&stage);
+        if classic {
+            stage.declare(true, &[]).await;
+        }
+        let file = folder.write("votes", &ndjson(0, 20_000));
+        let (checkpoint, report) = (folder.path("checkpoint"), folder.path("report"));
+        let arguments = ["--file", &file, "--checkpoint", &checkpoint, "--report", &report];
+        let mut publishing = spawn(&stage, &[&arguments[..], &["--rate", "2000"]].concat());
+        eventually("a part is confirmed", async || folder.reached("checkpoint") >= 1_000).await;
+        stage.delete(&stage.queue).await;
+        assert_eq!(publishing.exit_code().await, Some(1), "{}", publishing.log());
+        let log = publishing.log();
+        assert!(log.contains("the queue was deleted meanwhile"), "{log}");
+        assert!(log.contains("Publish the whole file again"), "{log}");
+        assert!(!classic || !log.contains("waiting for RabbitMQ"), "{log}");
+        let report: Value =
+            serde_json::from_slice(&std::fs::read(&report).expect("written")).expect("JSON");
+        assert_eq!(report["confirmed"], folder.reached("checkpoint"));
+        assert_eq!(report["complete"], false);
+        assert!(folder.reached("checkpoint") < 20_000, "what was returned is behind it");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_permission_to_write_is_no_outage() {
+    let stage = Stage::new(Servers::shared(), "mayread").await;
+    let user = format!("reader-{}", stage.database);
+    // With its queue: to make one takes other permissions.
+    stage.publish(&[]).await;
+    stage.servers.script(&["ctl", "--", "add_user", &user, "right"]);
+    stage.servers.script(&["ctl", "--", "set_permissions", &user, ".*", "^$", ".*"]);
+    let mut refused = command(&stage, BINARY, &["publish", "--count", "3000"]);
+    refused.env("RABBITMQ_USER", &user).env("RABBITMQ_PASSWORD", "right");
+    let refused = crate::support::ended(refused).await;
+    stage.servers.script(&["ctl", "--", "delete_user", &user]);
+    assert_eq!(refused.code, Some(77), "{}", refused.stderr);
+    let told = &refused.stderr;
+    assert!(told.contains("write permission on the default exchange"), "{told}");
+    assert!(told.contains("amq.default") && told.contains(&user), "{told}");
+    assert!(told.contains(r#"virtual host \"/\""#) && !told.contains("waiting for"), "{told}");
+}

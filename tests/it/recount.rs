@@ -10,11 +10,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::ports::{Class, Store, Votes};
 use vote_aggregator::retry::Jitter;
-use vote_aggregator::store;
+use vote_aggregator::store::{self, Patience};
 use vote_aggregator::vote::Choice;
 
 use crate::support::{
-    BINARY, Ended, Servers, Stage, command, ended, eventually, execute, run, vote, votes,
+    BINARY, Ended, PATIENCE, Servers, Stage, command, ended, eventually, execute, run, vote, votes,
 };
 
 const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
@@ -270,6 +270,7 @@ async fn a_recount_is_of_one_moment_while_votes_are_counted() {
     store.count(Votes::new(votes(20_000, 30_000))).await.expect("counted");
     let (one, two) = (stage.start(&[]).await, stage.start(&[]).await);
     let (config, jitter, never) = (stage.config(&[]), Jitter::seeded(1), CancellationToken::new());
+    let patience = Patience::new(PATIENCE);
     let all = votes(0, 20_000);
     let mut midway = 0;
     // From before the first vote is published until the last one is counted.
@@ -279,7 +280,7 @@ async fn a_recount_is_of_one_moment_while_votes_are_counted() {
             let count = |_| {
                 parts.fetch_add(1, Ordering::Relaxed);
             };
-            let recounted = store::recount(&config, &jitter, &never, count).await;
+            let recounted = store::recount(&config, &jitter, patience, &never, count).await;
             let recounted = recounted.expect("recounted").expect("nobody stopped it");
             assert!(recounted.agrees(), "{recounted:?}");
             assert!(parts.into_inner() > 1, "in parts");

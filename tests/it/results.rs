@@ -142,6 +142,30 @@ async fn a_server_that_is_down_is_waited_for() {
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 4);
 }
 
+/// One-shot commands give up, and say on whom.
+#[tokio::test]
+async fn a_server_that_stays_away_or_read_only_is_given_up() {
+    let stage = Stage::new(Servers::shared(), "givenup").await;
+    for name in ["results", "recount", "migrate"] {
+        let mut command = command(&stage, BINARY, &[name, "--retry-for", "1"]);
+        command.env("POSTGRES_PORT", "1");
+        let Ended { code, stderr, .. } = ended(command).await;
+        assert_eq!(code, Some(75), "{name}: {stderr}");
+        assert!(
+            stderr.contains("waiting for PostgreSQL, for 1 s more at most"),
+            "{name}: {stderr}"
+        );
+        assert!(stderr.contains("gave up after 1 s (--retry-for)"), "{name}: {stderr}");
+        assert!(stderr.contains(&stage.database), "{name}: {stderr}");
+    }
+    let read_only =
+        format!("ALTER DATABASE {} SET default_transaction_read_only = on", stage.database);
+    execute(&stage, &read_only).await;
+    let refused = run(&stage, "migrate", &["--retry-for", "0"]).await;
+    assert_eq!(refused.code, Some(75), "{}", refused.stderr);
+    assert!(refused.stderr.contains("25006"), "{}", refused.stderr);
+}
+
 /// util-linux's script gives the command a terminal; what is drawn there goes to a file.
 #[tokio::test]
 async fn the_live_view_outlives_an_outage_and_gives_the_terminal_back() {

@@ -13,7 +13,8 @@ use Severity::{Error, Warning};
 const LOW_DELIVERY_LIMIT: i64 = 20;
 
 /// Arguments of a queue never change: what to do about most of them.
-const REMAKE: &str = "if a policy sets it, change the policy; if not, drain the queue, delete it \
+const REMAKE: &str = "if a policy sets it, change the policy; if not, stop the publishers (without a \
+                      queue the broker confirms votes and drops them), drain the queue, delete it \
                       and let the service create it";
 
 /// A finding, and who is told.
@@ -262,7 +263,8 @@ fn what_drops(queue: &str, what: &str, known: &Known) -> Vec<Noted> {
             );
         }
     }
-    let remake = "drain the queue, delete it and let the service create it";
+    let remake = "stop the publishers (without a queue the broker confirms votes and drops them), drain \
+                  the queue, delete it and let the service create it";
     if !known.flags.durable {
         let meaning = "the queue is not durable: a restart of the broker empties it";
         note("the queue is not durable", None, meaning.to_owned(), remake);
@@ -323,7 +325,8 @@ fn kind(queue: &str, known: &Known, target: &Target) -> Option<Noted> {
             "a classic queue is on one node only: while that is down no vote comes, and with its \
              disk its votes are gone. A message that is rejected when the broker is killed can be \
              lost on its way to the dead letters (2 of 2,370 in eight kills)",
-            "drain the queue, delete it and let the service create a quorum queue",
+            "stop the publishers (without a queue the broker confirms votes and drops them), drain the \
+             queue, delete it and let the service create a quorum queue",
         )
     };
     let finding = Finding::new(Warning, subject(queue), meaning, remedy).with_value(value);

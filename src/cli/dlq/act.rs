@@ -117,9 +117,10 @@ pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, 
         tracing::debug!("{lost}");
     }
     tell_end(&tally);
-    print!("{}", deed.done(&tally));
+    let told = output::report(&deed.done(&tally));
     ended?;
     finished?;
+    told?;
     Ok(tally.taken == tally.matched && tally.ended != Ended::Full)
 }
 
@@ -163,9 +164,10 @@ pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<bool, Fa
     let finished = finish(queue).await;
     bar.finish_and_clear();
     tell_end(&tally);
-    print!("{}", deed.done(&tally));
+    let told = output::report(&deed.done(&tally));
     ended?;
     finished?;
+    told?;
     Ok(tally.taken == tally.matched && tally.ended != Ended::Full)
 }
 
@@ -208,7 +210,7 @@ impl Look<'_> {
     async fn dry_run(&self, deed: &Deed) -> Result<bool, Failed> {
         let (tally, _) = self.through().await?;
         tell_end(&tally);
-        print!("{}", deed.would(&tally));
+        output::print(deed.would(&tally))?;
         Ok(true)
     }
 
@@ -223,14 +225,14 @@ impl Look<'_> {
         }
         let (tally, seen) = self.through().await?;
         tell_end(&tally);
-        eprint!("{}", deed.would(&tally));
+        output::note(deed.would(&tally).trim_end());
         if tally.taken == 0 {
             return Ok(Answer::End(tally.matched == 0));
         }
         if agreed(&question(&tally)) {
             return Ok(Answer::Go(Some(seen)));
         }
-        eprintln!("nothing is changed");
+        output::note("nothing is changed");
         Ok(Answer::End(false))
     }
 }

@@ -95,30 +95,35 @@ pub(super) async fn list(config: &Config, arguments: &List) -> Result<bool, Fail
     tell_end(&tally);
     tell_copies(given_back);
     if *json {
-        for (number, examined) in &rows {
-            println!("{}", json_line(&Value::Object(object(*number, examined)).to_string()));
-        }
+        let objects = rows.iter().map(|(number, examined)| object(*number, examined).into());
+        output::print(json_lines(objects))?;
         return Ok(true);
     }
     let queue = &config.rabbitmq.dead_letter_queue;
     if tally.matched == 0 {
-        println!("{}", nothing(&tally, queue));
+        output::print(nothing(&tally, queue))?;
         return Ok(true);
     }
-    println!("{}\n\n{}\n", table(&rows), summary(&tally, &advice));
-    println!(
-        "showing {} of {} messages that match; {} are in {queue}",
+    output::print(format!(
+        "{}\n\n{}\n\nshowing {} of {} messages that match; {} are in {queue}\n",
+        table(&rows),
+        summary(&tally, &advice),
         HumanCount(rows.len() as u64),
         HumanCount(tally.matched),
         HumanCount(tally.depth)
-    );
+    ))?;
     Ok(true)
+}
+
+/// One object a line.
+fn json_lines(objects: impl Iterator<Item = Value>) -> String {
+    objects.map(|object| json_line(&object.to_string()) + "\n").collect()
 }
 
 fn nothing(tally: &Tally, queue: &str) -> String {
     match tally.depth {
-        0 => format!("{queue} is empty"),
-        depth => format!("none of the {} messages in {queue} matches", HumanCount(depth)),
+        0 => format!("{queue} is empty\n"),
+        depth => format!("none of the {} messages in {queue} matches\n", HumanCount(depth)),
     }
 }
 
@@ -205,20 +210,19 @@ pub(super) async fn show(config: &Config, arguments: &Show) -> Result<bool, Fail
     tell_end(&tally);
     tell_copies(given_back);
     if left_out > 0 {
-        eprintln!("{} more messages are too large to be shown together", HumanCount(left_out));
+        output::note(format_args!(
+            "{} more messages are too large to be shown together",
+            HumanCount(left_out)
+        ));
     }
     if *json {
-        for seen in &seen {
-            println!("{}", json_line(&whole_object(seen).to_string()));
-        }
+        output::print(json_lines(seen.iter().map(whole_object)))?;
         return Ok(true);
     }
-    if seen.is_empty() {
-        println!("{}", nothing(&tally, &config.rabbitmq.dead_letter_queue));
-    }
-    for seen in &seen {
-        println!("{}", text(seen));
-    }
+    output::print(match seen.is_empty() {
+        true => nothing(&tally, &config.rabbitmq.dead_letter_queue),
+        false => seen.iter().map(|seen| text(seen) + "\n").collect(),
+    })?;
     Ok(true)
 }
 

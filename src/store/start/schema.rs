@@ -4,10 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Attempt, StartError, gone, not_connected, wait};
+use super::{Attempt, Patience, StartError, gone, not_connected, wait};
 use crate::config::Config;
 use crate::ports::{Class, Fault};
 use crate::retry::Jitter;
@@ -30,29 +29,21 @@ pub struct Migrated {
     pub newer: Vec<i64>,
 }
 
-/// Waits for the database and applies pending migrations. Locks that others hold are waited for
-/// until `patience` is over. `None` when `stop` came first.
+/// Waits for the database and applies pending migrations, as long as `patience` lasts. `None` when
+/// `stop` came first.
 ///
 /// # Errors
-/// [`StartError`]: what is not retried, and [`StartError::Locked`] after `patience`.
+/// [`StartError`]: what is not retried, and what was retried for too long.
 pub async fn migrate(
     config: &Config,
     jitter: &Jitter,
     health: &Health,
-    patience: Duration,
+    patience: Patience,
     stop: &CancellationToken,
 ) -> Result<Option<Migrated>, StartError> {
-    let (began, applied) = (Instant::now(), AtomicUsize::new(0));
-    let attempt = async || match migrated(config, true, &applied).await {
-        Err(Attempt::Wait(fault))
-            if fault.sqlstate.as_deref() == Some("55P03") && began.elapsed() >= patience =>
-        {
-            let place = describe(&config.postgres);
-            Err(Attempt::Fatal(StartError::Locked { fault, place }))
-        }
-        other => other,
-    };
-    let newer = wait(jitter, health, stop, attempt).await?;
+    let applied = AtomicUsize::new(0);
+    let attempt = async || migrated(config, true, &applied).await;
+    let newer = wait(config, jitter, health, Some(patience), stop, attempt).await?;
     Ok(newer.map(|newer| Migrated { applied: applied.into_inner(), newer }))
 }
 

@@ -1,0 +1,125 @@
+//! What becomes of a command whose answer nobody reads, or that can't be written.
+
+use std::fs::File;
+use std::process::Stdio;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::support::{BINARY, PATIENCE, Servers, Stage, command, eventually, message, votes};
+
+/// The exit code and standard error of a command that writes its answer to `stdout`.
+async fn into(mut command: Command, stdout: impl Into<Stdio>) -> (Option<i32>, String) {
+    let spawned = command.stdout(stdout).stderr(Stdio::piped()).spawn().expect("it runs");
+    let output = timeout(PATIENCE, spawned.wait_with_output()).await.expect("ends in time");
+    let output = output.expect("it ran");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn closed() -> std::io::PipeWriter {
+    // The reader is dropped here.
+    std::io::pipe().expect("a pipe").1
+}
+
+fn full() -> File {
+    File::options().write(true).open("/dev/full").expect("Linux has it")
+}
+
+/// As if all were read, and as for a full disk. `done` is what a command that changed something says of
+/// it all the same.
+async fn ends_well(made: impl Fn() -> Command, code: i32, done: Option<&str>) {
+    let what = format!("{:?}", made().as_std().get_args());
+    let (was, told) = into(made(), closed()).await;
+    assert_eq!(was, Some(code), "{what}: {told}");
+    assert!(!told.contains("standard output") && !told.contains("panicked"), "{what}: {told}");
+    let (was, told) = into(made(), full()).await;
+    assert_eq!(was, Some(70), "{what}: {told}");
+    let lines: Vec<&str> = told.lines().filter(|line| line.contains("standard output")).collect();
+    assert_eq!(lines.len(), 1, "{what}: {told}");
+    assert!(lines[0].contains("No space left on device"), "{what}: {told}");
+    assert!(lines[0].contains(done.unwrap_or_default()), "{what}: {told}");
+    assert_eq!(lines[0].contains("the work is done"), done.is_some(), "{what}: {told}");
+    // Nobody is told, and it is no panic either.
+    let mut silent = made();
+    let status = silent.stdout(full()).stderr(full()).status();
+    let status = timeout(PATIENCE, status).await.expect("ends in time").expect("it ran");
+    assert_eq!(status.code(), Some(70), "{what}");
+}
+
+#[tokio::test]
+async fn commands_without_a_server_end_as_they_should() {
+    for (arguments, code) in [
+        ("--help", 0),
+        ("--version", 0),
+        ("help dlq", 0),
+        ("man", 0),
+        ("completions zsh", 0),
+        ("migrate --print", 0),
+        ("check", 0),
+        ("check --json --set batch.size=0", 78),
+        ("publish --file /dev/null --dry-run", 0),
+    ] {
+        let made = || {
+            let mut command = Command::new(BINARY);
+            command.env_clear().args(arguments.split(' ')).stdin(Stdio::null()).kill_on_drop(true);
+            command.current_dir(env!("CARGO_TARGET_TMPDIR"));
+            command
+        };
+        ends_well(made, code, None).await;
+    }
+}
+
+#[tokio::test]
+async fn commands_end_as_what_they_did_and_tell_it_where_it_can_be_told() {
+    let stage = Stage::migrated(Servers::shared(), "output").await;
+    let mut all: Vec<Vec<u8>> = votes(0, 20).iter().map(message).collect();
+    all.extend((0..8).map(|number| format!("no vote {number}").into_bytes()));
+    stage.publish(&all).await;
+    let service = stage.start(&[]).await;
+    stage.until_counted(20).await;
+    let dead = async |count| {
+        let dead = stage.dead_letter_queue();
+        eventually("dead letters", async || stage.ready(&dead).await == Some(count)).await;
+    };
+    dead(8).await;
+
+    let address = service.address().await;
+    let (_, port) = address.rsplit_once(':').expect("a port");
+    let with = |arguments: &'static str, port: &str| {
+        let mut command = command(&stage, BINARY, &arguments.split(' ').collect::<Vec<&str>>());
+        command.env("PROMETHEUS_PORT", port);
+        command
+    };
+    for (arguments, code, done) in [
+        ("health-check", 0, None),
+        ("check --connect", 0, None),
+        ("results", 0, None),
+        ("results --csv", 0, None),
+        ("recount", 0, None),
+        ("migrate", 0, Some("up to date")),
+        ("publish --count 3", 0, Some("3 messages")),
+        ("dlq list", 0, None),
+        ("dlq list --json --max 0", 0, None),
+        ("dlq show", 0, None),
+        ("dlq show --json", 0, None),
+        ("dlq list --law nowhere", 0, None),
+        ("dlq purge --dry-run", 0, None),
+        ("dlq replay --dry-run", 0, None),
+        // Each of the three runs takes one.
+        ("dlq purge --yes --max 1", 0, Some("removed 1")),
+        ("dlq replay --yes --max 1 --force", 0, Some("put back 1")),
+    ] {
+        ends_well(|| with(arguments, port), code, done).await;
+        if arguments.starts_with("dlq purge") && done.is_some() {
+            dead(5).await;
+        }
+    }
+    service.stop().await;
+    let broken = "UPDATE vote_results SET oui_count = oui_count + 1";
+    crate::support::execute(&stage, broken).await;
+    ends_well(|| with("recount", port), 1, None).await;
+    let (code, told) = into(with("recount --repair --yes", port), full()).await;
+    assert_eq!(code, Some(70), "{told}");
+    assert!(told.contains("the work is done: corrected: "), "{told}");
+    ends_well(|| with("recount --json", port), 0, None).await;
+}
