@@ -9,6 +9,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Confirmation, Connection, PublisherConfirm};
 use tracing::Instrument;
 
+use super::permissions::{self, Publishing};
 use super::{Letter, headers, long_string};
 use crate::ports::Lost;
 use crate::telemetry::spans;
@@ -28,6 +29,15 @@ impl Publisher {
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(Self { connection, channel })
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.status().connected() && self.channel.status().connected()
+    }
+
+    /// Tries whether this user may publish to the default exchange, as every publish here does.
+    pub(super) async fn probe(&self) -> lapin::Result<Publishing> {
+        permissions::write(&self.connection).await
     }
 
     /// Sends one message to `queue` through the default exchange, with these headers. The
