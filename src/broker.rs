@@ -29,7 +29,7 @@ use tokio::time::{Instant, timeout};
 
 pub use self::check::check;
 pub use self::dead_letters::{DeadLetterQueue, DeliveryLimit, GivenBack, Letter};
-pub use self::depth::QueueWatch;
+pub use self::depth::{QueueStanding, QueueWatch};
 use self::permissions::Publishing;
 pub use self::publisher::{Confirm, Publisher};
 pub use self::screen::Frames;

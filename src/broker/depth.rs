@@ -7,7 +7,8 @@ use lapin::Connection;
 use lapin::types::FieldTable;
 use tokio::time::Instant;
 
-use super::{connect, topology};
+use super::connect;
+use super::topology::{self, Standing};
 use crate::config::RabbitMq as Config;
 use crate::ports::OpenError;
 use crate::retry::Backoff;
@@ -65,11 +66,7 @@ impl QueueWatch {
     /// # Errors
     /// [`OpenError`] when the broker does not tell; the next look connects anew.
     pub async fn look(&mut self) -> Result<QueueDepths, OpenError> {
-        // Taken out: a look that fails or is dropped leaves no doubtful connection behind.
-        let connection = match self.connection.take() {
-            Some(connection) if connection.status().connected() => connection,
-            _ => connect::open(&self.config, "queue depths").await?,
-        };
+        let connection = self.connected().await?;
         let queues = [&self.config.queue, &self.config.dead_letter_queue];
         let mut depths = [None; 2];
         for ((queue, depth), sight) in queues.into_iter().zip(&mut depths).zip(&mut self.sights) {
@@ -82,6 +79,37 @@ impl QueueWatch {
         let [queue, dead_letters] = depths;
         Ok(QueueDepths { queue, dead_letters })
     }
+
+    /// Looks at the queue alone, whenever it is called; all zero where there is none.
+    ///
+    /// # Errors
+    /// As [`QueueWatch::look`].
+    pub async fn standing(&mut self) -> Result<QueueStanding, OpenError> {
+        let connection = self.connected().await?;
+        let standing = topology::standing(&connection, &self.config.queue).await;
+        let standing = standing.map_err(|error| connect::refused(&self.config, &error))?;
+        self.connection = Some(connection);
+        Ok(match standing {
+            Standing::There { ready, consumers } => QueueStanding { ready, consumers },
+            Standing::Missing | Standing::Exclusive => QueueStanding::default(),
+        })
+    }
+
+    /// The connection, taken out: a look that fails or is dropped leaves no doubtful one behind.
+    async fn connected(&mut self) -> Result<Connection, OpenError> {
+        match self.connection.take() {
+            Some(connection) if connection.status().connected() => Ok(connection),
+            _ => connect::open(&self.config, "queue depths").await,
+        }
+    }
+}
+
+/// How the queues are found at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStanding {
+    /// Messages ready in the queue.
+    pub ready: u32,
+    pub consumers: u32,
 }
 
 /// `None` for a queue that does not exist or is not ours to see.

@@ -150,7 +150,7 @@ async fn a_scan_is_bounded_and_says_so() {
     assert!(hashes == expected, "in the order of the queue");
     until_dead(&stage, bodies.len()).await;
     // Most of it matches and is taken, so the others fit in.
-    let taken = expect(&stage, 0, &["replay", "--hold", "300", "--yes"]).await;
+    let taken = expect(&stage, 0, &["replay", "--hold", "300", "--yes", "--no-trial"]).await;
     assert!(taken.row("put back").is_some_and(|row| row.ends_with("1,300")), "{}", taken.stdout);
     until_dead(&stage, 0).await;
     assert_eq!(stage.ready(&stage.queue).await, Some(1_300));
