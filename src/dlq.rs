@@ -13,7 +13,7 @@ mod scan;
 mod trial;
 mod why;
 
-pub use self::body::{Shown, headers, show};
+pub use self::body::{Shown, headers, properties, show};
 pub use self::filter::{Filter, REASONS, reason, sqlstate};
 pub use self::purge::{PurgeError, purge};
 pub use self::removed::Removed;

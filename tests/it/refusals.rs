@@ -57,7 +57,6 @@ async fn reason(service: &Service) -> String {
 #[tokio::test]
 async fn a_permission_for_a_bad_day_is_missed_at_start_and_what_time_mends_is_waited_for() {
     let stage = Stage::migrated(Servers::shared(), "rights").await;
-    // Classic: a quorum queue of RabbitMQ 3.10 takes other consumers beside an exclusive one.
     stage.declare(true, &[]).await;
     stage.declare_queue(&stage.dead_letter_queue(), true, &[]).await;
     let user = User::new(&stage);
@@ -84,7 +83,8 @@ async fn a_permission_for_a_bad_day_is_missed_at_start_and_what_time_mends_is_wa
     let channel = connection.create_channel().await.expect("a channel");
     let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
     let queue = stage.queue.as_str().into();
-    channel.basic_consume(queue, "".into(), exclusive, FieldTable::default()).await.expect("held");
+    let held = channel.basic_consume(queue, "".into(), exclusive, FieldTable::default());
+    let _held = held.await.expect("a consumer, until it is dropped");
     let service = stage.spawn(&user.settings()).await;
     service.until_logged("connection limit (0) is reached").await;
     assert!(reason(&service).await.contains("rabbitmqctl list_connections"));
