@@ -89,12 +89,11 @@ pub fn headers(letter: &Letter, reveal: bool) -> Vec<(String, Value)> {
 /// The properties as they may be shown. What a publisher chooses for each message can be a citizen's
 /// name, and is shown where the body tells which names those are.
 pub fn properties(letter: &Letter, reveal: bool) -> Vec<(&'static str, Value)> {
-    let names = std::str::from_utf8(&letter.body).ok().and_then(Names::of);
+    let names = std::str::from_utf8(&letter.body).ok().and_then(Names::of).unwrap_or_default();
     let shown = letter.plain_properties.iter().map(|(name, value)| {
-        let harmless = match &names {
-            Some(names) => !names.are_in(value.as_str().unwrap_or_default()),
-            None => !OF_EACH_MESSAGE.contains(name),
-        };
+        // A misspelt name hides who the citizen is from us, too.
+        let known = !OF_EACH_MESSAGE.contains(name) || !names.0.is_empty();
+        let harmless = known && !names.are_in(value.as_str().unwrap_or_default());
         (*name, if reveal || harmless { value.clone() } else { MASK.into() })
     });
     shown.collect()

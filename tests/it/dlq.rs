@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use lapin::options::{BasicGetOptions, BasicNackOptions};
+use lapin::BasicProperties;
+use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions};
 use lapin::types::AMQPValue;
 use rustix::process::Signal;
 use serde_json::Value;
