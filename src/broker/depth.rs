@@ -35,11 +35,13 @@ pub struct QueueWatch {
 struct Sight {
     pauses: Backoff,
     unseen_until: Option<Instant>,
+    /// Whether it was there at the last look.
+    seen: bool,
 }
 
 impl Sight {
     fn new() -> Self {
-        Self { pauses: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), unseen_until: None }
+        Self { pauses: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), unseen_until: None, seen: false }
     }
 
     fn is_due(&self) -> bool {
@@ -48,8 +50,9 @@ impl Sight {
 
     fn looked(&mut self, seen: bool) {
         if seen {
-            *self = Self::new();
+            *self = Self { seen: true, ..Self::new() };
         } else {
+            self.seen = false;
             self.unseen_until = Some(Instant::now() + self.pauses.next_delay());
         }
     }
@@ -72,6 +75,9 @@ impl QueueWatch {
         for ((queue, depth), sight) in queues.into_iter().zip(&mut depths).zip(&mut self.sights) {
             if sight.is_due() {
                 *depth = depth_of(&self.config, &connection, queue).await?;
+                if depth.is_none() && sight.seen && *queue == self.config.dead_letter_queue {
+                    restore(&self.config, &connection).await;
+                }
                 sight.looked(depth.is_some());
             }
         }
@@ -110,6 +116,26 @@ pub struct QueueStanding {
     /// Messages ready in the queue.
     pub ready: u32,
     pub consumers: u32,
+}
+
+/// Creates the dead-letter queue anew when it was deleted: a queue's route that leads to it goes on,
+/// and what is rejected until then vanishes.
+async fn restore(config: &Config, connection: &Connection) {
+    let queue = &config.dead_letter_queue;
+    match topology::ensure_dead_letter_queue(connection, config).await {
+        Ok(()) => tracing::error!(
+            queue,
+            "the dead-letter queue was deleted and has been created anew: dead letters that were in it, \
+             and messages rejected meanwhile, are lost"
+        ),
+        Err(error) => {
+            tracing::error!(
+                queue,
+                "the dead-letter queue can't be seen and can't be created anew: {error}; rejected \
+                 messages may be lost"
+            );
+        }
+    }
 }
 
 /// `None` for a queue that does not exist or is not ours to see.

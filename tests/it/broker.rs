@@ -309,3 +309,37 @@ async fn a_partial_batch_is_committed_after_the_timeout() {
     assert_eq!(service.metric("batch_size_processed_total").await, Some(1.0));
     service.stop().await;
 }
+
+/// By the runbook: a queue of somebody else's without a route, then a policy.
+#[tokio::test]
+async fn a_policy_has_a_dead_letter_queue_to_lead_to_also_when_that_was_deleted() {
+    let stage = Stage::migrated(Servers::shared(), "policy").await;
+    stage.declare(true, &[("x-queue-type", text("quorum"))]).await;
+    let service = stage.start(&[]).await;
+    let dead_letters = stage.dead_letter_queue();
+    assert_eq!(stage.ready(&dead_letters).await, Some(0), "there before any policy");
+    let policy = serde_json::json!({
+        "dead-letter-exchange": "", "dead-letter-routing-key": dead_letters,
+    });
+    let (name, pattern) = (&stage.database, format!("^{}$", stage.queue.replace('.', "\\.")));
+    let ctl = ["ctl", "--", "-q"];
+    let policy = policy.to_string();
+    let set = ["set_policy", name, &pattern, &policy, "--apply-to", "queues"];
+    stage.servers.script(&[&ctl[..], &set].concat());
+    // The queue learns of a policy a moment later.
+    let kept = async || {
+        stage.publish(&[b"not a vote".to_vec()]).await;
+        stage.ready(&dead_letters).await.is_some_and(|ready| ready > 0)
+    };
+    eventually("what is rejected is kept", kept).await;
+    // At least one look of the service has found it.
+    eventually("its depth is known", async || {
+        service.metric("dead_letter_queue_messages").await.is_some()
+    })
+    .await;
+    stage.delete(&dead_letters).await;
+    service.until_logged("the dead-letter queue was deleted and has been created anew").await;
+    eventually("what is rejected is kept again", kept).await;
+    service.stop().await;
+    stage.servers.script(&[&ctl[..], &["clear_policy", name]].concat());
+}
