@@ -10,7 +10,9 @@ mod dead_letters;
 mod depth;
 mod headers;
 mod management;
+mod permissions;
 mod publisher;
+mod refusal;
 mod runtime;
 mod screen;
 mod session;
@@ -27,7 +29,8 @@ use tokio::time::{Instant, timeout};
 
 pub use self::check::check;
 pub use self::dead_letters::{DeadLetterQueue, DeliveryLimit, GivenBack, Letter};
-pub use self::depth::QueueWatch;
+pub use self::depth::{QueueStanding, QueueWatch};
+use self::permissions::Publishing;
 pub use self::publisher::{Confirm, NotPublished, Publisher};
 pub use self::screen::Frames;
 pub use self::session::{RabbitChannel, RabbitSession};
@@ -160,6 +163,26 @@ impl RabbitMq {
         Ok(publisher.publish(&self.config.dead_letter_queue, &letter.body, &told).await?.await?)
     }
 
+    /// Opens, with each session, what a refused vote will need on a bad day: the connection, the
+    /// dead-letter queue, and the permission to publish there.
+    async fn prepare_dead_letters(&self) -> Result<(), OpenError> {
+        let mut slot = self.dead_letters.lock().await;
+        let publisher = match slot.take().filter(Publisher::is_connected) {
+            Some(kept) => kept,
+            None => self.open_dead_letters().await?,
+        };
+        match publisher.probe().await {
+            Ok(Publishing::Allowed) => *slot = Some(publisher),
+            // It does not keep valid votes from being counted: acks go on.
+            Ok(Publishing::Unanswered) => tracing::warn!(
+                "the broker takes no publishes now, dead letters included; is it blocked by a memory \
+                 or disk alarm?"
+            ),
+            Err(error) => return Err(connect::refused(&self.config, &error)),
+        }
+        Ok(())
+    }
+
     async fn open_dead_letters(&self) -> Result<Publisher, OpenError> {
         let connection = connect::open(&self.config, "dead letters").await?;
         topology::ensure_dead_letter_queue(&connection, &self.config)
@@ -196,6 +219,7 @@ impl Broker for RabbitMq {
         let began = Instant::now();
         let (connection, found) = timeout(OPEN_TIMEOUT, self.connect()).await.map_err(late)??;
         let left = OPEN_TIMEOUT.saturating_sub(began.elapsed());
+        timeout(OPEN_TIMEOUT, self.prepare_dead_letters()).await.map_err(late)??;
         self.examine(&connection, found).await?;
         timeout(left, self.consume(connection, prefetch)).await.map_err(late)?
     }

@@ -10,12 +10,14 @@ mod purge;
 mod removed;
 mod replay;
 mod scan;
+mod trial;
 mod why;
 
-pub use self::body::{Shown, headers, show};
+pub use self::body::{Shown, headers, properties, show};
 pub use self::filter::{Filter, REASONS, reason, sqlstate};
 pub use self::purge::{PurgeError, purge};
 pub use self::removed::Removed;
 pub use self::replay::{Replay, replay};
 pub use self::scan::{Ended, Fingerprint, Selection, Tally, Verdict, fingerprint, scan};
+pub use self::trial::{Outcome, Patience, TrialError, Tried, trial};
 pub use self::why::{Death, Examined, Why, examine};

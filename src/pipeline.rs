@@ -254,6 +254,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             tracing::warn!(
                 reason,
                 field = rejection.field,
+                detail = rejection.detail,
                 delivery_tag = tag,
                 size,
                 vote_hash = rejection.vote_hash,

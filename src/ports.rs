@@ -127,6 +127,10 @@ pub enum OpenError {
     /// broker is none that we trust.
     #[error("{0}")]
     Configuration(String),
+    /// Somebody else holds what is needed: connections up to a limit, the queue exclusively. Waited
+    /// for, as [`OpenError::Unavailable`] is; `phrase` is what readiness shows of it.
+    #[error("{told}")]
+    Occupied { phrase: &'static str, told: String },
     /// Anything else: the broker is down, or coming up.
     #[error("{0}")]
     Unavailable(String),
@@ -135,7 +139,7 @@ pub enum OpenError {
 impl OpenError {
     /// Whether waiting can't mend this at start. Later on somebody may be mending it.
     pub const fn is_fatal_at_start(&self) -> bool {
-        !matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Credentials(_) | Self::Configuration(_))
     }
 }
 

@@ -5,6 +5,7 @@
 //! given, in the order of [`Reason`].
 
 mod json;
+mod shape;
 mod timestamp;
 
 use std::fmt;
@@ -149,11 +150,13 @@ pub struct Rejection {
     pub field: Option<&'static str>,
     /// The message's `vote_hash`, when that much of it was valid.
     pub vote_hash: Option<String>,
+    /// What its first bytes or its shape say of the cause, where they do: a text of the program.
+    pub detail: Option<&'static str>,
 }
 
 impl Rejection {
     const fn of_message(reason: Reason) -> Self {
-        Self { reason, field: None, vote_hash: None }
+        Self { reason, field: None, vote_hash: None, detail: None }
     }
 }
 
@@ -193,6 +196,13 @@ pub fn decode_message(
 /// # Errors
 /// The first broken rule, see [`Reason`].
 pub fn decode(body: &[u8], max_bytes: usize) -> Result<Vote, Rejection> {
+    check(body, max_bytes).map_err(|rejection| {
+        let detail = shape::of(body, rejection.reason, rejection.field);
+        Rejection { detail, ..rejection }
+    })
+}
+
+fn check(body: &[u8], max_bytes: usize) -> Result<Vote, Rejection> {
     if body.len() > max_bytes {
         return Err(Rejection::of_message(Reason::TooLarge));
     }
@@ -202,7 +212,8 @@ pub fn decode(body: &[u8], max_bytes: usize) -> Result<Vote, Rejection> {
     let reject = |(reason, field)| {
         // Whatever is wrong with the rest, a valid hash helps whoever looks for the message.
         let hash = fields.vote_hash.text().filter(|hash| check_vote_hash(hash).is_ok());
-        Rejection { reason, field: Some(field), vote_hash: hash.map(str::to_owned) }
+        let vote_hash = hash.map(str::to_owned);
+        Rejection { field: Some(field), vote_hash, ..Rejection::of_message(reason) }
     };
 
     fields.complete().map_err(reject)?;

@@ -1,5 +1,7 @@
 //! The broker's side of `vote-aggregator check`: looks, and neither creates nor changes anything.
 
+mod rights;
+
 use std::time::Duration;
 
 use lapin::Connection;
@@ -41,12 +43,12 @@ async fn look(config: &Config, report: &mut Report) {
     report.looked_at(connect::describe(rabbitmq));
     let connection = match connect::open(rabbitmq, "check").await {
         Ok(connection) => connection,
-        Err(error) => return report.findings.push(refusal(config, &error)),
+        Err(error) => return report.findings.push(refused(config, &error)),
     };
     let version = version(rabbitmq, report).await;
     if let Err(error) = queues(config, &connection, version.as_deref(), report).await {
         let error = connect::refused(rabbitmq, &error);
-        report.findings.push(refusal(config, &error));
+        report.findings.push(refused(config, &error));
     }
     if let Err(error) = connection.close(200, "OK".into()).await {
         tracing::debug!("the connection did not close cleanly: {error}");
@@ -58,7 +60,7 @@ fn place(rabbitmq: &RabbitMq) -> String {
 }
 
 /// What the error says of its own is what to do first; the rest comes from the broker's side.
-fn refusal(config: &Config, error: &OpenError) -> Finding {
+fn refused(config: &Config, error: &OpenError) -> Finding {
     let (key, remedy) = match error {
         OpenError::Credentials(_) => (
             &keys::RABBITMQ_USER,
@@ -69,6 +71,10 @@ fn refusal(config: &Config, error: &OpenError) -> Finding {
             &keys::RABBITMQ_HOST,
             "mend the settings that it names, or the broker: rabbitmqctl list_vhosts, \
              rabbitmq-diagnostics listeners",
+        ),
+        OpenError::Occupied { .. } => (
+            &keys::RABBITMQ_HOST,
+            "end what holds it, or raise the limit; the service waits for it",
         ),
         OpenError::Unavailable(_) => (
             &keys::RABBITMQ_HOST,
@@ -172,7 +178,7 @@ async fn queues(
         }
     }
     report.findings.extend(prefetch(config));
-    Ok(())
+    rights::check(config, connection, report).await
 }
 
 fn subject(queue: &str) -> String {

@@ -10,8 +10,8 @@ use lapin::{Connection, ConnectionProperties, Error, ErrorKind};
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
-use super::runtime;
 use super::screen::FRAME_MAX;
+use super::{refusal, runtime};
 use crate::config::RabbitMq as Config;
 use crate::ports::OpenError;
 use crate::tls::{self, Side, Variables, Verdict};
@@ -116,11 +116,11 @@ fn side(config: &Config) -> Side {
 /// What an error of the broker means for whoever wanted to open something.
 pub(super) fn refused(config: &Config, error: &Error) -> OpenError {
     let told = format!("{error}; {}", describe(config));
+    if let Some(occupied) = refusal::occupied(error, &told) {
+        return occupied;
+    }
     match amqp_code(error) {
-        Some(403) => OpenError::Credentials(format!(
-            "{told}. Check RABBITMQ_USER and RABBITMQ_PASSWORD (or RABBITMQ_URL) and the user's \
-             permissions on the virtual host"
-        )),
+        Some(403) => OpenError::Credentials(format!("{told}. {}", refusal::access(config, error))),
         Some(530) => OpenError::Configuration(format!(
             "{told}. Check RABBITMQ_VHOST and the user's access to it"
         )),

@@ -7,7 +7,8 @@ use lapin::Connection;
 use lapin::types::FieldTable;
 use tokio::time::Instant;
 
-use super::{connect, topology};
+use super::connect;
+use super::topology::{self, Standing};
 use crate::config::RabbitMq as Config;
 use crate::ports::OpenError;
 use crate::retry::Backoff;
@@ -34,11 +35,13 @@ pub struct QueueWatch {
 struct Sight {
     pauses: Backoff,
     unseen_until: Option<Instant>,
+    /// Whether it was there at the last look.
+    seen: bool,
 }
 
 impl Sight {
     fn new() -> Self {
-        Self { pauses: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), unseen_until: None }
+        Self { pauses: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), unseen_until: None, seen: false }
     }
 
     fn is_due(&self) -> bool {
@@ -47,8 +50,9 @@ impl Sight {
 
     fn looked(&mut self, seen: bool) {
         if seen {
-            *self = Self::new();
+            *self = Self { seen: true, ..Self::new() };
         } else {
+            self.seen = false;
             self.unseen_until = Some(Instant::now() + self.pauses.next_delay());
         }
     }
@@ -65,22 +69,72 @@ impl QueueWatch {
     /// # Errors
     /// [`OpenError`] when the broker does not tell; the next look connects anew.
     pub async fn look(&mut self) -> Result<QueueDepths, OpenError> {
-        // Taken out: a look that fails or is dropped leaves no doubtful connection behind.
-        let connection = match self.connection.take() {
-            Some(connection) if connection.status().connected() => connection,
-            _ => connect::open(&self.config, "queue depths").await?,
-        };
+        let connection = self.connected().await?;
         let queues = [&self.config.queue, &self.config.dead_letter_queue];
         let mut depths = [None; 2];
         for ((queue, depth), sight) in queues.into_iter().zip(&mut depths).zip(&mut self.sights) {
             if sight.is_due() {
                 *depth = depth_of(&self.config, &connection, queue).await?;
+                if depth.is_none() && sight.seen && *queue == self.config.dead_letter_queue {
+                    restore(&self.config, &connection).await;
+                }
                 sight.looked(depth.is_some());
             }
         }
         self.connection = Some(connection);
         let [queue, dead_letters] = depths;
         Ok(QueueDepths { queue, dead_letters })
+    }
+
+    /// Looks at the queue alone, whenever it is called; all zero where there is none.
+    ///
+    /// # Errors
+    /// As [`QueueWatch::look`].
+    pub async fn standing(&mut self) -> Result<QueueStanding, OpenError> {
+        let connection = self.connected().await?;
+        let standing = topology::standing(&connection, &self.config.queue).await;
+        let standing = standing.map_err(|error| connect::refused(&self.config, &error))?;
+        self.connection = Some(connection);
+        Ok(match standing {
+            Standing::There { ready, consumers } => QueueStanding { ready, consumers },
+            Standing::Missing | Standing::Exclusive => QueueStanding::default(),
+        })
+    }
+
+    /// The connection, taken out: a look that fails or is dropped leaves no doubtful one behind.
+    async fn connected(&mut self) -> Result<Connection, OpenError> {
+        match self.connection.take() {
+            Some(connection) if connection.status().connected() => Ok(connection),
+            _ => connect::open(&self.config, "queue depths").await,
+        }
+    }
+}
+
+/// How the queues are found at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStanding {
+    /// Messages ready in the queue.
+    pub ready: u32,
+    pub consumers: u32,
+}
+
+/// Creates the dead-letter queue anew when it was deleted: a queue's route that leads to it goes on,
+/// and what is rejected until then vanishes.
+async fn restore(config: &Config, connection: &Connection) {
+    let queue = &config.dead_letter_queue;
+    match topology::ensure_dead_letter_queue(connection, config).await {
+        Ok(()) => tracing::error!(
+            queue,
+            "the dead-letter queue was deleted and has been created anew: dead letters that were in it, \
+             and messages rejected meanwhile, are lost"
+        ),
+        Err(error) => {
+            tracing::error!(
+                queue,
+                "the dead-letter queue can't be seen and can't be created anew: {error}; rejected \
+                 messages may be lost"
+            );
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use lapin::{BasicProperties, Confirmation, Connection, PublisherConfirm};
 use tracing::Instrument;
 
 use super::connect::{amqp_code, describe};
+use super::permissions::{self, Publishing};
 use super::topology::Found;
 use super::{Letter, headers, long_string};
 use crate::config::RabbitMq as Config;
@@ -67,6 +68,15 @@ impl Publisher {
 
     pub(super) fn with_queue(self, found: Found) -> Self {
         Self { made_queue: found == Found::Created, ..self }
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.status().connected() && self.channel.status().connected()
+    }
+
+    /// Tries whether this user may publish to the default exchange, as every publish here does.
+    pub(super) async fn probe(&self) -> lapin::Result<Publishing> {
+        permissions::write(&self.connection).await
     }
 
     /// Sends one message to `queue` through the default exchange, with these headers. The

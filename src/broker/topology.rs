@@ -14,6 +14,7 @@ pub(super) use self::assess::{Assessment, Noted, Target};
 use self::assess::{assess, assess_dead_letters};
 use self::learn::{Known, Learned};
 use super::connect::amqp_code;
+use super::refusal::is_out_of_reach;
 use super::{DeliveryLimit, long_string, management};
 use crate::config::RabbitMq as Config;
 
@@ -102,7 +103,7 @@ async fn exists(connection: &Connection, queue: &str) -> Result<bool, Error> {
     let channel = connection.create_channel().await?;
     match channel.queue_declare(queue.into(), PASSIVE, FieldTable::default()).await {
         Ok(_) => channel.close(200, "OK".into()).await.map(|()| true),
-        Err(error) if amqp_code(&error) == Some(404) => Ok(false),
+        Err(error) if amqp_code(&error) == Some(404) && !is_out_of_reach(&error) => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -126,7 +127,7 @@ pub(super) async fn standing(connection: &Connection, queue: &str) -> Result<Sta
             Ok(Standing::There { ready, consumers })
         }
         Err(error) => match amqp_code(&error) {
-            Some(404) => Ok(Standing::Missing),
+            Some(404) if !is_out_of_reach(&error) => Ok(Standing::Missing),
             Some(405) => Ok(Standing::Exclusive),
             _ => Err(error),
         },

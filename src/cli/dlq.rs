@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use vote_aggregator::broker::{DeadLetterQueue, DeliveryLimit, GivenBack};
 use vote_aggregator::config::Config;
-use vote_aggregator::dlq::{self, Ended, Filter, PurgeError, Selection, Tally};
+use vote_aggregator::dlq::{self, Ended, Filter, PurgeError, Selection, Tally, TrialError};
 use vote_aggregator::ports::{Lost, OpenError};
 
 use super::exit;
@@ -94,6 +94,7 @@ fn everything<'f>(config: &Config, filter: &'f Filter, max: Option<u64>) -> Sele
         max_message_bytes: config.batch.max_message_bytes,
         max,
         agreed: None,
+        tried: None,
     }
 }
 
@@ -104,6 +105,10 @@ enum Failed {
     Open(#[from] OpenError),
     #[error("{0}. Nothing is lost: what was not acknowledged is in the dead-letter queue")]
     Lost(#[from] Lost),
+    #[error(
+        "{0}. Nothing is lost: what was put back is confirmed, the rest is in the dead-letter queue"
+    )]
+    Trial(Lost),
     #[error("{0}. What was not removed is still in the dead-letter queue")]
     Purge(#[from] PurgeError),
     #[error("{0}")]
@@ -115,6 +120,15 @@ enum Failed {
 impl From<output::NotWritten> for Failed {
     fn from(_: output::NotWritten) -> Self {
         Self::NotWritten
+    }
+}
+
+impl From<TrialError> for Failed {
+    fn from(error: TrialError) -> Self {
+        match error {
+            TrialError::Open(error) => Self::Open(error),
+            TrialError::Lost(lost) => Self::Trial(lost),
+        }
     }
 }
 
@@ -138,7 +152,9 @@ pub(super) async fn dlq(config: &Config, arguments: Arguments) -> ExitCode {
             ExitCode::from(match failed {
                 Failed::Usage(_) => exit::USAGE,
                 Failed::Open(error) => exit::of_rabbitmq(&error),
-                Failed::Lost(_) | Failed::Purge(PurgeError::Lost(_)) => exit::FINDINGS,
+                Failed::Lost(_) | Failed::Trial(_) | Failed::Purge(PurgeError::Lost(_)) => {
+                    exit::FINDINGS
+                }
                 Failed::NotWritten | Failed::Purge(PurgeError::Save { .. }) => exit::INTERNAL,
             })
         }

@@ -71,7 +71,7 @@ pub const fn of_rabbitmq(error: &OpenError) -> u8 {
     match error {
         OpenError::Credentials(_) => CREDENTIALS,
         OpenError::Configuration(_) => CONFIG,
-        OpenError::Unavailable(_) => FINDINGS,
+        OpenError::Occupied { .. } | OpenError::Unavailable(_) => FINDINGS,
     }
 }
 

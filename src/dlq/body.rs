@@ -30,6 +30,8 @@ const KNOWN_HEADERS: [&str; 9] = [
     "traceparent",
 ];
 const KNOWN_HEADER_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
+/// Properties that a publisher chooses for each message.
+const OF_EACH_MESSAGE: [&str; 3] = ["message_id", "correlation_id", "reply_to"];
 /// Longest text that is shown under a known name, in characters.
 const LONGEST_TEXT: usize = 64;
 /// Longest name that is shown.
@@ -80,6 +82,19 @@ pub fn headers(letter: &Letter, reveal: bool) -> Vec<(String, Value)> {
         let harmless = known && !names.are_in(&value.to_string());
         let value = if harmless { value.clone() } else { MASK.into() };
         (if known { name.clone() } else { names.key(name).to_owned() }, value)
+    });
+    shown.collect()
+}
+
+/// The properties as they may be shown. What a publisher chooses for each message can be a citizen's
+/// name, and is shown where the body tells which names those are.
+pub fn properties(letter: &Letter, reveal: bool) -> Vec<(&'static str, Value)> {
+    let names = std::str::from_utf8(&letter.body).ok().and_then(Names::of).unwrap_or_default();
+    let shown = letter.plain_properties.iter().map(|(name, value)| {
+        // A misspelt name hides who the citizen is from us, too.
+        let known = !OF_EACH_MESSAGE.contains(name) || !names.0.is_empty();
+        let harmless = known && !names.are_in(value.as_str().unwrap_or_default());
+        (*name, if reveal || harmless { value.clone() } else { MASK.into() })
     });
     shown.collect()
 }

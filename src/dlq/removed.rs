@@ -60,7 +60,9 @@ fn line(letter: &Letter, examined: &Examined) -> Value {
         "reason": examined.why.label(),
         "vote_hash": examined.vote_hash,
         "law_id": examined.law_id,
+        "detail": examined.why.detail(),
         "dead_lettered_at": examined.when,
+        "properties": letter.plain_properties,
         "headers": letter.headers,
     });
     match std::str::from_utf8(&letter.body) {

@@ -1,4 +1,4 @@
-//! Putting votes back into their queue: published and confirmed there, and only then acked here. A
+//! Putting votes back into their queue, behind a [trial](super::trial()): published and confirmed there, and only then acked here. A
 //! kill in between leaves a vote in both; counting it twice is what the audit prevents.
 
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::publish::rate::Rate;
 const UNCONFIRMED_AT_MOST: usize = 200;
 /// Bodies and headers on their way at a time, in bytes.
 const UNCONFIRMED_BYTES_AT_MOST: usize = 16 << 20;
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// A queue that refuses so many in a row is full, and refuses the others, too.
 const REFUSALS_AT_MOST: u64 = 10;
 
@@ -154,7 +154,7 @@ impl<P: FnMut(&Tally)> Run<'_, P> {
     }
 }
 
-fn unanswered() -> Lost {
+pub(super) fn unanswered() -> Lost {
     Lost(format!(
         "no confirm within {CONFIRM_TIMEOUT:?}; is the broker blocked by a memory or disk alarm?"
     ))

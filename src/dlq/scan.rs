@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::filter::Filter;
+use super::trial::Tried;
 use super::why::{Examined, examine};
 use crate::broker::{DeadLetterQueue, Letter};
 use crate::ports::Lost;
@@ -28,6 +29,8 @@ pub struct Selection<'a> {
     pub max: Option<u64>,
     /// Only what somebody has agreed to; `None`: everything.
     pub agreed: Option<&'a BTreeSet<Fingerprint>>,
+    /// Only causes of which one letter was put back and stayed away; `None`: all causes.
+    pub tried: Option<&'a Tried>,
 }
 
 /// What becomes of one letter.
@@ -39,18 +42,23 @@ pub enum Verdict {
     Malformed,
     /// Meant, and left: it came back too often.
     TooOften,
+    /// Meant, and left: the one of its cause that was tried did not stay away, or none was tried.
+    HeldBack,
     Taken,
 }
 
 impl Selection<'_> {
     pub fn judge(&self, letter: &Letter, examined: &Examined) -> Verdict {
         let agreed = self.agreed.is_none_or(|agreed| agreed.contains(&fingerprint(letter)));
-        if !agreed || !self.filter.matches(examined) {
+        let on_trial = self.tried.is_some_and(|tried| tried.has(letter, examined));
+        if on_trial || !agreed || !self.filter.matches(examined) {
             Verdict::Other
         } else if self.max_replays.is_some_and(|most| examined.replays >= most) {
             Verdict::TooOften
         } else if !self.malformed && !examined.why.is_valid() {
             Verdict::Malformed
+        } else if self.tried.is_some_and(|tried| !tried.allows(examined)) {
+            Verdict::HeldBack
         } else {
             Verdict::Taken
         }
@@ -62,6 +70,13 @@ pub fn fingerprint(letter: &Letter) -> Fingerprint {
     let mut hasher = DefaultHasher::new();
     letter.body.hash(&mut hasher);
     letter.headers.get("x-replays").map(ToString::to_string).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Of its body and of a number of replays, whichever type that header has.
+pub(super) fn body_fingerprint(letter: &Letter, replays: u32) -> Fingerprint {
+    let mut hasher = DefaultHasher::new();
+    (&letter.body, replays).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -83,7 +98,7 @@ pub struct Tally {
     /// Messages in the queue at the beginning.
     pub depth: u64,
     pub read: u64,
-    /// Those meant; the sum of the four below.
+    /// Those meant; the sum of the five below.
     pub matched: u64,
     /// To be put back or removed; in the end those that were.
     pub taken: u64,
@@ -91,6 +106,8 @@ pub struct Tally {
     pub malformed: u64,
     /// Left, because they were put back too often.
     pub too_often: u64,
+    /// Left, because the one of their cause that was tried did not stay away.
+    pub held_back: u64,
     /// Left, because the broker did not confirm them.
     pub failed: u64,
     /// Valid votes among those meant.
@@ -110,6 +127,7 @@ impl Tally {
             Verdict::Other => return,
             Verdict::Malformed => self.malformed += 1,
             Verdict::TooOften => self.too_often += 1,
+            Verdict::HeldBack => self.held_back += 1,
             // Counted by who takes it, once it is done.
             Verdict::Taken => {}
         }
@@ -182,6 +200,7 @@ mod tests {
             max_message_bytes: 16_384,
             max: None,
             agreed: None,
+            tried: None,
         };
         let forced = Selection { malformed: true, ..selection.clone() };
         let unguarded = Selection { max_replays: None, malformed: true, ..selection.clone() };

@@ -169,6 +169,14 @@ impl Why {
         }
     }
 
+    /// What the first bytes or the shape of what is malformed say of the cause.
+    pub const fn detail(&self) -> Option<&'static str> {
+        match self {
+            Self::Malformed(rejection) => rejection.detail,
+            _ => None,
+        }
+    }
+
     /// Whether it is a valid vote, which nobody has counted from here.
     pub const fn is_valid(&self) -> bool {
         !matches!(self, Self::Malformed(_))
@@ -179,7 +187,9 @@ impl Why {
         match self {
             Self::Malformed(rejection) => {
                 let field = rejection.field.map(|field| format!(" ({field})")).unwrap_or_default();
-                format!("Malformed: {}{field}.", broken(rejection.reason))
+                let detail = rejection.detail.map(|detail| format!(": {detail}"));
+                let detail = detail.unwrap_or_default();
+                format!("Malformed: {}{field}{detail}.", broken(rejection.reason))
             }
             Self::Refused { sqlstate } => {
                 format!("A valid vote that PostgreSQL refused: {}.", refusal(sqlstate))
@@ -370,7 +380,8 @@ mod tests {
     #[test]
     fn every_reason_has_its_words() {
         for reason in Reason::ALL {
-            let why = Why::Malformed(Rejection { reason, field: None, vote_hash: None });
+            let rejection = Rejection { reason, field: None, vote_hash: None, detail: None };
+            let why = Why::Malformed(rejection);
             assert!(why.told().len() > 20 && why.advice().len() > 20, "{why:?}");
         }
     }

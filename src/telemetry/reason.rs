@@ -94,6 +94,7 @@ impl From<&OpenError> for Reason {
         let phrase = match error {
             OpenError::Credentials(_) => "credentials, certificate or permission refused",
             OpenError::Configuration(_) => "refused: virtual host, queue type or TLS; see the log",
+            OpenError::Occupied { phrase, .. } => phrase,
             OpenError::Unavailable(_) => "no connection",
         };
         Self::new(phrase, error.to_string())

@@ -133,7 +133,7 @@ async fn a_queue_that_exists_with_other_arguments_is_used_and_warned_of() {
     service.stop().await;
     stage.assert_counted_exactly(&batch).await;
     stage.assert_drained().await;
-    assert_eq!(stage.ready(&stage.dead_letter_queue()).await, None, "nobody asked for one");
+    assert_eq!(stage.ready(&stage.dead_letter_queue()).await, Some(0), "made for a bad day");
 }
 
 #[tokio::test]
@@ -308,4 +308,38 @@ async fn a_partial_batch_is_committed_after_the_timeout() {
     stage.until_counted(1).await;
     assert_eq!(service.metric("batch_size_processed_total").await, Some(1.0));
     service.stop().await;
+}
+
+/// By the runbook: a queue of somebody else's without a route, then a policy.
+#[tokio::test]
+async fn a_policy_has_a_dead_letter_queue_to_lead_to_also_when_that_was_deleted() {
+    let stage = Stage::migrated(Servers::shared(), "policy").await;
+    stage.declare(true, &[("x-queue-type", text("quorum"))]).await;
+    let service = stage.start(&[]).await;
+    let dead_letters = stage.dead_letter_queue();
+    assert_eq!(stage.ready(&dead_letters).await, Some(0), "there before any policy");
+    let policy = serde_json::json!({
+        "dead-letter-exchange": "", "dead-letter-routing-key": dead_letters,
+    });
+    let (name, pattern) = (&stage.database, format!("^{}$", stage.queue.replace('.', "\\.")));
+    let ctl = ["ctl", "--", "-q"];
+    let policy = policy.to_string();
+    let set = ["set_policy", name, &pattern, &policy, "--apply-to", "queues"];
+    stage.servers.script(&[&ctl[..], &set].concat());
+    // The queue learns of a policy a moment later.
+    let kept = async || {
+        stage.publish(&[b"not a vote".to_vec()]).await;
+        stage.ready(&dead_letters).await.is_some_and(|ready| ready > 0)
+    };
+    eventually("what is rejected is kept", kept).await;
+    // At least one look of the service has found it.
+    eventually("its depth is known", async || {
+        service.metric("dead_letter_queue_messages").await.is_some()
+    })
+    .await;
+    stage.delete(&dead_letters).await;
+    service.until_logged("the dead-letter queue was deleted and has been created anew").await;
+    eventually("what is rejected is kept again", kept).await;
+    service.stop().await;
+    stage.servers.script(&[&ctl[..], &["clear_policy", name]].concat());
 }

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use lapin::options::{BasicGetOptions, BasicNackOptions};
+use lapin::BasicProperties;
+use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions};
 use lapin::types::AMQPValue;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -23,7 +24,7 @@ use vote_aggregator::vote::{Choice, Vote};
 
 use crate::support::{
     BINARY, Ended, PATIENCE, Servers, Service, Stage, command, ended, eventually, execute, message,
-    run, vote, votes,
+    vote, votes,
 };
 
 const FORBID_LAW_X: &str =
@@ -43,7 +44,10 @@ impl Ended {
 }
 
 async fn dlq(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
-    run(stage, "dlq", arguments).await
+    let mut command = command(stage, BINARY, &[&["dlq"], arguments].concat());
+    // They say how long a batch may take, which a trial waits for.
+    command.envs([("BATCH_TIMEOUT_SECONDS", "0.2"), ("RETRY_DELAY_SECONDS", "0.1")]);
+    ended(command).await
 }
 
 /// The same, which has to end with this code.

@@ -25,6 +25,7 @@ mod publish;
 mod readme;
 mod reconcile;
 mod recount;
+mod refusals;
 mod results;
 mod roles;
 mod schema;

@@ -35,10 +35,10 @@ fn dead_letters_in_two_places_are_told() {
 #[test]
 fn a_refusal_names_the_setting_and_where_it_came_from() {
     let config = config(&[("RABBITMQ_HOST", "mq.example")]);
-    let finding = refusal(&config, &OpenError::Unavailable("it is down".to_owned()));
+    let finding = refused(&config, &OpenError::Unavailable("it is down".to_owned()));
     assert_eq!((finding.severity, finding.value.as_deref()), (Error, Some("mq.example")));
     assert_eq!(finding.set_by.as_deref(), Some("environment variable RABBITMQ_HOST"));
-    let refused = refusal(&config, &OpenError::Credentials("403".to_owned()));
+    let refused = refused(&config, &OpenError::Credentials("403".to_owned()));
     assert_eq!(refused.subject, "rabbitmq.user");
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -38,6 +38,8 @@ pub struct Letter {
     pub body: Vec<u8>,
     /// Headers as JSON: times as RFC 3339, bytes that are not UTF-8 as `{"base64": …}`.
     pub headers: BTreeMap<String, Value>,
+    /// The other properties that are set, by AMQP's names; each text is 255 bytes at most.
+    pub plain_properties: BTreeMap<&'static str, Value>,
     /// Whether its publisher's properties were valid.
     pub valid_properties: bool,
     properties: BasicProperties,
@@ -47,7 +49,9 @@ impl Letter {
     /// A letter that no broker delivered.
     pub fn new(body: impl Into<Vec<u8>>, headers: BTreeMap<String, Value>) -> Self {
         let properties = BasicProperties::default();
-        Self { tag: 0, body: body.into(), headers, valid_properties: true, properties }
+        let plain_properties = BTreeMap::new();
+        let (body, valid_properties) = (body.into(), true);
+        Self { tag: 0, body, headers, plain_properties, valid_properties, properties }
     }
 
     pub(super) fn delivered(tag: DeliveryTag, body: Vec<u8>, properties: BasicProperties) -> Self {
@@ -56,7 +60,8 @@ impl Letter {
         let headers: BTreeMap<String, Value> = headers.unwrap_or_default();
         let valid_properties = !screen::is_invalid(&properties)
             && headers.get(headers::INVALID_PROPERTIES) != Some(&Value::Bool(true));
-        Self { tag, body, headers, valid_properties, properties }
+        let plain_properties = plain_properties(&properties);
+        Self { tag, body, headers, plain_properties, valid_properties, properties }
     }
 
     /// Returns about how much memory it takes, in bytes: its body and its headers.
@@ -127,6 +132,25 @@ impl Letter {
         );
         new
     }
+}
+
+fn plain_properties(properties: &BasicProperties) -> BTreeMap<&'static str, Value> {
+    let text = |text: &Option<ShortString>| text.as_ref().map(|text| json!(text.as_str()));
+    let all = [
+        ("user_id", text(properties.user_id())),
+        ("app_id", text(properties.app_id())),
+        ("type", text(properties.kind())),
+        ("content_type", text(properties.content_type())),
+        ("content_encoding", text(properties.content_encoding())),
+        ("message_id", text(properties.message_id())),
+        ("correlation_id", text(properties.correlation_id())),
+        ("reply_to", text(properties.reply_to())),
+        ("expiration", text(properties.expiration())),
+        ("timestamp", properties.timestamp().map(|at| plain(&AMQPValue::Timestamp(at), 0))),
+        ("delivery_mode", properties.delivery_mode().map(|mode| json!(mode))),
+        ("priority", properties.priority().map(|priority| json!(priority))),
+    ];
+    all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
 /// Deepest nesting that is shown. What is read passed the screen, which lets through less; this
@@ -285,6 +309,8 @@ mod tests {
     fn headers_become_json() {
         let letter = dead();
         assert_eq!(letter.given_back(), 3);
+        let told = json!({"user_id": "publisher", "message_id": "id", "expiration": "1000"});
+        assert_eq!(json!(letter.plain_properties), told);
         let death = json!([{"reason": "rejected", "time": "2025-11-13T02:13:20Z"}]);
         assert_eq!(letter.headers["x-death"], death);
         assert_eq!(letter.headers["own"], json!({"base64": "/w=="}));

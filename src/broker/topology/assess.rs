@@ -17,6 +17,10 @@ const REMAKE: &str = "if a policy sets it, change the policy; if not, stop the p
                       queue the broker confirms votes and drops them), drain the queue, delete it \
                       and let the service create it";
 
+/// A policy does not create the queue that it leads to.
+const SET_ROUTE: &str = "see that the dead-letter queue exists (the service creates it when it \
+                         starts), then set a policy: docs/runbook.md#votedeadletterroutemissing";
+
 /// A finding, and who is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Noted {
@@ -206,13 +210,14 @@ fn route(queue: &str, known: &Known, target: &Target) -> (DeadLetterRoute, Optio
             No,
             Error,
             format!("rejected messages are routed to {what}, which does not exist: they vanish"),
-            "create it, durable, or name another by a policy",
+            "create it, durable, before another message is rejected (the service creates \
+             RABBITMQ_DEAD_LETTER_QUEUE when it starts), or name another by a policy",
         ),
         Target::Nowhere if known.policies => (
             No,
             Error,
             "the queue has no dead-letter exchange: a rejected message vanishes".to_owned(),
-            "set one by a policy",
+            SET_ROUTE,
         ),
         Target::Nowhere => (
             Unknown,
@@ -220,7 +225,7 @@ fn route(queue: &str, known: &Known, target: &Target) -> (DeadLetterRoute, Optio
             "the queue was declared without a dead-letter exchange: unless a policy sets one \
              (RABBITMQ_MANAGEMENT_URL lets us see it), a rejected message vanishes"
                 .to_owned(),
-            "set one by a policy",
+            SET_ROUTE,
         ),
     };
     (route, Some(Finding::new(severity, subject(queue), meaning, remedy)))

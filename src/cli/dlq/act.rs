@@ -4,13 +4,15 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use indicatif::HumanCount;
-use vote_aggregator::broker::{DeadLetterQueue, RabbitMq};
+use vote_aggregator::broker::{DeadLetterQueue, Publisher, RabbitMq};
 use vote_aggregator::config::Config;
 use vote_aggregator::dlq::{
-    self, Ended, Fingerprint, Removed, Selection, Tally, Verdict, fingerprint,
+    self, Ended, Fingerprint, Outcome, Patience, Removed, Selection, Tally, Tried, Verdict,
+    fingerprint,
 };
 use vote_aggregator::telemetry::Health;
 use vote_aggregator::terminal::printable;
@@ -28,7 +30,12 @@ Examples:
 Mend the cause first. Each message is published to the votes queue, and leaves the dead-letter queue
 once the broker has confirmed it there; ended half-way, by whatever, a message is in one of the two
 or in both. Replaying a vote that is counted changes nothing. Only what was in the dead-letter queue
-at the beginning is taken, so that what comes back is not taken again; x-replays, a header, counts.")]
+at the beginning is taken, so that what comes back is not taken again; x-replays, a header, counts.
+
+Where several match, one of each reason (of refused votes: of each SQLSTATE and law) is put back
+first. The others follow once an instance has taken that one and it did not come back; if it comes
+back, or is not settled within --trial-seconds, they stay dead letters and the exit code is 1. Many
+votes that are refused at once would open the breaker and stop good votes. --no-trial skips this.")]
 pub(super) struct Replay {
     #[command(flatten)]
     meant: Meant,
@@ -44,6 +51,12 @@ pub(super) struct Replay {
     /// Also what is malformed by our own rules: the service will reject it again
     #[arg(long)]
     force: bool,
+    /// Seconds to wait for what becomes of the one that is put back first
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3_600))]
+    trial_seconds: u32,
+    /// Put everything back at once, without trying one first
+    #[arg(long, conflicts_with = "trial_seconds")]
+    no_trial: bool,
     /// Say what would be put back, and put back nothing
     #[arg(long)]
     dry_run: bool,
@@ -81,7 +94,8 @@ pub(super) struct Purge {
 }
 
 pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, Failed> {
-    let Replay { meant, max, max_replays, rate, force, dry_run, yes } = arguments;
+    let Replay { meant, max, max_replays, rate, force, trial_seconds, no_trial, dry_run, yes } =
+        arguments;
     let votes = &config.rabbitmq.queue;
     let filter = meant.filter();
     let selection = Selection {
@@ -105,11 +119,23 @@ pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, 
 
     let rabbitmq = RabbitMq::new(config.rabbitmq.clone(), Arc::new(Health::default()));
     let publisher = rabbitmq.publisher().await?;
+    let mut plan = dlq::Replay { selection, queue: votes, rate: *rate };
+    let tried = match no_trial {
+        true => None,
+        false => Some(trial(config, &publisher, &plan, meant.hold, *trial_seconds).await?),
+    };
+    plan.selection.tried = tried.as_ref();
+    let sent = tried.as_ref().map_or(0, |tried| tried.stayed_away + tried.came_back);
+    plan.selection.max = plan.selection.max.map(|max| max.saturating_sub(sent));
     let mut queue = open(config, meant.hold).await?;
     let bar = bar("replaying", queue.depth());
-    let plan = dlq::Replay { selection, queue: votes, rate: *rate };
     let progress = |tally: &Tally| bar.set_position(tally.read);
-    let (tally, ended) = dlq::replay(&mut queue, &publisher, &plan, progress).await;
+    let (mut tally, ended) = dlq::replay(&mut queue, &publisher, &plan, progress).await;
+    if let Some(tried) = &tried {
+        tally.matched += sent;
+        tally.taken += tried.stayed_away;
+        tally.held_back += tried.came_back;
+    }
     let finished = finish(queue).await;
     bar.finish_and_clear();
     if let Err(lost) = publisher.close().await {
@@ -122,6 +148,45 @@ pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, 
     finished?;
     told?;
     Ok(tally.taken == tally.matched && tally.ended != Ended::Full)
+}
+
+/// Puts back one letter of each cause, and says what became of it.
+async fn trial(
+    config: &Config,
+    publisher: &Publisher,
+    plan: &dlq::Replay<'_>,
+    hold: u32,
+    seconds: u32,
+) -> Result<Tried, Failed> {
+    let longest = Duration::from_secs(seconds.into());
+    let patience = Patience::new(config, longest);
+    let hold = usize::try_from(hold).unwrap_or(usize::MAX);
+    let queue = plan.queue;
+    let told = |cause: &String, outcome: Option<Outcome>| {
+        let cause = printable(cause);
+        eprintln!(
+            "{cause}: {}",
+            match outcome {
+                None => format!(
+                    "put one back into {queue}, waiting up to {seconds} s for what becomes of it \
+                     (--no-trial skips this)"
+                ),
+                Some(Outcome::StayedAway) =>
+                    "it was taken and stayed away: the others follow".into(),
+                Some(Outcome::CameBack) =>
+                    "it came back, so its cause is still there: the others are left. Fix the cause \
+                     that `dlq show` names first"
+                        .into(),
+                Some(Outcome::Unsettled) => format!(
+                    "not known within {seconds} s, so the others are left. Is an instance consuming \
+                     from {queue}, and is its backlog short? Run the command again then, or with a \
+                     longer --trial-seconds"
+                ),
+            }
+        );
+    };
+    let tried = dlq::trial(&config.rabbitmq, publisher, plan, hold, patience, told).await?;
+    Ok(tried)
 }
 
 pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<bool, Failed> {
@@ -265,6 +330,7 @@ impl Deed {
             (taken.to_owned(), tally.taken),
             ("left: malformed, would come straight back".to_owned(), tally.malformed),
             (format!("left: put back {} times or more", self.max_replays), tally.too_often),
+            ("left: one of its cause came back, or was not settled".to_owned(), tally.held_back),
             ("left: not confirmed by the broker".to_owned(), tally.failed),
         ];
         let told = rows.into_iter().enumerate().filter(|(index, (_, n))| *index == 0 || *n > 0);

@@ -33,7 +33,8 @@ Examples:
 The summary is about all messages that match, also those beyond --max. Reasons are the decoder's
 (properties, not_json, missing_field, ...: malformed for all of them), the SQLSTATE of a vote that
 PostgreSQL refused (refused; odd for a header that is no SQLSTATE), and RabbitMQ's for valid votes: rejected, delivery_limit, expired,
-maxlen. Bodies are neither kept nor shown.")]
+maxlen. Behind a decoder's reason stands what the first bytes or the names of the fields say: gzip,
+UTF-16, an envelope of MassTransit. Bodies are neither kept nor shown.")]
 pub(super) struct List {
     #[command(flatten)]
     meant: Meant,
@@ -54,8 +55,9 @@ Examples:
   vote-aggregator dlq show --json --max 0 | jq .
 
 Of a body the values of vote_hash, law_id, choice and timestamp are shown, all others are ***, and
-so is a citizen_id that stands anywhere else; a body that is no JSON is not shown at all. --reveal
-shows everything as it is, with control characters escaped.")]
+so is a citizen_id that stands anywhere else; a body that is no JSON is not shown at all, nor are the
+message_id, correlation_id and reply_to beside it. --reveal shows everything as it is, with control
+characters escaped. Who sent it: user_id (RabbitMQ has checked it), app_id, and the headers.")]
 pub(super) struct Show {
     #[command(flatten)]
     meant: Meant,
@@ -134,7 +136,7 @@ fn table(rows: &[(u64, Examined)]) -> Table {
             number.to_string(),
             text(&examined.vote_hash),
             text(&examined.law_id),
-            printable(&examined.why.label()),
+            reason(&examined.why),
             text(&examined.when),
             examined.size.to_string(),
             examined.replays.to_string(),
@@ -142,6 +144,12 @@ fn table(rows: &[(u64, Examined)]) -> Table {
     });
     let header = ["#", "vote_hash", "law", "reason", "when", "bytes", "replays"];
     output::table(header, rows, [0, 5, 6])
+}
+
+/// The reason, and what the message looks like.
+fn reason(why: &Why) -> String {
+    let label = printable(&why.label());
+    why.detail().map_or_else(|| label.clone(), |detail| format!("{label}: {detail}"))
 }
 
 fn summary(tally: &Tally, advice: &BTreeMap<String, &'static str>) -> Table {
@@ -163,6 +171,7 @@ fn object(number: u64, examined: &Examined) -> Map<String, Value> {
         "law_id": examined.law_id,
         "reason": examined.why.word(),
         "field": field,
+        "detail": examined.why.detail(),
         "malformed": !examined.why.is_valid(),
         "sqlstate": examined.sqlstate,
         "x_death_reason": examined.deaths.first().map(|death| &death.reason),
@@ -181,6 +190,7 @@ fn object(number: u64, examined: &Examined) -> Map<String, Value> {
 struct Seen {
     number: u64,
     examined: Examined,
+    properties: Vec<(&'static str, Value)>,
     headers: Vec<(String, Value)>,
     body: Shown,
 }
@@ -230,6 +240,7 @@ fn look(letter: &Letter, examined: Examined, reveal: bool) -> Seen {
     Seen {
         number: letter.tag,
         examined,
+        properties: dlq::properties(letter, reveal),
         headers: dlq::headers(letter, reveal),
         body: dlq::show(&letter.body, reveal),
     }
@@ -239,6 +250,9 @@ fn whole_object(seen: &Seen) -> Value {
     let mut object = object(seen.number, &seen.examined);
     object.insert("why".to_owned(), seen.examined.why.told().into());
     object.insert("what_to_do".to_owned(), seen.examined.why.advice().into());
+    let properties =
+        seen.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+    object.insert("properties".to_owned(), Value::Object(properties.collect()));
     object.insert("headers".to_owned(), Value::Object(seen.headers.iter().cloned().collect()));
     let (name, body) = match &seen.body {
         Shown::Text(text) => ("body", text.clone()),
@@ -250,7 +264,7 @@ fn whole_object(seen: &Seen) -> Value {
 }
 
 fn text(seen: &Seen) -> String {
-    let Seen { number, examined, headers, body } = seen;
+    let Seen { number, examined, properties, headers, body } = seen;
     let or_dash = |text: &Option<String>| printable(text.as_deref().unwrap_or("-"));
     let mut lines = vec![
         format!("#{number}  vote_hash {}", or_dash(&examined.vote_hash)),
@@ -273,6 +287,9 @@ fn text(seen: &Seen) -> String {
             death.count,
             printable(time)
         ));
+    }
+    for (name, value) in properties {
+        lines.push(format!("  property {name}: {}", printable(&value.to_string())));
     }
     for (name, value) in headers.iter().filter(|(name, _)| name != "x-death") {
         lines.push(format!("  header   {}: {}", printable(name), printable(&value.to_string())));

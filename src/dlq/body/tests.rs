@@ -105,6 +105,32 @@ fn headers_are_shown_by_name_and_never_with_a_citizen() {
 }
 
 #[test]
+fn a_property_is_masked_when_it_may_be_a_citizen() {
+    for (body, shown) in [
+        (r#"{"citizen_id":"alice"}"#, ["\"***\"", "\"web\"", "\"***\"", "\"m-1\""]),
+        (r#"{"citizn_id":"alice"}"#, ["\"***\"", "\"web\"", "\"alice\"", "\"***\""]),
+        ("alice", ["\"***\"", "\"web\"", "\"alice\"", "\"***\""]),
+    ] {
+        let mut letter = Letter::new(body, BTreeMap::new());
+        for (name, value) in [
+            ("correlation_id", "alice"),
+            ("app_id", "web"),
+            ("type", "alice"),
+            ("message_id", "m-1"),
+        ] {
+            letter.plain_properties.insert(name, json!(value));
+        }
+        let masked: BTreeMap<&str, String> = properties(&letter, false)
+            .into_iter()
+            .map(|(name, value)| (name, value.to_string()))
+            .collect();
+        let found = ["correlation_id", "app_id", "type", "message_id"].map(|n| masked[n].as_str());
+        assert_eq!(found, shown, "{body}");
+        assert!(properties(&letter, true).contains(&("type", json!("alice"))));
+    }
+}
+
+#[test]
 fn a_malformed_bodys_law_is_found_when_it_is_one() {
     for (body, law) in [
         (r#"{"law_id":"law-1"}"#, Some("law-1")),

@@ -5,9 +5,11 @@ use super::*;
 #[tokio::test]
 async fn looking_says_why_and_leaves_every_message_there() {
     let (stage, service, _, dead) = some_dead("dlq_look").await;
-    service.stop().await;
+    let log = service.stop().await;
+    assert!(log.contains(r#""detail":"UTF-16 with a byte order mark""#), "{log}");
 
     let list = expect(&stage, 0, &["list"]).await;
+    assert!(list.stdout.contains("not_utf8: UTF-16 with a byte order mark"), "{}", list.stdout);
     for (reason, count) in [
         ("bad_choice (choice)", "1"),
         ("missing_field (citizen_id)", "1"),
@@ -83,6 +85,51 @@ async fn looking_says_why_and_leaves_every_message_there() {
     assert!(expect(&stage, 0, &["list"]).await.stdout.contains("is empty"));
 }
 
+/// Who sent it is in its properties, which a purge keeps as well.
+#[tokio::test]
+async fn what_a_dead_letter_looks_like_and_who_sent_it_is_told_and_saved() {
+    let stage = Stage::migrated(Servers::shared(), "dlq_sender").await;
+    stage.publish(&[]).await;
+    let connection = stage.amqp().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let properties = BasicProperties::default()
+        .with_user_id("guest".into())
+        .with_app_id("ballot-web\x1b[2J".into())
+        .with_content_encoding("gzip".into())
+        .with_message_id("citizen-00000007".into())
+        .with_timestamp(1_763_000_000);
+    let queue = stage.dead_letter_queue();
+    let options = BasicPublishOptions::default();
+    let gzip = b"\x1f\x8b\x08\x00\xff";
+    let sent = channel.basic_publish("".into(), queue.into(), options, gzip, properties);
+    sent.await.expect("published");
+    connection.close(200, "OK".into()).await.expect("closed");
+    until_dead(&stage, 1).await;
+
+    let shown = expect(&stage, 0, &["show"]).await.stdout;
+    for told in [
+        "gzip: the publisher compresses",
+        "property user_id: \"guest\"",
+        "property app_id: \"ballot-web\\u001b[2J\"",
+        "property content_encoding: \"gzip\"",
+        "property timestamp: \"2025-11-13T02:13:20Z\"",
+        "property message_id: \"***\"",
+    ] {
+        assert!(shown.contains(told), "{told} in {shown}");
+    }
+    let lines = expect(&stage, 0, &["show", "--json", "--reveal"]).await.lines();
+    assert_eq!(lines[0]["properties"]["message_id"], "citizen-00000007");
+    assert_eq!(lines[0]["reason"], "not_utf8");
+    assert_eq!(lines[0]["detail"], "gzip: the publisher compresses");
+    let file = new_file(&stage);
+    let save = file.to_str().expect("UTF-8");
+    expect(&stage, 0, &["purge", "--yes", "--save", save]).await;
+    let saved = std::fs::read_to_string(&file).expect("saved");
+    let saved: Value = serde_json::from_str(&saved).expect("one line");
+    assert_eq!(saved["properties"], lines[0]["properties"]);
+    assert_eq!(saved["detail"], lines[0]["detail"]);
+}
+
 /// RabbitMQ drops what is given back more often than the limit, with no word to anybody.
 #[tokio::test]
 async fn looking_does_not_use_up_a_delivery_limit() {
@@ -150,7 +197,7 @@ async fn a_scan_is_bounded_and_says_so() {
     assert!(hashes == expected, "in the order of the queue");
     until_dead(&stage, bodies.len()).await;
     // Most of it matches and is taken, so the others fit in.
-    let taken = expect(&stage, 0, &["replay", "--hold", "300", "--yes"]).await;
+    let taken = expect(&stage, 0, &["replay", "--hold", "300", "--yes", "--no-trial"]).await;
     assert!(taken.row("put back").is_some_and(|row| row.ends_with("1,300")), "{}", taken.stdout);
     until_dead(&stage, 0).await;
     assert_eq!(stage.ready(&stage.queue).await, Some(1_300));

@@ -73,7 +73,7 @@ async fn a_replay_takes_what_was_there_at_the_beginning_and_no_more() {
     let service = stage.start(&[]).await;
     stage.publish(&bodies).await;
     until_dead(&stage, bodies.len()).await;
-    let replay = expect(&stage, 0, &["replay", "--yes", "--force"]).await;
+    let replay = expect(&stage, 0, &["replay", "--yes", "--force", "--no-trial"]).await;
     let row = replay.row("put back").unwrap_or_default();
     assert!(row.ends_with("1,300"), "{}", replay.stdout);
     until_dead(&stage, bodies.len()).await;
@@ -94,7 +94,7 @@ async fn a_kill_in_the_middle_of_a_replay_loses_nothing() {
     let service = stage.start(&[]).await;
     put(&stage, &all.iter().map(message).collect::<Vec<_>>(), &[("x-sqlstate", "23514")]).await;
     until_dead(&stage, all.len()).await;
-    let mut replay = command(&stage, BINARY, &["dlq", "replay", "--yes"]);
+    let mut replay = command(&stage, BINARY, &["dlq", "replay", "--yes", "--no-trial"]);
     let mut replay = replay.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
     stage.until_counted(200).await;
     replay.start_kill().expect("killed");
@@ -108,7 +108,7 @@ async fn a_kill_in_the_middle_of_a_replay_loses_nothing() {
     .await;
     let counted = stage.number("SELECT count(*) FROM vote_audit").await;
     assert!(counted < 4_000, "it was killed in the middle");
-    expect(&stage, 0, &["replay", "--yes"]).await;
+    expect(&stage, 0, &["replay", "--yes", "--no-trial"]).await;
     stage.until_counted(all.len()).await;
     until_dead(&stage, 0).await;
     service.stop().await;
@@ -129,7 +129,7 @@ async fn what_the_votes_queue_refuses_stays_a_dead_letter() {
     let all = votes(0, 400);
     put(&stage, &all.iter().map(message).collect::<Vec<_>>(), &[]).await;
     until_dead(&stage, all.len()).await;
-    let refused = expect(&stage, 1, &["replay", "--yes"]).await;
+    let refused = expect(&stage, 1, &["replay", "--yes", "--no-trial"]).await;
     assert!(refused.stderr.contains("full"), "{}", refused.stderr);
     let service = stage.start(&[]).await;
     eventually("taken up", async || stage.ready(&stage.queue).await == Some(0)).await;
@@ -149,7 +149,8 @@ async fn a_broker_that_freezes_ends_it_with_an_error_and_loses_nothing() {
     let all = votes(0, 100);
     put(&stage, &all.iter().map(message).collect::<Vec<_>>(), &[]).await;
     until_dead(&stage, all.len()).await;
-    let mut replay = command(&stage, BINARY, &["dlq", "replay", "--yes", "--rate", "5"]);
+    let mut replay =
+        command(&stage, BINARY, &["dlq", "replay", "--yes", "--no-trial", "--rate", "5"]);
     let replay = replay.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
     eventually("in the middle", async || {
         stage.ready(&stage.queue).await.is_some_and(|ready| ready >= 3)
@@ -169,7 +170,7 @@ async fn a_broker_that_freezes_ends_it_with_an_error_and_loses_nothing() {
         dead + stage.ready(&stage.queue).await.unwrap_or_default() >= 100
     })
     .await;
-    expect(&stage, 0, &["replay", "--yes"]).await;
+    expect(&stage, 0, &["replay", "--yes", "--no-trial"]).await;
     let service = stage.start(&[]).await;
     stage.until_counted(all.len()).await;
     service.stop().await;
@@ -214,4 +215,53 @@ async fn a_replayed_vote_is_what_its_publisher_sent() {
     assert_eq!(headers, expected);
     assert_eq!(*delivery.properties.delivery_mode(), Some(2));
     connection.close(200, "OK".into()).await.expect("closed");
+}
+
+/// Refused votes of one law at once are a systemic fault: they would open the breaker, and stop good
+/// votes.
+#[tokio::test]
+async fn one_of_each_cause_is_tried_and_what_would_come_back_is_left() {
+    let stage = Stage::migrated(Servers::shared(), "dlq_trial").await;
+    execute(&stage, FORBID_LAW_X).await;
+    stage.publish(&[]).await;
+    let refused = [("x-sqlstate", "23514")];
+    let on = |law: &str, first: u64, count: u64| -> Vec<Vote> {
+        (first..first + count).map(|number| vote(number, law, Choice::Oui)).collect()
+    };
+    let bodies = |votes: &[Vote]| votes.iter().map(message).collect::<Vec<_>>();
+    let (mended, still) = (on("law-y", 0, 5), on("law-x", 100, 30));
+    put(&stage, &bodies(&mended), &refused).await;
+    until_dead(&stage, 5).await;
+
+    // Nobody takes it.
+    let waited = expect(&stage, 1, &["replay", "--yes", "--trial-seconds", "1"]).await;
+    assert!(waited.stderr.contains("law-y: not known within 1 s"), "{}", waited.stderr);
+    let row = |ended: &Ended, begin: &str| {
+        let row = ended.row(begin).unwrap_or_else(|| panic!("{begin}: {}", ended.stdout));
+        row.rsplit(' ').next().map(str::to_owned)
+    };
+    assert_eq!(row(&waited, "put back"), Some("1".to_owned()));
+    assert_eq!(row(&waited, "left: one of its cause"), Some("4".to_owned()));
+    until_dead(&stage, 4).await;
+
+    let service = stage.start(&[("BATCH_TIMEOUT_SECONDS", "0.2")]).await;
+    stage.until_counted(1).await;
+    put(&stage, &bodies(&still), &refused).await;
+    until_dead(&stage, 34).await;
+    let tried = expect(&stage, 1, &["replay", "--yes"]).await;
+    assert!(tried.stderr.contains("law-y: it was taken and stayed away"), "{}", tried.stderr);
+    assert!(tried.stderr.contains("law-x: it came back"), "{}", tried.stderr);
+    assert_eq!(row(&tried, "put back"), Some("4".to_owned()));
+    assert_eq!(row(&tried, "left: one of its cause"), Some("30".to_owned()));
+    stage.until_counted(5).await;
+    until_dead(&stage, 30).await;
+    assert_eq!(service.logged("consuming stops"), 0, "the breaker stayed closed");
+
+    execute(&stage, ALLOW_LAW_X).await;
+    let all = expect(&stage, 0, &["replay", "--yes"]).await;
+    assert_eq!(row(&all, "put back"), Some("30".to_owned()));
+    stage.until_counted(35).await;
+    service.stop().await;
+    stage.assert_counted_exactly(&[mended, still].concat()).await;
+    until_dead(&stage, 0).await;
 }

@@ -207,16 +207,19 @@ async fn each_dlq_command_gets_past_hostile_properties() {
 
     // The valid ones and, with `?` for what was invalid, the others.
     let service = stage.start(&[]).await;
-    let replayed = run(&stage, "dlq", &["replay", "--yes"]).await;
+    let replayed = run(&stage, "dlq", &["replay", "--yes", "--no-trial"]).await;
     // Some of those that match were left.
     assert_eq!(replayed.code, Some(1), "{}{}", replayed.stdout, replayed.stderr);
     eventually("the invalid ones are left", async || {
         stage.ready(&dead_letters).await == Some(invalid as u32)
     })
     .await;
-    let replayed =
-        run(&stage, "dlq", &["replay", "--reason", "properties", "--force", "--yes", "--max", "3"])
-            .await;
+    let replayed = run(
+        &stage,
+        "dlq",
+        &["replay", "--reason", "properties", "--force", "--yes", "--max", "3", "--no-trial"],
+    )
+    .await;
     assert_eq!(replayed.code, Some(0), "{}{}", replayed.stdout, replayed.stderr);
     stage.until_counted(corpus.len() - invalid + 3).await;
     let purged = run(&stage, "dlq", &["purge", "--yes"]).await;

@@ -1,0 +1,93 @@
+//! Permissions that are needed only on a bad day, tried without changing anything: each probe is
+//! a request that the broker refuses, for its content where the permission is there. A refusal
+//! closes the channel, hence one for each.
+
+use std::time::Duration;
+
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Confirmation, Connection, Error};
+use tokio::time::timeout;
+
+use super::connect::amqp_code;
+use super::long_string;
+
+/// A connection that a memory or disk alarm blocks takes no publish at all.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What came of trying to publish to the default exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Publishing {
+    Allowed,
+    /// No answer: a blocked connection, which is not to be used again.
+    Unanswered,
+}
+
+/// Publishes to the default exchange under a name that no queue has, so that the broker returns the
+/// message and keeps nothing. Never on the connection that consumes: a broker with an alarm stops
+/// reading from a connection that publishes, acks included.
+///
+/// # Errors
+/// AMQP 403 without write permission on `amq.default`.
+pub(super) async fn write(connection: &Connection) -> Result<Publishing, Error> {
+    let channel = connection.create_channel().await?;
+    let publishing = async {
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let nowhere = format!("vote-aggregator.permission.{:032x}", fastrand::u128(..));
+        let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let properties = BasicProperties::default();
+        let sent = channel.basic_publish("".into(), nowhere.into(), mandatory, b"", properties);
+        let confirmed: Confirmation = sent.await?.await?;
+        drop(confirmed);
+        channel.close(200, "OK".into()).await
+    };
+    match timeout(PUBLISH_TIMEOUT, publishing).await {
+        Ok(done) => done.map(|()| Publishing::Allowed),
+        Err(_) => Ok(Publishing::Unanswered),
+    }
+}
+
+/// Whether the user may consume from a queue that exists. The argument is of a type that the broker
+/// refuses, so that no message is delivered.
+pub(super) async fn may_read(connection: &Connection, queue: &str) -> Result<bool, Error> {
+    let channel = connection.create_channel().await?;
+    // Should a broker take that argument all the same.
+    channel.basic_qos(1, BasicQosOptions { global: false }).await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-priority".into(), long_string("none"));
+    let options = BasicConsumeOptions::default();
+    let consumed = channel.basic_consume(queue.into(), "".into(), options, arguments).await;
+    refused_for_its_content(consumed.map(drop))
+}
+
+/// Whether the user may declare a queue, with this dead-letter exchange if any; creates nothing,
+/// since the broker refuses the type of an argument.
+pub(super) async fn may_configure(
+    connection: &Connection,
+    queue: &str,
+    dead_letter_exchange: Option<&str>,
+) -> Result<bool, Error> {
+    let channel = connection.create_channel().await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-expires".into(), AMQPValue::LongString("never".into()));
+    if let Some(exchange) = dead_letter_exchange {
+        arguments.insert("x-dead-letter-exchange".into(), long_string(exchange));
+    }
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(queue.into(), durable, arguments).await;
+    refused_for_its_content(declared.map(drop))
+}
+
+fn refused_for_its_content(answer: Result<(), Error>) -> Result<bool, Error> {
+    match answer {
+        Ok(()) => Ok(true),
+        Err(error) => match amqp_code(&error) {
+            Some(406) => Ok(true),
+            Some(403) => Ok(false),
+            _ => Err(error),
+        },
+    }
+}

@@ -1,0 +1,119 @@
+//! What RabbitMQ refuses: permissions that are needed only on a bad day, and what time mends.
+
+use lapin::options::BasicConsumeOptions;
+use lapin::types::FieldTable;
+
+use crate::support::{BINARY, Ended, Servers, Service, Stage, command, ended, votes};
+
+const PASSWORD: &str = "least-of-all";
+
+/// A user of the broker of this stage's own.
+struct User<'s> {
+    stage: &'s Stage<'s>,
+    name: String,
+}
+
+impl<'s> User<'s> {
+    fn new(stage: &'s Stage<'s>) -> Self {
+        let user = Self { stage, name: format!("user_{}", stage.database) };
+        user.ctl(&["add_user", &user.name, PASSWORD]);
+        user
+    }
+
+    fn ctl(&self, arguments: &[&str]) {
+        self.stage.servers.script(&[&["ctl", "--", "-q"], arguments].concat());
+    }
+
+    fn may(&self, configure: &str, write: &str, read: &str) {
+        self.ctl(&["set_permissions", "-p", "/", &self.name, configure, write, read]);
+    }
+
+    fn settings(&self) -> [(&str, &str); 2] {
+        [("RABBITMQ_USER", self.name.as_str()), ("RABBITMQ_PASSWORD", PASSWORD)]
+    }
+
+    async fn check(&self, queue: &str) -> Ended {
+        let mut check = command(self.stage, BINARY, &["check", "--connect", "--json"]);
+        check.envs(self.settings()).env("RABBITMQ_QUEUE", queue);
+        ended(check).await
+    }
+}
+
+fn has(check: &Ended, severity: &str, words: &str) {
+    let findings = check.json()["findings"].as_array().expect("findings").clone();
+    let found = findings.iter().find(|finding| finding.to_string().contains(words));
+    let found = found.unwrap_or_else(|| panic!("{words:?} in {}", check.stdout));
+    assert_eq!(found["severity"], severity, "{found}");
+    let remedy = found["remedy"].as_str().unwrap_or_default();
+    assert!(remedy.contains("rabbitmqctl set_permissions -p '/'"), "{found}");
+}
+
+async fn reason(service: &Service) -> String {
+    let readiness = service.get("/readyz").await;
+    assert_eq!(readiness.status, 503);
+    readiness.json()["checks"]["rabbitmq"]["reason"].as_str().expect("a reason").to_owned()
+}
+
+#[tokio::test]
+async fn a_permission_for_a_bad_day_is_missed_at_start_and_what_time_mends_is_waited_for() {
+    let stage = Stage::migrated(Servers::shared(), "rights").await;
+    stage.declare(true, &[]).await;
+    stage.declare_queue(&stage.dead_letter_queue(), true, &[]).await;
+    let user = User::new(&stage);
+    user.may("", "", "");
+    let found = user.check(&stage.queue).await;
+    assert_eq!(found.code, Some(1), "{}", found.stdout);
+    has(&found, "error", &format!("no read permission on the queue \\\"{}\\\"", stage.queue));
+    has(&found, "warning", ".dlq\\\"");
+    has(&found, "error", "no write permission on the default exchange");
+    let found = user.check(&format!("{}.new", stage.queue)).await;
+    has(&found, "error", "no permission to create the queue");
+
+    user.may(".*", "", ".*");
+    let mut service = stage.spawn(&user.settings()).await;
+    assert_eq!(service.exit_code().await, Some(77), "{}", service.log());
+    let log = service.log();
+    for named in ["write on the default exchange (amq.default)", "rabbitmqctl set_permissions"] {
+        assert!(log.contains(named), "{named} in {log}");
+    }
+
+    user.may(".*", ".*", ".*");
+    user.ctl(&["set_user_limits", &user.name, r#"{"max-connections": 0}"#]);
+    let connection = stage.amqp().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
+    let queue = stage.queue.as_str().into();
+    let held = channel.basic_consume(queue, "".into(), exclusive, FieldTable::default());
+    let _held = held.await.expect("a consumer, until it is dropped");
+    let service = stage.spawn(&user.settings()).await;
+    service.until_logged("connection limit (0) is reached").await;
+    assert!(reason(&service).await.contains("rabbitmqctl list_connections"));
+    user.ctl(&["clear_user_limits", &user.name, "max-connections"]);
+    service.until_logged("in exclusive use").await;
+    assert!(service.logged("rabbitmqctl list_consumers") > 0, "{}", service.log());
+    assert!(reason(&service).await.contains("rabbitmqctl list_consumers"));
+    connection.close(200, "OK".into()).await.expect("closed");
+    service.until_ready().await;
+    stage.publish_votes(&votes(0, 20)).await;
+    stage.until_counted(20).await;
+    service.stop().await;
+    user.ctl(&["delete_user", &user.name]);
+}
+
+/// Declared by another connection for itself: refused with 405, and gone with that connection.
+#[tokio::test]
+async fn a_queue_that_another_connection_has_to_itself_is_waited_for() {
+    use lapin::options::QueueDeclareOptions;
+    let stage = Stage::migrated(Servers::shared(), "locked").await;
+    let connection = stage.amqp().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let exclusive = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+    let queue = stage.queue.as_str().into();
+    channel.queue_declare(queue, exclusive, FieldTable::default()).await.expect("declared");
+    let service = stage.spawn(&[]).await;
+    service.until_logged("cannot obtain exclusive access").await;
+    assert!(reason(&service).await.contains("declared the queue exclusive"));
+    connection.close(200, "OK".into()).await.expect("closed");
+    service.until_ready().await;
+    service.stop().await;
+}
