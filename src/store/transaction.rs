@@ -16,10 +16,10 @@ use super::sqlstate::classify;
 use crate::ports::{Class, Counted, Fault, LawCount};
 use crate::vote::{Choice, MAX_CITIZEN_ID, MAX_LAW_ID, Vote};
 
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 const COUNT: &str = include_str!("count.sql");
 const CLASSIFY: &str = include_str!("classify.sql");
 const TOTALS: &str = include_str!("totals.sql");
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// Counts a batch in one READ COMMITTED transaction.
 pub(super) async fn count(pool: &PgPool, votes: &[Vote]) -> Result<Counted, Fault> {
