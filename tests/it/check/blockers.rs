@@ -4,6 +4,7 @@ use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 
 use super::{as_role, check, grant, login};
+use crate::deployment::sql_block;
 use crate::support::{Servers, Stage, eventually, execute, votes};
 
 /// A forgotten `BEGIN` in a psql of somebody else's.
@@ -25,13 +26,15 @@ async fn a_forgotten_transaction_is_named_to_each_role_as_far_as_it_may_see_and_
     let counter = login(&stage).await;
     let [script, operator] =
         ["script", "operator"].map(|name| format!("{name}_{}", stage.database));
+    let create_operator = sql_block("CREATE ROLE vote_operator")
+        .replace("vote_operator", &operator)
+        .replace("change-me", "least-of-all");
     execute(
         &stage,
         &format!(
             "GRANT vote_service TO {counter}; \
              CREATE ROLE {script} LOGIN PASSWORD 'least-of-all' IN ROLE vote_service; \
-             CREATE ROLE {operator} LOGIN PASSWORD 'least-of-all' \
-                 IN ROLE vote_service, pg_monitor, pg_signal_backend; \
+             {create_operator} \
              INSERT INTO vote_results (law_id) VALUES ('law-001')"
         ),
     )
