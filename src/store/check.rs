@@ -69,7 +69,7 @@ async fn look(config: &Config, limit: Duration, report: &mut Report) -> Result<(
     report.findings.extend(clock(&mut connection).await.map_err(asked)?);
 
     report.looked_at("sessions that hold locks on the tables");
-    report.findings.extend(blockers(&mut connection, config).await.map_err(asked)?);
+    report.findings.extend(blockers(&mut connection, config, standbys).await.map_err(asked)?);
 
     report.looked_at("the schema");
     let examined = examine(&mut connection, config.postgres.migrate_on_start).await;
@@ -123,6 +123,10 @@ fn refusal(config: &Config, attempt: Attempt) -> Finding {
             let remedy = match fault.sqlstate.as_deref() {
                 Some("25006" | "08P01" | "26000" | "42P05") => {
                     "what the error says; the service would wait, unready"
+                }
+                Some("55P03") => {
+                    "end the sessions that hold the lock, which other findings name \
+                     (docs/runbook.md, \"Who blocks counting\"); the service would wait"
                 }
                 Some(_) => {
                     "see what holds it up: the server's log, pg_stat_activity, pg_locks; the \

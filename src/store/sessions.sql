@@ -44,7 +44,7 @@ SELECT found.pid,
        application_name,
        host(client_addr) AS client,
        state,
-       wait_event,
+       nullif(wait_event, 'ClientRead') AS wait_event,
        extract(epoch FROM now() - coalesce(xact_start, prepared.prepared))::float8 AS age,
        -- Shown of each session that this role may see.
        found.pid IS NOT NULL AND backend_type IS NULL AS hidden,

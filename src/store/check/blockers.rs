@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::ports::Fault;
 use crate::store::sessions::{Session, pids, sessions};
 use crate::store::transaction::fault;
+use crate::telemetry::Standbys;
 
 use Severity::{Error, Warning};
 
@@ -20,6 +21,7 @@ const A_MOMENT: Duration = Duration::from_secs(1);
 pub(super) async fn blockers(
     connection: &mut PgConnection,
     config: &Config,
+    standbys: Standbys,
 ) -> Result<Vec<Finding>, Fault> {
     let look = async |connection: &mut PgConnection| {
         sessions(connection).await.map_err(|error| fault(&error))
@@ -30,7 +32,7 @@ pub(super) async fn blockers(
     }
     tokio::time::sleep(A_MOMENT).await;
     let after = look(connection).await?;
-    Ok(staying(&before, &after).map(|session| finding(config, session)).collect())
+    Ok(staying(&before, &after).map(|session| finding(config, standbys, session)).collect())
 }
 
 /// Ours that wait for a lock are what is blocked.
@@ -49,7 +51,7 @@ fn staying<'a>(before: &[Session], after: &'a [Session]) -> impl Iterator<Item =
     })
 }
 
-fn finding(config: &Config, session: &Session) -> Finding {
+fn finding(config: &Config, standbys: Standbys, session: &Session) -> Finding {
     let subject = match session.pid {
         Some(pid) => format!("session {pid}"),
         None => "prepared transaction".to_owned(),
@@ -59,11 +61,12 @@ fn finding(config: &Config, session: &Session) -> Finding {
     } else {
         (Error, format!("these sessions wait for it: {}", pids(&session.blocks)))
     };
-    Finding::new(severity, subject, meaning, remedy(config, session))
+    Finding::new(severity, subject, meaning, remedy(config, standbys, session))
         .with_value(session.to_string())
 }
 
-fn remedy(config: &Config, session: &Session) -> String {
+/// Ends nobody who may wait for a standby: its COMMIT would count as done without one.
+fn remedy(config: &Config, standbys: Standbys, session: &Session) -> String {
     let Some(pid) = session.pid else {
         return match &session.gid {
             Some(gid) => format!(
@@ -80,24 +83,30 @@ fn remedy(config: &Config, session: &Session) -> String {
     }
     let who = if session.superuser { "a superuser" } else { "a role in pg_signal_backend" };
     let end = format!("as {who}: SELECT pg_terminate_backend({pid})");
-    if session.hidden {
+    // What waits for a lock does not wait in SyncRep.
+    if !session.waits_for.is_empty() {
         return format!(
-            "its client, state and age are hidden from {role:?}: check again as a role in \
-             pg_monitor (GRANT pg_monitor TO ...). If it does not wait in SyncRep, have its user end \
-             it, or {end}",
-            role = config.postgres.user
+            "it waits itself for {}: end that one first; otherwise have its user end it, or {end}",
+            pids(&session.waits_for)
         );
+    }
+    if session.hidden {
+        let look = format!(
+            "its client, state and age are hidden from {:?}: check again as a role in pg_monitor \
+             (GRANT pg_monitor TO ...)",
+            config.postgres.user
+        );
+        // It may wait in SyncRep.
+        return if standbys.named {
+            format!("{look} before anybody ends it")
+        } else {
+            format!("{look}; have its user end its transaction, or {end}")
+        };
     }
     if session.is_ours() {
         return format!(
             "a session of this service: it ends by itself within seconds, unless its client is \
              gone; otherwise stop that instance, or {end}"
-        );
-    }
-    if !session.waits_for.is_empty() {
-        return format!(
-            "it waits itself for {}: end that one first; otherwise have its user end it, or {end}",
-            pids(&session.waits_for)
         );
     }
     format!("have its user end its transaction, or {end}")
@@ -116,6 +125,8 @@ mod tests {
     fn config() -> Config {
         Config::load(&Sources::default()).unwrap_or_else(|problems| panic!("{problems}"))
     }
+
+    const NO_STANDBY: Standbys = Standbys { connected: 0, named: false, waited_for: false };
 
     fn session(pid: i32, transaction: &str) -> Session {
         Session {
@@ -142,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_session_that_waits_for_a_standby_is_never_to_be_ended() {
-        let told = |session: Session| remedy(&config(), &session);
+        let told = |session: Session| remedy(&config(), NO_STANDBY, &session);
         let waiting = Session { wait_event: Some("SyncRep".to_owned()), ..session(7, "3/1") };
         let advice = told(waiting.clone());
         assert!(!advice.contains("terminate") && advice.contains("do not end it"), "{advice}");
@@ -153,13 +164,20 @@ mod tests {
         assert!(advice.contains("pg_signal_backend: SELECT pg_terminate_backend(7)"), "{advice}");
         let advice = told(Session { superuser: true, ..session(7, "3/1") });
         assert!(advice.contains("as a superuser"), "{advice}");
-        let advice = told(Session { hidden: true, ..session(7, "3/1") });
-        assert!(advice.contains("pg_monitor") && advice.contains("SyncRep"), "{advice}");
+        let behind = Session { hidden: true, waits_for: vec![5, 0], ..session(7, "3/1") };
+        let advice = told(behind);
+        assert!(advice.contains("pid 5, a prepared transaction: end that one first"), "{advice}");
+        let hidden = Session { hidden: true, ..session(7, "3/1") };
+        let advice = told(hidden.clone());
+        assert!(advice.contains("pg_monitor") && advice.contains("terminate"), "{advice}");
+        let standbys = Standbys { connected: 0, named: true, waited_for: true };
+        let advice = remedy(&config(), standbys, &hidden);
+        assert!(advice.contains("pg_monitor") && !advice.contains("terminate"), "{advice}");
     }
 
     #[test]
     fn a_prepared_transaction_is_rolled_back_by_its_identifier() {
         let prepared = Session { pid: None, gid: Some("it's".to_owned()), ..session(0, "3/7") };
-        assert!(remedy(&config(), &prepared).contains("ROLLBACK PREPARED 'it''s'"));
+        assert!(remedy(&config(), NO_STANDBY, &prepared).contains("ROLLBACK PREPARED 'it''s'"));
     }
 }
