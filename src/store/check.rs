@@ -125,8 +125,8 @@ fn refusal(config: &Config, attempt: Attempt) -> Finding {
                     "what the error says; the service would wait, unready"
                 }
                 Some("55P03") => {
-                    "end the sessions that hold the lock, which other findings name \
-                     (docs/runbook.md, \"Who blocks counting\"); the service would wait"
+                    "do what the findings about sessions say (docs/runbook.md, \"Who blocks \
+                     counting\"); the service would wait"
                 }
                 Some(_) => {
                     "see what holds it up: the server's log, pg_stat_activity, pg_locks; the \

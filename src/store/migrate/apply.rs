@@ -209,8 +209,8 @@ async fn lock(connection: &mut PgConnection, step: &mut Step) -> Result<(), Erro
     Ok(())
 }
 
-/// Runs `work` in its transaction. On an error it rolls back, and names who holds the lock that was
-/// waited for.
+/// Runs `work` in its transaction. On an error it rolls back, and says which migration it was and what
+/// the catalogue knows of the cause.
 async fn attempt<R>(
     connection: &mut PgConnection,
     deadline: Duration,
