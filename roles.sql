@@ -4,6 +4,9 @@
 --
 --   CREATE ROLE counter LOGIN PASSWORD '...' IN ROLE vote_service;
 --
+-- An operator who has to see who blocks counting, and to end that session, is in pg_monitor and in
+-- pg_signal_backend, too (docs/runbook.md, "Who blocks counting").
+--
 -- Nobody but the owner can change or delete an audit row, and no group owns anything.
 \set ON_ERROR_STOP on
 BEGIN;

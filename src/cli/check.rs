@@ -1,6 +1,7 @@
 //! `check`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -27,11 +28,16 @@ Examples:
 Exit code 0: no error; 1: errors, with --strict also warnings; 78: the configuration can't be used.
 --connect creates and changes nothing: the queue's arguments are read from the broker's refusals of
 declares that differ (each right behind a passive declare, so that no queue comes into being), and a
-made-up batch is counted in PostgreSQL and rolled back.")]
+made-up batch is counted in PostgreSQL and rolled back. Pending migrations are applied before that and
+rolled back with it, where this role may: meanwhile whoever counts on these tables waits, a moment as a
+rule, and never longer than --rehearse for a lock and for each statement.")]
 pub(super) struct Arguments {
     /// Look at RabbitMQ and PostgreSQL, too
     #[arg(long)]
     connect: bool,
+    /// Seconds that a statement of a pending migration may take when it is rehearsed; 0: no rehearsal
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, requires = "connect")]
+    rehearse: u32,
     /// End with 1 for warnings as well
     #[arg(long)]
     strict: bool,
@@ -43,7 +49,10 @@ pub(super) struct Arguments {
 pub(super) async fn check(config: &Config, arguments: &Arguments) -> ExitCode {
     let mut report = check::configuration(config);
     if arguments.connect {
-        let (broker, database) = tokio::join!(broker::check(config), store::check(config));
+        let (broker, database) = {
+            let limit = Duration::from_secs(arguments.rehearse.into());
+            tokio::join!(broker::check(config), store::check(config, limit))
+        };
         report.absorb(broker);
         report.absorb(database);
     }

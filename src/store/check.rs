@@ -1,19 +1,26 @@
 //! The database's side of `vote-aggregator check`: looks, and leaves nothing behind.
 
+mod blockers;
+mod migrations;
 mod server;
+
+use std::time::Duration;
 
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
+use self::blockers::blockers;
+use self::migrations::{Rehearsal, finding, misfits, rehearse};
 use self::server::{Server, findings};
 use super::connection::{Address, describe, options, with_session_limits};
 use super::durability::{Risk, risks, standbys};
 use super::migrate::{Examined, ForeignObject, SchemaState, Surroundings, examine};
-use super::start::{Attempt, StartError, fits, gone, not_connected, unfit};
-use super::transaction::{fault, rehearse};
-use super::within;
+use super::misfits::Misfits;
+use super::start::{Attempt, StartError, fits, gone, not_connected};
+use super::transaction::fault;
+use super::{transaction, within};
 use crate::check::{Finding, Report, Severity};
 use crate::config::{Config, keys};
 use crate::ports::Fault;
@@ -26,11 +33,13 @@ const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(5);
 
 /// Finds out about the database that `config` names: whether it takes us, keeps what it confirms,
 /// has the schema, and lets this role count. Never waits for one that is down. A batch is counted
-/// as at start, and rolled back.
-pub async fn check(config: &Config) -> Report {
+/// as at start, and rolled back, and so are pending migrations before it: no statement of theirs runs,
+/// or waits for a lock, for longer than `limit`, and with zero they are not tried.
+pub async fn check(config: &Config, limit: Duration) -> Report {
     let mut report = Report::default();
     report.looked_at(format!("PostgreSQL, {}", describe(&config.postgres)));
-    let looked = within(config.postgres.transaction_deadline(), look(config, &mut report)).await;
+    let deadline = config.postgres.transaction_deadline() + 4 * limit;
+    let looked = within(deadline, look(config, limit, &mut report)).await;
     report.findings.extend(looked.err().map(|Refused(attempt)| refusal(config, attempt)));
     report
 }
@@ -44,7 +53,7 @@ impl From<Fault> for Refused {
     }
 }
 
-async fn look(config: &Config, report: &mut Report) -> Result<(), Refused> {
+async fn look(config: &Config, limit: Duration, report: &mut Report) -> Result<(), Refused> {
     let limited = with_session_limits(options(&config.postgres), config.postgres.statement_timeout);
     let address = Address::new(&config.postgres, limited).session("vote-aggregator check", []);
     let connected = address.connect().await;
@@ -59,6 +68,9 @@ async fn look(config: &Config, report: &mut Report) -> Result<(), Refused> {
     report.findings.extend(standby_finding(config, standbys));
     report.findings.extend(clock(&mut connection).await.map_err(asked)?);
 
+    report.looked_at("sessions that hold locks on the tables");
+    report.findings.extend(blockers(&mut connection, config, standbys).await.map_err(asked)?);
+
     report.looked_at("the schema");
     let examined = examine(&mut connection, config.postgres.migrate_on_start).await;
     let Examined { surroundings, state } = examined.map_err(|error| asked(fault(&error)))?;
@@ -72,15 +84,32 @@ async fn look(config: &Config, report: &mut Report) -> Result<(), Refused> {
     if let SchemaState::Newer(versions) = &state {
         report.findings.push(newer_finding(config, versions));
     }
+    let found = Misfits::of(&mut connection).await.map_err(asked)?;
+    report.findings.extend(
+        found
+            .zones()
+            .map(|(meaning, remedy)| Finding::new(Warning, database(config), meaning, remedy)),
+    );
     if matches!(state, SchemaState::Current | SchemaState::Newer(_)) {
         // A server that takes no writes has been told of.
         if !server.read_only {
             report.looked_at("a batch, counted and rolled back");
-            let rehearsed = rehearse(&mut connection).await;
+            let rehearsed = transaction::rehearse(&mut connection).await;
             fits(config, rehearsed).map_err(Refused)?;
         }
     } else {
-        report.findings.push(schema(config, &server, &state));
+        let rehearsal = match &state {
+            SchemaState::Pending(versions) => {
+                let looked = (&server, &surroundings);
+                rehearse(&mut connection, config, looked, versions, limit, report).await?
+            }
+            _ => Rehearsal::NotTried(Info, "the schema has to fit first".to_owned()),
+        };
+        report.findings.push(finding(config, &server, &state, &rehearsal));
+        match rehearsal {
+            Rehearsal::Tried(failed) => report.findings.extend(failed),
+            Rehearsal::NotTried(..) => report.findings.extend(misfits(config, &found)),
+        }
     }
     connection.close().await.ok();
     Ok(())
@@ -90,8 +119,15 @@ async fn look(config: &Config, report: &mut Report) -> Result<(), Refused> {
 fn refusal(config: &Config, attempt: Attempt) -> Finding {
     let (key, meaning, remedy) = match attempt {
         Attempt::Wait(fault) => {
-            // With a code it is there, and something on it is in the way.
-            let remedy = match &fault.sqlstate {
+            // With a code it is there, and something on it, or in front of it, is in the way.
+            let remedy = match fault.sqlstate.as_deref() {
+                Some("25006" | "08P01" | "26000" | "42P05") => {
+                    "what the error says; the service would wait, unready"
+                }
+                Some("55P03") => {
+                    "do what the findings about sessions say (docs/runbook.md, \"Who blocks \
+                     counting\"); the service would wait"
+                }
                 Some(_) => {
                     "see what holds it up: the server's log, pg_stat_activity, pg_locks; the \
                      service would wait"
@@ -215,38 +251,6 @@ fn newer_finding(config: &Config, versions: &[i64]) -> Finding {
 
 fn database(config: &Config) -> String {
     format!("database {:?}", config.postgres.database)
-}
-
-/// Anything but a schema that is up to date.
-fn schema(config: &Config, server: &Server, state: &SchemaState) -> Finding {
-    if let SchemaState::Pending(versions) = state
-        && config.postgres.migrate_on_start
-    {
-        let value = format!("migrations {versions:?} are not applied");
-        let finding = if server.may_migrate() {
-            Finding::new(
-                Info,
-                database(config),
-                "the service applies them at its start (MIGRATE_ON_START); counting was not tried",
-                "nothing; or run vote-aggregator migrate now, and check again",
-            )
-        } else {
-            Finding::new(
-                Error,
-                database(config),
-                format!(
-                    "the user {:?} may not create tables in this schema, or is not the owner of \
-                     those that are there: the service would not start; counting was not tried",
-                    config.postgres.user
-                ),
-                "run vote-aggregator migrate as the owner of the tables, then roles.sql",
-            )
-        };
-        return finding.with_value(value);
-    }
-    let (reason, remedy) = unfit(state);
-    let meaning = format!("{reason}: the service would not start; counting was not tried");
-    Finding::new(Error, database(config), meaning, remedy).with_value("the schema does not fit")
 }
 
 /// How far this machine's clock is from the server's, taking the way there and back for equally

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{Migration, Migrator};
 
-pub(super) use self::apply::{NotApplied, apply_next, close_schema};
+pub(super) use self::apply::{NotApplied, apply_next, close_schema, open_schema, rehearse_pending};
 pub(super) use self::foreign::{ForeignObject, Surroundings, list};
 pub(super) use self::read::{Examined, examine};
 

@@ -45,8 +45,8 @@ pub fn classify(sqlstate: &str, constraint: Option<&str>) -> Class {
 /// raise any other with words of its making.
 pub fn is_listed(sqlstate: &str) -> bool {
     let classes = [
-        "08", "21", "25", "26", "28", "40", "53", "55", "57", "58", "0A", "3D", "3F", "42", "54",
-        "XX",
+        "08", "21", "25", "26", "28", "2B", "40", "53", "55", "57", "58", "0A", "3D", "3F", "42",
+        "54", "XX",
     ];
     sqlstate.get(..2).is_some_and(|class| classes.contains(&class)) || sqlstate == "23505"
 }

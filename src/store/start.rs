@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Address, Blame, NotConnected, describe, options, with_session_limits};
 use super::durability::{Risk, listed, risks, standbys, warn_of_standbys};
+use super::misfits::Misfits;
 use super::sqlstate::fatal_at_start;
 use super::transaction::{Rehearsed, rehearse};
 use super::{PgStore, within};
@@ -20,9 +21,9 @@ use crate::telemetry::Health;
 use crate::tls::Verdict;
 
 pub use self::patience::Patience;
-use self::schema::migrated;
-pub(super) use self::schema::unfit;
+use self::schema::{Caller, migrated};
 pub use self::schema::{Migrated, migrate};
+pub(super) use self::schema::{not_applied, unfit};
 
 /// What waiting does not mend.
 #[derive(Debug, thiserror::Error)]
@@ -102,15 +103,15 @@ pub async fn prepare(
     let address = Address::new(&config.postgres, limited.clone());
     let deadline = config.postgres.transaction_deadline();
     let ready = async || {
-        let newer =
-            migrated(config, config.postgres.migrate_on_start, &AtomicUsize::new(0)).await?;
+        let newer = migrated(config, Caller::Start, &AtomicUsize::new(0)).await?;
         let checking = async {
             let mut connection = address.connect().await?;
             let risks = risks(&mut connection).await?;
             let standbys = standbys(&mut connection).await?;
-            Ok((risks, standbys, rehearse(&mut connection).await))
+            let misfits = Misfits::of(&mut connection).await?;
+            Ok((risks, standbys, misfits, rehearse(&mut connection).await))
         };
-        let (risks, standbys, rehearsed) =
+        let (risks, standbys, misfits, rehearsed) =
             within(deadline, checking).await.map_err(|not| not_connected(config, not))?;
         refuse_lossy(config, &risks)?;
         if config.postgres.require_standby && !standbys.named {
@@ -118,15 +119,19 @@ pub async fn prepare(
             return Err(Attempt::Fatal(StartError::NoStandby { place }));
         }
         fits(config, rehearsed)?;
-        Ok((newer, standbys))
+        Ok((newer, standbys, misfits))
     };
-    let Some((newer, standbys)) = wait(config, jitter, health, None, stop, ready).await? else {
+    let ready = wait(config, jitter, health, None, stop, ready).await?;
+    let Some((newer, standbys, misfits)) = ready else {
         return Ok(None);
     };
     if !newer.is_empty() {
         tracing::info!(?newer, "the database has later migrations, which this release can run on");
     }
     warn_of_standbys(config, standbys);
+    if let Some((meaning, remedy)) = misfits.zones() {
+        tracing::warn!("{meaning}; {remedy}");
+    }
     Ok(Some(PgStore::new(&config.postgres, limited)))
 }
 
@@ -217,6 +222,7 @@ pub(super) fn failed(config: &Config, fault: Fault, doing: &str) -> Attempt {
         // Nothing is committed, or all of it, which the next try sees.
         (Class::Retry | Class::Reconnect | Class::UnknownOutcome, _) => Attempt::Wait(fault),
         (_, Some(code)) if fatal_at_start(code) => gone(config, fault),
+        (_, Some("42P05")) => Attempt::Wait(fault),
         (_, Some(code)) if code.starts_with("42") => Attempt::Fatal(StartError::Schema {
             reason: format!(
                 "{doing} fails: {fault}; run `vote-aggregator migrate` as the owner of the \
@@ -259,7 +265,8 @@ pub(super) fn fits(config: &Config, rehearsed: Result<Rehearsed, Fault>) -> Resu
         },
         Err(fault) => {
             let misfit = match fault.sqlstate.as_deref() {
-                Some("42501") => false,
+                // 42P05: a pooler's, and not the tables'.
+                Some("42501" | "42P05") => false,
                 Some(code) => code.starts_with("42"),
                 // A column of a type that the statement's rows can't be read from.
                 None => fault.class == Class::Bug,

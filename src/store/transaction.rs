@@ -10,13 +10,16 @@ use time::OffsetDateTime;
 use super::Totals;
 use super::columns::Distinct;
 use super::connection::{CONNECT_TIMEOUT, Lease};
-use super::sqlstate::{classify, is_listed};
+use super::misfits::explained;
+use super::said::Said;
+use super::sqlstate::classify;
 use crate::ports::{Class, Counted, Fault, LawCount};
 use crate::vote::{Choice, MAX_CITIZEN_ID, MAX_LAW_ID, Vote};
 
 const COUNT: &str = include_str!("count.sql");
 const CLASSIFY: &str = include_str!("classify.sql");
 const TOTALS: &str = include_str!("totals.sql");
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// Counts a batch in one READ COMMITTED transaction.
 pub(super) async fn count(pool: &PgPool, votes: &[Vote]) -> Result<Counted, Fault> {
@@ -61,6 +64,16 @@ pub(super) async fn probe(connection: &mut PgConnection) -> Result<(), Fault> {
 /// Counts two made-up votes of one hash, each field as long as it may be, the way a batch is
 /// counted, and rolls back.
 pub(super) async fn rehearse(connection: &mut PgConnection) -> Result<Rehearsed, Fault> {
+    run(connection, BEGIN).await?;
+    let rehearsed = rehearse_in_transaction(connection).await;
+    let undone = run(connection, "ROLLBACK").await;
+    rehearsed.and_then(|rehearsed| undone.map(|()| rehearsed))
+}
+
+/// As [`rehearse`], in the transaction that is open, and takes back only what it did itself.
+pub(super) async fn rehearse_in_transaction(
+    connection: &mut PgConnection,
+) -> Result<Rehearsed, Fault> {
     let first = Vote {
         vote_hash: format!("probe-{:x<58}", fastrand::u128(..)).into(),
         citizen_id: format!("{:c<MAX_CITIZEN_ID$}", "probe-first").into(),
@@ -70,12 +83,16 @@ pub(super) async fn rehearse(connection: &mut PgConnection) -> Result<Rehearsed,
     };
     let citizen_id = format!("{:c<MAX_CITIZEN_ID$}", "probe-second").into();
     let second = Vote { citizen_id, ..first.clone() };
-    let counted = begin_and_count(connection, &Distinct::of(&[first, second])).await;
-    let undone = run(connection, "ROLLBACK").await;
-    match counted {
-        Err(fault) if fault.class == Class::Isolate => undone.map(|()| Rehearsed::Refused(fault)),
-        Err(fault) => Err(fault),
-        Ok(_) => undone.map(|()| Rehearsed::Counted),
+    run(connection, "SAVEPOINT rehearsal").await?;
+    let counted = count_batch(connection, &Distinct::of(&[first, second])).await;
+    let undone = run(connection, "ROLLBACK TO SAVEPOINT rehearsal").await;
+    match (counted, undone) {
+        (Ok(_), undone) => undone.map(|()| Rehearsed::Counted),
+        (Err(fault), Ok(())) => match explained(connection, fault).await {
+            fault if fault.class == Class::Isolate => Ok(Rehearsed::Refused(fault)),
+            fault => Err(fault),
+        },
+        (Err(fault), Err(_)) => Err(fault),
     }
 }
 
@@ -83,8 +100,15 @@ async fn begin_and_count(
     connection: &mut PgConnection,
     batch: &Distinct<'_>,
 ) -> Result<Counted, Fault> {
-    run(connection, "BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    run(connection, BEGIN).await?;
+    count_batch(connection, batch).await
+}
 
+/// In the transaction that is open.
+async fn count_batch(
+    connection: &mut PgConnection,
+    batch: &Distinct<'_>,
+) -> Result<Counted, Fault> {
     let firsts = batch.firsts();
     let hashes = firsts.len() as u64;
     let marker = firsts.first_hash();
@@ -200,17 +224,9 @@ fn unknown_outcome(fault: Fault) -> Fault {
 pub(super) fn fault(error: &Error) -> Fault {
     match error {
         Error::Database(database) => {
-            let sqlstate = database.code().unwrap_or_default().into_owned();
-            let class = classify(&sqlstate, database.constraint());
-            // The server quotes a refused value, and in the detail the whole row; a trigger may
-            // say anything under a code of its own. Its words go on only where they are known.
-            let message = if class == Class::Isolate || !is_listed(&sqlstate) {
-                let place = [database.table(), database.constraint()].map(|s| s.unwrap_or("-"));
-                format!("refused by table {}, constraint {}", place[0], place[1])
-            } else {
-                database.message().to_owned()
-            };
-            Fault { class, sqlstate: Some(sqlstate), message }
+            let said = Said::of(database.downcast_ref());
+            let class = classify(said.sqlstate, said.constraint);
+            Fault { class, sqlstate: Some(said.sqlstate.to_owned()), message: said.message() }
         }
         Error::ColumnDecode { .. }
         | Error::ColumnNotFound(_)

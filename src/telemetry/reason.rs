@@ -81,6 +81,8 @@ impl From<&Fault> for Reason {
     fn from(fault: &Fault) -> Self {
         let phrase = match fault.sqlstate.as_deref() {
             None => "no connection, or no answer in time",
+            Some("25006") => "read-only: a standby, or default_transaction_read_only",
+            Some("08P01" | "26000" | "42P05") => "a pooler that the service cannot work through",
             Some(code) if code.starts_with("28") => "credentials refused",
             Some(code) if code.starts_with("08") || code.starts_with("57P") => "no connection",
             Some(_) => "PostgreSQL refuses a statement",

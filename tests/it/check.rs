@@ -1,6 +1,8 @@
 //! `check`: what it finds, on what it ends with which code, and that it leaves everything as it was.
 
+mod blockers;
 mod database;
+mod migrations;
 mod queues;
 
 use serde_json::Value;

@@ -8,6 +8,8 @@ mod package;
 mod runbook;
 mod systemd;
 
+pub use self::runbook::sql_block;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;

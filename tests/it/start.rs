@@ -4,7 +4,7 @@ use lapin::types::AMQPValue;
 use sqlx::AssertSqlSafe;
 use vote_aggregator::store::StartError;
 
-use crate::support::{Servers, Service, Stage, eventually, run, votes};
+use crate::support::{Pooler, Servers, Service, Stage, eventually, run, votes};
 
 async fn execute(stage: &Stage<'_>, sql: String) {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&stage.sql).await.expect("executed");
@@ -270,4 +270,51 @@ async fn a_locked_table_at_start_is_waited_for_and_a_stop_is_a_stop() {
     other.rollback().await.expect("unlocked");
     patient.until_ready().await;
     patient.stop().await;
+}
+
+/// Time or an operator may change each of these, so the service waits, and says what for.
+#[tokio::test]
+async fn a_read_only_server_and_a_pooler_are_named_and_waited_for() {
+    let stage = Stage::migrated(Servers::shared(), "readonlystart").await;
+    let role = format!("least_{}", stage.database);
+    execute(
+        &stage,
+        format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'least'; \
+             ALTER ROLE {role} SET default_transaction_read_only = on; \
+             GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"
+        ),
+    )
+    .await;
+    let strict = Pooler::ignoring(&stage, "search_path").await;
+    let pooler = Pooler::start(&stage).await;
+    let cases = [
+        (
+            vec![("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")],
+            "default_transaction_read_only is on",
+            "25006",
+            "read-only",
+        ),
+        (
+            vec![("POSTGRES_PORT", strict.port.as_str())],
+            "ignore_startup_parameters",
+            "08P01",
+            "a pooler",
+        ),
+        (vec![("POSTGRES_PORT", pooler.port.as_str())], "pool_mode = session", "42P05", "a pooler"),
+    ];
+    futures::future::join_all(cases.iter().map(async |(overrides, named, code, shown)| {
+        let service = stage.spawn(overrides).await;
+        service.until_logged(named).await;
+        assert!(service.log().contains(code), "{}", service.log());
+        // Through a pooler in transaction mode the next attempt may succeed by chance.
+        if *code != "42P05" {
+            let readiness = service.get("/readyz").await;
+            assert_eq!(readiness.status, 503);
+            let reason = readiness.json()["checks"]["postgres"]["reason"].to_string();
+            assert!(reason.contains(shown) && reason.contains(code), "{reason}");
+        }
+        service.stop().await;
+    }))
+    .await;
 }

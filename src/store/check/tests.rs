@@ -121,7 +121,7 @@ fn pending_migrations_are_for_the_start_if_it_may_and_can() {
     let pending = SchemaState::Pending(vec![2]);
     let severity = |start: &str, server: &Server, state: &SchemaState| {
         let config = config(&[("MIGRATE_ON_START", start)]);
-        schema(&config, server, state).severity
+        finding(&config, server, state, &Rehearsal::Tried(None)).severity
     };
     let owner = Server { may_create: true, owns_tables: true, ..good() };
     assert_eq!(severity("true", &owner, &pending), Info);

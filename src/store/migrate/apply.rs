@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::migrate::Migration;
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::PgConnection;
 use sqlx::{Error, Executor, Row};
 use tokio::time::Instant;
 
@@ -11,6 +11,8 @@ use super::foreign::ForeignObject;
 use super::read::{Examined, examine_in_transaction};
 use super::{MIGRATIONS, SchemaState, insert_version};
 use crate::ports::{Class, Fault};
+use crate::store::misfits::explained;
+use crate::store::sessions::holders;
 use crate::store::transaction::fault;
 use crate::store::within;
 
@@ -23,33 +25,6 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeou
 /// Lets one migration through at a time. Bound to the transaction: a transaction pooler may run the
 /// next transaction on another server connection, where a session lock would not be held.
 const LOCK: &str = "SELECT pg_catalog.pg_advisory_xact_lock(8462109873254410594)";
-
-/// Sessions that hold the advisory lock.
-const LOCK_HOLDERS: &str = "
-    SELECT DISTINCT pid, usename::text, application_name, client_addr::text, state,
-           extract(epoch FROM now() - xact_start)::float8
-    FROM pg_catalog.pg_locks JOIN pg_catalog.pg_stat_activity USING (pid)
-    WHERE locktype = 'advisory' AND granted AND pid <> pg_catalog.pg_backend_pid()
-      AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-      AND objsubid = 1
-      AND (classid::bigint << 32) | objid::bigint = 8462109873254410594
-    LIMIT 3";
-
-/// Sessions that hold a lock on one of the service's tables, the oldest transaction first.
-const TABLE_HOLDERS: &str = "
-    SELECT DISTINCT pid, usename::text, application_name, client_addr::text, state,
-           extract(epoch FROM now() - xact_start)::float8
-    FROM pg_catalog.pg_locks JOIN pg_catalog.pg_stat_activity USING (pid)
-    WHERE locktype = 'relation' AND granted AND pid <> pg_catalog.pg_backend_pid()
-      AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-      AND relation IN (
-          SELECT oid FROM pg_catalog.pg_class
-          WHERE relname IN ('_sqlx_migrations', 'vote_results', 'vote_audit',
-                            'duplicate_attempts', 'result_corrections', 'schema_compatibility',
-                            'reconciliation', 'lost_votes', 'vote_statistics',
-                            'citizens_with_multiple_votes'))
-    ORDER BY 6 DESC NULLS LAST
-    LIMIT 3";
 
 /// Why a migration was not applied. Nothing of it is committed, except after an unknown outcome of
 /// COMMIT, which the next attempt finds.
@@ -65,7 +40,16 @@ pub(in crate::store) enum NotApplied {
 
 impl From<Error> for NotApplied {
     fn from(error: Error) -> Self {
-        Self::Fault(fault(&error))
+        // Two instances created the same table, one of them a release that takes another lock.
+        let created_twice = error.as_database_error().is_some_and(|error| {
+            error.code().as_deref() == Some("23505")
+                && error
+                    .constraint()
+                    .is_some_and(|name| name.starts_with("pg_") || name == "_sqlx_migrations_pkey")
+        });
+        let fault = fault(&error);
+        let class = if created_twice { Class::Retry } else { fault.class };
+        Self::Fault(Fault { class, ..fault })
     }
 }
 
@@ -75,11 +59,27 @@ impl From<Fault> for NotApplied {
     }
 }
 
-/// What a statement waits for.
+/// What a statement waits for, or what it is part of.
 #[derive(Clone, Copy)]
-enum Waiting {
-    ForTurn,
-    ForTables,
+enum Step {
+    Turn,
+    Tables,
+    Migration(&'static Migration),
+}
+
+/// The schema, quoted, if PUBLIC may create objects in it, and whether this role owns it.
+pub(in crate::store) async fn open_schema(
+    connection: &mut PgConnection,
+) -> Result<Option<(String, bool)>, NotApplied> {
+    const OPEN: &str = "
+        SELECT pg_catalog.quote_ident(nspname) AS schema,
+               pg_catalog.pg_has_role(nspowner, 'USAGE') AS owner
+        FROM pg_catalog.pg_namespace
+        WHERE nspname = pg_catalog.current_schema()
+          AND EXISTS (SELECT FROM pg_catalog.aclexplode(nspacl) AS acl
+                      WHERE acl.grantee = '0'::pg_catalog.oid AND acl.privilege_type = 'CREATE')";
+    let row = sqlx::raw_sql(OPEN).fetch_optional(connection).await?;
+    Ok(row.map(|row| Ok::<_, Error>((row.try_get(0)?, row.try_get(1)?))).transpose()?)
 }
 
 /// Takes the right to create in the schema from PUBLIC, if PUBLIC has it and this role may. Other
@@ -89,19 +89,9 @@ pub(in crate::store) async fn close_schema(
     connection: &mut PgConnection,
     deadline: Duration,
 ) -> Result<(), NotApplied> {
-    const OPEN: &str = "
-        SELECT pg_catalog.quote_ident(nspname) AS schema,
-               pg_catalog.pg_has_role(nspowner, 'USAGE') AS owner
-        FROM pg_catalog.pg_namespace
-        WHERE nspname = pg_catalog.current_schema()
-          AND EXISTS (SELECT FROM pg_catalog.aclexplode(nspacl) AS acl
-                      WHERE acl.grantee = '0'::pg_catalog.oid AND acl.privilege_type = 'CREATE')";
-    let asking =
-        async { Ok::<_, NotApplied>(sqlx::raw_sql(OPEN).fetch_optional(&mut *connection).await?) };
-    let Some(row) = within(deadline, asking).await? else {
+    let Some((schema, owner)) = within(deadline, open_schema(connection)).await? else {
         return Ok(());
     };
-    let (schema, owner): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
     if !owner {
         tracing::warn!(
             schema,
@@ -110,9 +100,9 @@ pub(in crate::store) async fn close_schema(
         );
         return Ok(());
     }
-    let revoked = async |connection: &mut PgConnection, waiting: &mut Waiting| {
+    let revoked = async |connection: &mut PgConnection, step: &mut Step| {
         let revoking = async {
-            lock(connection, waiting).await?;
+            lock(connection, step).await?;
             let revoke = format!("REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC; COMMIT");
             connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(revoke))).await?;
             Ok(())
@@ -131,64 +121,103 @@ pub(in crate::store) async fn apply_next(
     connection: &mut PgConnection,
     deadline: Duration,
 ) -> Result<Option<i64>, NotApplied> {
-    attempt(connection, deadline, async |connection: &mut PgConnection, waiting: &mut Waiting| {
-        let beginning = begin_next(&mut *connection, waiting);
-        let Some(migration) = within(deadline, beginning).await? else {
+    attempt(connection, deadline, async |connection: &mut PgConnection, step: &mut Step| {
+        let Some(&next) = within(deadline, begin(&mut *connection, step)).await?.first() else {
             return Ok(None);
         };
-        let began = Instant::now();
-        connection.execute(sqlx::raw_sql(migration.sql.clone())).await?;
-        let insert = insert_version(migration, began.elapsed());
+        let insert = run(connection, next, step).await?;
         let ending = async {
             connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(insert))).await?;
             connection.execute("COMMIT").await?;
             Ok::<_, NotApplied>(())
         };
         within(deadline, ending).await?;
-        Ok(Some(migration.version))
+        Ok(Some(next.version))
     })
     .await
 }
 
-/// Begins the transaction of the first pending migration. When none is pending, it is over.
-async fn begin_next(
+/// Applies all pending migrations in one transaction, does `then` in it, and rolls it back. No lock is
+/// waited for, and no statement runs, for longer than `limit`, which bounds how long counting waits
+/// for the tables. `None` when no migration is pending.
+pub(in crate::store) async fn rehearse_pending<R>(
     connection: &mut PgConnection,
-    waiting: &mut Waiting,
-) -> Result<Option<&'static Migration>, NotApplied> {
-    lock(connection, waiting).await?;
+    limit: Duration,
+    deadline: Duration,
+    then: impl AsyncFnOnce(&mut PgConnection) -> R,
+) -> Result<Option<R>, NotApplied> {
+    let work = async |connection: &mut PgConnection, step: &mut Step| {
+        let pending = begin(&mut *connection, step).await?;
+        if pending.is_empty() {
+            return Ok(None);
+        }
+        let limit = limit.as_millis();
+        let limits =
+            format!("SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}");
+        connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(limits))).await?;
+        for migration in pending {
+            let insert = run(connection, migration, step).await?;
+            connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(insert))).await?;
+        }
+        let done = then(connection).await;
+        connection.execute("ROLLBACK").await?;
+        Ok(Some(done))
+    };
+    attempt(connection, deadline, work).await
+}
+
+/// Runs a migration's statements. Gives the statement that records it.
+async fn run(
+    connection: &mut PgConnection,
+    migration: &'static Migration,
+    step: &mut Step,
+) -> Result<String, Error> {
+    *step = Step::Migration(migration);
+    let began = Instant::now();
+    connection.execute(sqlx::raw_sql(migration.sql.clone())).await?;
+    Ok(insert_version(migration, began.elapsed()))
+}
+
+/// Begins a transaction for the migrations that it gives, in order: those that are pending. When none
+/// is, the transaction is over.
+async fn begin(
+    connection: &mut PgConnection,
+    step: &mut Step,
+) -> Result<Vec<&'static Migration>, NotApplied> {
+    lock(connection, step).await?;
     // Under the lock: what another instance applied meanwhile is seen here.
     let Examined { surroundings, state } = examine_in_transaction(connection, true).await?;
     let state = match state {
         Some(state) if surroundings.foreign.is_empty() => state,
         _ => return Err(NotApplied::Foreign(surroundings.foreign)),
     };
-    let next = match state {
-        SchemaState::Pending(versions) => versions.first().copied(),
-        SchemaState::Current | SchemaState::Newer(_) => None,
+    let versions = match state {
+        SchemaState::Pending(versions) => versions,
+        SchemaState::Current | SchemaState::Newer(_) => Vec::new(),
         other => return Err(NotApplied::Misfit(other)),
     };
-    let found = MIGRATIONS.iter().find(|migration| Some(migration.version) == next);
-    connection.execute(if found.is_some() { super::VERSIONS_TABLE } else { "COMMIT" }).await?;
-    Ok(found)
+    let pending = MIGRATIONS.iter().filter(|known| versions.contains(&known.version));
+    connection.execute(if versions.is_empty() { "COMMIT" } else { super::VERSIONS_TABLE }).await?;
+    Ok(pending.collect())
 }
 
-async fn lock(connection: &mut PgConnection, waiting: &mut Waiting) -> Result<(), Error> {
+async fn lock(connection: &mut PgConnection, step: &mut Step) -> Result<(), Error> {
     connection.execute(BEGIN).await?;
-    *waiting = Waiting::ForTurn;
+    *step = Step::Turn;
     connection.execute(LOCK).await?;
-    *waiting = Waiting::ForTables;
+    *step = Step::Tables;
     Ok(())
 }
 
-/// Runs `work` in its transaction. On an error it rolls back, and names who holds the lock that was
-/// waited for.
+/// Runs `work` in its transaction. On an error it rolls back, and says which migration it was and what
+/// the catalogue knows of the cause.
 async fn attempt<R>(
     connection: &mut PgConnection,
     deadline: Duration,
-    work: impl AsyncFnOnce(&mut PgConnection, &mut Waiting) -> Result<R, NotApplied>,
+    work: impl AsyncFnOnce(&mut PgConnection, &mut Step) -> Result<R, NotApplied>,
 ) -> Result<R, NotApplied> {
-    let mut waiting = Waiting::ForTurn;
-    let error = match work(connection, &mut waiting).await {
+    let mut step = Step::Turn;
+    let error = match work(connection, &mut step).await {
         Ok(done) => return Ok(done),
         Err(error) => error,
     };
@@ -199,49 +228,67 @@ async fn attempt<R>(
     let ending = async {
         let rolled_back = connection.execute("ROLLBACK").await.is_ok();
         let NotApplied::Fault(fault) = error else { return Err(error) };
-        Err(NotApplied::Fault(match fault.sqlstate.as_deref() {
-            Some("55P03") if rolled_back => name_holders(connection, fault, waiting).await,
-            // Two instances created the same table, one of them a release that takes another lock.
-            Some("23505") => Fault { class: Class::Retry, ..fault },
+        let fault = if rolled_back { with_causes(connection, fault, step).await } else { fault };
+        Err(NotApplied::Fault(match step {
+            Step::Migration(Migration { version, description, .. }) => {
+                let message = format!("migration {version} ({description}): {}", fault.message);
+                Fault { message, ..fault }
+            }
             _ => fault,
         }))
     };
     within(deadline, ending).await
 }
 
-async fn name_holders(connection: &mut PgConnection, fault: Fault, waiting: Waiting) -> Fault {
-    let (query, what) = match waiting {
-        Waiting::ForTurn => (LOCK_HOLDERS, "the lock of migrations"),
-        Waiting::ForTables => (TABLE_HOLDERS, "the tables that a migration changes"),
+/// The fault with what the catalogue says of its cause.
+async fn with_causes(connection: &mut PgConnection, fault: Fault, step: Step) -> Fault {
+    let causes = match fault.sqlstate.as_deref() {
+        Some("55P03") => {
+            let turn = matches!(step, Step::Turn);
+            let what =
+                if turn { "the lock of migrations" } else { "the tables that a migration changes" };
+            match holders(connection, turn).await {
+                Ok(holders) if holders.is_empty() => format!(" on {what}: released meanwhile"),
+                Ok(holders) => format!(" on {what}: held by {}", holders.join("; ")),
+                Err(error) => format!(" on {what}: the holder is not known ({error})"),
+            }
+        }
+        Some(code @ ("0A000" | "2BP01" | "42P16")) => match views(connection).await {
+            // The server names no view where one of ours has other columns.
+            Ok([ours, _]) if code == "42P16" => format!("; one of the views {ours}"),
+            Ok([_, others]) => format!("; views on the tables: {others}"),
+            Err(_) => return fault,
+        },
+        _ => return explained(connection, fault).await,
     };
-    let holders = match sqlx::raw_sql(query).fetch_all(connection).await {
-        Ok(rows) => rows.iter().map(holder).collect::<Result<Vec<_>, _>>(),
-        Err(error) => Err(error),
-    };
-    let holders = match holders {
-        Ok(holders) if holders.is_empty() => "released meanwhile".to_owned(),
-        Ok(holders) => format!("held by {}", holders.join("; ")),
-        Err(error) => format!("the holder is not known ({error})"),
-    };
-    Fault { message: format!("{} on {what}: {holders}", fault.message), ..fault }
+    Fault { message: fault.message + &causes, ..fault }
 }
 
-/// One session, as far as this role may see it.
-fn holder(row: &PgRow) -> Result<String, Error> {
-    let text = |column: usize| row.try_get::<Option<String>, _>(column);
-    let pid: i32 = row.try_get(0)?;
-    let mut holder = format!("pid {pid}");
-    for (name, value) in
-        [("user", text(1)?), ("application", text(2)?), ("client", text(3)?), ("state", text(4)?)]
-    {
-        if let Some(value) = value.filter(|value| !value.is_empty()) {
-            // Quoted: a client chooses its own application name.
-            holder += &format!(", {name} {value:?}");
-        }
-    }
-    if let Some(age) = row.try_get::<Option<f64>, _>(5)? {
-        let age = Duration::try_from_secs_f64(age).unwrap_or_default();
-        holder += &format!(", transaction open for {} s", age.as_secs());
-    }
-    Ok(holder)
+/// Views on the service's tables, and views on those: ones under our names, and others.
+async fn views(connection: &mut PgConnection) -> Result<[String; 2], Error> {
+    const VIEWS: &str = "
+        WITH RECURSIVE uses (oid) AS (
+            SELECT class.oid
+            FROM pg_catalog.pg_class AS class
+            WHERE class.oid IN (pg_catalog.to_regclass('vote_results'),
+                                pg_catalog.to_regclass('vote_audit'),
+                                pg_catalog.to_regclass('duplicate_attempts'))
+            UNION
+            SELECT ev_class
+            FROM uses
+            JOIN pg_catalog.pg_depend ON refobjid = uses.oid AND deptype = 'n'
+                AND classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+            JOIN pg_catalog.pg_rewrite AS rule ON rule.oid = objid
+        ),
+        view (name, ours) AS (
+            SELECT oid::pg_catalog.regclass::pg_catalog.text,
+                   relname IN ('vote_statistics', 'citizens_with_multiple_votes')
+            FROM uses JOIN pg_catalog.pg_class AS class USING (oid)
+            WHERE relkind IN ('v', 'm')
+        )
+        SELECT coalesce(pg_catalog.string_agg(name, ', ' ORDER BY name) FILTER (WHERE ours), 'none'),
+               coalesce(pg_catalog.string_agg(name, ', ' ORDER BY name) FILTER (WHERE NOT ours), 'none')
+        FROM view";
+    let row = sqlx::raw_sql(VIEWS).fetch_one(connection).await?;
+    Ok([row.try_get(0)?, row.try_get(1)?])
 }

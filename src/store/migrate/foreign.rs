@@ -57,6 +57,8 @@ pub(in crate::store) struct Surroundings {
     pub(in crate::store) schema: Option<String>,
     /// This role may create tables in it.
     pub(in crate::store) may_create: bool,
+    /// Who owns vote_audit, if it exists.
+    pub(in crate::store) tables_owner: Option<String>,
     pub(in crate::store) foreign: Vec<ForeignObject>,
 }
 
@@ -78,15 +80,19 @@ pub(super) async fn look(connection: &mut PgConnection) -> Result<Surroundings, 
         "SELECT pg_catalog.current_schema() AS schema, \
          pg_catalog.array_to_json(pg_catalog.current_schemas(true))::pg_catalog.text AS path, \
          coalesce(pg_catalog.has_schema_privilege(pg_catalog.current_schema()::pg_catalog.text, \
-                  'CREATE'), false) AS may_create",
+                  'CREATE'), false) AS may_create, \
+         (SELECT pg_catalog.pg_get_userbyid(relowner)::pg_catalog.text FROM pg_catalog.pg_class \
+          WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('vote_audit')::pg_catalog.oid) \
+             AS tables_owner",
     )
     .fetch_one(&mut *connection)
     .await?;
     let (schema, may_create) = (place.try_get::<Option<String>, _>(0)?, place.try_get(2)?);
+    let tables_owner = place.try_get(3)?;
     let path: Vec<String> =
         serde_json::from_str(place.try_get(1)?).map_err(|error| Error::Decode(Box::new(error)))?;
     let Some(name) = &schema else {
-        return Ok(Surroundings { schema, may_create, foreign: Vec::new() });
+        return Ok(Surroundings { schema, may_create, tables_owner, foreign: Vec::new() });
     };
     // The savepoint brings back the search path.
     connection.execute("SAVEPOINT look; SET LOCAL search_path = pg_catalog, pg_temp").await?;
@@ -101,7 +107,7 @@ pub(super) async fn look(connection: &mut PgConnection) -> Result<Surroundings, 
         .await?;
     connection.execute("ROLLBACK TO SAVEPOINT look").await?;
     let foreign = rows.iter().map(read).collect::<Result<_, _>>()?;
-    Ok(Surroundings { schema, may_create, foreign })
+    Ok(Surroundings { schema, may_create, tables_owner, foreign })
 }
 
 fn read(row: &PgRow) -> Result<ForeignObject, Error> {

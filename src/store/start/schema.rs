@@ -20,6 +20,15 @@ use crate::store::transaction::fault;
 use crate::store::within;
 use crate::telemetry::Health;
 
+/// Who applies migrations: what is missing for it has another remedy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Caller {
+    /// The command, run by an operator.
+    Migrate,
+    /// A start of the service, where MIGRATE_ON_START says so.
+    Start,
+}
+
 /// What `migrate` did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Migrated {
@@ -42,7 +51,7 @@ pub async fn migrate(
     stop: &CancellationToken,
 ) -> Result<Option<Migrated>, StartError> {
     let applied = AtomicUsize::new(0);
-    let attempt = async || migrated(config, true, &applied).await;
+    let attempt = async || migrated(config, Caller::Migrate, &applied).await;
     let newer = wait(config, jitter, health, Some(patience), stop, attempt).await?;
     Ok(newer.map(|newer| Migrated { applied: applied.into_inner(), newer }))
 }
@@ -52,9 +61,10 @@ pub async fn migrate(
 /// a large table takes its time; queries have a deadline.
 pub(super) async fn migrated(
     config: &Config,
-    may_migrate: bool,
+    caller: Caller,
     applied: &AtomicUsize,
 ) -> Result<Vec<i64>, Attempt> {
+    let may_migrate = caller == Caller::Migrate || config.postgres.migrate_on_start;
     let deadline = config.postgres.transaction_deadline();
     let asking = async {
         let address = Address::new(&config.postgres, options(&config.postgres));
@@ -73,6 +83,9 @@ pub(super) async fn migrated(
         SchemaState::Newer(versions) => Ok(versions),
         SchemaState::Pending(versions) if may_migrate => {
             tracing::info!(?versions, "applying migrations");
+            if !surroundings.may_create {
+                return Err(may_not_create(config, &surroundings, &versions, caller));
+            }
             let done = apply(&mut connection, &surroundings, deadline, applied).await;
             done.map_err(|not| not_applied(config, &versions, not))?;
             Ok(Vec::new())
@@ -89,14 +102,6 @@ async fn apply(
     deadline: Duration,
     applied: &AtomicUsize,
 ) -> Result<(), NotApplied> {
-    if !looked.may_create {
-        let schema = looked.schema.as_deref().unwrap_or("(none)");
-        return Err(NotApplied::Fault(Fault {
-            class: Class::Pause,
-            sqlstate: Some("42501".to_owned()),
-            message: format!("this role may not create tables in schema {schema}"),
-        }));
-    }
     if !looked.foreign.is_empty() {
         return Err(NotApplied::Foreign(looked.foreign.clone()));
     }
@@ -149,29 +154,94 @@ pub(in crate::store) fn unfit(state: &SchemaState) -> (String, &'static str) {
     }
 }
 
-fn not_applied(config: &Config, versions: &[i64], not: NotApplied) -> Attempt {
+/// This role creates nothing in the schema, and migrations are pending.
+fn may_not_create(
+    config: &Config,
+    looked: &Surroundings,
+    versions: &[i64],
+    caller: Caller,
+) -> Attempt {
+    let role = &config.postgres.user;
+    let (message, advice) = match (&looked.schema, &looked.tables_owner) {
+        (None, _) => (
+            "no schema of this role's search_path exists".to_owned(),
+            "Create the schema, or set the role's search_path".to_owned(),
+        ),
+        // A role with what it takes to count alone, after an upgrade.
+        (Some(schema), owner) if caller == Caller::Start => (
+            format!("this role may not create tables in schema {schema}"),
+            format!(
+                "Run `vote-aggregator migrate` as {}, then roles.sql",
+                owner.as_ref().map_or_else(
+                    || "the role that will own the tables".to_owned(),
+                    |owner| format!("the owner of the tables, {owner:?}")
+                )
+            ),
+        ),
+        (Some(schema), Some(owner)) if owner != role => (
+            format!("this role may not create tables in schema {schema}"),
+            format!(
+                "The tables belong to {owner:?}: run this command as that role (POSTGRES_USER)"
+            ),
+        ),
+        (Some(schema), _) => (
+            format!("this role may not create tables in schema {schema}"),
+            format!(
+                "As the owner of the schema, or of the database: GRANT CREATE ON SCHEMA {schema} TO \
+                 \"{role}\""
+            ),
+        ),
+    };
+    let fault = Fault { class: Class::Pause, sqlstate: Some("42501".to_owned()), message };
+    let advice = format!("Migrations {versions:?} are not applied. {advice}");
+    Attempt::Fatal(StartError::Credentials { fault, place: describe(&config.postgres), advice })
+}
+
+/// What a migration that failed calls for. `versions` are those that were pending.
+pub(in crate::store) fn not_applied(config: &Config, versions: &[i64], not: NotApplied) -> Attempt {
     let fault = match not {
         NotApplied::Fault(fault) => fault,
         NotApplied::Foreign(objects) => return foreign(config, list(&objects)),
         NotApplied::Misfit(state) => return misfit(config, &state),
     };
+    let place = describe(&config.postgres);
+    let code = fault.sqlstate.as_deref().unwrap_or_default();
     match fault.class {
         Class::Retry | Class::Reconnect | Class::UnknownOutcome => Attempt::Wait(fault),
-        // A role with what it takes to count alone, after an upgrade.
-        _ if fault.sqlstate.as_deref() == Some("42501") => {
-            Attempt::Fatal(StartError::Credentials {
-                fault,
-                place: describe(&config.postgres),
-                advice: format!(
-                    "Migrations {versions:?} are not applied: run `vote-aggregator migrate` as the \
-                     owner of the tables, then roles.sql"
-                ),
-            })
+        _ if code == "42501" => {
+            let advice = format!(
+                "Migrations {versions:?} are not applied. Run `vote-aggregator migrate` as the role \
+                 that owns the tables and may create in their schema, or have that role grant what \
+                 the message names"
+            );
+            Attempt::Fatal(StartError::Credentials { fault, place, advice })
         }
-        _ if fault.sqlstate.as_deref().is_some_and(fatal_at_start) => gone(config, fault),
-        _ => Attempt::Fatal(StartError::Schema {
-            reason: format!("a migration failed: {fault}"),
-            place: describe(&config.postgres),
-        }),
+        _ if fatal_at_start(code) => gone(config, fault),
+        _ => {
+            let reason = format!("a migration failed: {fault}. {}", remedy(code));
+            Attempt::Fatal(StartError::Schema { reason, place })
+        }
+    }
+}
+
+/// What is to be done about a migration's error. Nothing of the migration is committed.
+fn remedy(sqlstate: &str) -> &'static str {
+    match sqlstate {
+        "0A000" | "2BP01" | "42P16" => {
+            "Views stand in the way: keep their definitions (pg_get_viewdef) and grants, DROP VIEW, \
+             run `vote-aggregator migrate`, and create them again; docs/runbook.md, \"A view is in a \
+             migration's way\""
+        }
+        "23505" => {
+            "Rows repeat each other where each may exist once: find them (GROUP BY the columns of \
+             that index HAVING count(*) > 1), keep a copy, and delete the repetitions"
+        }
+        "57014" => "It took longer than statement_timeout: raise that for this role",
+        code if code.starts_with("42") => {
+            "A table of this name is not as the service's own: compare it with init_db.sql and alter \
+             it; or, if it is another program's, rename it (ALTER TABLE ... RENAME TO ...) or set \
+             POSTGRES_DB to another database"
+        }
+        _ => "Nothing of it was applied; see the server's log",
     }
 }

@@ -32,18 +32,19 @@ fn every_alert_has_its_heading_and_names_it() {
     assert_eq!(described.map(str::to_owned).collect::<BTreeSet<_>>(), alerts, "none that is gone");
 }
 
-fn sql_blocks() -> Vec<String> {
+/// The block of SQL that has `words` in it.
+pub fn sql_block(words: &str) -> String {
     let runbook = read("docs/runbook.md");
-    let blocks = runbook.split("```sql\n").skip(1);
-    blocks.map(|rest| rest.split("```").next().expect("closed").to_owned()).collect()
+    let mut blocks = runbook.split("```sql\n").skip(1);
+    let block = blocks.find(|block| block.split("```").next().is_some_and(|b| b.contains(words)));
+    block.and_then(|block| block.split("```").next()).expect("such a block").to_owned()
 }
 
 #[tokio::test]
 async fn its_sql_shows_who_waits_for_whom() {
     let stage = Stage::migrated(Servers::shared(), "runbook").await;
-    let blocks = sql_blocks();
-    let [waiting, _] = &blocks[..] else { panic!("two blocks of SQL") };
-    let waiting = waiting.trim().trim_end_matches(';');
+    let block = sql_block("Who waits for whom");
+    let waiting = block.trim().trim_end_matches(';');
     let found = format!("SELECT count(*) FROM ({waiting}) AS w WHERE blocked_by <> '{{}}'");
     let blocked = async || {
         let asked = sqlx::query_scalar::<_, i64>(AssertSqlSafe(found.clone()));
@@ -63,8 +64,7 @@ async fn its_sql_shows_who_waits_for_whom() {
 #[tokio::test]
 async fn its_sql_shows_who_holds_the_lock_on_comparing() {
     let stage = Stage::migrated(Servers::shared(), "comparing").await;
-    let blocks = sql_blocks();
-    let [_, comparing] = &blocks[..] else { panic!("two blocks of SQL") };
+    let comparing = sql_block("'advisory'");
     let found = format!("SELECT count(*) FROM ({}) AS l", comparing.trim().trim_end_matches(';'));
     let holders = async || {
         let asked = sqlx::query_scalar::<_, i64>(AssertSqlSafe(found.clone()));

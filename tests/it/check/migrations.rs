@@ -1,0 +1,259 @@
+//! Migrations that are pending: rehearsed on the tables that are there, and rolled back.
+
+use vote_aggregator::ports::{Store, Votes};
+
+use super::{as_role, check, login};
+use crate::deployment::sql_block;
+use crate::support::{BINARY, Ended, Servers, Stage, command, ended, execute, run, votes};
+
+/// The contract's tables as its document lists them.
+const PREDECESSOR: &str = "
+    CREATE TABLE vote_results (law_id VARCHAR(50) PRIMARY KEY, oui_count INTEGER DEFAULT 0,
+        non_count INTEGER DEFAULT 0, updated_at TIMESTAMPTZ DEFAULT now());
+    CREATE TABLE vote_audit (id SERIAL PRIMARY KEY, vote_hash VARCHAR(64) UNIQUE NOT NULL,
+        citizen_id VARCHAR(100), law_id VARCHAR(50), choice VARCHAR(10), timestamp TIMESTAMPTZ);
+    CREATE TABLE duplicate_attempts (id SERIAL PRIMARY KEY, vote_hash VARCHAR(64),
+        citizen_id VARCHAR(100), attempt_timestamp TIMESTAMPTZ);
+    CREATE VIEW vote_statistics AS SELECT law_id, oui_count, non_count,
+        oui_count + non_count AS total_votes FROM vote_results;
+    INSERT INTO vote_results VALUES ('law-old', 1, 0);
+    INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, timestamp)
+        VALUES ('old', 'citizen-0', 'law-old', 'oui', '2025-01-01Z')";
+
+async fn predecessor(name: &str, more: &str) -> Stage<'static> {
+    let stage = Stage::new(Servers::shared(), name).await;
+    execute(&stage, PREDECESSOR).await;
+    execute(&stage, more).await;
+    stage
+}
+
+/// Tables, views, columns and indexes as they are.
+async fn schema(stage: &Stage<'_>) -> i64 {
+    let rows = "SELECT sum(hashtext(attrelid::regclass || attname || atttypid || attnum))::bigint \
+                FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid \
+                WHERE relnamespace = 'public'::regnamespace";
+    stage.number(rows).await
+}
+
+async fn connected(stage: &Stage<'_>) -> Ended {
+    check(stage, &["--connect", "--json"], &[]).await
+}
+
+#[tokio::test]
+async fn a_rehearsal_says_that_the_predecessors_tables_fit_and_leaves_them_alone() {
+    let stage = predecessor("rehearsed", "SELECT").await;
+    let before = schema(&stage).await;
+    let ended = connected(&stage).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stdout);
+    assert_eq!(ended.severity("migrations [1, 2, 3] are not applied"), "info");
+    for looked in ["migrations [1, 2, 3], applied and rolled back", "a batch, counted"] {
+        assert!(ended.stdout.contains(looked), "{looked} in {}", ended.stdout);
+    }
+    assert_eq!(schema(&stage).await, before);
+    assert_eq!(stage.number("SELECT count(*) FROM vote_audit").await, 1);
+
+    let ended = check(&stage, &["--connect", "--json", "--rehearse", "0"], &[]).await;
+    assert_eq!(ended.severity("--rehearse 0"), "info");
+}
+
+/// What a start would meet when the predecessor is already stopped.
+#[tokio::test]
+async fn tables_that_do_not_fit_are_found_before_the_migration_with_their_columns() {
+    let cases = [
+        (
+            "nounique",
+            "ALTER TABLE vote_audit DROP CONSTRAINT vote_audit_vote_hash_key",
+            "42P10",
+            "vote_audit.vote_hash has no unique key",
+        ),
+        (
+            "narrow",
+            "ALTER TABLE vote_audit ALTER citizen_id TYPE varchar(36)",
+            "22001",
+            "vote_audit.citizen_id is character varying(36) and has to hold 100",
+        ),
+        (
+            "extracolumn",
+            "ALTER TABLE vote_audit ADD station int NOT NULL DEFAULT 1; \
+             ALTER TABLE vote_audit ALTER station DROP DEFAULT",
+            "23502",
+            "vote_audit.station is NOT NULL without a default",
+        ),
+        (
+            "enumerated",
+            "CREATE TYPE choice AS ENUM ('oui', 'non'); \
+             ALTER TABLE vote_audit ALTER choice TYPE choice USING choice::choice",
+            "42804",
+            "vote_audit.choice is choice and has to be varchar",
+        ),
+        (
+            "otheraudit",
+            "ALTER TABLE vote_audit DROP citizen_id",
+            "42703",
+            "vote_audit.citizen_id does not exist",
+        ),
+        (
+            "viewed",
+            "CREATE VIEW turnout AS SELECT sum(oui_count + non_count) FROM vote_results",
+            "0A000",
+            "view turnout depends on column",
+        ),
+        (
+            "otherstatistics",
+            "ALTER TABLE vote_results ALTER updated_at TYPE date; \
+             CREATE VIEW report AS SELECT * FROM vote_statistics",
+            "2BP01",
+            "view report depends on view vote_statistics",
+        ),
+    ];
+    futures::future::join_all(cases.map(async |(name, alter, code, named)| {
+        let stage = predecessor(name, alter).await;
+        let before = schema(&stage).await;
+        let ended = connected(&stage).await;
+        assert_eq!(ended.code, Some(1), "{name}: {}", ended.stdout);
+        assert_eq!(ended.severity(code), "error", "{name}");
+        assert_eq!(ended.severity(named), "error", "{name}");
+        assert_eq!(schema(&stage).await, before, "{name}");
+
+        // A role that cannot try it reads the catalogue.
+        if name == "nounique" {
+            let role = login(&stage).await;
+            let ended = check(&stage, &["--connect", "--json"], &as_role(&role)).await;
+            assert_eq!(ended.severity(named), "error", "{name}");
+        }
+    }))
+    .await;
+}
+
+/// Step by step as in the runbook.
+#[tokio::test]
+async fn a_view_in_a_migrations_way_is_named_with_the_steps_that_get_past_it() {
+    let stage = predecessor(
+        "viewsteps",
+        "CREATE VIEW turnout AS SELECT law_id, oui_count + non_count AS votes FROM vote_results",
+    )
+    .await;
+    let refused = run(&stage, "migrate", &[]).await;
+    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+    for named in [
+        "migration 1 (votes)",
+        "0A000",
+        "view turnout depends on column",
+        "oui_count",
+        "views on the tables: turnout",
+        "DROP VIEW",
+    ] {
+        assert!(refused.stderr.contains(named), "{named} in {}", refused.stderr);
+    }
+    let definition: String = sqlx::query_scalar("SELECT pg_get_viewdef('turnout')")
+        .fetch_one(&stage.sql)
+        .await
+        .expect("its definition");
+    execute(&stage, "DROP VIEW turnout").await;
+    let migrated = run(&stage, "migrate", &[]).await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    execute(&stage, &format!("CREATE VIEW turnout AS {definition}")).await;
+    assert_eq!(stage.number("SELECT votes::bigint FROM turnout").await, 1);
+}
+
+/// A migration that repeats itself on such rows would never end.
+#[tokio::test]
+async fn rows_that_repeat_each_other_are_an_error_and_not_retried() {
+    let stage = predecessor(
+        "repeated",
+        "ALTER TABLE duplicate_attempts ADD law_id varchar(50), ADD choice varchar(3); \
+         INSERT INTO duplicate_attempts (vote_hash, citizen_id, attempt_timestamp, law_id, choice) \
+         SELECT 'old', 'citizen-0', '2025-01-01Z', 'law-old', 'non' FROM generate_series(1, 2)",
+    )
+    .await;
+    let refused = run(&stage, "migrate", &[]).await;
+    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
+    for named in ["migration 1 (votes)", "23505", "duplicate_attempts_key", "HAVING count"] {
+        assert!(refused.stderr.contains(named), "{named} in {}", refused.stderr);
+    }
+    assert!(!refused.stderr.contains("citizen-0"), "{}", refused.stderr);
+    assert_eq!(connected(&stage).await.severity("23505"), "error");
+}
+
+/// The predecessor counts on while a check looks.
+#[tokio::test]
+async fn a_rehearsal_waits_for_no_lock_for_long_and_says_who_holds_it() {
+    let stage = predecessor("rehearselock", "SELECT").await;
+    let mut other = stage.sql.begin().await.expect("a transaction");
+    sqlx::raw_sql("UPDATE vote_results SET oui_count = 2")
+        .execute(&mut *other)
+        .await
+        .expect("done");
+    let ended = connected(&stage).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stdout);
+    assert_eq!(ended.severity("it took longer than 1 s"), "warning");
+    assert!(ended.stdout.contains("RowExclusiveLock on vote_results"), "{}", ended.stdout);
+    other.rollback().await.expect("ended");
+
+    // Others could put their objects in the place of ours.
+    execute(&stage, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
+    let ended = connected(&stage).await;
+    assert_eq!(ended.severity("REVOKE CREATE ON SCHEMA public FROM PUBLIC"), "warning");
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_create_tables_is_told_which_grant_is_missing() {
+    let stage = Stage::new(Servers::shared(), "maynotcreate").await;
+    let role = login(&stage).await;
+    let as_role = as_role(&role);
+    let migrate = async || {
+        let mut command = command(&stage, BINARY, &["migrate"]);
+        command.envs(as_role);
+        ended(command).await
+    };
+    let refused = migrate().await;
+    assert_eq!(refused.code, Some(77), "{}", refused.stderr);
+    let grant = format!(r#"GRANT CREATE ON SCHEMA public TO \"{role}\""#);
+    assert!(refused.stderr.contains(&grant), "{}", refused.stderr);
+    execute(&stage, &grant.replace('\\', "")).await;
+    let migrated = migrate().await;
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+}
+
+/// Written by a session in Paris; the service writes and reads UTC. Converted by the runbook.
+#[tokio::test]
+async fn times_without_a_time_zone_are_warned_of_and_can_be_converted() {
+    let stage = predecessor(
+        "zoneless",
+        "DROP VIEW vote_statistics; ALTER TABLE vote_audit ALTER timestamp TYPE timestamp; \
+         ALTER TABLE vote_results ALTER updated_at TYPE timestamp; \
+         ALTER TABLE duplicate_attempts ALTER attempt_timestamp TYPE timestamp",
+    )
+    .await;
+    // What the predecessor counted, and what comes again.
+    let counted = votes(0, 2);
+    for vote in &counted {
+        execute(
+            &stage,
+            &format!(
+                "SET TIME ZONE 'Europe/Paris'; INSERT INTO vote_audit \
+                 (vote_hash, citizen_id, law_id, choice, timestamp) \
+                 VALUES ('{}', '{}', '{}', '{}', to_timestamp({}::numeric / 1000))",
+                vote.vote_hash,
+                vote.citizen_id,
+                vote.law_id,
+                vote.choice.as_str(),
+                vote.timestamp.unix_timestamp_nanos() / 1_000_000,
+            ),
+        )
+        .await;
+    }
+    let store = stage.store().await;
+    let again = |n: usize| Votes::new(vec![counted[n].clone()]);
+    let shifted = store.count(again(0)).await.expect("counted");
+    assert_eq!((shifted.attempts, shifted.replays), (1, 0), "an hour off");
+    let ended = connected(&stage).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stdout);
+    let named = "vote_audit.\"timestamp\", vote_results.updated_at without time zone";
+    assert_eq!(ended.severity(named), "warning");
+
+    execute(&stage, &sql_block("Europe/Paris")).await;
+    assert!(!connected(&stage).await.stdout.contains("without time zone"));
+    let converted = stage.store().await.count(again(1)).await.expect("counted");
+    assert_eq!((converted.attempts, converted.replays), (0, 1), "recognised");
+}
