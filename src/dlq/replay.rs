@@ -1,5 +1,6 @@
-//! Putting votes back into their queue, behind a [trial](super::trial()): published and confirmed there, and only then acked here. A
-//! kill in between leaves a vote in both; counting it twice is what the audit prevents.
+//! Putting votes back into their queue, behind a [trial](super::trial()): published and confirmed there,
+//! and only then acked here. A kill in between leaves a vote in both; counting it twice is what the audit
+//! prevents.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::time::timeout;
 
 use super::scan::{Ended, Selection, Tally, Verdict};
 use super::why::examine;
-use crate::broker::{DeadLetterQueue, Letter, Publisher};
+use crate::broker::{DeadLetterQueue, Letter, NotPublished, Publisher};
 use crate::ports::Lost;
 use crate::publish::rate::Rate;
 
@@ -57,7 +58,8 @@ pub async fn replay(
     (run.tally, ended)
 }
 
-type Confirming = std::pin::Pin<Box<dyn Future<Output = (Letter, Result<(), Lost>)> + Send>>;
+type Confirming =
+    std::pin::Pin<Box<dyn Future<Output = (Letter, Result<(), NotPublished>)> + Send>>;
 
 struct Run<'a, P> {
     letters: &'a mut DeadLetterQueue,
@@ -103,18 +105,15 @@ impl<P: FnMut(&Tally)> Run<'_, P> {
             }
             self.send(letter, examined.replays.saturating_add(1)).await?;
             sent += 1;
-            while self.confirms.len() >= UNCONFIRMED_AT_MOST
+            // At a slow pace each is acked before the next one is due.
+            if self.confirms.len() >= UNCONFIRMED_AT_MOST
                 || self.unconfirmed_bytes >= UNCONFIRMED_BYTES_AT_MOST
-                // At a slow pace each is acked before the next one is due.
-                || (pace.is_some() && !self.confirms.is_empty())
+                || pace.is_some()
             {
-                self.confirm_one().await?;
+                self.settle().await?;
             }
         }
-        // Of what is under way some may be confirmed, and then has to leave the dead-letter queue.
-        while !self.confirms.is_empty() {
-            self.confirm_one().await?;
-        }
+        self.settle().await?;
         self.refusal.take().map_or(Ok(()), Err)
     }
 
@@ -125,32 +124,46 @@ impl<P: FnMut(&Tally)> Run<'_, P> {
             Err(_) => return Err(unanswered()),
         };
         self.unconfirmed_bytes += letter.size();
-        self.confirms.push(Box::pin(async move { (letter, confirm.await.map_err(Lost::from)) }));
+        self.confirms.push(Box::pin(async move { (letter, confirm.await) }));
         Ok(())
     }
 
-    async fn confirm_one(&mut self) -> Result<(), Lost> {
-        let confirmed = match timeout(CONFIRM_TIMEOUT, self.confirms.next()).await {
-            Ok(confirmed) => confirmed,
-            Err(_) => return Err(unanswered()),
-        };
-        let Some((letter, confirmed)) = confirmed else { return Ok(()) };
-        self.unconfirmed_bytes -= letter.size();
-        match confirmed {
-            Ok(()) => {
+    /// Waits for the confirms of all that is under way, and only then acks what is confirmed: lapin may
+    /// give a returned message to any confirm of the same frame, so a single one leaves all in doubt.
+    async fn settle(&mut self) -> Result<(), Lost> {
+        let (mut confirmed, mut returned) = (Vec::new(), false);
+        while !self.confirms.is_empty() {
+            let Ok(outcome) = timeout(CONFIRM_TIMEOUT, self.confirms.next()).await else {
+                return Err(unanswered());
+            };
+            match outcome {
+                Some((letter, Ok(()))) => confirmed.push(letter),
+                Some((letter, Err(not))) => {
+                    returned |= not == NotPublished::Returned;
+                    self.refusal = Some(not.into());
+                    self.refused(&letter).await?;
+                }
+                None => {}
+            }
+        }
+        self.unconfirmed_bytes = 0;
+        for letter in confirmed {
+            if returned {
+                self.refused(&letter).await?;
+            } else {
                 self.letters.remove(letter.tag).await?;
                 self.tally.taken += 1;
                 self.refused_in_a_row = 0;
             }
-            Err(lost) => {
-                self.tally.failed += 1;
-                self.refused_in_a_row += 1;
-                self.letters.keep(&letter).await?;
-                self.refusal = Some(lost);
-            }
+            (self.progress)(&self.tally);
         }
-        (self.progress)(&self.tally);
         Ok(())
+    }
+
+    async fn refused(&mut self, letter: &Letter) -> Result<(), Lost> {
+        self.tally.failed += 1;
+        self.refused_in_a_row += 1;
+        self.letters.keep(letter).await
     }
 }
 

@@ -164,7 +164,7 @@ async fn trial(
     let queue = plan.queue;
     let told = |cause: &String, outcome: Option<Outcome>| {
         let cause = printable(cause);
-        eprintln!(
+        output::note(format_args!(
             "{cause}: {}",
             match outcome {
                 None => format!(
@@ -183,7 +183,7 @@ async fn trial(
                      longer --trial-seconds"
                 ),
             }
-        );
+        ));
     };
     let tried = dlq::trial(&config.rabbitmq, publisher, plan, hold, patience, told).await?;
     Ok(tried)
