@@ -141,7 +141,7 @@ pub(super) fn amqp_code(error: &Error) -> Option<u16> {
     }
 }
 
-/// Reads the password's file anew, as [`tls`] does its files.
+/// Reads the password's file anew, as [`tls()`] does its files.
 fn uri(config: &Config) -> AMQPUri {
     AMQPUri {
         scheme: if config.tls.is_some() { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
