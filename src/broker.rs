@@ -165,19 +165,45 @@ impl RabbitMq {
 
     /// Opens, with each session, what a refused vote will need on a bad day: the connection, the
     /// dead-letter queue, and the permission to publish there.
+    ///
+    /// # Errors
+    /// [`OpenError`] for what somebody has to change, a permission say. Whatever time mends is warned
+    /// of: valid votes are counted meanwhile, and a vote that is refused waits for it.
     async fn prepare_dead_letters(&self) -> Result<(), OpenError> {
+        let why = match timeout(OPEN_TIMEOUT, self.open_and_probe()).await {
+            Ok(Err(error)) if error.is_fatal_at_start() => return Err(error),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {OPEN_TIMEOUT:?}"),
+            Ok(Ok(())) => return Ok(()),
+        };
+        tracing::warn!(
+            queue = self.config.dead_letter_queue,
+            "dead letters can't be published now; votes that PostgreSQL refuses will wait: {why}"
+        );
+        Ok(())
+    }
+
+    async fn open_and_probe(&self) -> Result<(), OpenError> {
         let mut slot = self.dead_letters.lock().await;
         let publisher = match slot.take().filter(Publisher::is_connected) {
             Some(kept) => kept,
             None => self.open_dead_letters().await?,
         };
-        match publisher.probe().await {
+        let probed = if publisher.is_blocked() {
+            Ok(Publishing::Unanswered)
+        } else {
+            publisher.probe().await
+        };
+        // Kept where it is blocked: its end could not be sent, and every session would leave one more.
+        match probed {
             Ok(Publishing::Allowed) => *slot = Some(publisher),
-            // It does not keep valid votes from being counted: acks go on.
-            Ok(Publishing::Unanswered) => tracing::warn!(
-                "the broker takes no publishes now, dead letters included; is it blocked by a memory \
-                 or disk alarm?"
-            ),
+            Ok(Publishing::Unanswered) => {
+                *slot = Some(publisher);
+                return Err(OpenError::Unavailable(
+                    "the broker takes no publishes; is it blocked by a memory or disk alarm?"
+                        .to_owned(),
+                ));
+            }
             Err(error) => return Err(connect::refused(&self.config, &error)),
         }
         Ok(())
@@ -219,7 +245,7 @@ impl Broker for RabbitMq {
         let began = Instant::now();
         let (connection, found) = timeout(OPEN_TIMEOUT, self.connect()).await.map_err(late)??;
         let left = OPEN_TIMEOUT.saturating_sub(began.elapsed());
-        timeout(OPEN_TIMEOUT, self.prepare_dead_letters()).await.map_err(late)??;
+        self.prepare_dead_letters().await?;
         self.examine(&connection, found).await?;
         timeout(left, self.consume(connection, prefetch)).await.map_err(late)?
     }

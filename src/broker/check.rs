@@ -166,8 +166,8 @@ async fn queues(
         Standing::Missing if matches!(route, Some(Target::Missing(_))) => {}
         Standing::Missing => report.findings.push(missing(
             dead_letters,
-            "it does not exist: the service creates it, a quorum queue, with the queue for votes \
-             or before the first vote goes there that the database refuses. Nothing was created now"
+            "it does not exist: the service creates it, a quorum queue, when it starts. Nothing was \
+             created now"
                 .to_owned(),
         )),
         Standing::Exclusive => report.findings.push(exclusive(dead_letters)),

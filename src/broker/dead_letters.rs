@@ -25,6 +25,7 @@ use tokio::time::timeout;
 pub use self::letter::Letter;
 pub use self::limit::DeliveryLimit;
 use super::connect::{self, amqp_code};
+use super::refusal::is_out_of_reach;
 use super::session::{lost, sent};
 use super::{OPEN_TIMEOUT, Publisher, topology};
 use crate::config::RabbitMq as Config;
@@ -103,9 +104,9 @@ impl DeadLetterQueue {
 
     async fn connect(config: &Config, hold_at_most: usize) -> Result<Self, OpenError> {
         let refused = |error: &lapin::Error| match amqp_code(error) {
-            Some(404) => OpenError::Configuration(format!(
-                "there is no queue {:?} on {}. The service creates it with its queue, or when it \
-                 first publishes to it; RABBITMQ_DEAD_LETTER_QUEUE names another",
+            Some(404) if !is_out_of_reach(error) => OpenError::Configuration(format!(
+                "there is no queue {:?} on {}. The service creates it when it starts; \
+                 RABBITMQ_DEAD_LETTER_QUEUE names another",
                 config.dead_letter_queue,
                 connect::describe(config)
             )),

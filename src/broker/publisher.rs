@@ -74,6 +74,11 @@ impl Publisher {
         self.connection.status().connected() && self.channel.status().connected()
     }
 
+    /// Whether the broker takes nothing from this connection now, because of an alarm.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
     /// Tries whether this user may publish to the default exchange, as every publish here does.
     pub(super) async fn probe(&self) -> lapin::Result<Publishing> {
         permissions::write(&self.connection).await
@@ -176,8 +181,13 @@ impl Future for Confirm {
         };
         let reason = match confirmation {
             Ok(Confirmation::Ack(None)) => return Poll::Ready(Ok(())),
-            Ok(Confirmation::Ack(Some(_))) => return Poll::Ready(Err(NotPublished::Returned)),
-            Ok(Confirmation::Nack(_)) => "the broker refused it: the queue is full".to_owned(),
+            // A returned message may be told to the confirm of another, a refused one included.
+            Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) => {
+                return Poll::Ready(Err(NotPublished::Returned));
+            }
+            Ok(Confirmation::Nack(None)) => {
+                "the broker refused it: the queue is full, or has no leader".to_owned()
+            }
             Ok(Confirmation::NotRequested) => "the channel is not in confirm mode".to_owned(),
             Err(error) => match refused(&error, &self.place) {
                 Some(refused) => return Poll::Ready(Err(NotPublished::Refused(refused))),

@@ -23,7 +23,8 @@ const CAUSES_AT_MOST: usize = 30;
 const POLL: Duration = Duration::from_millis(250);
 /// For bisecting, and for publishing a dead letter.
 const MARGIN: Duration = Duration::from_secs(2);
-const LONGEST_SETTLEMENT: Duration = Duration::from_secs(20);
+/// How long a try may wait for a row that another transaction has locked.
+const TRY: Duration = Duration::from_secs(3);
 
 /// What a letter died of, as far as can be told: one SQLSTATE may stand for a constraint a law.
 pub type Cause = String;
@@ -76,8 +77,9 @@ impl Patience {
     /// By the settings that the instances have, too.
     pub fn new(config: &Config, longest: Duration) -> Self {
         let retries = (0..config.retry.max_attempts.min(16)).map(|n| config.retry.delay * (1 << n));
-        let settlement = config.batch.timeout + retries.sum::<Duration>() + MARGIN;
-        Self { longest, settlement: settlement.min(LONGEST_SETTLEMENT) }
+        let tries = TRY.saturating_mul(config.retry.max_attempts.saturating_add(1));
+        let settlement = config.batch.timeout + retries.sum::<Duration>() + tries + MARGIN;
+        Self { longest, settlement: settlement.min(config.batch_deadline()) }
     }
 }
 
@@ -117,10 +119,11 @@ pub async fn trial(
     let mut wave = Wave::default();
     let mut settled = true;
     loop {
-        let (next, left, back) =
+        let Pass { next, left, back, whole } =
             pass(rabbitmq, publisher, plan, hold, &tried, &wave, settled).await?;
         for (cause, mark) in wave.0 {
-            let outcome = match (back.contains(&mark), settled) {
+            // What came back is at the end of the queue.
+            let outcome = match (back.contains(&mark), settled && whole) {
                 (true, _) => Outcome::CameBack,
                 (false, true) => Outcome::StayedAway,
                 (false, false) => Outcome::Unsettled,
@@ -135,7 +138,7 @@ pub async fn trial(
         }
         wave = next;
         tried.marks.extend(wave.0.values());
-        if left == 0 {
+        if left == 0 && whole {
             tried.stayed_away += wave.0.len() as u64;
             tried.complete = true;
             return Ok(tried);
@@ -149,8 +152,20 @@ pub async fn trial(
 #[derive(Default)]
 struct Wave(BTreeMap<Cause, Fingerprint>);
 
+/// What came of reading the dead letters once.
+struct Pass {
+    /// What was put back.
+    next: Wave,
+    /// How many more are selected.
+    left: u64,
+    /// Letters on trial that are dead letters again.
+    back: BTreeSet<Fingerprint>,
+    /// Whether all of them were read, and not only as many as may be held.
+    whole: bool,
+}
+
 /// Reads all dead letters: puts back those of the next wave, unless it shall not `go_on`, and finds
-/// those of the last one that came back. Also returns how many more are selected.
+/// those of the last one that came back.
 async fn pass(
     rabbitmq: &RabbitMq,
     publisher: &Publisher,
@@ -159,7 +174,7 @@ async fn pass(
     tried: &Tried,
     last: &Wave,
     go_on: bool,
-) -> Result<(Wave, u64, BTreeSet<Fingerprint>), TrialError> {
+) -> Result<Pass, TrialError> {
     let selection = &plan.selection;
     let (mut next, mut left, mut back) = (Wave::default(), 0_u64, BTreeSet::new());
     let unknown = last.0.len() + tried.outcomes.len();
@@ -190,10 +205,11 @@ async fn pass(
         }
         letters.keep(&letter).await?;
     }
+    let whole = !letters.is_full() && letters.read() >= letters.depth();
     letters.finish().await?;
     let sent = tried.marks.len() as u64 + next.0.len() as u64;
     let wanted = selection.max.map_or(u64::MAX, |max| max.saturating_sub(sent));
-    Ok((next, left.min(wanted), back))
+    Ok(Pass { next, left: left.min(wanted), back, whole })
 }
 
 async fn put_back(
@@ -273,7 +289,7 @@ mod tests {
     fn settlement_takes_as_long_as_a_batch_with_its_retries() {
         let config = Config::load(&Sources::default()).expect("the defaults are good");
         let patience = Patience::new(&config, Duration::from_secs(60));
-        let expected = config.batch.timeout + config.retry.delay * 7 + MARGIN;
+        let expected = config.batch.timeout + config.retry.delay * 7 + TRY * 4 + MARGIN;
         assert_eq!(patience.settlement, expected);
     }
 }

@@ -77,12 +77,14 @@ impl Checkpoint {
             return Err(CheckpointError::NotAFile { file: file.to_owned() });
         }
         let votes = File::open(file).map_err(unreadable)?;
-        // Refused before anything is written.
-        let mut head = vec![0; format::HEAD];
-        let length = votes.read_at(&mut head, 0).map_err(unreadable)?;
-        format::check(&head[..length], &file.display().to_string())?;
         let checkpoint = Self { path: path.to_owned(), file: file.to_owned(), votes };
         let reached = checkpoint.read()?;
+        // Refused before anything is written; what was begun goes on.
+        if reached.bytes == 0 {
+            let mut head = vec![0; format::HEAD];
+            let length = checkpoint.votes.read_at(&mut head, 0).map_err(unreadable)?;
+            format::check(&head[..length], &file.display().to_string())?;
+        }
         checkpoint.save(reached)?;
         Ok((checkpoint, reached))
     }

@@ -177,9 +177,11 @@ impl<'a> Run<'a> {
                     if let Some(error) = self.drain().await {
                         return Err(error);
                     }
-                    // What is dropped here may be confirmed all the same; it is published again.
+                    // What is dropped here may be confirmed all the same; it is published again. Of what
+                    // is confirmed none was returned, or that would have ended it.
                     self.confirms.clear();
-                    self.window.again();
+                    let certain = self.window.none_was_returned();
+                    self.count(certain);
                     self.back_off(lost.to_string()).await?;
                 }
             }
@@ -224,7 +226,7 @@ impl<'a> Run<'a> {
         if self.window.is_empty() {
             self.away_since = None;
         }
-        for number in self.window.numbers() {
+        for number in self.window.unconfirmed() {
             self.send(publisher, number).await?;
         }
         let mut ticks = tokio::time::interval(SAVE_EVERY);
@@ -286,11 +288,16 @@ impl<'a> Run<'a> {
     }
 
     fn confirm(&mut self, number: Number) {
-        let certain = self.window.confirm(number);
-        self.confirmed += certain;
         self.heard_at = Instant::now();
         self.away_since = None;
         self.backoff.reset();
+        let certain = self.window.confirm(number);
+        self.count(certain);
+    }
+
+    /// So many more messages are certain to be in the queue.
+    fn count(&mut self, certain: u64) {
+        self.confirmed += certain;
         if self.bytes_shown {
             self.bar.set_position(self.window.reached().bytes);
         } else {
@@ -341,7 +348,7 @@ impl<'a> Run<'a> {
         let delay = self.jitter.stretch(self.backoff.next_delay()).min(left);
         self.bar.suspend(|| {
             tracing::warn!(
-                unconfirmed = self.window.numbers().count(),
+                unconfirmed = self.window.unconfirmed().len(),
                 "waiting for RabbitMQ, for {} s more at most: {reason}",
                 left.as_secs()
             );

@@ -87,6 +87,10 @@ impl Window {
         let more = self.messages.iter().skip(rest);
         self.confirmed +=
             more.take_while(|message| message.confirmed_with.is_some()).count() as u64;
+        self.leave()
+    }
+
+    fn leave(&mut self) -> u64 {
         let before = self.first;
         while let Some(with) = self.messages.front().and_then(|first| first.confirmed_with)
             && with < self.first + self.confirmed
@@ -100,13 +104,19 @@ impl Window {
         self.first - before
     }
 
-    /// Nothing in the window counts as confirmed: all of it is to be published again, which counts
-    /// nothing twice.
-    pub fn again(&mut self) {
-        self.confirmed = 0;
-        for message in &mut self.messages {
-            message.confirmed_with = None;
+    /// A connection is over and no message was returned on it: what was confirmed is certain, whatever
+    /// else was under way. Returns how many messages left the window for that.
+    pub fn none_was_returned(&mut self) -> u64 {
+        for (number, message) in (self.first..).zip(&mut self.messages) {
+            message.confirmed_with = message.confirmed_with.map(|_| number);
         }
+        self.leave()
+    }
+
+    /// The messages that are to be published again, which counts nothing twice.
+    pub fn unconfirmed(&self) -> Vec<Number> {
+        let all = self.numbers().zip(&self.messages);
+        all.filter(|(_, message)| message.confirmed_with.is_none()).map(|(n, _)| n).collect()
     }
 
     /// All messages in the window, in the order of the file.
@@ -141,14 +151,14 @@ mod tests {
         Push,
         /// The confirm of any message, for the first or for another time.
         Confirm(prop::sample::Index),
-        Again,
+        Over,
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             12 => Just(Step::Push),
             16 => any::<prop::sample::Index>().prop_map(Step::Confirm),
-            1 => Just(Step::Again),
+            1 => Just(Step::Over),
         ]
     }
 
@@ -177,9 +187,9 @@ mod tests {
                         confirmed.entry(number).or_insert(pushed - 1);
                     }
                     Step::Confirm(_) => {}
-                    Step::Again => {
-                        window.again();
-                        confirmed.retain(|number, _| *number < reached);
+                    Step::Over => {
+                        left = window.none_was_returned();
+                        confirmed.iter_mut().for_each(|(number, with)| *with = *number);
                     }
                 }
                 let run = (0..).take_while(|number| confirmed.contains_key(number)).count() as u64;
@@ -189,6 +199,9 @@ mod tests {
                 prop_assert_eq!(left, reached - before);
                 prop_assert_eq!(window.reached(), position(reached));
                 prop_assert_eq!(window.numbers(), reached..pushed);
+                let unconfirmed: Vec<u64> =
+                    (reached..pushed).filter(|number| !confirmed.contains_key(number)).collect();
+                prop_assert_eq!(window.unconfirmed(), unconfirmed);
                 for number in window.numbers() {
                     let expected = number.to_string();
                     prop_assert_eq!(window.body(number), Some(expected.as_bytes()));
@@ -207,8 +220,20 @@ mod tests {
         // One frame confirmed all three; the last was returned, and the first is told so.
         assert_eq!((window.confirm(numbers[2]), window.confirm(numbers[1])), (0, 0));
         assert_eq!(window.reached(), Position::default());
-        window.again();
         assert_eq!(window.numbers(), 0..3);
+    }
+
+    /// A queue that is full refuses some of those under way, time and again.
+    #[test]
+    fn what_was_confirmed_beside_a_refused_message_is_not_published_again() {
+        let mut window = Window::default();
+        let numbers: Vec<Number> =
+            (1..=4).map(|end| window.push(vec![b'x'], position(end))).collect();
+        assert_eq!((window.confirm(numbers[0]), window.confirm(numbers[2])), (0, 0));
+        assert_eq!(window.none_was_returned(), 1);
+        assert_eq!((window.reached(), window.unconfirmed()), (position(1), vec![1, 3]));
+        assert_eq!(window.confirm(numbers[1]), 0, "with the last one under way");
+        assert_eq!(window.confirm(numbers[3]), 3);
     }
 
     #[test]

@@ -59,12 +59,16 @@ pub(super) async fn check(
     };
     match permissions::write(&publishing).await {
         Ok(Publishing::Allowed) => {}
-        Ok(Publishing::Unanswered) => report.findings.push(Finding::new(
-            Warning,
-            place(rabbitmq),
-            "the broker takes no publishes now: dead letters would have to wait",
-            "look for a memory or disk alarm: rabbitmq-diagnostics alarms",
-        )),
+        Ok(Publishing::Unanswered) => {
+            report.findings.push(Finding::new(
+                Warning,
+                place(rabbitmq),
+                "the broker takes no publishes now: dead letters would have to wait",
+                "look for a memory or disk alarm: rabbitmq-diagnostics alarms",
+            ));
+            // It does not take the end of that connection either.
+            return Ok(());
+        }
         Err(error) if amqp_code(&error) == Some(403) => lacks(
             Error,
             "write permission on the default exchange (amq.default)".to_owned(),
