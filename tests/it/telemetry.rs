@@ -165,7 +165,7 @@ async fn no_log_at_any_level_tells_who_voted_what_or_a_password() {
             crate::support::Service::spawn(&format!("{}-{format}", stage.queue), &[], &environment)
                 .await;
         // RabbitMQ may refuse what is published while a quorum queue is being created.
-        service.until_ready().await;
+        service.until_logged("consuming").await;
         let first = if format == "text" { 0 } else { 1_000 };
         let mut bodies = messages(&votes(first, 150));
         let mut attempt = vote(first, "law-000", Choice::Oui);
