@@ -58,7 +58,11 @@ pub(super) fn parse(text: &str, path: &Path, problems: &mut Vec<Problem>) -> Dot
             let inserted = inserted(value);
             let is_set = |name: &&str| assigned.contains(name) || std::env::var(name).is_ok();
             // The name behind the $ may be a part of a password: it is not said.
-            if !inserted.iter().all(is_set) {
+            // `${NAME}` or `${NAME:-default}` alone, without that variable: unset, on purpose.
+            let unset = value.starts_with("${")
+                && value.ends_with('}')
+                && values.get(name).is_some_and(String::is_empty);
+            if !inserted.iter().all(is_set) && !unset {
                 let wrong = "has a $ outside single quotes, and no variable is set that it could \
                              stand for: it would vanish from the value";
                 problems.push(Problem::about(key.path, at(path, line), wrong, QUOTE));
@@ -186,6 +190,15 @@ mod tests {
                 assert!(!format!("{problems:?}").contains("hunter2"), "{problems:?}");
                 assert!(read.expanded.is_empty());
             }
+        }
+    }
+
+    #[test]
+    fn a_variable_alone_that_is_not_set_leaves_the_setting_unset() {
+        for value in ["${UNSET_HERE}", "${UNSET_HERE:-localhost}"] {
+            let (read, problems) = read(&format!("RABBITMQ_HOST={value}\n"));
+            assert_eq!((problems, read.expanded.len()), (Vec::new(), 1));
+            assert_eq!(read.values["RABBITMQ_HOST"], "");
         }
     }
 

@@ -45,7 +45,9 @@ impl Password {
     /// What is wrong with the file or the text in it.
     pub(super) fn in_file(path: PathBuf, key: &Key) -> Result<Self, Refusal> {
         let text = read(&path)?;
-        Ok(Self::new(text, Some((path, key.variable))))
+        // A pipe can be read once, and a second time for ever.
+        let again = path.is_file().then_some((path, key.variable));
+        Ok(Self::new(text, again))
     }
 
     fn new(text: String, file: Option<(PathBuf, &'static str)>) -> Self {

@@ -138,6 +138,8 @@ impl AcknowledgedWatch {
             if !self.alarms.is_empty() {
                 tracing::info!("no acknowledged votes are missing from vote_audit any more");
             }
+            // A later loss is another one, also for whoever accepted this one.
+            self.alarm = format!("{:08x}", fastrand::u32(..));
             self.health.acknowledged_votes_present();
         } else {
             self.health.acknowledged_votes_lost(&alarms.join(", "));

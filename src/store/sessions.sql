@@ -54,7 +54,7 @@ SELECT found.pid,
        -- With what counting does, all but these go together.
        EXISTS (SELECT FROM lock
                WHERE lock.granted AND lock.virtualtransaction = found.virtualtransaction
-                 AND mode NOT IN ('AccessShareLock', 'ShareUpdateExclusiveLock')
+                 AND mode NOT IN ('AccessShareLock', 'ShareUpdateExclusiveLock', 'SIReadLock')
                  AND relation <> 'migrations') AS exclusive,
        EXISTS (SELECT FROM lock
                WHERE lock.granted AND lock.virtualtransaction = found.virtualtransaction

@@ -3,7 +3,7 @@
 mod line;
 
 use std::panic;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
@@ -26,6 +26,9 @@ pub const SUMMARISED: &str = "vote_aggregator::summarised";
 
 /// Lines that wait for the reader of standard error at most.
 const WAITING_LINES: usize = 1_024;
+
+/// How long the end waits for the reader of standard error.
+const FLUSH_LIMIT: Duration = Duration::from_millis(1_200);
 
 /// What ends with the process: the thread that writes the log.
 static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
@@ -94,9 +97,16 @@ pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
 }
 
-/// Waits until the log is written, for about a second at most. Nothing is logged afterwards.
+/// Waits until the log is written, for [`FLUSH_LIMIT`] at most. Nothing is logged afterwards.
 pub fn flush() {
-    drop(WRITER.lock().unwrap_or_else(PoisonError::into_inner).take());
+    let Some(guard) = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    // Its drop writes to standard output where nobody reads, which may never end.
+    let (flushed, waiting) = mpsc::channel();
+    std::thread::spawn(move || {
+        drop(guard);
+        flushed.send(()).ok();
+    });
+    waiting.recv_timeout(FLUSH_LIMIT).ok();
 }
 
 /// A time as a field of a line tells it: in seconds, to the microsecond.

@@ -46,7 +46,11 @@ impl Ended {
 async fn dlq(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
     let mut command = command(stage, BINARY, &[&["dlq"], arguments].concat());
     // They say how long a batch may take, which a trial waits for.
-    command.envs([("BATCH_TIMEOUT_SECONDS", "0.2"), ("RETRY_DELAY_SECONDS", "0.1")]);
+    command.envs([
+        ("BATCH_TIMEOUT_SECONDS", "0.2"),
+        ("RETRY_DELAY_SECONDS", "0.1"),
+        ("MAX_RETRY_ATTEMPTS", "1"),
+    ]);
     ended(command).await
 }
 

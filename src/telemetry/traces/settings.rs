@@ -57,7 +57,9 @@ impl Settings {
         }
         // Not repeated: a header may be a credential.
         for (name, value) in ["HEADERS", "ENDPOINT"].into_iter().filter_map(of_traces) {
-            if value.contains(char::is_control) {
+            // The SDK trims each header itself, and no address.
+            let trim = |part| if name.ends_with("HEADERS") { str::trim(part) } else { part };
+            if value.split(',').map(trim).any(|part| part.contains(char::is_control)) {
                 return Err(TracesError(format!(
                     "{name} holds a control character or a line break; `echo` without -n puts one at \
                      the end, in a Kubernetes Secret for example"
@@ -182,7 +184,7 @@ mod tests {
             assert!(error.contains(endpoint) && !error.contains("hush"), "{error}");
         }
         for broken in [
-            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer hush\n"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer\nhush"),
             ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=hu\0sh"),
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://user:hush@collector:4318\n"),
         ] {
@@ -190,6 +192,8 @@ mod tests {
             assert!(error.contains(broken.0) && error.contains("echo"), "{error}");
             assert!(!error.contains("sh\n") && !error.contains("hu\0"), "{error}");
         }
+        let lines = ("OTEL_EXPORTER_OTLP_HEADERS", "a=1,\nb=2\n");
+        assert!(read(&[ENDPOINT, lines]).is_ok(), "the SDK trims them");
         let half = [ENDPOINT, ("OTEL_TRACES_SAMPLER", "traceidratio")];
         assert!(read(&half).is_ok(), "without an argument: all");
         let error = read(&[half[0], half[1], ("OTEL_TRACES_SAMPLER_ARG", "2")]);
