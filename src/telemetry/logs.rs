@@ -97,7 +97,7 @@ pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
 }
 
-/// Waits until the log is written, for [`FLUSH_LIMIT`] at most. Nothing is logged afterwards.
+/// Waits until the log is written, for 1.2 s at most. Nothing is logged afterwards.
 pub fn flush() {
     let Some(guard) = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
     // Its drop writes to standard output where nobody reads, which may never end.
