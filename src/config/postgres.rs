@@ -187,6 +187,10 @@ fn ssl(reader: &mut Reader) -> Option<PostgresSsl> {
 }
 
 impl Postgres {
+    /// How long a statement of the service waits for a lock. One that is waited for longer is most likely
+    /// held by the zombie of our own lost COMMIT.
+    pub const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
     /// The longest time one transaction may take, in all; a connection that is half open never
     /// answers, and after this nobody waits for it any more.
     pub fn transaction_deadline(&self) -> Duration {

@@ -11,7 +11,7 @@ use super::replay::{CONFIRM_TIMEOUT, Replay, unanswered};
 use super::scan::{Fingerprint, Verdict, body_fingerprint};
 use super::why::{Examined, Why, examine};
 use crate::broker::{DeadLetterQueue, Letter, Publisher, QueueWatch};
-use crate::config::{Config, RabbitMq};
+use crate::config::{Config, Postgres, RabbitMq};
 use crate::ports::{Lost, OpenError};
 
 /// Letters on trial at the same time. So many refused votes never count as a systemic fault of the
@@ -23,8 +23,6 @@ const CAUSES_AT_MOST: usize = 30;
 const POLL: Duration = Duration::from_millis(250);
 /// For bisecting, and for publishing a dead letter.
 const MARGIN: Duration = Duration::from_secs(2);
-/// How long a try may wait for a row that another transaction has locked.
-const TRY: Duration = Duration::from_secs(3);
 
 /// What a letter died of, as far as can be told: one SQLSTATE may stand for a constraint a law.
 pub type Cause = String;
@@ -77,7 +75,8 @@ impl Patience {
     /// By the settings that the instances have, too.
     pub fn new(config: &Config, longest: Duration) -> Self {
         let retries = (0..config.retry.max_attempts.min(16)).map(|n| config.retry.delay * (1 << n));
-        let tries = TRY.saturating_mul(config.retry.max_attempts.saturating_add(1));
+        let tries =
+            Postgres::LOCK_TIMEOUT.saturating_mul(config.retry.max_attempts.saturating_add(1));
         let settlement = config.batch.timeout + retries.sum::<Duration>() + tries + MARGIN;
         Self { longest, settlement: settlement.min(config.batch_deadline()) }
     }
@@ -289,7 +288,8 @@ mod tests {
     fn settlement_takes_as_long_as_a_batch_with_its_retries() {
         let config = Config::load(&Sources::default()).expect("the defaults are good");
         let patience = Patience::new(&config, Duration::from_secs(60));
-        let expected = config.batch.timeout + config.retry.delay * 7 + TRY * 4 + MARGIN;
+        let expected =
+            config.batch.timeout + config.retry.delay * 7 + Postgres::LOCK_TIMEOUT * 4 + MARGIN;
         assert_eq!(patience.settlement, expected);
     }
 }

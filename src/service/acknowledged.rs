@@ -41,7 +41,7 @@ impl AcknowledgedWatch {
             instruments,
             health,
             accepted,
-            alarm: format!("{:08x}", fastrand::u32(..)),
+            alarm: name(),
             timeline: 0,
             missing: BTreeSet::new(),
             alarms: Vec::new(),
@@ -137,9 +137,9 @@ impl AcknowledgedWatch {
         if alarms.is_empty() {
             if !self.alarms.is_empty() {
                 tracing::info!("no acknowledged votes are missing from vote_audit any more");
+                // A later loss is another one, also for whoever accepted this one.
+                self.alarm = name();
             }
-            // A later loss is another one, also for whoever accepted this one.
-            self.alarm = format!("{:08x}", fastrand::u32(..));
             self.health.acknowledged_votes_present();
         } else {
             self.health.acknowledged_votes_lost(&alarms.join(", "));
@@ -147,4 +147,9 @@ impl AcknowledgedWatch {
         self.timeline = found.timeline;
         self.alarms = alarms;
     }
+}
+
+/// A new alarm's name.
+fn name() -> String {
+    format!("{:08x}", fastrand::u32(..))
 }

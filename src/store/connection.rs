@@ -18,8 +18,6 @@ use crate::tls::{Side, Trouble, Variables, Verdict};
 /// Longest wait for a connection: to open one, or to get one from the pool.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A lock that is waited for longer is most likely held by the zombie of our own lost COMMIT.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// The server ends a transaction whose client has gone quiet, and with it the zombie's locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection idle for longer is asked whether it is alive before it gets a batch.
@@ -77,7 +75,7 @@ pub(super) fn with_session_limits(
 ) -> PgConnectOptions {
     options.options([
         ("statement_timeout", statement_timeout.as_millis()),
-        ("lock_timeout", LOCK_TIMEOUT.as_millis()),
+        ("lock_timeout", config::Postgres::LOCK_TIMEOUT.as_millis()),
         ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT.as_millis()),
     ])
 }

@@ -103,13 +103,8 @@ async fn a_permission_for_a_bad_day_is_missed_at_start_and_what_time_mends_is_wa
 /// Declared by another connection for itself: refused with 405, and gone with that connection.
 #[tokio::test]
 async fn a_queue_that_another_connection_has_to_itself_is_waited_for() {
-    use lapin::options::QueueDeclareOptions;
     let stage = Stage::migrated(Servers::shared(), "locked").await;
-    let connection = stage.amqp().await;
-    let channel = connection.create_channel().await.expect("a channel");
-    let exclusive = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
-    let queue = stage.queue.as_str().into();
-    channel.queue_declare(queue, exclusive, FieldTable::default()).await.expect("declared");
+    let connection = stage.exclusive_queue().await;
     let service = stage.spawn(&[]).await;
     service.until_logged("cannot obtain exclusive access").await;
     assert!(reason(&service).await.contains("declared the queue exclusive"));

@@ -12,10 +12,19 @@ use Severity::{Error, Warning};
 /// A limit up to this, RabbitMQ 4's own default, can drop good votes in a long outage.
 const LOW_DELIVERY_LIMIT: i64 = 20;
 
-/// Arguments of a queue never change: what to do about most of them.
-const REMAKE: &str = "if a policy sets it, change the policy; if not, stop the publishers (without a \
-                      queue the broker confirms votes and drops them), drain the queue, delete it \
-                      and let the service create it";
+/// How to get another queue: its arguments and its type never change.
+macro_rules! recreate {
+    ($queue:literal) => {
+        concat!(
+            "stop the publishers (without a queue the broker confirms votes and drops them), drain the ",
+            "queue, delete it and let the service create ",
+            $queue
+        )
+    };
+}
+
+/// What to do about most arguments.
+const REMAKE: &str = concat!("if a policy sets it, change the policy; if not, ", recreate!("it"));
 
 /// A policy does not create the queue that it leads to.
 const SET_ROUTE: &str = "see that the dead-letter queue exists (the service creates it when it \
@@ -268,8 +277,7 @@ fn what_drops(queue: &str, what: &str, known: &Known) -> Vec<Noted> {
             );
         }
     }
-    let remake = "stop the publishers (without a queue the broker confirms votes and drops them), drain \
-                  the queue, delete it and let the service create it";
+    let remake = recreate!("it");
     if !known.flags.durable {
         let meaning = "the queue is not durable: a restart of the broker empties it";
         note("the queue is not durable", None, meaning.to_owned(), remake);
@@ -330,8 +338,7 @@ fn kind(queue: &str, known: &Known, target: &Target) -> Option<Noted> {
             "a classic queue is on one node only: while that is down no vote comes, and with its \
              disk its votes are gone. A message that is rejected when the broker is killed can be \
              lost on its way to the dead letters (2 of 2,370 in eight kills)",
-            "stop the publishers (without a queue the broker confirms votes and drops them), drain the \
-             queue, delete it and let the service create a quorum queue",
+            recreate!("a quorum queue"),
         )
     };
     let finding = Finding::new(Warning, subject(queue), meaning, remedy).with_value(value);

@@ -1,7 +1,6 @@
 //! What `check` finds out about the queues.
 
-use lapin::options::QueueDeclareOptions;
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::AMQPValue;
 
 use super::{check, closed_port, everything};
 use crate::support::{Servers, Stage, eventually};
@@ -99,11 +98,7 @@ async fn a_queue_that_loses_votes_is_told_of_with_all_its_reasons() {
 #[tokio::test]
 async fn a_queue_that_another_connection_has_to_itself_is_an_error() {
     let stage = Stage::migrated(Servers::shared(), "checkexclusive").await;
-    let connection = stage.amqp().await;
-    let channel = connection.create_channel().await.expect("a channel");
-    let exclusive = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
-    let queue = stage.queue.as_str().into();
-    channel.queue_declare(queue, exclusive, FieldTable::default()).await.expect("declared");
+    let _connection = stage.exclusive_queue().await;
     let ended = check(&stage, &["--connect", "--json"], &[]).await;
     assert_eq!((ended.code, ended.severity("has it to itself").as_str()), (Some(1), "error"));
 }

@@ -138,6 +138,16 @@ impl<'s> Stage<'s> {
             .expect("the private RabbitMQ takes connections")
     }
 
+    /// The test's queue, declared by another connection for itself; gone with that connection.
+    pub async fn exclusive_queue(&self) -> Connection {
+        let connection = self.amqp().await;
+        let channel = connection.create_channel().await.expect("a channel");
+        let exclusive = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let queue = self.queue.as_str().into();
+        channel.queue_declare(queue, exclusive, FieldTable::default()).await.expect("declared");
+        connection
+    }
+
     /// Publishes, confirmed; creates the queue as the service would when it does not exist.
     pub async fn publish(&self, bodies: &[Vec<u8>]) {
         self.publish_each(bodies).await;
