@@ -71,8 +71,9 @@ pub(super) async fn rehearse(
             Ok(Rehearsal::NotTried(
                 Warning,
                 format!(
-                    "it took longer than {} s, for which counting may have to wait: {fault}; check \
-                     again when less is going on, or allow more with --rehearse SECONDS",
+                    "the tables were not free, or a statement took longer than {} s, for which \
+                     counting would have to wait: {fault}; check again when less is going on, or \
+                     allow more with --rehearse SECONDS",
                     limit.as_secs_f64()
                 ),
             ))

@@ -151,10 +151,7 @@ pub(in crate::store) async fn rehearse_pending<R>(
         if pending.is_empty() {
             return Ok(None);
         }
-        let limit = limit.as_millis();
-        let limits =
-            format!("SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}");
-        connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(limits))).await?;
+        lock_tables(connection, limit).await?;
         for migration in pending {
             let insert = run(connection, migration, step).await?;
             connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(insert))).await?;
@@ -164,6 +161,34 @@ pub(in crate::store) async fn rehearse_pending<R>(
         Ok(Some(done))
     };
     attempt(connection, deadline, work).await
+}
+
+/// Locks the tables before a migration takes them one by one, and sets the limits. A writer that takes
+/// them in another order waits for less than the server's `deadlock_timeout`, so that neither side is
+/// cancelled with 40P01.
+async fn lock_tables(connection: &mut PgConnection, limit: Duration) -> Result<(), Error> {
+    const LIMITS: &str = "
+        SELECT pg_catalog.set_config('statement_timeout', $1::pg_catalog.text, true),
+               pg_catalog.set_config('lock_timeout', least($1, setting::pg_catalog.int8 / 2)
+                                                     ::pg_catalog.text, true)
+        FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'";
+    const TABLES: &str = "
+        SELECT pg_catalog.string_agg(oid::pg_catalog.regclass::pg_catalog.text, ', ')
+        FROM pg_catalog.pg_class
+        WHERE relkind IN ('r', 'p')
+          AND oid IN (pg_catalog.to_regclass('vote_audit'), pg_catalog.to_regclass('vote_results'),
+                      pg_catalog.to_regclass('duplicate_attempts'))";
+    let limit = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX);
+    sqlx::query(LIMITS).bind(limit).persistent(false).execute(&mut *connection).await?;
+    let tables: Option<String> =
+        sqlx::query_scalar(TABLES).persistent(false).fetch_one(&mut *connection).await?;
+    if let Some(tables) = tables {
+        let lock = format!("LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE");
+        connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(lock))).await?;
+    }
+    let limit = format!("SET LOCAL lock_timeout = {limit}");
+    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(limit))).await?;
+    Ok(())
 }
 
 /// Runs a migration's statements. Gives the statement that records it.
