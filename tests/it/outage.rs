@@ -140,6 +140,34 @@ async fn postgresql_away_for_longer_than_all_retries_loses_nothing_and_requeues_
     stage.assert_drained().await;
 }
 
+/// Under a memory or disk alarm the broker reads nothing more from connections that publish: neither
+/// the probe of a permission nor a dead letter may share one with acks.
+#[tokio::test]
+async fn an_alarm_of_the_broker_blocks_publishers_and_not_counting() {
+    let servers = Servers::private("alarm");
+    let stage = Stage::migrated(&servers, "alarm").await;
+    let all = votes(0, 2_000);
+    stage.publish_votes(&all).await;
+    let watermark = ["ctl", "--", "-q", "set_vm_memory_high_watermark"];
+    servers.script(&[&watermark[..], &["0"]].concat());
+    let service = stage.spawn(&[]).await;
+    stage.until_counted(all.len()).await;
+    stage.assert_drained().await;
+    // A second session, on a connection of its own.
+    servers.script(&["ctl", "--", "-q", "close_all_connections", "a test"]);
+    eventually("a second session", async || {
+        service.metric("reconnects_total{side=\"rabbitmq\"}").await >= Some(1.0)
+    })
+    .await;
+    service.until_ready().await;
+    servers.script(&[&watermark[..], &["0.4"]].concat());
+    let more = votes(2_000, 100);
+    stage.publish_votes(&more).await;
+    stage.until_counted(all.len() + more.len()).await;
+    service.stop().await;
+    stage.assert_counted_exactly(&[all, more].concat()).await;
+}
+
 /// A crash of the database in the middle of commits, shorter than the retries: no requeue at all.
 #[tokio::test]
 async fn postgresql_killed_and_back_within_the_retries_is_ridden_out() {

@@ -104,11 +104,30 @@ async fn a_permission_for_a_bad_day_is_missed_at_start_and_what_time_mends_is_wa
 #[tokio::test]
 async fn a_queue_that_another_connection_has_to_itself_is_waited_for() {
     let stage = Stage::migrated(Servers::shared(), "locked").await;
-    let connection = stage.exclusive_queue().await;
+    let connection = stage.exclusive_queue(&stage.queue).await;
     let service = stage.spawn(&[]).await;
     service.until_logged("cannot obtain exclusive access").await;
     assert!(reason(&service).await.contains("declared the queue exclusive"));
     connection.close(200, "OK".into()).await.expect("closed");
     service.until_ready().await;
+    service.stop().await;
+}
+
+/// Nothing is refused, so nothing has to be dead-lettered.
+#[tokio::test]
+async fn a_dead_letter_queue_that_cannot_be_reached_keeps_no_vote_from_being_counted() {
+    let stage = Stage::migrated(Servers::shared(), "deadside").await;
+    stage.declare(true, &[]).await;
+    let connection = stage.exclusive_queue(&stage.dead_letter_queue()).await;
+    stage.publish_votes(&votes(0, 20)).await;
+    let service = stage.spawn(&[]).await;
+    stage.until_counted(20).await;
+    service.until_ready().await;
+    service.until_logged("cannot obtain exclusive access").await;
+    let log = service.log();
+    let warning = log.lines().find(|line| line.contains("cannot obtain exclusive access"));
+    let warning = warning.expect("just seen");
+    assert!(warning.contains("WARN") && warning.contains(&stage.dead_letter_queue()), "{warning}");
+    connection.close(200, "OK".into()).await.expect("closed");
     service.stop().await;
 }

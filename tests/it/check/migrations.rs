@@ -284,6 +284,9 @@ async fn times_without_a_time_zone_are_warned_of_and_can_be_converted() {
     assert_eq!(ended.code, Some(0), "{}", ended.stdout);
     let named = "vote_audit.\"timestamp\", vote_results.updated_at without time zone";
     assert_eq!(ended.severity(named), "warning");
+    let service = stage.spawn(&[]).await;
+    service.until_logged("without time zone: the service writes and reads UTC").await;
+    service.stop().await;
 
     execute(&stage, &sql_block("Europe/Paris")).await;
     assert!(!connected(&stage).await.stdout.contains("without time zone"));

@@ -98,7 +98,7 @@ async fn a_queue_that_loses_votes_is_told_of_with_all_its_reasons() {
 #[tokio::test]
 async fn a_queue_that_another_connection_has_to_itself_is_an_error() {
     let stage = Stage::migrated(Servers::shared(), "checkexclusive").await;
-    let _connection = stage.exclusive_queue().await;
+    let _connection = stage.exclusive_queue(&stage.queue).await;
     let ended = check(&stage, &["--connect", "--json"], &[]).await;
     assert_eq!((ended.code, ended.severity("has it to itself").as_str()), (Some(1), "error"));
 }

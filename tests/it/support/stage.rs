@@ -139,12 +139,14 @@ impl<'s> Stage<'s> {
     }
 
     /// The test's queue, declared by another connection for itself; gone with that connection.
-    pub async fn exclusive_queue(&self) -> Connection {
+    pub async fn exclusive_queue(&self, queue: &str) -> Connection {
         let connection = self.amqp().await;
         let channel = connection.create_channel().await.expect("a channel");
         let exclusive = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
-        let queue = self.queue.as_str().into();
-        channel.queue_declare(queue, exclusive, FieldTable::default()).await.expect("declared");
+        channel
+            .queue_declare(queue.into(), exclusive, FieldTable::default())
+            .await
+            .expect("declared");
         connection
     }
 
