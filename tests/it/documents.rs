@@ -77,7 +77,7 @@ impl Document {
 
     fn all() -> Vec<Self> {
         let docs = files_below("docs").into_iter().filter(|path| path.ends_with(".md"));
-        let others = ["README.md", "tests/planted/README.md", "tests/data/README.md"];
+        let others = ["README.md", "tests/seeded-mutants/README.md", "tests/data/README.md"];
         let others = NAMING.iter().chain(&others).map(|path| (*path).to_owned());
         docs.chain(others).map(|path| Self::read(&path)).collect()
     }

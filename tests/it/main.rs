@@ -18,7 +18,6 @@ mod migrate;
 mod outage;
 mod output;
 mod passwords;
-mod planted;
 mod poison;
 mod process;
 mod publish;
