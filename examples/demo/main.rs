@@ -211,7 +211,7 @@ fn left_running(servers: &Servers, service: &Service) {
   health      http://{metrics}/readyz
   service     process {}, log in target/demo/service.log
 Publish more:
-  RABBITMQ_URL={} target/release/vote-aggregator publish --count 1000
+  RABBITMQ_URL={} target/debug/vote-aggregator publish --count 1000
 Stop it all:
   script/demo --stop
 ",

@@ -1,4 +1,4 @@
-//! The service as its user runs it: the release binary, its log, its metrics, its signals.
+//! The service as its user runs it: the binary, its log, its metrics, its signals.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -37,7 +37,8 @@ const PASSED_ON: [&str; 11] = [
 /// publish its votes there.
 pub fn command(directory: &Path) -> Result<Command> {
     let this = std::env::current_exe()?;
-    let binary = this.parent().and_then(Path::parent).ok_or("not in target/release/examples")?;
+    let binary =
+        this.parent().and_then(Path::parent).ok_or("not in an examples folder of target")?;
     let mut command = Command::new(binary.join("vote-aggregator"));
     command.current_dir(directory).env_clear();
     command.envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));

@@ -334,30 +334,3 @@ fn a_lost_session_is_noticed_while_the_chain_is_full_and_waits_for_the_store() {
     assert!(took < Duration::from_millis(600), "{took:?}: it does not wait for the retries");
     assert_eq!(world.events(), []);
 }
-
-/// Memory of this process that is in use, in bytes.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
-    line.trim_end_matches("kB").trim().parse::<usize>().expect("kilobytes") * 1_024
-}
-
-#[test]
-fn a_body_that_is_no_vote_is_let_go_on_arrival_also_while_the_store_hangs() {
-    const COUNT: usize = 60;
-    const SIZE: usize = 10_000_000;
-    let before = resident();
-    let grown = Arc::new(OnceLock::new());
-    let large = stream::iter((2..).take(COUNT)).map(|tag| Ok(Delivery::new(tag, vec![b'x'; SIZE])));
-    let measured = Arc::clone(&grown);
-    let lost = stream::once(async move {
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        measured.set(resident().saturating_sub(before)).expect("measured once");
-        Err(Lost("the end of this test".to_owned()))
-    });
-    let world = World { hangs: Duration::from_secs(3_600), ..World::default() };
-    let items = stream::iter(deliveries(votes_named(1))).chain(large).chain(lost).boxed();
-    run_chain(&world, &limits(1, 1), Mode::Flowing, items, None);
-    let grown = *grown.get().expect("measured");
-    assert!(grown < COUNT * SIZE / 4, "{grown} bytes more while {COUNT} x {SIZE} are held");
-}

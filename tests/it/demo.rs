@@ -11,8 +11,8 @@ use tokio::time::timeout;
 
 use crate::support::{eventually, send};
 
-/// Builds in release mode when nobody did yet: on two cores, some minutes.
-const DEMO_TIMEOUT: Duration = Duration::from_secs(20 * 60);
+/// Builds when nothing is built yet: on two cores, some minutes.
+const DEMO_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// Its servers are at one place, so that nobody starts a second one.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
