@@ -83,7 +83,7 @@ fn at(path: &Path, line: usize) -> String {
 }
 
 fn known(name: &str) -> Option<&'static Key> {
-    keys::ALL.iter().chain(keys::SELECTORS).copied().find(|key| key.variable == name)
+    keys::with_variables().find(|key| key.variable == name)
 }
 
 /// Number, name and value of each line that assigns something, the value as it is written.

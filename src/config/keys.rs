@@ -3,7 +3,7 @@
 //! The default values are not here: they are in the shipped `pipeline.toml`.
 
 /// One setting.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     /// `section.name`, as in a profile's tables and after `--set`; for the two of [`SELECTORS`],
     /// the flag.
@@ -36,9 +36,18 @@ pub static PIPELINE_PROFILE: Key = Key {
     help: "Profile: default, or throughput (larger batches and prefetch).",
 };
 
+/// The passwords, each with the setting that names a file instead.
+pub(super) static PASSWORDS: [(&Key, &Key); 2] =
+    [(&RABBITMQ_PASSWORD, &RABBITMQ_PASSWORD_FILE), (&POSTGRES_PASSWORD, &POSTGRES_PASSWORD_FILE)];
+
 /// Finds a setting by its path.
 pub fn by_path(path: &str) -> Option<&'static Key> {
     ALL.iter().copied().find(|key| key.path == path)
+}
+
+/// Every key that has a variable: the settings and the selectors.
+pub(super) fn with_variables() -> impl Iterator<Item = &'static Key> {
+    ALL.iter().chain(SELECTORS).copied()
 }
 
 /// Whether a section of that name exists.

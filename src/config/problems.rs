@@ -48,8 +48,9 @@ pub struct Problem {
 }
 
 /// Why a value is refused. It never repeats the value: only the caller knows whether the value
-/// is secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// is secret. As text, which is how it passes through serde, it has a line for each field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{wrong}\n{help}")]
 pub(super) struct Refusal {
     pub wrong: String,
     pub help: String,
@@ -58,6 +59,16 @@ pub(super) struct Refusal {
 impl Refusal {
     pub fn new(wrong: impl Into<String>, help: impl Into<String>) -> Self {
         Self { wrong: wrong.into(), help: help.into() }
+    }
+
+    pub fn from_text(text: &str) -> Self {
+        let (wrong, help) = text.split_once('\n').unwrap_or((text, ""));
+        Self::new(wrong, help)
+    }
+
+    /// A PEM file that holds something else.
+    pub fn of_pem(wrong: String) -> Self {
+        Self::new(wrong, "name the right file, in PEM form")
     }
 }
 

@@ -4,93 +4,37 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
-use super::keys::{self, Key};
-use super::layers::Origin;
+use super::keys;
 use super::problems::Problem;
 
 /// What the official images of RabbitMQ and PostgreSQL, and RabbitMQ itself, set or read.
 /// `POSTGRES_USER_FILE` and `POSTGRES_DB_FILE` are not here: who sets them for this service believes that
 /// it reads them.
-const OF_OTHERS: &[&str] = &[
-    "POSTGRES_HOST_AUTH_METHOD",
-    "POSTGRES_INITDB_ARGS",
-    "POSTGRES_INITDB_ARGS_FILE",
-    "POSTGRES_INITDB_WALDIR",
-    "RABBITMQ_ADVANCED_CONFIG_FILE",
-    "RABBITMQ_ALLOW_INPUT",
-    "RABBITMQ_BASE",
-    "RABBITMQ_BOOT_MODULE",
-    "RABBITMQ_CONFIG_FILE",
-    "RABBITMQ_CONFIG_FILES",
-    "RABBITMQ_CONF_ENV_FILE",
-    "RABBITMQ_CTL_DIST_PORT_MAX",
-    "RABBITMQ_CTL_DIST_PORT_MIN",
-    "RABBITMQ_CTL_ERL_ARGS",
-    "RABBITMQ_DATA_DIR",
-    "RABBITMQ_DEFAULT_PASS",
-    "RABBITMQ_DEFAULT_PASS_FILE",
-    "RABBITMQ_DEFAULT_USER",
-    "RABBITMQ_DEFAULT_USER_FILE",
-    "RABBITMQ_DEFAULT_VHOST",
-    "RABBITMQ_DISTRIBUTION_BUFFER_SIZE",
-    "RABBITMQ_DIST_PORT",
-    "RABBITMQ_ENABLED_PLUGINS",
-    "RABBITMQ_ENABLED_PLUGINS_FILE",
-    "RABBITMQ_ERLANG_COOKIE",
-    "RABBITMQ_FEATURE_FLAGS",
-    "RABBITMQ_FEATURE_FLAGS_FILE",
-    "RABBITMQ_GENERATED_CONFIG_DIR",
-    "RABBITMQ_GROUP",
-    "RABBITMQ_HIPE_COMPILE",
-    "RABBITMQ_HOME",
-    "RABBITMQ_IO_THREAD_POOL_SIZE",
-    "RABBITMQ_KEEP_PID_FILE_ON_EXIT",
-    "RABBITMQ_LOG",
-    "RABBITMQ_LOGS",
-    "RABBITMQ_LOG_BASE",
-    "RABBITMQ_MANAGEMENT_SSL_CACERTFILE",
-    "RABBITMQ_MANAGEMENT_SSL_CERTFILE",
-    "RABBITMQ_MANAGEMENT_SSL_DEPTH",
-    "RABBITMQ_MANAGEMENT_SSL_FAIL_IF_NO_PEER_CERT",
-    "RABBITMQ_MANAGEMENT_SSL_KEYFILE",
-    "RABBITMQ_MANAGEMENT_SSL_VERIFY",
-    "RABBITMQ_MAX_NUMBER_OF_ATOMS",
-    "RABBITMQ_MAX_NUMBER_OF_PROCESSES",
-    "RABBITMQ_MNESIA_BASE",
-    "RABBITMQ_MNESIA_DIR",
-    "RABBITMQ_MOTD_FILE",
-    "RABBITMQ_NODENAME",
-    "RABBITMQ_NODE_IP_ADDRESS",
-    "RABBITMQ_NODE_PORT",
-    "RABBITMQ_NODE_TYPE",
-    "RABBITMQ_PGP_KEY_ID",
-    "RABBITMQ_PID_FILE",
-    "RABBITMQ_PLUGINS_DIR",
-    "RABBITMQ_PLUGINS_EXPAND_DIR",
-    "RABBITMQ_PRODUCT_NAME",
-    "RABBITMQ_PRODUCT_VERSION",
-    "RABBITMQ_QUORUM_DIR",
-    "RABBITMQ_SASL_LOGS",
-    "RABBITMQ_SCHEDULER_BIND_TYPE",
-    "RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD",
-    "RABBITMQ_SCRIPTS_DIR",
-    "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-    "RABBITMQ_SERVER_CODE_PATH",
-    "RABBITMQ_SERVER_ERL_ARGS",
-    "RABBITMQ_SERVER_START_ARGS",
-    "RABBITMQ_SERVICENAME",
-    "RABBITMQ_SSL_CACERTFILE",
-    "RABBITMQ_SSL_CERTFILE",
-    "RABBITMQ_SSL_DEPTH",
-    "RABBITMQ_SSL_FAIL_IF_NO_PEER_CERT",
-    "RABBITMQ_SSL_KEYFILE",
-    "RABBITMQ_SSL_VERIFY",
-    "RABBITMQ_STREAM_DIR",
-    "RABBITMQ_UPGRADE_LOG",
-    "RABBITMQ_USE_LONGNAME",
-    "RABBITMQ_VERSION",
-    "RABBITMQ_VM_MEMORY_HIGH_WATERMARK",
-];
+const OF_OTHERS: &str = "
+    POSTGRES_HOST_AUTH_METHOD POSTGRES_INITDB_ARGS POSTGRES_INITDB_ARGS_FILE
+    POSTGRES_INITDB_WALDIR RABBITMQ_ADVANCED_CONFIG_FILE RABBITMQ_ALLOW_INPUT RABBITMQ_BASE
+    RABBITMQ_BOOT_MODULE RABBITMQ_CONFIG_FILE RABBITMQ_CONFIG_FILES RABBITMQ_CONF_ENV_FILE
+    RABBITMQ_CTL_DIST_PORT_MAX RABBITMQ_CTL_DIST_PORT_MIN RABBITMQ_CTL_ERL_ARGS RABBITMQ_DATA_DIR
+    RABBITMQ_DEFAULT_PASS RABBITMQ_DEFAULT_PASS_FILE RABBITMQ_DEFAULT_USER
+    RABBITMQ_DEFAULT_USER_FILE RABBITMQ_DEFAULT_VHOST RABBITMQ_DISTRIBUTION_BUFFER_SIZE
+    RABBITMQ_DIST_PORT RABBITMQ_ENABLED_PLUGINS RABBITMQ_ENABLED_PLUGINS_FILE
+    RABBITMQ_ERLANG_COOKIE RABBITMQ_FEATURE_FLAGS RABBITMQ_FEATURE_FLAGS_FILE
+    RABBITMQ_GENERATED_CONFIG_DIR RABBITMQ_GROUP RABBITMQ_HIPE_COMPILE RABBITMQ_HOME
+    RABBITMQ_IO_THREAD_POOL_SIZE RABBITMQ_KEEP_PID_FILE_ON_EXIT RABBITMQ_LOG RABBITMQ_LOGS
+    RABBITMQ_LOG_BASE RABBITMQ_MANAGEMENT_SSL_CACERTFILE RABBITMQ_MANAGEMENT_SSL_CERTFILE
+    RABBITMQ_MANAGEMENT_SSL_DEPTH RABBITMQ_MANAGEMENT_SSL_FAIL_IF_NO_PEER_CERT
+    RABBITMQ_MANAGEMENT_SSL_KEYFILE RABBITMQ_MANAGEMENT_SSL_VERIFY RABBITMQ_MAX_NUMBER_OF_ATOMS
+    RABBITMQ_MAX_NUMBER_OF_PROCESSES RABBITMQ_MNESIA_BASE RABBITMQ_MNESIA_DIR RABBITMQ_MOTD_FILE
+    RABBITMQ_NODENAME RABBITMQ_NODE_IP_ADDRESS RABBITMQ_NODE_PORT RABBITMQ_NODE_TYPE
+    RABBITMQ_PGP_KEY_ID RABBITMQ_PID_FILE RABBITMQ_PLUGINS_DIR RABBITMQ_PLUGINS_EXPAND_DIR
+    RABBITMQ_PRODUCT_NAME RABBITMQ_PRODUCT_VERSION RABBITMQ_QUORUM_DIR RABBITMQ_SASL_LOGS
+    RABBITMQ_SCHEDULER_BIND_TYPE RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD RABBITMQ_SCRIPTS_DIR
+    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS RABBITMQ_SERVER_CODE_PATH RABBITMQ_SERVER_ERL_ARGS
+    RABBITMQ_SERVER_START_ARGS RABBITMQ_SERVICENAME RABBITMQ_SSL_CACERTFILE RABBITMQ_SSL_CERTFILE
+    RABBITMQ_SSL_DEPTH RABBITMQ_SSL_FAIL_IF_NO_PEER_CERT RABBITMQ_SSL_KEYFILE RABBITMQ_SSL_VERIFY
+    RABBITMQ_STREAM_DIR RABBITMQ_UPGRADE_LOG RABBITMQ_USE_LONGNAME RABBITMQ_VERSION
+    RABBITMQ_VM_MEMORY_HIGH_WATERMARK
+";
 
 /// The variables of the environment and of `.env` that nobody reads, with the name that was most likely
 /// meant. Their values are not repeated.
@@ -98,9 +42,9 @@ pub(super) fn unread(
     environment: &BTreeMap<String, OsString>,
     dotenv: &BTreeMap<String, String>,
 ) -> Vec<Problem> {
-    let environment = environment.iter().map(|(n, v)| (Origin::Environment, n, v.as_os_str()));
-    let dotenv = dotenv.iter().map(|(n, v)| (Origin::DotEnv, n, OsStr::new(v)));
-    let unread = environment.chain(dotenv).filter_map(|(origin, name, value)| {
+    let environment = environment.iter().map(|(n, v)| ("environment variable ", n, v.as_os_str()));
+    let dotenv = dotenv.iter().map(|(n, v)| (".env: ", n, OsStr::new(v)));
+    let unread = environment.chain(dotenv).filter_map(|(place, name, value)| {
         // An empty value counts as not set.
         if value.is_empty() || is_of_others(name, value) || is_read(name) {
             return None;
@@ -114,21 +58,14 @@ pub(super) fn unread(
             None => "remove it; .env.example lists every variable".to_owned(),
         };
         let name = name.escape_debug().to_string();
-        let set_by = match origin {
-            Origin::DotEnv => format!(".env: {name}"),
-            _ => format!("environment variable {name}"),
-        };
+        let set_by = format!("{place}{name}");
         Some(Problem::about(name, set_by, "is not read: no setting has this variable", help))
     });
     unread.collect()
 }
 
-fn all() -> impl Iterator<Item = &'static Key> {
-    keys::ALL.iter().chain(keys::SELECTORS).copied()
-}
-
 fn is_read(name: &str) -> bool {
-    all().any(|key| key.variable == name)
+    keys::with_variables().any(|key| key.variable == name)
 }
 
 /// Whether others set it, beside us or for us: an image, or Kubernetes and Docker for each service of
@@ -140,7 +77,7 @@ fn is_of_others(name: &str, value: &OsStr) -> bool {
         || name.ends_with("_PORT") && value.to_string_lossy().contains("://")
         // POSTGRES_PORT_5432_TCP, POSTGRES_PORT_5432_TCP_ADDR and so on.
         || name.rsplit_once("_PORT_").is_some_and(|(_, port)| is_numbered(port));
-    link || OF_OTHERS.contains(&name)
+    link || OF_OTHERS.split_whitespace().any(|other| other == name)
 }
 
 fn is_numbered(text: &str) -> bool {
@@ -159,7 +96,9 @@ fn spelled(name: &str) -> String {
 fn begins_like_ours(name: &str) -> bool {
     let name = spelled(name);
     let first = |name: &str| name.split_once('_').map(|(first, _)| first.to_owned());
-    first(&name).is_some_and(|word| all().any(|key| first(key.variable).as_ref() == Some(&word)))
+    first(&name).is_some_and(|word| {
+        keys::with_variables().any(|key| first(key.variable).as_ref() == Some(&word))
+    })
 }
 
 /// The variable that was most likely meant.
@@ -185,7 +124,7 @@ fn meant(name: &str) -> Option<&'static str> {
         }
         strsim::osa_distance(&name, candidate)
     };
-    let candidates = all().flat_map(|key| {
+    let candidates = keys::with_variables().flat_map(|key| {
         let path = spelled(key.path);
         let database = path.strip_prefix("POSTGRES_").map(|name| format!("DATABASE_{name}"));
         let names = [Some(key.variable.to_owned()), Some(path), database];
@@ -200,7 +139,9 @@ fn meant(name: &str) -> Option<&'static str> {
 fn alike(name: &str) -> Option<&'static str> {
     let head = |name: &'_ str| name.rsplit_once('_').map(|(head, _)| head.to_owned());
     let meant = head(name).filter(|head| head.contains('_'))?;
-    all().map(|key| key.variable).find(|variable| head(variable).as_ref() == Some(&meant))
+    keys::with_variables()
+        .map(|key| key.variable)
+        .find(|variable| head(variable).as_ref() == Some(&meant))
 }
 
 #[cfg(test)]
@@ -263,7 +204,7 @@ mod tests {
 
     #[test]
     fn what_is_read_what_is_empty_and_what_others_set_is_not_told() {
-        for key in all() {
+        for key in keys::with_variables() {
             assert_eq!(names(&[(key.variable, "x")]), [], "{}", key.variable);
         }
         let of_others = [

@@ -8,7 +8,8 @@ use url::Url;
 use super::keys::{self, Key};
 use super::password::Password;
 use super::problems::Refusal;
-use super::values::{plain, secret};
+use super::rabbitmq::ManagementUrl;
+use super::values::plain;
 
 /// The settings a URL gives, as the text each of them would have been given alone. What a URL
 /// leaves out is left out here too and comes from the separate setting.
@@ -76,30 +77,20 @@ pub(super) fn postgres(text: &str) -> Result<Parts, Refusal> {
     Ok(parts)
 }
 
-/// An HTTP address without its login, and the login.
-#[derive(Debug)]
-pub(super) struct HttpAddress {
-    pub url: Url,
-    pub user: Option<String>,
-    pub password: Option<Password>,
-}
-
 /// `http://host:15672` or `https`, perhaps with a login and a path prefix.
-pub(super) fn management(text: &str) -> Result<HttpAddress, Refusal> {
+pub(super) fn management(text: &str) -> Result<ManagementUrl, Refusal> {
     let shape = "http://host:15672";
     let mut url = parse(text, &["http", "https"], shape)?;
     if url.query().is_some() {
         return Err(Refusal::new("has parameters after a ?", format!("write {shape}")));
     }
-    let user = Some(decode(url.username())?).filter(|user| !user.is_empty());
-    let password = url.password().map(decode).transpose()?.filter(|password| !password.is_empty());
-    user.as_deref().map_or(Ok(()), plain)?;
-    password.as_deref().map_or(Ok(()), secret)?;
-    let password = password.map(Password::given);
+    let user = decode(url.username())?;
+    plain(&user)?;
+    let password = Password::given(decode(url.password().unwrap_or_default())?)?;
     let cannot = |()| Refusal::new("has no host", format!("write {shape}"));
     url.set_username("").map_err(cannot)?;
     url.set_password(None).map_err(cannot)?;
-    Ok(HttpAddress { url, user, password })
+    Ok(ManagementUrl { url, user, password })
 }
 
 fn parse(text: &str, schemes: &[&str], shape: &str) -> Result<Url, Refusal> {
@@ -324,11 +315,8 @@ mod tests {
     fn a_management_url_is_parted_from_its_login() {
         let address = management("https://a%40:b@mq:15671/prefix").expect("the URL is right");
         assert_eq!(address.url.as_str(), "https://mq:15671/prefix");
-        assert_eq!(address.user.as_deref(), Some("a@"));
-        assert_eq!(
-            address.password.map(|p| p.current().expose_secret().to_owned()).as_deref(),
-            Some("b")
-        );
+        assert_eq!(address.user, "a@");
+        assert_eq!(address.password.current().expose_secret(), "b");
         assert!(wrong(management("ftp://mq")).contains("http://"));
         assert!(wrong(management("http://mq/?a=1")).contains("parameters"));
     }

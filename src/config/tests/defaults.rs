@@ -21,7 +21,7 @@ fn without_anything_set_the_defaults_hold() {
     assert_eq!(rabbitmq.prefetch, 100);
     assert_eq!(rabbitmq.heartbeat, Duration::from_secs(10));
     assert_eq!(rabbitmq.consumer_timeout, Duration::from_secs(1800));
-    assert_eq!(rabbitmq.tls, None);
+    assert!(!rabbitmq.tls);
     assert!(rabbitmq.management_url.is_none());
 
     let postgres = &config.postgres;
@@ -32,8 +32,7 @@ fn without_anything_set_the_defaults_hold() {
     assert!(postgres.password.is_none());
     assert_eq!(postgres.min_connections, 2);
     assert_eq!(postgres.max_connections, 10);
-    let ssl = PostgresSsl { mode: SslMode::Prefer, root_cert: None, cert: None, key: None };
-    assert_eq!(postgres.ssl, ssl);
+    assert_eq!(postgres.sslmode, SslMode::Prefer);
     assert!(!postgres.allow_lossy);
     assert_eq!(postgres.statement_timeout, Duration::from_secs(10));
     assert!(postgres.migrate_on_start);
@@ -53,7 +52,7 @@ fn without_anything_set_the_defaults_hold() {
             reconcile_interval: Some(Duration::from_secs(600)),
         }
     );
-    assert_eq!(config.shutdown_timeout, Duration::from_secs(8));
+    assert_eq!(config.shutdown.timeout, Duration::from_secs(8));
     assert_eq!(config.batches_in_flight(), 1);
 }
 

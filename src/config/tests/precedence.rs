@@ -178,11 +178,11 @@ fn all_problems_are_listed_at_once_each_with_its_source() {
     let expected = [
         ("--profile", "--profile".to_owned()),
         ("bach", format!("{file}: default.bach")),
+        ("rabbitmq.port", "environment variable RABBITMQ_PORT".to_owned()),
         ("postgres.url", "environment variable DATABASE_URL".to_owned()),
+        ("postgres.password_file", "environment variable POSTGRES_PASSWORD_FILE".to_owned()),
         ("batch.size", "environment variable BATCH_SIZE".to_owned()),
         ("retry.max_attempts", format!("{file}: default.retry.max_attempts")),
-        ("rabbitmq.port", "environment variable RABBITMQ_PORT".to_owned()),
-        ("postgres.password_file", "environment variable POSTGRES_PASSWORD_FILE".to_owned()),
         ("monitoring.log_level", ".env: LOG_LEVEL".to_owned()),
         ("shutdown.timeout_seconds", "--set shutdown.timeout_seconds".to_owned()),
     ];

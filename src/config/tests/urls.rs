@@ -16,7 +16,7 @@ fn a_rabbitmq_url_wins_over_the_parts_of_its_layer_and_below() {
     assert_eq!((rabbitmq.host.as_str(), rabbitmq.port), ("mq", 5671));
     assert_eq!((rabbitmq.user.as_str(), rabbitmq.vhost.as_str()), ("u", "/votes"));
     assert_eq!(rabbitmq.password.current().expose_secret(), "p@");
-    assert_eq!(rabbitmq.tls, Some(RabbitMqTls::default()));
+    assert!(rabbitmq.tls);
     assert_eq!(source(&config, "rabbitmq.host"), "environment variable RABBITMQ_URL");
 }
 
@@ -76,8 +76,8 @@ fn a_database_url_gives_parts_and_ssl() {
     let postgres = &config.postgres;
     assert_eq!((postgres.host.as_str(), postgres.port), ("pg", 5433));
     assert_eq!((postgres.user.as_str(), postgres.database.as_str()), ("u", "votes"));
-    assert_eq!(postgres.ssl.mode, SslMode::VerifyCa);
-    assert_eq!(postgres.ssl.root_cert, Some(directory.path().join("ca.pem")));
+    assert_eq!(postgres.sslmode, SslMode::VerifyCa);
+    assert_eq!(postgres.sslrootcert, Some(directory.path().join("ca.pem")));
 
     let unknown = problem(&[("DATABASE_URL", "postgres://pg/votes?connect_timeout=3")]);
     assert!(unknown.wrong.contains("connect_timeout"), "{unknown}");
@@ -94,7 +94,7 @@ fn tls_that_contradicts_the_scheme_is_refused() {
         assert!(problem.wrong.contains("environment variable RABBITMQ_URL"), "{problem}");
     }
     let agreed = load(&[("RABBITMQ_URL", "amqps://mq"), ("RABBITMQ_TLS", "1")]);
-    assert!(agreed.rabbitmq.tls.is_some());
+    assert!(agreed.rabbitmq.tls);
 }
 
 #[test]
