@@ -66,7 +66,7 @@ fn unknown_profile(place: &str, written: &str) -> Problem {
     } else {
         let known = profiles();
         let known_names = known.join(", ");
-        let help = match keys::nearest(written, known.iter().map(String::as_str)) {
+        let help = match keys::nearest(written, known.iter().map(|name| (name, name))) {
             Some(near) => format!("did you mean {near}? There are: {known_names}"),
             None => format!("{ONE_LAYOUT}; the profiles are: {known_names}"),
         };
@@ -90,7 +90,7 @@ fn read_profile(
     for (section, settings) in sections {
         let at = format!("{place}: {profile}.{section}");
         if !keys::is_section(&section) {
-            let known = keys::ALL.iter().map(|key| key.section());
+            let known = keys::ALL.iter().map(|key| (key.section(), key.section()));
             let help = keys::nearest(&section, known)
                 .map_or(ONE_LAYOUT.to_owned(), |near| format!("did you mean [{profile}.{near}]?"));
             problems.push(Problem::about(section, at, "is not a section", help));
@@ -103,7 +103,7 @@ fn read_profile(
         for (name, value) in settings {
             let path = format!("{section}.{name}");
             let Some(key) = keys::by_path(&path) else {
-                problems.push(unknown_setting(&path, format!("{place}: {profile}.{path}"), &name));
+                problems.push(unknown_setting(&path, format!("{place}: {profile}.{path}")));
                 continue;
             };
             match text_of(key, value) {
@@ -118,16 +118,14 @@ fn read_profile(
 }
 
 /// A name that is no setting, with the nearest one that is.
-pub(super) fn unknown_setting(path: &str, set_by: String, name: &str) -> Problem {
-    let near = keys::ALL
-        .iter()
-        .find(|key| key.variable.eq_ignore_ascii_case(name))
-        .map(|key| key.path)
-        .or_else(|| keys::nearest(path, keys::ALL.iter().map(|key| key.path)));
-    let help = near
-        .map_or("remove it; the shipped pipeline.toml lists every setting".to_owned(), |near| {
-            format!("did you mean {near}?")
-        });
+pub(super) fn unknown_setting(path: &str, set_by: String) -> Problem {
+    // Somebody may have written a variable's name into a section.
+    let name = path.split_once('.').map_or(path, |(_, name)| name);
+    let near = keys::meant(path).or_else(|| keys::meant(name));
+    let help = match near.map(|key| key.path) {
+        Some(near) => format!("did you mean {near}?"),
+        None => "remove it; the shipped pipeline.toml lists every setting".to_owned(),
+    };
     Problem::about(path, set_by, "is not a setting", help)
 }
 

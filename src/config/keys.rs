@@ -186,26 +186,41 @@ keys! {
         "Seconds a graceful shutdown may take; keep it below the supervisor's (docker stop: 10).";
 }
 
-/// The candidate nearest to what was written, if one is near enough to be meant.
-pub(super) fn nearest<'a>(
+/// The key that was most likely meant by a path or a variable, in whatever spelling.
+pub(super) fn meant(written: &str) -> Option<&'static Key> {
+    let spellings = with_variables().flat_map(|key| {
+        let path = spelled(key.path);
+        // DATABASE_URL suggests DATABASE_HOST and so on.
+        let database = path.strip_prefix("POSTGRES_").map(|name| format!("DATABASE_{name}"));
+        let names = [Some(key.variable.to_owned()), database, Some(path)];
+        names.into_iter().flatten().map(move |name| (name, key))
+    });
+    nearest(written, spellings)
+}
+
+/// What stands beside the name nearest to what was written, if one is near enough to be meant.
+pub(super) fn nearest<T>(
     written: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
-    let written = written.to_lowercase();
-    let reach = (written.chars().count() / 3).max(2);
-    candidates
-        .into_iter()
-        .map(|candidate| {
-            let distance = if candidate.starts_with(&written) && written.len() > 3 {
-                1
-            } else {
-                strsim::osa_distance(&written, candidate)
-            };
-            (distance, candidate)
-        })
-        .filter(|(distance, _)| *distance <= reach)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
+    names: impl IntoIterator<Item = (impl AsRef<str>, T)>,
+) -> Option<T> {
+    let written = spelled(written);
+    let near = names.into_iter().filter_map(|(name, beside)| {
+        let name = spelled(name.as_ref());
+        // A first word that all of a section share says nothing of what was meant.
+        let (likeness, least) = match (written.split_once('_'), name.split_once('_')) {
+            (Some((section, written)), Some((same, name))) if section == same => {
+                (strsim::jaro_winkler(written, name), 0.8)
+            }
+            _ => (strsim::jaro_winkler(&written, &name), 0.85),
+        };
+        (likeness > least).then_some((likeness, beside))
+    });
+    near.max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, beside)| beside)
+}
+
+/// In the form that variables have: `rabbitmq.host` and `rabbitmq_host` are near misses, too.
+pub(super) fn spelled(name: &str) -> String {
+    name.to_uppercase().replace(['.', '-'], "_")
 }
 
 #[cfg(test)]
@@ -236,10 +251,13 @@ mod tests {
 
     #[test]
     fn near_names_are_suggested_and_far_ones_are_not() {
-        let paths = || ALL.iter().map(|key| key.path);
-        assert_eq!(nearest("batch.sise", paths()), Some("batch.size"));
-        assert_eq!(nearest("batch.timeout", paths()), Some("batch.timeout_seconds"));
-        assert_eq!(nearest("rabbitmq.prefetch", paths()), Some("rabbitmq.prefetch_count"));
-        assert_eq!(nearest("zebra", paths()), None);
+        for (written, path) in [
+            ("batch.sise", "batch.size"),
+            ("batch.timeout", "batch.timeout_seconds"),
+            ("rabbitmq.prefetch", "rabbitmq.prefetch_count"),
+        ] {
+            assert_eq!(meant(written).map(|key| key.path), Some(path));
+        }
+        assert_eq!(meant("zebra"), None);
     }
 }

@@ -181,9 +181,7 @@ impl Overrides {
             match keys::by_path(path) {
                 Some(key) => layer.set(key, text.clone()),
                 None => {
-                    let name = path.split_once('.').map_or(path.as_str(), |(_, name)| name);
-                    let set_by = format!("--set {path}");
-                    problems.push(document::unknown_setting(path, set_by, name));
+                    problems.push(document::unknown_setting(path, format!("--set {path}")));
                 }
             }
         }
@@ -216,7 +214,7 @@ fn selected_profile(above: &[Layer], problems: &mut Vec<Problem>) -> String {
     if known.contains(&text) {
         return text;
     }
-    let near = keys::nearest(&text, known.iter().map(String::as_str))
+    let near = keys::nearest(&text, known.iter().map(|name| (name, name)))
         .map_or(String::new(), |near| format!("did you mean {near}? "));
     let help = format!("{near}There are: {}", known.join(", "));
     problems.push(Problem::refused(key, &text, &set_by, Refusal::new("is not a profile", help)));

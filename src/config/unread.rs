@@ -49,12 +49,12 @@ pub(super) fn unread(
         if value.is_empty() || is_of_others(name, value) || is_read(name) {
             return None;
         }
-        let near = meant(name);
+        let near = keys::meant(name);
         if near.is_none() && !begins_like_ours(name) {
             return None;
         }
         let help = match near {
-            Some(near) => format!("did you mean {near}?"),
+            Some(near) => format!("did you mean {}?", near.variable),
             None => "remove it; .env.example lists every variable".to_owned(),
         };
         let name = name.escape_debug().to_string();
@@ -87,61 +87,13 @@ fn is_numbered(text: &str) -> bool {
         && words.next().is_some_and(|it| ["TCP", "UDP", "SCTP"].contains(&it))
 }
 
-/// In the form that variables have: `rabbitmq.host` and `rabbitmq_host` are near misses, too.
-fn spelled(name: &str) -> String {
-    name.to_uppercase().replace(['.', '-'], "_")
-}
-
 /// Whether the first word is that of one of our variables.
 fn begins_like_ours(name: &str) -> bool {
-    let name = spelled(name);
+    let name = keys::spelled(name);
     let first = |name: &str| name.split_once('_').map(|(first, _)| first.to_owned());
     first(&name).is_some_and(|word| {
         keys::with_variables().any(|key| first(key.variable).as_ref() == Some(&word))
     })
-}
-
-/// The variable that was most likely meant.
-fn meant(name: &str) -> Option<&'static str> {
-    let like_ours = begins_like_ours(name);
-    let name = spelled(name);
-    // The first word that all of a section share says nothing of what was meant; of a name that begins
-    // otherwise only a slip of the hand counts.
-    let letters = |text: &str| text.chars().count();
-    let reach = match name.split_once('_') {
-        Some((_, rest)) if like_ours => letters(rest) / 3,
-        _ => letters(&name) / 5,
-    };
-    let reach = reach.max(2);
-    let distance = |candidate: &str| {
-        if like_ours && candidate != name {
-            if candidate.starts_with(&name) {
-                return 1;
-            }
-            if name.starts_with(candidate) {
-                return 2;
-            }
-        }
-        strsim::osa_distance(&name, candidate)
-    };
-    let candidates = keys::with_variables().flat_map(|key| {
-        let path = spelled(key.path);
-        let database = path.strip_prefix("POSTGRES_").map(|name| format!("DATABASE_{name}"));
-        let names = [Some(key.variable.to_owned()), Some(path), database];
-        names.into_iter().flatten().map(|name| (distance(&name), key.variable))
-    });
-    let near = candidates.filter(|(distance, _)| *distance <= reach);
-    let near = near.min_by_key(|(distance, _)| *distance).map(|(_, variable)| variable);
-    near.or_else(|| alike(&name).filter(|_| like_ours))
-}
-
-/// The variable with the same words up to the last, which is often a unit: `RETRY_DELAY_MS`.
-fn alike(name: &str) -> Option<&'static str> {
-    let head = |name: &'_ str| name.rsplit_once('_').map(|(head, _)| head.to_owned());
-    let meant = head(name).filter(|head| head.contains('_'))?;
-    keys::with_variables()
-        .map(|key| key.variable)
-        .find(|variable| head(variable).as_ref() == Some(&meant))
 }
 
 #[cfg(test)]
