@@ -9,7 +9,7 @@ use figment::value::{Dict, Num, Value};
 use super::DEFAULT_PROFILE;
 use super::keys::{self, Key};
 use super::layers::Layer;
-use super::problems::Problem;
+use super::problems::{Problem, Refusal};
 
 /// The file whose `default` profile is the defaults, part of this program.
 pub(super) const SHIPPED: &str = include_str!("../../pipeline.toml");
@@ -17,10 +17,12 @@ pub(super) const SHIPPED: &str = include_str!("../../pipeline.toml");
 const ONE_LAYOUT: &str =
     "write settings below [default.SECTION] or [PROFILE.SECTION], such as [default.batch]";
 
-/// The profiles of the shipped file, the only ones there are: a misspelt profile in somebody's
-/// file would otherwise be a profile that nobody ever selects.
+/// The profiles of the shipped file, the default one first. There are no others: a misspelt profile
+/// in somebody's file would otherwise be a profile that nobody ever selects.
 pub(super) fn profiles() -> Vec<String> {
-    parse(SHIPPED).map(|tables| tables.into_keys().collect()).unwrap_or_default()
+    let mut profiles: Vec<String> = parse(SHIPPED).unwrap_or_default().into_keys().collect();
+    profiles.sort_by_key(|profile| profile != DEFAULT_PROFILE);
+    profiles
 }
 
 /// The layers of a document: its `default` profile and, above it, the selected one. `layer` makes one
@@ -41,22 +43,19 @@ pub(super) fn layers(
             return Vec::new();
         }
     };
-    let mut default = layer(DEFAULT_PROFILE);
-    let mut above = layer(selected);
+    let mut layers = Vec::new();
     for profile in profiles() {
+        let mut layer = layer(&profile);
         if let Some(table) = tables.remove(&profile) {
-            // What is not selected is checked all the same.
-            let mut unselected = layer(&profile);
-            let layer = match profile.as_str() {
-                DEFAULT_PROFILE => &mut default,
-                name if name == selected => &mut above,
-                _ => &mut unselected,
-            };
-            read_profile(place, &profile, table, layer, problems);
+            read_profile(place, &profile, table, &mut layer, problems);
+        }
+        // What is not selected is checked all the same.
+        if profile == DEFAULT_PROFILE || profile == selected {
+            layers.push(layer);
         }
     }
     problems.extend(tables.keys().map(|unknown| unknown_profile(place, unknown)));
-    vec![default, above]
+    layers
 }
 
 fn unknown_profile(place: &str, written: &str) -> Problem {
@@ -108,7 +107,7 @@ fn read_profile(
             };
             match text_of(key, value) {
                 Ok(text) => layer.set(key, text),
-                Err((wrong, help)) => {
+                Err(Refusal { wrong, help }) => {
                     let at = format!("{place}: {profile}.{path}");
                     problems.push(Problem::about(path, at, wrong, help));
                 }
@@ -130,23 +129,24 @@ pub(super) fn unknown_setting(path: &str, set_by: String) -> Problem {
 }
 
 /// A TOML value as the text that every other layer would hold.
-fn text_of(key: &Key, value: Value) -> Result<String, (String, String)> {
-    match value {
-        Value::String(_, text) => Ok(text),
-        Value::Bool(_, yes) => Ok(yes.to_string()),
-        // 1.50 arrives as 1.5: the digits that were written are lost, and with them a password.
-        Value::Num(_, Num::F32(_) | Num::F64(_)) if key.secret => Err((
-            "is a number with a fraction, which TOML does not keep as written".to_owned(),
-            "put it in quotes".to_owned(),
-        )),
-        Value::Num(_, number) => number
-            .to_i128()
-            .map(|whole| whole.to_string())
-            .or_else(|| number.to_f64().map(|fraction| format!("{fraction:?}")))
-            .ok_or_else(|| ("is not a usable number".to_owned(), "put it in quotes".to_owned())),
-        Value::Array(..) => Err(("is an array".to_owned(), "give one value".to_owned())),
-        _ => Err(("is a table or a date".to_owned(), "give one value".to_owned())),
-    }
+fn text_of(key: &Key, value: Value) -> Result<String, Refusal> {
+    let wrong = match value {
+        Value::String(_, text) => return Ok(text),
+        Value::Bool(_, yes) => return Ok(yes.to_string()),
+        Value::Num(_, Num::F32(_) | Num::F64(_)) if key.secret => {
+            // 1.50 arrives as 1.5: the digits that were written are lost, and with them a password.
+            let wrong = "is a number with a fraction, which TOML does not keep as written";
+            return Err(Refusal::new(wrong, "put it in quotes"));
+        }
+        Value::Num(_, Num::F64(fraction)) => return Ok(format!("{fraction:?}")),
+        Value::Num(_, number) => match number.to_i128() {
+            Some(whole) => return Ok(whole.to_string()),
+            None => "is not a usable number",
+        },
+        Value::Array(..) => "is an array",
+        _ => "is a table or a date",
+    };
+    Err(Refusal::new(wrong, "give one value"))
 }
 
 /// The top-level tables, or what is wrong and on which line.

@@ -9,8 +9,8 @@ use strum::{Display, EnumString, VariantNames};
 use super::password::Password;
 use super::rules;
 use super::values::{
-    Seconds, alarms, as_text, authorities, boolean, certificate, host_or_socket, name, port,
-    private_key, whole, word,
+    Seconds, Whole, alarms, as_text, authorities, boolean, certificate, host_or_socket, name,
+    private_key, word,
 };
 
 /// PostgreSQL: address, login, encryption and pool. The files held what they should when the
@@ -21,8 +21,8 @@ pub struct Postgres {
     /// the server's socket.
     #[serde(deserialize_with = "host_or_socket")]
     pub host: String,
-    /// TCP port, also part of the socket's name.
-    #[serde(deserialize_with = "port::<1, _>")]
+    /// TCP  also part of the socket's name.
+    #[serde(deserialize_with = "Whole::<1, 65_535>::deserialize")]
     pub port: u16,
     /// Database.
     #[serde(deserialize_with = "name")]
@@ -33,10 +33,10 @@ pub struct Postgres {
     /// Password; none for a server that asks for none, or for a certificate.
     pub password: Option<Password>,
     /// Connections the pool keeps open; at most `max_connections`.
-    #[serde(deserialize_with = "whole::<0, 10_000, _, _>")]
+    #[serde(deserialize_with = "Whole::<0, 10_000>::deserialize")]
     pub min_connections: u32,
     /// Connections the pool may open; at least 1.
-    #[serde(deserialize_with = "whole::<1, 10_000, _, _>")]
+    #[serde(deserialize_with = "Whole::<1, 10_000>::deserialize")]
     pub max_connections: u32,
     /// How much encryption and proof is asked for.
     #[serde(deserialize_with = "word", serialize_with = "as_text")]

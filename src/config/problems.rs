@@ -143,17 +143,13 @@ mod tests {
     use super::super::keys;
     use super::*;
 
-    fn refusal() -> Refusal {
-        Refusal::new("is wrong", "mend it")
-    }
-
     #[test]
     fn a_problem_says_what_where_and_what_to_do() {
         let problem = Problem::refused(
             &keys::BATCH_SIZE,
             "abc",
             "environment variable BATCH_SIZE",
-            refusal(),
+            Refusal::new("is wrong", "mend it"),
         );
         let errors = ConfigErrors::new(vec![problem.clone(), problem]);
         assert_eq!(
@@ -166,20 +162,6 @@ mod tests {
              \n     set by: environment variable BATCH_SIZE\
              \n     to do:  mend it"
         );
-    }
-
-    #[test]
-    fn a_secret_value_is_hidden() {
-        let problem = Problem::refused(&keys::RABBITMQ_PASSWORD, "hunter2", "here", refusal());
-        assert!(!format!("{problem} {problem:?}").contains("hunter2"));
-        assert!(problem.to_string().contains("rabbitmq.password = ***"));
-    }
-
-    #[test]
-    fn a_url_in_the_wrong_place_is_hidden() {
-        let url = "postgres://voter:hunter2@db/votes";
-        let problem = Problem::refused(&keys::POSTGRES_HOST, url, "here", refusal());
-        assert!(!problem.to_string().contains("hunter2"));
     }
 
     #[test]

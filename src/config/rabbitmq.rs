@@ -8,8 +8,8 @@ use url::Url;
 
 use super::password::Password;
 use super::values::{
-    Heartbeat, Seconds, amqp_name, authorities, boolean, certificate, host, management_url, name,
-    port, private_key, queue, queue_if_set, whole,
+    Heartbeat, Seconds, Whole, amqp_name, authorities, boolean, certificate, host, management_url,
+    name, private_key, queue, queue_if_set,
 };
 
 /// RabbitMQ: address, login, queue, flow control and encryption. The files held what they should
@@ -20,7 +20,7 @@ pub struct RabbitMq {
     #[serde(deserialize_with = "host")]
     pub host: String,
     /// TCP port.
-    #[serde(deserialize_with = "port::<1, _>")]
+    #[serde(deserialize_with = "Whole::<1, 65_535>::deserialize")]
     pub port: u16,
     /// User name.
     #[serde(deserialize_with = "name")]
@@ -40,7 +40,7 @@ pub struct RabbitMq {
     pub dead_letter_queue: String,
     /// Deliveries the broker hands out ahead of acknowledgement: at least the batch size, or no
     /// batch could ever fill. Never 0, which AMQP takes for "without bound".
-    #[serde(rename = "prefetch_count", deserialize_with = "whole::<0, 65_535, _, _>")]
+    #[serde(rename = "prefetch_count", deserialize_with = "Whole::<0, 65_535>::deserialize")]
     pub prefetch: u16,
     /// AMQP heartbeat, whole seconds.
     #[serde(rename = "heartbeat_seconds", with = "Heartbeat")]

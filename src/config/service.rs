@@ -6,19 +6,19 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
-use super::values::{Seconds, SecondsOrNever, address, as_text, port, whole, word};
+use super::values::{Seconds, SecondsOrNever, Whole, address, as_text, word};
 
 /// How votes are gathered before they are written together.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Batch {
     /// Votes per batch, 1 to 65535.
-    #[serde(deserialize_with = "whole::<1, 65_535, _, _>")]
+    #[serde(deserialize_with = "Whole::<1, 65_535>::deserialize")]
     pub size: usize,
     /// After this, counted from its first vote, a batch is processed although it is not full.
     #[serde(rename = "timeout_seconds", with = "Seconds::<1, 3_600_000>")]
     pub timeout: Duration,
     /// Largest message body, in bytes; RabbitMQ itself carries at most 128 MiB.
-    #[serde(deserialize_with = "whole::<256, 134_217_728, _, _>")]
+    #[serde(deserialize_with = "Whole::<256, 134_217_728>::deserialize")]
     pub max_message_bytes: usize,
 }
 
@@ -26,7 +26,7 @@ pub struct Batch {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Retry {
     /// Retries after the first attempt, 0 to 30.
-    #[serde(deserialize_with = "whole::<0, 30, _, _>")]
+    #[serde(deserialize_with = "Whole::<0, 30>::deserialize")]
     pub max_attempts: u32,
     /// Before the first retry; doubled before each further one.
     #[serde(rename = "delay_seconds", with = "Seconds::<0, 3_600_000>")]
@@ -40,7 +40,7 @@ pub struct Monitoring {
     #[serde(deserialize_with = "address")]
     pub host: IpAddr,
     /// Their port; 0 lets the system choose a free one.
-    #[serde(deserialize_with = "port::<0, _>")]
+    #[serde(deserialize_with = "Whole::<0, 65_535>::deserialize")]
     pub port: u16,
     /// The least severe events that are logged.
     #[serde(deserialize_with = "word", serialize_with = "as_text")]
@@ -49,7 +49,7 @@ pub struct Monitoring {
     #[serde(deserialize_with = "word", serialize_with = "as_text")]
     pub log_format: LogFormat,
     /// Laws that get metric series of their own.
-    #[serde(deserialize_with = "whole::<1, 100_000, _, _>")]
+    #[serde(deserialize_with = "Whole::<1, 100_000>::deserialize")]
     pub max_laws: usize,
     /// Between two readings of the totals in the database.
     #[serde(rename = "totals_refresh_seconds", with = "Seconds::<100, 86_400_000>")]

@@ -23,15 +23,15 @@ pub(super) struct Settings {
 impl Settings {
     /// Merges the layers, the lowest first. Relative paths start at `base`.
     pub fn new(mut layers: Vec<Layer>, base: &Path, mut problems: Vec<Problem>) -> Self {
-        for layer in &mut layers {
-            layer.metadata.source = Some(base.into());
-        }
         problems.extend(rules::contradicted_scheme(&layers::merge(&layers)));
         for (url, parts) in [
             (&keys::RABBITMQ_URL, urls::amqp as fn(&str) -> _),
             (&keys::DATABASE_URL, urls::postgres),
         ] {
             problems.extend(take_apart(&mut layers, url, parts).err());
+        }
+        for layer in &mut layers {
+            layer.metadata.source = Some(base.into());
         }
         Self { merged: layers::merge(&layers), problems, derived: BTreeMap::new() }
     }
@@ -116,10 +116,12 @@ impl Settings {
             self.problems.sort_by_key(place);
             return Err(ConfigErrors::new(self.problems));
         };
-        let found = |key: &&Key| Some((key.path, self.find(key)?.set_by));
-        let mut sources: BTreeMap<_, _> =
-            keys::ALL.iter().copied().filter_map(|k| found(&k)).collect();
-        sources.append(&mut self.derived);
+        let mut sources = self.derived;
+        for key in keys::ALL {
+            if let Some(found) = layers::find(&self.merged, key) {
+                sources.entry(key.path).or_insert(found.set_by);
+            }
+        }
         Ok((extracted, sources))
     }
 }
@@ -132,16 +134,12 @@ fn take_apart(
     url: &'static Key,
     parts: fn(&str) -> Result<urls::Parts, Refusal>,
 ) -> Result<(), Problem> {
-    let given = layers.iter().enumerate().rev();
-    let Some((at, text)) = given.filter_map(|(at, layer)| Some((at, layer.get(url)?))).next()
-    else {
+    let Some(at) = layers.iter().rposition(|layer| layer.get(url).is_some()) else {
         return Ok(());
     };
-    let place = layers[at].place(url);
+    let (text, place) = (layers[at].get(url).unwrap_or_default(), layers[at].place(url));
     let parts = parts(text).map_err(|refusal| Problem::refused(url, text, &place, refusal))?;
-    let source = layers[at].metadata.source.clone();
     let mut layer = Layer::new(move |_| place.clone());
-    layer.metadata.source = source;
     for (key, text) in parts {
         layer.set(key, text);
     }

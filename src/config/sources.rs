@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
@@ -27,7 +26,7 @@ pub struct Suspicions {
     pub expanded: Vec<Problem>,
 }
 
-/// Everything a configuration is made from. Reading it changes nothing, and looks at nothing
+/// Everything a configuration is made from. It has no `Debug`: its values may be passwords. Reading it changes nothing, and looks at nothing
 /// else than the files named here; only a `$NAME` outside single quotes in `.env` is looked up in
 /// the process environment too.
 #[derive(Clone, Default)]
@@ -220,46 +219,4 @@ fn selected_profile(above: &[Layer], problems: &mut Vec<Problem>) -> String {
     problems.push(Problem::refused(key, &text, &set_by, Refusal::new("is not a profile", help)));
     // The rest is read as if none had been asked for, so that its problems are listed too.
     DEFAULT_PROFILE.to_owned()
-}
-
-// Both may hold passwords: their names are enough.
-impl fmt::Debug for Sources {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sources")
-            .field("environment", &self.environment.keys())
-            .field("working_dir", &self.working_dir)
-            .field("flags", &self.flags)
-            .finish()
-    }
-}
-
-impl fmt::Debug for Overrides {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths: Vec<&str> = self.set.iter().map(|(path, _)| path.as_str()).collect();
-        f.debug_struct("Overrides")
-            .field("config", &self.config)
-            .field("profile", &self.profile)
-            .field("set", &paths)
-            .finish()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn debug_shows_names_only() {
-        let sources = Sources {
-            environment: [("RABBITMQ_PASSWORD".to_owned(), "hunter2".into())].into(),
-            flags: Overrides {
-                set: vec![("postgres.password".to_owned(), "hunter2".to_owned())],
-                ..Overrides::default()
-            },
-            ..Sources::default()
-        };
-        let shown = format!("{sources:?}");
-        assert!(shown.contains("RABBITMQ_PASSWORD") && shown.contains("postgres.password"));
-        assert!(!shown.contains("hunter2"));
-    }
 }

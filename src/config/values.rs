@@ -57,44 +57,32 @@ pub(super) fn as_text<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::
 }
 
 /// A whole number between two bounds, both included.
-pub(super) fn whole<
-    'de,
-    const LEAST: u64,
-    const MOST: u64,
-    T: TryFrom<u64>,
-    D: Deserializer<'de>,
->(
-    setting: D,
-) -> Result<T, D::Error> {
-    checked(setting, |text| number(text, LEAST, MOST))
-}
+pub(super) struct Whole<const LEAST: u64, const MOST: u64>;
 
-fn number<T: TryFrom<u64>>(text: &str, least: u64, most: u64) -> Result<T, Refusal> {
-    let help = || format!("give a whole number from {least} to {most}");
-    let number: i128 =
-        text.trim().parse().map_err(|_| Refusal::new("is not a whole number", help()))?;
-    u64::try_from(number)
-        .ok()
-        .filter(|number| (least..=most).contains(number))
-        .and_then(|number| T::try_from(number).ok())
-        .ok_or_else(|| Refusal::new(format!("is not between {least} and {most}"), help()))
-}
-
-/// A port's number.
-pub(super) fn port<'de, const LEAST: u64, D: Deserializer<'de>>(
-    setting: D,
-) -> Result<u16, D::Error> {
-    checked(setting, |text| {
-        if text.contains("://") {
-            return Err(Refusal::new(
-                "is an address, as Kubernetes sets it in each pod for a Service of that name \
-                 (service links)",
-                "set enableServiceLinks: false in the pod's spec, or set the variable to the port's \
-                 number in the container's env, which replaces it",
-            ));
-        }
-        number(text, LEAST, 65_535)
-    })
+impl<const LEAST: u64, const MOST: u64> Whole<LEAST, MOST> {
+    pub fn deserialize<'de, T, D>(setting: D) -> Result<T, D::Error>
+    where
+        T: TryFrom<u64>,
+        D: Deserializer<'de>,
+    {
+        checked(setting, |text| {
+            if text.contains("://") {
+                return Err(Refusal::new(
+                    "is an address, as Kubernetes sets it in each pod for a Service of that name \
+                     (service links)",
+                    "set enableServiceLinks: false in the pod's spec, or set the variable to the \
+                     port's number in the container's env, which replaces it",
+                ));
+            }
+            let help = || format!("give a whole number from {LEAST} to {MOST}");
+            let number: i128 =
+                text.trim().parse().map_err(|_| Refusal::new("is not a whole number", help()))?;
+            let number = u64::try_from(number).ok().filter(|it| (LEAST..=MOST).contains(it));
+            number
+                .and_then(|number| T::try_from(number).ok())
+                .ok_or_else(|| Refusal::new(format!("is not between {LEAST} and {MOST}"), help()))
+        })
+    }
 }
 
 /// A span of time in seconds, fractions allowed, between two bounds in milliseconds, both included.
@@ -143,7 +131,7 @@ pub(super) struct Heartbeat;
 
 impl Heartbeat {
     pub fn deserialize<'de, D: Deserializer<'de>>(setting: D) -> Result<Duration, D::Error> {
-        whole::<1, 3600, _, _>(setting).map(Duration::from_secs)
+        Whole::<1, 3600>::deserialize(setting).map(Duration::from_secs)
     }
 
     pub fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
