@@ -50,6 +50,11 @@ pub(super) fn with_variables() -> impl Iterator<Item = &'static Key> {
     ALL.iter().chain(SELECTORS).copied()
 }
 
+/// Finds a setting or a selector by its variable.
+pub(super) fn by_variable(name: &str) -> Option<&'static Key> {
+    with_variables().find(|key| key.variable == name)
+}
+
 /// Whether a section of that name exists.
 pub(super) fn is_section(name: &str) -> bool {
     ALL.iter().any(|key| key.section() == name)

@@ -9,8 +9,7 @@ use strum::{Display, EnumString, VariantNames};
 use super::password::Password;
 use super::rules;
 use super::values::{
-    Seconds, Whole, alarms, as_text, authorities, boolean, certificate, host_or_socket, name,
-    private_key, word,
+    Seconds, Whole, alarms, as_text, authorities, boolean, file, host_or_socket, name, word,
 };
 
 /// PostgreSQL: address, login, encryption and pool. The files held what they should when the
@@ -41,14 +40,14 @@ pub struct Postgres {
     /// How much encryption and proof is asked for.
     #[serde(deserialize_with = "word", serialize_with = "as_text")]
     pub sslmode: SslMode,
-    /// Authorities that may sign the server's certificate, beside the system's.
+    /// Authorities that may sign the server's  file, beside the system's.
     #[serde(default, deserialize_with = "authorities")]
     pub sslrootcert: Option<PathBuf>,
     /// This client's certificate; given together with the key or not at all.
-    #[serde(default, deserialize_with = "certificate")]
+    #[serde(default, deserialize_with = "file")]
     pub sslcert: Option<PathBuf>,
     /// The private key of this client's certificate.
-    #[serde(default, deserialize_with = "private_key")]
+    #[serde(default, deserialize_with = "file")]
     pub sslkey: Option<PathBuf>,
     /// Start although the server's settings or tables can lose commits.
     #[serde(deserialize_with = "boolean")]

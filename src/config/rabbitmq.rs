@@ -8,8 +8,8 @@ use url::Url;
 
 use super::password::Password;
 use super::values::{
-    Heartbeat, Seconds, Whole, amqp_name, authorities, boolean, certificate, host, management_url,
-    name, private_key, queue, queue_if_set,
+    Heartbeat, Seconds, Whole, amqp_name, authorities, boolean, file, host, management_url, name,
+    queue, queue_if_set,
 };
 
 /// RabbitMQ: address, login, queue, flow control and encryption. The files held what they should
@@ -51,15 +51,15 @@ pub struct RabbitMq {
     /// Whether the connection is encrypted.
     #[serde(deserialize_with = "boolean")]
     pub tls: bool,
-    /// Authorities that may sign the server's certificate, beside the system's; none without TLS,
+    /// Authorities that may sign the server's  file, beside the system's; none without TLS,
     /// as of the two below.
     #[serde(default, deserialize_with = "authorities")]
     pub tls_ca_file: Option<PathBuf>,
     /// This client's certificate; given together with the key or not at all.
-    #[serde(default, deserialize_with = "certificate")]
+    #[serde(default, deserialize_with = "file")]
     pub tls_cert_file: Option<PathBuf>,
     /// The private key of this client's certificate.
-    #[serde(default, deserialize_with = "private_key")]
+    #[serde(default, deserialize_with = "file")]
     pub tls_key_file: Option<PathBuf>,
     /// The management API, when it may be asked.
     #[serde(default, deserialize_with = "management_url")]

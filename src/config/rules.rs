@@ -225,10 +225,17 @@ fn certificate_and_key(settings: &mut Settings, certificate: &Key, key: &Key) {
         (None, Some(_)) => settings.refuse(key, lonely(certificate)),
         (None, None) => {}
         (Some(certificate_file), Some(key_file)) => {
-            let matching = read_pem(&key_file).and_then(|key| {
-                let certificate = read_pem(&certificate_file)?;
-                tls::check_identity(&certificate, &key).map_err(Refusal::of_pem)
+            // The private key first: the certificate is held to it.
+            let private = read_pem(&key_file).and_then(|pem| {
+                tls::check_key(&pem).map_err(Refusal::of_pem)?;
+                Ok(pem)
             });
+            let private = private.unwrap_or_else(|refusal| {
+                settings.refuse(key, refusal);
+                Vec::new()
+            });
+            let matching = read_pem(&certificate_file)
+                .and_then(|pem| tls::check_identity(&pem, &private).map_err(Refusal::of_pem));
             if let Err(refusal) = matching {
                 settings.refuse(certificate, refusal);
             }

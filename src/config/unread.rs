@@ -46,26 +46,22 @@ pub(super) fn unread(
     let dotenv = dotenv.iter().map(|(n, v)| (".env: ", n, OsStr::new(v)));
     let unread = environment.chain(dotenv).filter_map(|(place, name, value)| {
         // An empty value counts as not set.
-        if value.is_empty() || is_of_others(name, value) || is_read(name) {
+        let read = keys::by_variable(name).is_some();
+        if read || value.is_empty() || is_of_others(name, value) {
             return None;
         }
-        let near = keys::meant(name);
-        if near.is_none() && !begins_like_ours(name) {
-            return None;
-        }
-        let help = match near {
+        let help = match keys::meant(name) {
             Some(near) => format!("did you mean {}?", near.variable),
-            None => "remove it; .env.example lists every variable".to_owned(),
+            None if begins_like_ours(name) => {
+                "remove it; .env.example lists every variable".to_owned()
+            }
+            None => return None,
         };
         let name = name.escape_debug().to_string();
         let set_by = format!("{place}{name}");
         Some(Problem::about(name, set_by, "is not read: no setting has this variable", help))
     });
     unread.collect()
-}
-
-fn is_read(name: &str) -> bool {
-    keys::with_variables().any(|key| key.variable == name)
 }
 
 /// Whether others set it, beside us or for us: an image, or Kubernetes and Docker for each service of
@@ -90,9 +86,10 @@ fn is_numbered(text: &str) -> bool {
 /// Whether the first word is that of one of our variables.
 fn begins_like_ours(name: &str) -> bool {
     let name = keys::spelled(name);
-    let first = |name: &str| name.split_once('_').map(|(first, _)| first.to_owned());
-    first(&name).is_some_and(|word| {
-        keys::with_variables().any(|key| first(key.variable).as_ref() == Some(&word))
+    let first = name.split_once('_').map(|(first, _)| first);
+    first.is_some_and(|first| {
+        let ours = keys::with_variables().filter_map(|key| key.variable.split_once('_'));
+        ours.map(|(word, _)| word).any(|word| word == first)
     })
 }
 

@@ -325,39 +325,24 @@ pub(super) fn management_url<'de, D: Deserializer<'de>>(
     checked_if_set(setting, urls::management)
 }
 
-/// A PEM file of authorities, if one is set.
+/// The path of a file, if one is set.
+pub(super) fn file<'de, D: Deserializer<'de>>(setting: D) -> Result<Option<PathBuf>, D::Error> {
+    let Some(path) = Option::<RelativePathBuf>::deserialize(setting)? else { return Ok(None) };
+    plain(&path.original().to_string_lossy()).map_err(D::Error::custom)?;
+    Ok(Some(path.relative()))
+}
+
+/// The path of a PEM file of authorities, if one is set.
 pub(super) fn authorities<'de, D: Deserializer<'de>>(
     setting: D,
 ) -> Result<Option<PathBuf>, D::Error> {
-    pem_file(setting, |pem| tls::authorities(pem).map(drop))
-}
-
-/// A PEM file of a certificate, if one is set.
-pub(super) fn certificate<'de, D: Deserializer<'de>>(
-    setting: D,
-) -> Result<Option<PathBuf>, D::Error> {
-    // Whether it is that of its private key is a rule of its own.
-    pem_file(setting, |pem| tls::check_identity(pem, &[]))
-}
-
-/// A PEM file of a private key, if one is set.
-pub(super) fn private_key<'de, D: Deserializer<'de>>(
-    setting: D,
-) -> Result<Option<PathBuf>, D::Error> {
-    pem_file(setting, tls::check_key)
-}
-
-fn pem_file<'de, D: Deserializer<'de>>(
-    setting: D,
-    check: impl Fn(&[u8]) -> Result<(), String>,
-) -> Result<Option<PathBuf>, D::Error> {
-    let Some(path) = Option::<RelativePathBuf>::deserialize(setting)? else { return Ok(None) };
-    let path = plain(&path.original().to_string_lossy()).map(|()| path.relative());
-    let checked = path.and_then(|path| {
-        check(&read_pem(&path)?).map_err(Refusal::of_pem)?;
-        Ok(path)
-    });
-    checked.map(Some).map_err(D::Error::custom)
+    let path = file(setting)?;
+    if let Some(path) = &path {
+        let checked =
+            read_pem(path).and_then(|pem| tls::authorities(&pem).map_err(Refusal::of_pem));
+        checked.map_err(D::Error::custom)?;
+    }
+    Ok(path)
 }
 
 /// The bytes of a PEM file.

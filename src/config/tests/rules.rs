@@ -154,7 +154,7 @@ fn values_may_be_spelled_as_people_do() {
         ("LOG_LEVEL", &["WARNING", "warn"], "warn"),
         ("LOG_LEVEL", &["ERROR", "CRITICAL", "fatal"], "error"),
     ] {
-        let key = keys::with_variables().find(|key| key.variable == name).expect("a setting");
+        let key = keys::by_variable(name).expect("a setting");
         for spelling in spellings {
             let config = load(&[(name, spelling)]);
             assert_eq!(setting(&config, key.path).value, value, "{name}={spelling}");
