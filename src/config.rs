@@ -16,6 +16,9 @@
 //! layer sets wins over the URL, as that layer wins over everything. Variables that are not in
 //! [`keys`] change nothing; those that look like one are [`Suspicions`].
 //!
+//! Each layer is a provider of figment's, which merges them, extracts [`Config`] through serde (a field
+//! says itself what it must be) and knows where a value came from. What spans settings is in `rules`.
+//!
 //! Architecture invariant: nothing here knows lapin, sqlx or the pipeline; a leaf that every
 //! other module may read.
 

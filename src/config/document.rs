@@ -18,7 +18,7 @@ const ONE_LAYOUT: &str =
     "write settings below [default.SECTION] or [PROFILE.SECTION], such as [default.batch]";
 
 /// The profiles of the shipped file, the default one first. There are no others: a misspelt profile
-/// in somebody's file would otherwise be a profile that nobody ever selects.
+/// would never be selected, and the settings in it never read.
 pub(super) fn profiles() -> Vec<String> {
     let mut profiles: Vec<String> = parse(SHIPPED).unwrap_or_default().into_keys().collect();
     profiles.sort_by_key(|profile| profile != DEFAULT_PROFILE);
@@ -38,7 +38,7 @@ pub(super) fn layers(
     let mut tables = match parse(text) {
         Ok(tables) => tables,
         Err(wrong) => {
-            let help = "mend the file's TOML syntax at that place";
+            let help = "fix the file's TOML syntax at that place";
             problems.push(Problem::about(place, place, wrong, help));
             return Vec::new();
         }
@@ -65,7 +65,7 @@ fn unknown_profile(place: &str, written: &str) -> Problem {
     } else {
         let known = profiles();
         let known_names = known.join(", ");
-        let help = match keys::nearest(written, known.iter().map(|name| (name, name))) {
+        let help = match keys::closest(written, known.iter().map(|name| (name, name))) {
             Some(near) => format!("did you mean {near}? There are: {known_names}"),
             None => format!("{ONE_LAYOUT}; the profiles are: {known_names}"),
         };
@@ -90,7 +90,7 @@ fn read_profile(
         let at = format!("{place}: {profile}.{section}");
         if !keys::is_section(&section) {
             let known = keys::ALL.iter().map(|key| (key.section(), key.section()));
-            let help = keys::nearest(&section, known)
+            let help = keys::closest(&section, known)
                 .map_or(ONE_LAYOUT.to_owned(), |near| format!("did you mean [{profile}.{near}]?"));
             problems.push(Problem::about(section, at, "is not a section", help));
             continue;
@@ -118,9 +118,9 @@ fn read_profile(
 
 /// A name that is no setting, with the nearest one that is.
 pub(super) fn unknown_setting(path: &str, set_by: String) -> Problem {
-    // Somebody may have written a variable's name into a section.
+    // It may be a variable's name that was written into a section.
     let name = path.split_once('.').map_or(path, |(_, name)| name);
-    let near = keys::meant(path).or_else(|| keys::meant(name));
+    let near = keys::closest_key(path).or_else(|| keys::closest_key(name));
     let help = match near.map(|key| key.path) {
         Some(near) => format!("did you mean {near}?"),
         None => "remove it; the shipped pipeline.toml lists every setting".to_owned(),

@@ -98,7 +98,7 @@ keys! {
     RABBITMQ_HOST "rabbitmq.host" plain
         "RabbitMQ host.";
     RABBITMQ_PORT "rabbitmq.port" plain
-        "RabbitMQ port; 5671 when TLS is on and nobody set a port.";
+        "RabbitMQ port; 5671 when TLS is on and no port is set.";
     RABBITMQ_USER "rabbitmq.user" plain
         "RabbitMQ user name.";
     RABBITMQ_PASSWORD "rabbitmq.password" secret
@@ -192,25 +192,25 @@ keys! {
 }
 
 /// The key that was most likely meant by a path or a variable, in whatever spelling.
-pub(super) fn meant(written: &str) -> Option<&'static Key> {
+pub(super) fn closest_key(written: &str) -> Option<&'static Key> {
     let spellings = with_variables().flat_map(|key| {
-        let path = spelled(key.path);
+        let path = as_variable(key.path);
         // DATABASE_URL suggests DATABASE_HOST and so on.
         let database = path.strip_prefix("POSTGRES_").map(|name| format!("DATABASE_{name}"));
         let names = [Some(key.variable.to_owned()), database, Some(path)];
         names.into_iter().flatten().map(move |name| (name, key))
     });
-    nearest(written, spellings)
+    closest(written, spellings)
 }
 
 /// What stands beside the name nearest to what was written, if one is near enough to be meant.
-pub(super) fn nearest<T>(
+pub(super) fn closest<T>(
     written: &str,
     names: impl IntoIterator<Item = (impl AsRef<str>, T)>,
 ) -> Option<T> {
-    let written = spelled(written);
+    let written = as_variable(written);
     let near = names.into_iter().filter_map(|(name, beside)| {
-        let name = spelled(name.as_ref());
+        let name = as_variable(name.as_ref());
         // A first word that all of a section share says nothing of what was meant.
         let (likeness, least) = match (written.split_once('_'), name.split_once('_')) {
             (Some((section, written)), Some((same, name))) if section == same => {
@@ -224,7 +224,7 @@ pub(super) fn nearest<T>(
 }
 
 /// In the form that variables have: `rabbitmq.host` and `rabbitmq_host` are near misses, too.
-pub(super) fn spelled(name: &str) -> String {
+pub(super) fn as_variable(name: &str) -> String {
     name.to_uppercase().replace(['.', '-'], "_")
 }
 
@@ -261,8 +261,8 @@ mod tests {
             ("batch.timeout", "batch.timeout_seconds"),
             ("rabbitmq.prefetch", "rabbitmq.prefetch_count"),
         ] {
-            assert_eq!(meant(written).map(|key| key.path), Some(path));
+            assert_eq!(closest_key(written).map(|key| key.path), Some(path));
         }
-        assert_eq!(meant("zebra"), None);
+        assert_eq!(closest_key("zebra"), None);
     }
 }

@@ -8,7 +8,7 @@ use figment::{Error, Figment, Metadata, Profile, Provider};
 
 use super::keys::{self, Key};
 
-/// The name of the layers that come from the shipped file: nobody set what is in them.
+/// The name of the layers of the shipped file, which hold defaults and nothing that a user set.
 const SHIPPED: &str = "shipped";
 
 /// The settings of one source, as text. To figment it is a provider that says in its metadata
@@ -85,7 +85,7 @@ impl Provider for Layer {
 /// The layers, the lowest first, as one.
 // Every layer lies in figment's one default profile: figment lets a selected profile win over
 // the default one even when the default's value came from a later layer, so the profiles of a
-// file are told apart before, when the file is read.
+// file are separated before, when the file is read.
 pub(super) fn merge(layers: &[Layer]) -> Figment {
     layers.iter().fold(Figment::new(), |merged, layer| merged.merge(layer))
 }
@@ -96,7 +96,7 @@ pub(super) struct Found {
     pub text: String,
     /// For people.
     pub set_by: String,
-    /// Nobody set it: it is the shipped file's.
+    /// Whether it is the shipped file's, which no user set.
     pub shipped: bool,
 }
 

@@ -50,7 +50,7 @@ impl Password {
     pub(super) fn in_file(written: &str, path: PathBuf, key: &Key) -> Result<Self, Refusal> {
         plain(written)?;
         let text = read(&path)?;
-        // A pipe can be read once, and a second time for ever.
+        // A pipe can be read once; a second time would block.
         let again = path.is_file().then_some((path, key.variable));
         Ok(Self::new(text, again))
     }
@@ -89,7 +89,7 @@ impl Password {
                     }
                     last.wrong = None;
                 }
-                // Connections are tried every second; a fault is told once.
+                // Connections are tried every second; a fault is logged once.
                 Err(Refusal { wrong, help }) => {
                     if last.wrong.as_ref() != Some(&wrong) {
                         tracing::warn!(

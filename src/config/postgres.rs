@@ -90,7 +90,7 @@ impl Postgres {
     pub const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
     /// The longest time one transaction may take, in all; a connection that is half open never
-    /// answers, and after this nobody waits for it any more.
+    /// answers, and after this the service stops waiting for it.
     pub fn transaction_deadline(&self) -> Duration {
         rules::transaction_deadline(self.statement_timeout)
     }

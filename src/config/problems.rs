@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, for the person who has to mend it.
+//! What is wrong with a configuration, for the person who has to fix it.
 
 use std::fmt;
 
@@ -10,8 +10,8 @@ pub(super) const HIDDEN: &str = "***";
 /// Longest value that is repeated whole in a problem, in characters.
 const SHOWN: usize = 80;
 
-/// Everything that is wrong with the configuration, listed at once: a person mends it in one go
-/// and not one restart a mistake.
+/// Everything that is wrong with the configuration, listed at once, so that a person fixes it
+/// in one go and not one restart a mistake.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", listing(.problems))]
 pub struct ConfigErrors {
@@ -149,7 +149,7 @@ mod tests {
             &keys::BATCH_SIZE,
             "abc",
             "environment variable BATCH_SIZE",
-            Refusal::new("is wrong", "mend it"),
+            Refusal::new("is wrong", "do this"),
         );
         let errors = ConfigErrors::new(vec![problem.clone(), problem]);
         assert_eq!(
@@ -157,10 +157,10 @@ mod tests {
             "the configuration has 2 problems:\n\
              \n  1. batch.size = \"abc\": is wrong\
              \n     set by: environment variable BATCH_SIZE\
-             \n     to do:  mend it\n\
+             \n     to do:  do this\n\
              \n  2. batch.size = \"abc\": is wrong\
              \n     set by: environment variable BATCH_SIZE\
-             \n     to do:  mend it"
+             \n     to do:  do this"
         );
     }
 

@@ -50,10 +50,10 @@ pub(super) fn apply(config: &mut Config, settings: &mut Settings) {
     rabbitmq.prefetch = prefetch(settings, rabbitmq.prefetch, config.batch.size);
     postgres.min_connections = min_connections(settings, postgres);
     dead_letter_queue(settings, rabbitmq);
-    rabbitmq_tls(settings, rabbitmq);
-    useless_ssl_files(settings, postgres.sslmode);
     certificate_and_key(settings, &keys::RABBITMQ_TLS_CERT_FILE, &keys::RABBITMQ_TLS_KEY_FILE);
     certificate_and_key(settings, &keys::POSTGRES_SSLCERT, &keys::POSTGRES_SSLKEY);
+    rabbitmq_tls(settings, rabbitmq);
+    unused_ssl_files(settings, postgres.sslmode);
     let [rabbitmq_password, postgres_password] =
         keys::PASSWORDS.map(|(password, file)| password_in_file(settings, password, file));
     rabbitmq.password = rabbitmq_password.unwrap_or_else(|| rabbitmq.password.clone());
@@ -69,8 +69,8 @@ pub(super) fn apply(config: &mut Config, settings: &mut Settings) {
     consumer_timeout(settings, config);
 }
 
-/// Somebody set `rabbitmq.tls` to the opposite of what a URL's scheme says. Letting either win in
-/// silence could send a password in clear. `own` is without the parts of URLs.
+/// `rabbitmq.tls` is set to the opposite of what a URL's scheme says. Letting either win silently
+/// could send a password in clear. `own` is without the parts of URLs.
 pub(super) fn contradicted_scheme(own: &Figment) -> Option<Problem> {
     let (key, url_key) = (&keys::RABBITMQ_TLS, &keys::RABBITMQ_URL);
     let alone = layers::find(own, key).filter(|alone| !alone.shipped)?;
@@ -87,8 +87,8 @@ pub(super) fn contradicted_scheme(own: &Figment) -> Option<Problem> {
     Some(Problem::refused(key, &alone.text, &alone.set_by, refusal))
 }
 
-/// The prefetch count. Below the batch size a batch could never fill: one that nobody set rises
-/// to the batch size, one that was set lower, or to 0, is refused.
+/// The prefetch count. Below the batch size a batch could never fill: a default rises
+/// to the batch size, a lower one that a user set, or 0, is refused.
 fn prefetch(settings: &mut Settings, prefetch: u16, batch_size: usize) -> u16 {
     let (key, size_key) = (&keys::RABBITMQ_PREFETCH_COUNT, &keys::BATCH_SIZE);
     if usize::from(prefetch) >= batch_size || settings.any_refused(&[key, size_key]) {
@@ -103,7 +103,7 @@ fn prefetch(settings: &mut Settings, prefetch: u16, batch_size: usize) -> u16 {
         "is too low for a batch ever to fill; it must be at least"
     };
     let path = size_key.path;
-    let wrong = format!("{why} {path} = {batch_size} ({})", settings.place(size_key));
+    let wrong = format!("{why} {path} = {batch_size} ({})", settings.source(size_key));
     let help = format!(
         "raise {} to {batch_size} or more, or lower {path}, or remove {} so that it follows",
         key.path, key.variable
@@ -112,8 +112,8 @@ fn prefetch(settings: &mut Settings, prefetch: u16, batch_size: usize) -> u16 {
     prefetch
 }
 
-/// The pool's minimum, at most its maximum: one that nobody set sinks to it, one that was set above is
-/// refused.
+/// The pool's minimum, at most its maximum: a default sinks to it, a higher one that a user set
+/// is refused.
 fn min_connections(settings: &mut Settings, postgres: &Postgres) -> u32 {
     let (key, max_key) = (&keys::POSTGRES_MIN_CONNECTIONS, &keys::POSTGRES_MAX_CONNECTIONS);
     let (min, max) = (postgres.min_connections, postgres.max_connections);
@@ -124,13 +124,13 @@ fn min_connections(settings: &mut Settings, postgres: &Postgres) -> u32 {
         return max;
     }
     let path = max_key.path;
-    let wrong = format!("is more than {path} = {max} ({})", settings.place(max_key));
+    let wrong = format!("is more than {path} = {max} ({})", settings.source(max_key));
     let help = format!("lower it to {max} or less, or raise {path}");
     settings.refuse(key, Refusal::new(wrong, help));
     min
 }
 
-/// Whether nobody set a value, so that it may follow another setting.
+/// Whether a value is a default, so that it may follow another setting; it then does.
 fn follows_unless_set(settings: &mut Settings, key: &'static Key, from: &Key) -> bool {
     let shipped = settings.find(key).is_some_and(|found| found.shipped);
     if shipped {
@@ -147,7 +147,7 @@ fn dead_letter_queue(settings: &mut Settings, rabbitmq: &mut RabbitMq) {
     }
     if rabbitmq.dead_letter_queue == rabbitmq.queue {
         let wrong =
-            format!("is also {}: what is rejected would come back for ever", queue_key.path);
+            format!("is also {}: a rejected message would come back without end", queue_key.path);
         settings.refuse(key, Refusal::new(wrong, "give the two queues different names"));
     }
     if rabbitmq.dead_letter_queue.is_empty() {
@@ -161,8 +161,8 @@ fn dead_letter_queue(settings: &mut Settings, rabbitmq: &mut RabbitMq) {
     }
 }
 
-/// With TLS the port is the conventional other one, unless somebody set a port; without it no file of
-/// certificates is of use.
+/// With TLS the port is the conventional other one, unless a port is set; without it no file of
+/// certificates is used.
 fn rabbitmq_tls(settings: &mut Settings, rabbitmq: &mut RabbitMq) {
     let key = &keys::RABBITMQ_TLS;
     if settings.any_refused(&[key]) {
@@ -180,13 +180,13 @@ fn rabbitmq_tls(settings: &mut Settings, rabbitmq: &mut RabbitMq) {
     );
     let files =
         [&keys::RABBITMQ_TLS_CA_FILE, &keys::RABBITMQ_TLS_CERT_FILE, &keys::RABBITMQ_TLS_KEY_FILE];
-    refuse_useless(settings, &files, refusal);
+    refuse_unused_files(settings, &files, refusal);
 }
 
-fn useless_ssl_files(settings: &mut Settings, mode: SslMode) {
+fn unused_ssl_files(settings: &mut Settings, mode: SslMode) {
     let (authorities, cert, key) =
         (&keys::POSTGRES_SSLROOTCERT, &keys::POSTGRES_SSLCERT, &keys::POSTGRES_SSLKEY);
-    let useless = match mode {
+    let unused = match mode {
         SslMode::VerifyCa | SslMode::VerifyFull => &[][..],
         SslMode::Allow | SslMode::Prefer | SslMode::Require => &[authorities],
         SslMode::Disable => &[authorities, cert, key],
@@ -197,12 +197,12 @@ fn useless_ssl_files(settings: &mut Settings, mode: SslMode) {
             format!("has no effect with {} = {mode}", mode_key.path),
             format!("set {}=verify-full, or remove it", mode_key.variable),
         );
-        refuse_useless(settings, useless, refusal);
+        refuse_unused_files(settings, unused, refusal);
     }
 }
 
-/// Refuses the first of these files that is set: somebody who names one believes that it is used.
-fn refuse_useless(settings: &mut Settings, files: &[&Key], refusal: Refusal) {
+/// Refuses the first of these files that is set: who names one believes that it is used.
+fn refuse_unused_files(settings: &mut Settings, files: &[&Key], refusal: Refusal) {
     let set = |key: &&&Key| settings.find(key).is_some();
     if let Some(key) = files.iter().find(set)
         && !settings.any_refused(files)
@@ -216,13 +216,13 @@ fn certificate_and_key(settings: &mut Settings, certificate: &Key, key: &Key) {
     if settings.any_refused(&[certificate, key]) {
         return;
     }
-    let lonely = |missing: &Key| {
+    let given_without = |missing: &Key| {
         let wrong = format!("is given without {}", missing.path);
         Refusal::new(wrong, format!("set {} too, or remove it", missing.variable))
     };
     match (settings.path(certificate), settings.path(key)) {
-        (Some(_), None) => settings.refuse(certificate, lonely(key)),
-        (None, Some(_)) => settings.refuse(key, lonely(certificate)),
+        (Some(_), None) => settings.refuse(certificate, given_without(key)),
+        (None, Some(_)) => settings.refuse(key, given_without(certificate)),
         (None, None) => {}
         (Some(certificate_file), Some(key_file)) => {
             // The private key first: the certificate is held to it.
@@ -263,7 +263,7 @@ fn password_in_file(
     }
     match Password::in_file(&text, path, file_key) {
         Ok(password) => {
-            settings.came_from(key, set_by);
+            settings.set_source(key, set_by);
             Some(password)
         }
         Err(refusal) => {
@@ -293,7 +293,7 @@ fn consumer_timeout(settings: &mut Settings, config: &Config) {
         ATTEMPT_OVERHEAD.as_secs_f64(),
         fill.as_secs_f64(),
     );
-    let causes = causes.map(|key| format!("{} ({})", key.path, settings.place(key)));
+    let causes = causes.map(|key| format!("{} ({})", key.path, settings.source(key)));
     let help = format!(
         "lower {}; or raise the broker's consumer_timeout and this setting with it",
         causes.join(" or ")

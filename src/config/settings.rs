@@ -28,7 +28,7 @@ impl Settings {
             (&keys::RABBITMQ_URL, urls::amqp as fn(&str) -> _),
             (&keys::DATABASE_URL, urls::postgres),
         ] {
-            problems.extend(take_apart(&mut layers, url, parts).err());
+            problems.extend(insert_url_parts(&mut layers, url, parts).err());
         }
         for layer in &mut layers {
             layer.metadata.source = Some(base.into());
@@ -67,7 +67,7 @@ impl Settings {
     }
 
     /// Where the value of a setting comes from, for people.
-    pub fn place(&self, key: &Key) -> String {
+    pub fn source(&self, key: &Key) -> String {
         self.find(key).unwrap_or_default().set_by
     }
 
@@ -88,18 +88,18 @@ impl Settings {
         self.problems.push(problem);
     }
 
-    /// Whether one of these was refused, so that no rule can tell anything from its value.
+    /// Whether one of these was refused, so that no rule applies to its value.
     pub fn any_refused(&self, keys: &[&Key]) -> bool {
         self.problems.iter().any(|problem| keys.iter().any(|key| key.path == problem.key))
     }
 
-    /// Says that a value follows from another setting.
+    /// Records that a value follows from another setting.
     pub fn follows(&mut self, key: &'static Key, from: &Key) {
-        self.came_from(key, format!("follows {} ({})", from.path, self.place(from)));
+        self.set_source(key, format!("follows {} ({})", from.path, self.source(from)));
     }
 
-    /// Says where a value came from that is not in the setting itself.
-    pub fn came_from(&mut self, key: &'static Key, place: String) {
+    /// Records where a value came from that is not in the setting itself.
+    pub fn set_source(&mut self, key: &'static Key, place: String) {
         self.derived.insert(key.path, place);
     }
 
@@ -129,7 +129,7 @@ impl Settings {
 /// Puts the parts of a URL right above the layer that the URL came from: they win over that layer's
 /// own parts, and a higher layer's parts win over them. Of the URLs of several layers only the highest
 /// counts, as a whole.
-fn take_apart(
+fn insert_url_parts(
     layers: &mut Vec<Layer>,
     url: &'static Key,
     parts: fn(&str) -> Result<urls::Parts, Refusal>,

@@ -118,7 +118,7 @@ impl Sources {
                 return Vec::new();
             }
         };
-        // In a checkout, and wherever the file was copied unchanged, it is nobody's choice: it
+        // In a checkout, and wherever the file was copied unchanged, no user chose it: it
         // must not make a prefetch "set" that only the defaults chose.
         if text == document::SHIPPED {
             return Vec::new();
@@ -213,7 +213,7 @@ fn selected_profile(above: &[Layer], problems: &mut Vec<Problem>) -> String {
     if known.contains(&text) {
         return text;
     }
-    let near = keys::nearest(&text, known.iter().map(|name| (name, name)))
+    let near = keys::closest(&text, known.iter().map(|name| (name, name)))
         .map_or(String::new(), |near| format!("did you mean {near}? "));
     let help = format!("{near}There are: {}", known.join(", "));
     problems.push(Problem::refused(key, &text, &set_by, Refusal::new("is not a profile", help)));

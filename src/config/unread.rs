@@ -1,5 +1,5 @@
-//! Variables that no setting reads although somebody most likely meant one: the service would work on
-//! its defaults without a word.
+//! Variables that no setting reads although one was most likely meant: the service would silently work
+//! on its defaults.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -10,7 +10,7 @@ use super::problems::Problem;
 /// What the official images of RabbitMQ and PostgreSQL, and RabbitMQ itself, set or read.
 /// `POSTGRES_USER_FILE` and `POSTGRES_DB_FILE` are not here: who sets them for this service believes that
 /// it reads them.
-const OF_OTHERS: &str = "
+const SET_BY_OTHERS: &str = "
     POSTGRES_HOST_AUTH_METHOD POSTGRES_INITDB_ARGS POSTGRES_INITDB_ARGS_FILE
     POSTGRES_INITDB_WALDIR RABBITMQ_ADVANCED_CONFIG_FILE RABBITMQ_ALLOW_INPUT RABBITMQ_BASE
     RABBITMQ_BOOT_MODULE RABBITMQ_CONFIG_FILE RABBITMQ_CONFIG_FILES RABBITMQ_CONF_ENV_FILE
@@ -36,7 +36,7 @@ const OF_OTHERS: &str = "
     RABBITMQ_VM_MEMORY_HIGH_WATERMARK
 ";
 
-/// The variables of the environment and of `.env` that nobody reads, with the name that was most likely
+/// The variables of the environment and of `.env` that no setting reads, with the name that was most likely
 /// meant. Their values are not repeated.
 pub(super) fn unread(
     environment: &BTreeMap<String, OsString>,
@@ -47,10 +47,10 @@ pub(super) fn unread(
     let unread = environment.chain(dotenv).filter_map(|(place, name, value)| {
         // An empty value counts as not set.
         let read = keys::by_variable(name).is_some();
-        if read || value.is_empty() || is_of_others(name, value) {
+        if read || value.is_empty() || is_set_by_others(name, value) {
             return None;
         }
-        let help = match keys::meant(name) {
+        let help = match keys::closest_key(name) {
             Some(near) => format!("did you mean {}?", near.variable),
             None if begins_like_ours(name) => {
                 "remove it; .env.example lists every variable".to_owned()
@@ -66,14 +66,14 @@ pub(super) fn unread(
 
 /// Whether others set it, beside us or for us: an image, or Kubernetes and Docker for each service of
 /// that name.
-fn is_of_others(name: &str, value: &OsStr) -> bool {
+fn is_set_by_others(name: &str, value: &OsStr) -> bool {
     let link = name.ends_with("_SERVICE_HOST")
         || name.ends_with("_SERVICE_PORT")
         || name.contains("_SERVICE_PORT_")
         || name.ends_with("_PORT") && value.to_string_lossy().contains("://")
         // POSTGRES_PORT_5432_TCP, POSTGRES_PORT_5432_TCP_ADDR and so on.
         || name.rsplit_once("_PORT_").is_some_and(|(_, port)| is_numbered(port));
-    link || OF_OTHERS.split_whitespace().any(|other| other == name)
+    link || SET_BY_OTHERS.split_whitespace().any(|other| other == name)
 }
 
 fn is_numbered(text: &str) -> bool {
@@ -85,7 +85,7 @@ fn is_numbered(text: &str) -> bool {
 
 /// Whether the first word is that of one of our variables.
 fn begins_like_ours(name: &str) -> bool {
-    let name = keys::spelled(name);
+    let name = keys::as_variable(name);
     let first = name.split_once('_').map(|(first, _)| first);
     first.is_some_and(|first| {
         let ours = keys::with_variables().filter_map(|key| key.variable.split_once('_'));

@@ -22,8 +22,8 @@ const ENCODE: &str = "write every special character of the user name and the pas
 ///
 /// The virtual host is percent-decoded: `/%2f` and `//` are `/`. Without one, `amqp://h` and
 /// `amqp://h/` alike leave it to `rabbitmq.vhost`, which is `/` unless set. By the letter of
-/// RabbitMQ's URI specification the second is the virtual host with an empty name, which nobody
-/// has.
+/// RabbitMQ's URI specification the second is the virtual host with an empty name, which does
+/// not occur.
 pub(super) fn amqp(text: &str) -> Result<Parts, Refusal> {
     let url = parse(text, &["amqp", "amqps"], "amqp://user:password@host:5672/vhost")?;
     let tls = url.scheme() == "amqps";
