@@ -16,6 +16,9 @@
 //! layer sets wins over the URL, as that layer wins over everything. Variables that are not in
 //! [`keys`] change nothing; those that look like one are [`Suspicions`].
 //!
+//! Each layer is a provider of figment's, which merges them, extracts [`Config`] through serde (a field
+//! says itself what it must be) and knows where a value came from. What spans settings is in `rules`.
+//!
 //! Architecture invariant: nothing here knows lapin, sqlx or the pipeline; a leaf that every
 //! other module may read.
 
@@ -27,9 +30,9 @@ mod password;
 mod postgres;
 mod problems;
 mod rabbitmq;
-mod reader;
 mod rules;
 mod service;
+mod settings;
 mod sources;
 mod unread;
 mod urls;
@@ -41,24 +44,28 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use figment::value::Value;
+use serde::{Deserialize, Serialize};
+
 use keys::Key;
-use layers::{Layers, Origin};
-use reader::Reader;
+use layers::Layer;
+use settings::Settings;
 
 pub use password::Password;
-pub use postgres::{Postgres, PostgresSsl, SslMode};
+pub use postgres::{Postgres, SslMode};
 pub use problems::{ConfigErrors, Problem};
-pub use rabbitmq::{ManagementUrl, RabbitMq, RabbitMqTls};
-pub use service::{Batch, LogFormat, LogLevel, Monitoring, Retry};
+pub use rabbitmq::{ManagementUrl, RabbitMq};
+pub use service::{Batch, LogFormat, LogLevel, Monitoring, Retry, Shutdown};
 pub use sources::{Overrides, Sources, Suspicions};
 
 /// The profile that holds when none is selected, and whose values every other builds on.
 pub const DEFAULT_PROFILE: &str = "default";
 
 /// A configuration that was checked: every value is in its range and fits the others.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Config {
     /// The selected profile.
+    #[serde(skip)]
     pub profile: String,
     /// How RabbitMQ is reached.
     pub rabbitmq: RabbitMq,
@@ -70,11 +77,13 @@ pub struct Config {
     pub retry: Retry,
     /// Metrics, health and logs.
     pub monitoring: Monitoring,
-    /// How long a graceful shutdown may take.
-    pub shutdown_timeout: Duration,
+    /// How the service ends.
+    pub shutdown: Shutdown,
     /// What is most likely a mistake although all of this can be used.
+    #[serde(skip)]
     pub suspicions: Suspicions,
     /// Where each value came from, by the path of its setting.
+    #[serde(skip)]
     sources: BTreeMap<&'static str, String>,
 }
 
@@ -98,35 +107,13 @@ impl Config {
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
         let mut problems = Vec::new();
         let (profile, layers, suspicions) = sources.read(&mut problems);
-        let mut reader = Reader::new(Layers::new(layers), sources.base(), problems);
-        reader.take_apart(&keys::RABBITMQ_URL, urls::amqp);
-        reader.take_apart(&keys::DATABASE_URL, urls::postgres);
-
-        let shared = rules::read(&mut reader);
-        let rabbitmq = rabbitmq::read(&mut reader, &shared);
-        let postgres = postgres::read(&mut reader, &shared);
-        let monitoring = service::monitoring(&mut reader);
-        let shutdown_timeout = service::shutdown_timeout(&mut reader);
-
-        let (problems, sources) = reader.finish();
-        if !problems.is_empty() {
-            return Err(ConfigErrors::new(problems));
+        let mut settings = Settings::new(layers, &sources.base(), problems);
+        let mut config: Option<Self> = settings.extract();
+        if let Some(config) = &mut config {
+            rules::apply(config, &mut settings);
         }
-        // What is missing here was noted as a problem.
-        let complete = || {
-            Some(Self {
-                profile,
-                rabbitmq: rabbitmq?,
-                postgres: postgres?,
-                batch: shared.batch?,
-                retry: shared.retry?,
-                monitoring: monitoring?,
-                shutdown_timeout: shutdown_timeout?,
-                suspicions,
-                sources,
-            })
-        };
-        complete().ok_or_else(|| ConfigErrors::new(problems))
+        let (config, sources) = settings.finish(config)?;
+        Ok(Self { profile, suspicions, sources, ..config })
     }
 
     /// How many batches may be on their way to the database at once: as many as the prefetch
@@ -151,13 +138,27 @@ impl Config {
     /// The effective configuration without its passwords, in the order of the shipped file, for
     /// the log line at start and for people.
     pub fn redacted(&self) -> Vec<Setting> {
-        let mut settings = Vec::new();
-        for (key, value) in self.values() {
-            let set_by = self.sources.get(key.path).cloned().unwrap_or_default();
+        let values = Value::serialize(self).expect("nothing in it can fail to be serialized");
+        let listed = keys::ALL.iter().filter_map(|key| {
+            let value = text_of(values.find_ref(key.path)?);
             let value = value.unwrap_or_else(|| "(not set)".to_owned());
-            settings.push(Setting { path: key.path, value, set_by });
+            let set_by = self.sources.get(key.path).cloned().unwrap_or_default();
+            Some(Setting { path: key.path, value, set_by })
+        });
+        listed.collect()
+    }
+}
+
+/// An effective value as text, none when there is none.
+fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(_, text) => Some(text.clone()),
+        Value::Bool(_, yes) => Some(yes.to_string()),
+        Value::Num(_, number) => number.to_u128().map(|number| number.to_string()),
+        Value::Array(_, words) if !words.is_empty() => {
+            Some(words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","))
         }
-        settings
+        _ => None,
     }
 }
 
@@ -165,23 +166,18 @@ impl Config {
 /// can read them.
 pub fn exposed_passwords(flags: &Overrides) -> Vec<String> {
     let exposed = flags.set.iter().filter_map(|(path, text)| {
-        let (key, instead) = match keys::by_path(path)? {
-            key if *key == keys::RABBITMQ_PASSWORD => (key, &keys::RABBITMQ_PASSWORD_FILE),
-            key if *key == keys::POSTGRES_PASSWORD => (key, &keys::POSTGRES_PASSWORD_FILE),
-            // Of a URL, the part in front of the @ may hold a password.
-            key if key.secret && text.contains('@') => match key.section() {
-                "rabbitmq" => (key, &keys::RABBITMQ_PASSWORD_FILE),
-                _ => (key, &keys::POSTGRES_PASSWORD_FILE),
-            },
-            _ => return None,
-        };
-        (!text.is_empty()).then(|| {
-            format!(
-                "--set {} shows a password in the list of processes; write it to a file and set {} \
-                 ({})",
-                key.path, instead.variable, instead.path
-            )
-        })
+        let key = keys::by_path(path).filter(|key| key.secret)?;
+        // Of a URL, the part in front of the @ may hold a password.
+        if text.is_empty() || key.name().ends_with("url") && !text.contains('@') {
+            return None;
+        }
+        let files = keys::PASSWORDS.map(|(_, file)| file);
+        let instead = files.into_iter().find(|file| file.section() == key.section())?;
+        Some(format!(
+            "--set {} shows a password in the list of processes; write it to a file and set {} \
+             ({})",
+            key.path, instead.variable, instead.path
+        ))
     });
     exposed.collect()
 }
@@ -189,9 +185,8 @@ pub fn exposed_passwords(flags: &Overrides) -> Vec<String> {
 /// The default value of a setting as the shipped file writes it; none when it has no default, or
 /// one that follows from another setting.
 pub fn shipped_default(key: &Key) -> Option<String> {
-    let origin = |name: &str| Origin::Shipped { profile: name.to_owned() };
     let mut problems = Vec::new();
-    let layers =
-        document::layers(document::SHIPPED, "shipped", DEFAULT_PROFILE, origin, &mut problems);
-    Layers::new(layers).find(key).map(|found| found.text)
+    let (text, place) = (document::SHIPPED, "shipped defaults");
+    let layers = document::layers(text, place, DEFAULT_PROFILE, Layer::shipped, &mut problems);
+    Some(layers.first()?.get(key)?.to_owned())
 }

@@ -109,7 +109,7 @@ pub async fn run_with(
     tracing::error!(task = ended.name, "stopping: {ended}");
     stop.cancel();
     // As at a signal: deliveries already received are settled, unless that takes too long.
-    match tokio::time::timeout(config.shutdown_timeout, counting).await {
+    match tokio::time::timeout(config.shutdown.timeout, counting).await {
         Ok(Err(error)) => tracing::error!("counting ended with an error, too: {error}"),
         Ok(Ok(())) => {}
         Err(_) => tracing::error!("deliveries were not settled within SHUTDOWN_TIMEOUT_SECONDS"),

@@ -59,10 +59,10 @@ fn not_opened(config: &Config, error: &Error) -> OpenError {
         ));
     }
     match (refused(config, error), is_hang_up(error)) {
-        (OpenError::Unavailable(told), true) => OpenError::Unavailable(match &config.tls {
+        (OpenError::Unavailable(told), true) => OpenError::Unavailable(match config.tls {
             // What a port with TLS does to a client without, and a broker that is stopping, too.
-            None => format!("{told}. If that port takes TLS only, set RABBITMQ_TLS=true"),
-            Some(_) => format!(
+            false => format!("{told}. If that port takes TLS only, set RABBITMQ_TLS=true"),
+            true => format!(
                 "{told}. If that goes on, the broker may refuse our certificate or the lack of one \
                  (RABBITMQ_TLS_CERT_FILE) without saying so; see its log"
             ),
@@ -98,10 +98,6 @@ fn is_hang_up(error: &Error) -> bool {
 }
 
 fn side(config: &Config) -> Side {
-    let (ca_file, cert_file) = match &config.tls {
-        Some(tls) => (tls.ca_file.clone(), tls.cert_file.clone()),
-        None => (None, None),
-    };
     let variables = Variables {
         host: "RABBITMQ_HOST",
         port: "RABBITMQ_PORT",
@@ -110,7 +106,12 @@ fn side(config: &Config) -> Side {
         cert_file: "RABBITMQ_TLS_CERT_FILE",
         key_file: "RABBITMQ_TLS_KEY_FILE",
     };
-    Side { host: config.host.clone(), ca_file, cert_file, variables }
+    Side {
+        host: config.host.clone(),
+        ca_file: config.tls_ca_file.clone(),
+        cert_file: config.tls_cert_file.clone(),
+        variables,
+    }
 }
 
 /// What an error of the broker means for whoever wanted to open something.
@@ -144,7 +145,7 @@ pub(super) fn amqp_code(error: &Error) -> Option<u16> {
 /// Reads the password's file anew, as [`tls()`] does its files.
 fn uri(config: &Config) -> AMQPUri {
     AMQPUri {
-        scheme: if config.tls.is_some() { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+        scheme: if config.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
         authority: AMQPAuthority {
             userinfo: AMQPUserInfo {
                 username: config.user.clone(),
@@ -166,7 +167,6 @@ fn uri(config: &Config) -> AMQPUri {
 /// Reads the files anew for each connection, so that renewed ones need no restart. They were in
 /// order at start; what replaced them may not be.
 fn tls(config: &Config) -> Result<OwnedTLSConfig, OpenError> {
-    let Some(files) = &config.tls else { return Ok(OwnedTLSConfig::default()) };
     let wrong = |variable: &str, path: &Path, what: String| {
         OpenError::Configuration(format!("{variable}: {} {what}", path.display()))
     };
@@ -174,7 +174,7 @@ fn tls(config: &Config) -> Result<OwnedTLSConfig, OpenError> {
         std::fs::read(path).map_err(|e| wrong(variable, path, format!("cannot be read ({e})")))
     };
     let Variables { ca_file, cert_file, key_file, .. } = side(config).variables;
-    let cert_chain = match &files.ca_file {
+    let cert_chain = match &config.tls_ca_file {
         None => None,
         Some(path) => {
             let pem = read(ca_file, path)?;
@@ -183,7 +183,7 @@ fn tls(config: &Config) -> Result<OwnedTLSConfig, OpenError> {
             Some(String::from_utf8_lossy(&pem).into_owned())
         }
     };
-    let identity = match (&files.cert_file, &files.key_file) {
+    let identity = match (&config.tls_cert_file, &config.tls_key_file) {
         (Some(cert), Some(key)) => {
             let (pem, private) = (read(cert_file, cert)?, read(key_file, key)?);
             tls::check_key(&private).map_err(|what| wrong(key_file, key, what))?;

@@ -95,7 +95,7 @@ fn guest_from_afar(given: &Given<'_>) -> Option<Finding> {
 
 fn rabbitmq_in_clear(given: &Given<'_>) -> Option<Finding> {
     let Given { config, .. } = given;
-    (config.rabbitmq.tls.is_none() && !is_local(&config.rabbitmq.host)).then(|| {
+    (!config.rabbitmq.tls && !is_local(&config.rabbitmq.host)).then(|| {
         Finding::of_setting(
             Warning,
             config,
@@ -145,7 +145,7 @@ fn heartbeat_too_long(given: &Given<'_>) -> Option<Finding> {
 fn postgres_unproven(given: &Given<'_>) -> Option<Finding> {
     let Given { config, .. } = given;
     let host = &config.postgres.host;
-    let risk = match config.postgres.ssl.mode {
+    let risk = match config.postgres.sslmode {
         SslMode::VerifyCa | SslMode::VerifyFull => return None,
         SslMode::Disable => "the password and every vote travel in clear",
         SslMode::Allow | SslMode::Prefer => {
@@ -320,7 +320,7 @@ fn retries_past_the_deadline(given: &Given<'_>) -> Option<Finding> {
 
 fn killed_before_it_stops(given: &Given<'_>) -> Option<Finding> {
     let Given { config, .. } = given;
-    let stop = config.shutdown_timeout;
+    let stop = config.shutdown.timeout;
     if stop < DOCKER_STOP {
         return None;
     }
@@ -349,8 +349,8 @@ fn killed_before_it_stops(given: &Given<'_>) -> Option<Finding> {
 /// no choice: only less than that is somebody's mistake.
 fn stops_before_a_statement_ends(given: &Given<'_>) -> Option<Finding> {
     let Given { config, shipped } = given;
-    let (stop, statement) = (config.shutdown_timeout, config.postgres.statement_timeout);
-    let lowered = shipped.as_ref().is_some_and(|shipped| stop < shipped.shutdown_timeout);
+    let (stop, statement) = (config.shutdown.timeout, config.postgres.statement_timeout);
+    let lowered = shipped.as_ref().is_some_and(|shipped| stop < shipped.shutdown.timeout);
     (lowered && stop < statement).then(|| {
         Finding::of_setting(
             Warning,

@@ -51,10 +51,10 @@ async fn run_with(config: Config, traces: Traces, tasks: Vec<NamedTask>) -> Exit
         }
         signal = signals.next() => signal,
     };
-    let deadline = Instant::now() + config.shutdown_timeout;
+    let deadline = Instant::now() + config.shutdown.timeout;
     tracing::info!(
         signal = first.name(),
-        deadline = seconds(config.shutdown_timeout),
+        deadline = seconds(config.shutdown.timeout),
         "stopping: what was taken is committed and acked, the rest stays in the queue"
     );
     stop.cancel();

@@ -8,8 +8,8 @@ use figment::value::{Dict, Num, Value};
 
 use super::DEFAULT_PROFILE;
 use super::keys::{self, Key};
-use super::layers::{Layer, Origin};
-use super::problems::Problem;
+use super::layers::Layer;
+use super::problems::{Problem, Refusal};
 
 /// The file whose `default` profile is the defaults, part of this program.
 pub(super) const SHIPPED: &str = include_str!("../../pipeline.toml");
@@ -17,58 +17,55 @@ pub(super) const SHIPPED: &str = include_str!("../../pipeline.toml");
 const ONE_LAYOUT: &str =
     "write settings below [default.SECTION] or [PROFILE.SECTION], such as [default.batch]";
 
-/// The profiles of the shipped file, the only ones there are: a misspelt profile in somebody's
-/// file would otherwise be a profile that nobody ever selects.
+/// The profiles of the shipped file, the default one first. There are no others: a misspelt profile
+/// would never be selected, and the settings in it never read.
 pub(super) fn profiles() -> Vec<String> {
-    parse(SHIPPED).map(|tables| tables.into_keys().collect()).unwrap_or_default()
+    let mut profiles: Vec<String> = parse(SHIPPED).unwrap_or_default().into_keys().collect();
+    profiles.sort_by_key(|profile| profile != DEFAULT_PROFILE);
+    profiles
 }
 
-/// The layers of a document: its `default` profile and, above it, the selected one. `place` names
-/// the document for people. Every unknown name in it is a problem, in every profile.
+/// The layers of a document: its `default` profile and, above it, the selected one. `layer` makes one
+/// for a profile, `place` names the document for people. Every unknown name in it is a problem, in
+/// every profile.
 pub(super) fn layers(
     text: &str,
     place: &str,
     selected: &str,
-    origin: impl Fn(&str) -> Origin,
+    layer: impl Fn(&str) -> Layer,
     problems: &mut Vec<Problem>,
 ) -> Vec<Layer> {
-    let tables = match parse(text) {
+    let mut tables = match parse(text) {
         Ok(tables) => tables,
         Err(wrong) => {
-            let help = "mend the file's TOML syntax at that place";
+            let help = "fix the file's TOML syntax at that place";
             problems.push(Problem::about(place, place, wrong, help));
             return Vec::new();
         }
     };
-    let known = profiles();
-    let mut layers = vec![Layer::new(origin(DEFAULT_PROFILE))];
-    if selected != DEFAULT_PROFILE {
-        layers.push(Layer::new(origin(selected)));
-    }
-    for (profile, table) in tables {
-        if !known.contains(&profile) {
-            problems.push(unknown_profile(place, &profile, &known));
-            continue;
+    let mut layers = Vec::new();
+    for profile in profiles() {
+        let mut layer = layer(&profile);
+        if let Some(table) = tables.remove(&profile) {
+            read_profile(place, &profile, table, &mut layer, problems);
         }
-        let mut scratch = Layer::new(origin(&profile));
-        let layer = match profile.as_str() {
-            DEFAULT_PROFILE => layers.first_mut(),
-            name if name == selected => layers.last_mut(),
-            // Not selected, and checked all the same.
-            _ => None,
-        };
-        read_profile(place, &profile, table, layer.unwrap_or(&mut scratch), problems);
+        // What is not selected is checked all the same.
+        if profile == DEFAULT_PROFILE || profile == selected {
+            layers.push(layer);
+        }
     }
+    problems.extend(tables.keys().map(|unknown| unknown_profile(place, unknown)));
     layers
 }
 
-fn unknown_profile(place: &str, written: &str, known: &[String]) -> Problem {
+fn unknown_profile(place: &str, written: &str) -> Problem {
     let first = written.split('.').next().unwrap_or(written);
     let (wrong, help) = if keys::is_section(first) {
         ("is a section outside a profile", format!("write [{DEFAULT_PROFILE}.{first}]"))
     } else {
+        let known = profiles();
         let known_names = known.join(", ");
-        let help = match keys::nearest(written, known.iter().map(String::as_str)) {
+        let help = match keys::closest(written, known.iter().map(|name| (name, name))) {
             Some(near) => format!("did you mean {near}? There are: {known_names}"),
             None => format!("{ONE_LAYOUT}; the profiles are: {known_names}"),
         };
@@ -92,8 +89,8 @@ fn read_profile(
     for (section, settings) in sections {
         let at = format!("{place}: {profile}.{section}");
         if !keys::is_section(&section) {
-            let known = keys::ALL.iter().map(|key| key.section());
-            let help = keys::nearest(&section, known)
+            let known = keys::ALL.iter().map(|key| (key.section(), key.section()));
+            let help = keys::closest(&section, known)
                 .map_or(ONE_LAYOUT.to_owned(), |near| format!("did you mean [{profile}.{near}]?"));
             problems.push(Problem::about(section, at, "is not a section", help));
             continue;
@@ -105,12 +102,12 @@ fn read_profile(
         for (name, value) in settings {
             let path = format!("{section}.{name}");
             let Some(key) = keys::by_path(&path) else {
-                problems.push(unknown_setting(&path, format!("{place}: {profile}.{path}"), &name));
+                problems.push(unknown_setting(&path, format!("{place}: {profile}.{path}")));
                 continue;
             };
             match text_of(key, value) {
                 Ok(text) => layer.set(key, text),
-                Err((wrong, help)) => {
+                Err(Refusal { wrong, help }) => {
                     let at = format!("{place}: {profile}.{path}");
                     problems.push(Problem::about(path, at, wrong, help));
                 }
@@ -120,37 +117,36 @@ fn read_profile(
 }
 
 /// A name that is no setting, with the nearest one that is.
-pub(super) fn unknown_setting(path: &str, set_by: String, name: &str) -> Problem {
-    let near = keys::ALL
-        .iter()
-        .find(|key| key.variable.eq_ignore_ascii_case(name))
-        .map(|key| key.path)
-        .or_else(|| keys::nearest(path, keys::ALL.iter().map(|key| key.path)));
-    let help = near
-        .map_or("remove it; the shipped pipeline.toml lists every setting".to_owned(), |near| {
-            format!("did you mean {near}?")
-        });
+pub(super) fn unknown_setting(path: &str, set_by: String) -> Problem {
+    // It may be a variable's name that was written into a section.
+    let name = path.split_once('.').map_or(path, |(_, name)| name);
+    let near = keys::closest_key(path).or_else(|| keys::closest_key(name));
+    let help = match near.map(|key| key.path) {
+        Some(near) => format!("did you mean {near}?"),
+        None => "remove it; the shipped pipeline.toml lists every setting".to_owned(),
+    };
     Problem::about(path, set_by, "is not a setting", help)
 }
 
 /// A TOML value as the text that every other layer would hold.
-fn text_of(key: &Key, value: Value) -> Result<String, (String, String)> {
-    match value {
-        Value::String(_, text) => Ok(text),
-        Value::Bool(_, yes) => Ok(yes.to_string()),
-        // 1.50 arrives as 1.5: the digits that were written are lost, and with them a password.
-        Value::Num(_, Num::F32(_) | Num::F64(_)) if key.secret => Err((
-            "is a number with a fraction, which TOML does not keep as written".to_owned(),
-            "put it in quotes".to_owned(),
-        )),
-        Value::Num(_, number) => number
-            .to_i128()
-            .map(|whole| whole.to_string())
-            .or_else(|| number.to_f64().map(|fraction| format!("{fraction:?}")))
-            .ok_or_else(|| ("is not a usable number".to_owned(), "put it in quotes".to_owned())),
-        Value::Array(..) => Err(("is an array".to_owned(), "give one value".to_owned())),
-        _ => Err(("is a table or a date".to_owned(), "give one value".to_owned())),
-    }
+fn text_of(key: &Key, value: Value) -> Result<String, Refusal> {
+    let wrong = match value {
+        Value::String(_, text) => return Ok(text),
+        Value::Bool(_, yes) => return Ok(yes.to_string()),
+        Value::Num(_, Num::F32(_) | Num::F64(_)) if key.secret => {
+            // 1.50 arrives as 1.5: the digits that were written are lost, and with them a password.
+            let wrong = "is a number with a fraction, which TOML does not keep as written";
+            return Err(Refusal::new(wrong, "put it in quotes"));
+        }
+        Value::Num(_, Num::F64(fraction)) => return Ok(format!("{fraction:?}")),
+        Value::Num(_, number) => match number.to_i128() {
+            Some(whole) => return Ok(whole.to_string()),
+            None => "is not a usable number",
+        },
+        Value::Array(..) => "is an array",
+        _ => "is a table or a date",
+    };
+    Err(Refusal::new(wrong, "give one value"))
 }
 
 /// The top-level tables, or what is wrong and on which line.
@@ -176,19 +172,11 @@ fn without_excerpt(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::keys::BATCH_SIZE;
-    use super::super::layers::Layers;
     use super::*;
 
-    fn read(text: &str, profile: &str) -> (Layers, Vec<Problem>) {
-        let mut problems = Vec::new();
-        let origin = |name: &str| Origin::File { path: "f.toml".into(), profile: name.to_owned() };
-        let layers = layers(text, "f.toml", profile, origin, &mut problems);
-        (Layers::new(layers), problems)
-    }
-
     fn only_problem(text: &str) -> Problem {
-        let (_, problems) = read(text, DEFAULT_PROFILE);
+        let mut problems = Vec::new();
+        layers(text, "f.toml", DEFAULT_PROFILE, Layer::shipped, &mut problems);
         assert_eq!(problems.len(), 1, "{problems:?}");
         problems.into_iter().next().expect("there is one")
     }
@@ -196,10 +184,9 @@ mod tests {
     #[test]
     fn the_shipped_file_parses_without_a_problem_in_every_profile() {
         assert_eq!(profiles(), ["default", "throughput"]);
-        for profile in profiles() {
-            let (_, problems) = read(SHIPPED, &profile);
-            assert_eq!(problems, []);
-        }
+        let mut problems = Vec::new();
+        layers(SHIPPED, "f.toml", DEFAULT_PROFILE, Layer::shipped, &mut problems);
+        assert_eq!(problems, []);
     }
 
     #[test]
@@ -219,19 +206,6 @@ mod tests {
         assert_eq!(named, keys::ALL.iter().map(|key| key.path).collect::<Vec<_>>());
         for key in keys::ALL.iter().chain(keys::SELECTORS) {
             assert!(SHIPPED.contains(key.variable), "{}", key.variable);
-        }
-    }
-
-    #[test]
-    fn the_selected_profile_lies_above_the_default_one() {
-        let text = "[throughput.batch]\nsize = 2\n[default.batch]\nsize = 1\ntimeout_seconds = 3";
-        for (profile, size) in [("default", "1"), ("throughput", "2")] {
-            let (layers, problems) = read(text, profile);
-            assert_eq!(problems, []);
-            let found = layers.find(&BATCH_SIZE).expect("the size is set");
-            assert_eq!(found.text, size);
-            assert_eq!(found.set_by, format!("f.toml: {profile}.batch.size"));
-            assert!(layers.find(&keys::BATCH_TIMEOUT_SECONDS).is_some());
         }
     }
 
@@ -256,12 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn values_may_be_text_or_typed_but_nothing_larger() {
-        for value in ["100", "\"100\""] {
-            let (layers, problems) = read(&format!("[default.batch]\nsize = {value}"), "default");
-            assert_eq!(problems, []);
-            assert_eq!(layers.find(&BATCH_SIZE).map(|found| found.text).as_deref(), Some("100"));
-        }
+    fn a_value_is_neither_an_array_nor_a_table_nor_a_date() {
         for value in ["[100]", "{ a = 1 }", "1979-05-27"] {
             let problem = only_problem(&format!("[default.batch]\nsize = {value}"));
             assert_eq!(problem.set_by, "f.toml: default.batch.size", "{value}");
@@ -269,15 +238,9 @@ mod tests {
     }
 
     #[test]
-    fn a_password_may_look_like_a_number_unless_toml_would_change_it() {
-        let password = |text: &str| format!("[default.rabbitmq]\npassword = {text}");
-        for (written, meant) in [("12345", "12345"), ("true", "true"), ("\"0123\"", "0123")] {
-            let (layers, problems) = read(&password(written), "default");
-            assert_eq!(problems, []);
-            let found = layers.find(&keys::RABBITMQ_PASSWORD).map(|found| found.text);
-            assert_eq!(found.as_deref(), Some(meant));
-        }
-        assert!(only_problem(&password("1.50")).help.contains("quotes"));
+    fn a_password_that_toml_would_change_is_refused() {
+        let problem = only_problem("[default.rabbitmq]\npassword = 1.50");
+        assert!(problem.help.contains("quotes"), "{problem}");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::keys::{self, Key};
+use super::keys;
 use super::problems::Problem;
 
 const QUOTE: &str = "put a value with spaces, quotes, # or $ in single quotes: NAME='value'";
@@ -52,7 +52,7 @@ pub(super) fn parse(text: &str, path: &Path, problems: &mut Vec<Problem>) -> Dot
     let mut expanded = Vec::new();
     let mut assigned = BTreeSet::new();
     for (line, (name, value)) in assignments(text) {
-        if let Some(key) = known(name)
+        if let Some(key) = keys::by_variable(name)
             && !broken.contains(&line)
         {
             let inserted = inserted(value);
@@ -80,10 +80,6 @@ pub(super) fn parse(text: &str, path: &Path, problems: &mut Vec<Problem>) -> Dot
 
 fn at(path: &Path, line: usize) -> String {
     format!("{}, line {line}", path.display())
-}
-
-fn known(name: &str) -> Option<&'static Key> {
-    keys::ALL.iter().chain(keys::SELECTORS).copied().find(|key| key.variable == name)
 }
 
 /// Number, name and value of each line that assigns something, the value as it is written.

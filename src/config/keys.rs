@@ -3,7 +3,7 @@
 //! The default values are not here: they are in the shipped `pipeline.toml`.
 
 /// One setting.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     /// `section.name`, as in a profile's tables and after `--set`; for the two of [`SELECTORS`],
     /// the flag.
@@ -36,9 +36,23 @@ pub static PIPELINE_PROFILE: Key = Key {
     help: "Profile: default, or throughput (larger batches and prefetch).",
 };
 
+/// The passwords, each with the setting that names a file instead.
+pub(super) static PASSWORDS: [(&Key, &Key); 2] =
+    [(&RABBITMQ_PASSWORD, &RABBITMQ_PASSWORD_FILE), (&POSTGRES_PASSWORD, &POSTGRES_PASSWORD_FILE)];
+
 /// Finds a setting by its path.
 pub fn by_path(path: &str) -> Option<&'static Key> {
     ALL.iter().copied().find(|key| key.path == path)
+}
+
+/// Every key that has a variable: the settings and the selectors.
+pub(super) fn with_variables() -> impl Iterator<Item = &'static Key> {
+    ALL.iter().chain(SELECTORS).copied()
+}
+
+/// Finds a setting or a selector by its variable.
+pub(super) fn by_variable(name: &str) -> Option<&'static Key> {
+    with_variables().find(|key| key.variable == name)
 }
 
 /// Whether a section of that name exists.
@@ -84,7 +98,7 @@ keys! {
     RABBITMQ_HOST "rabbitmq.host" plain
         "RabbitMQ host.";
     RABBITMQ_PORT "rabbitmq.port" plain
-        "RabbitMQ port; 5671 when TLS is on and nobody set a port.";
+        "RabbitMQ port; 5671 when TLS is on and no port is set.";
     RABBITMQ_USER "rabbitmq.user" plain
         "RabbitMQ user name.";
     RABBITMQ_PASSWORD "rabbitmq.password" secret
@@ -177,26 +191,41 @@ keys! {
         "Seconds a graceful shutdown may take; keep it below the supervisor's (docker stop: 10).";
 }
 
-/// The candidate nearest to what was written, if one is near enough to be meant.
-pub(super) fn nearest<'a>(
+/// The key that was most likely meant by a path or a variable, in whatever spelling.
+pub(super) fn closest_key(written: &str) -> Option<&'static Key> {
+    let spellings = with_variables().flat_map(|key| {
+        let path = as_variable(key.path);
+        // DATABASE_URL suggests DATABASE_HOST and so on.
+        let database = path.strip_prefix("POSTGRES_").map(|name| format!("DATABASE_{name}"));
+        let names = [Some(key.variable.to_owned()), database, Some(path)];
+        names.into_iter().flatten().map(move |name| (name, key))
+    });
+    closest(written, spellings)
+}
+
+/// What stands beside the name nearest to what was written, if one is near enough to be meant.
+pub(super) fn closest<T>(
     written: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
-    let written = written.to_lowercase();
-    let reach = (written.chars().count() / 3).max(2);
-    candidates
-        .into_iter()
-        .map(|candidate| {
-            let distance = if candidate.starts_with(&written) && written.len() > 3 {
-                1
-            } else {
-                strsim::osa_distance(&written, candidate)
-            };
-            (distance, candidate)
-        })
-        .filter(|(distance, _)| *distance <= reach)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
+    names: impl IntoIterator<Item = (impl AsRef<str>, T)>,
+) -> Option<T> {
+    let written = as_variable(written);
+    let near = names.into_iter().filter_map(|(name, beside)| {
+        let name = as_variable(name.as_ref());
+        // A first word that all of a section share says nothing of what was meant.
+        let (likeness, least) = match (written.split_once('_'), name.split_once('_')) {
+            (Some((section, written)), Some((same, name))) if section == same => {
+                (strsim::jaro_winkler(written, name), 0.8)
+            }
+            _ => (strsim::jaro_winkler(&written, &name), 0.85),
+        };
+        (likeness > least).then_some((likeness, beside))
+    });
+    near.max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, beside)| beside)
+}
+
+/// In the form that variables have: `rabbitmq.host` and `rabbitmq_host` are near misses, too.
+pub(super) fn as_variable(name: &str) -> String {
+    name.to_uppercase().replace(['.', '-'], "_")
 }
 
 #[cfg(test)]
@@ -227,10 +256,13 @@ mod tests {
 
     #[test]
     fn near_names_are_suggested_and_far_ones_are_not() {
-        let paths = || ALL.iter().map(|key| key.path);
-        assert_eq!(nearest("batch.sise", paths()), Some("batch.size"));
-        assert_eq!(nearest("batch.timeout", paths()), Some("batch.timeout_seconds"));
-        assert_eq!(nearest("rabbitmq.prefetch", paths()), Some("rabbitmq.prefetch_count"));
-        assert_eq!(nearest("zebra", paths()), None);
+        for (written, path) in [
+            ("batch.sise", "batch.size"),
+            ("batch.timeout", "batch.timeout_seconds"),
+            ("rabbitmq.prefetch", "rabbitmq.prefetch_count"),
+        ] {
+            assert_eq!(closest_key(written).map(|key| key.path), Some(path));
+        }
+        assert_eq!(closest_key("zebra"), None);
     }
 }

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use secrecy::{ExposeSecret as _, SecretString};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::keys::Key;
-use super::problems::Refusal;
-use super::values::secret;
+use super::problems::{HIDDEN, Refusal};
+use super::values::{plain, secret};
 
 /// Largest password file, in bytes; what is larger is another file by mistake.
 const LARGEST_FILE: u64 = 65_536;
@@ -34,18 +36,21 @@ struct Last {
 }
 
 impl Password {
-    /// A password that was given itself.
-    pub(super) fn given(text: String) -> Self {
-        Self::new(text, None)
+    /// A password that was given itself. It may have blanks and quotation marks anywhere, and no
+    /// control character.
+    pub(super) fn given(text: String) -> Result<Self, Refusal> {
+        secret(&text)?;
+        Ok(Self::new(text, None))
     }
 
-    /// The password in a file, which `key` named.
+    /// The password in a file, which `key` named as `written`.
     ///
     /// # Errors
-    /// What is wrong with the file or the text in it.
-    pub(super) fn in_file(path: PathBuf, key: &Key) -> Result<Self, Refusal> {
+    /// What is wrong with the path, the file or the text in it.
+    pub(super) fn in_file(written: &str, path: PathBuf, key: &Key) -> Result<Self, Refusal> {
+        plain(written)?;
         let text = read(&path)?;
-        // A pipe can be read once, and a second time for ever.
+        // A pipe can be read once; a second time would block.
         let again = path.is_file().then_some((path, key.variable));
         Ok(Self::new(text, again))
     }
@@ -53,6 +58,12 @@ impl Password {
     fn new(text: String, file: Option<(PathBuf, &'static str)>) -> Self {
         let last = Mutex::new(Last { text: text.into(), wrong: None });
         Self(Arc::new(Inner { file, last }))
+    }
+
+    /// Whether there is one.
+    pub(super) fn is_given(&self) -> bool {
+        let last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner);
+        !last.text.expose_secret().is_empty()
     }
 
     /// Whether a later [`Password::current`] may be another.
@@ -78,7 +89,7 @@ impl Password {
                     }
                     last.wrong = None;
                 }
-                // Connections are tried every second; a fault is told once.
+                // Connections are tried every second; a fault is logged once.
                 Err(Refusal { wrong, help }) => {
                     if last.wrong.as_ref() != Some(&wrong) {
                         tracing::warn!(
@@ -91,6 +102,20 @@ impl Password {
             }
         }
         last.text.clone()
+    }
+}
+
+impl<'de> Deserialize<'de> for Password {
+    fn deserialize<D: Deserializer<'de>>(setting: D) -> Result<Self, D::Error> {
+        // None is where a file of a higher layer stands for it.
+        let text = Option::<String>::deserialize(setting)?.unwrap_or_default();
+        Self::given(text).map_err(D::Error::custom)
+    }
+}
+
+impl Serialize for Password {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(HIDDEN)
     }
 }
 

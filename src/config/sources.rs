@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
@@ -10,7 +9,7 @@ use super::DEFAULT_PROFILE;
 use super::document;
 use super::dotenv::{self, DotEnv};
 use super::keys::{self, Key};
-use super::layers::{Layer, Origin};
+use super::layers::{Found, Layer};
 use super::problems::{Problem, Refusal};
 use super::unread::unread;
 use super::values::plain;
@@ -27,7 +26,7 @@ pub struct Suspicions {
     pub expanded: Vec<Problem>,
 }
 
-/// Everything a configuration is made from. Reading it changes nothing, and looks at nothing
+/// Everything a configuration is made from. It has no `Debug`: its values may be passwords. Reading it changes nothing, and looks at nothing
 /// else than the files named here; only a `$NAME` outside single quotes in `.env` is looked up in
 /// the process environment too.
 #[derive(Clone, Default)]
@@ -74,67 +73,34 @@ impl Sources {
     pub(super) fn read(&self, problems: &mut Vec<Problem>) -> (String, Vec<Layer>, Suspicions) {
         let DotEnv { values, expanded } = self.dotenv(problems);
         let suspicions = Suspicions { unread: unread(&self.environment, &values), expanded };
-        let variables =
-            vec![(Origin::DotEnv, values), (Origin::Environment, self.environment(problems))];
-        let profile = self.profile(&variables, problems);
+        let above = [dotenv_layer(values), self.environment(problems), self.flags.layer(problems)];
+        let profile = selected_profile(&above, problems);
         let mut layers = document::layers(
             document::SHIPPED,
             "shipped defaults",
             &profile,
-            |name| Origin::Shipped { profile: name.to_owned() },
+            Layer::shipped,
             problems,
         );
-        layers.extend(self.file(&variables, &profile, problems));
-        for (origin, values) in variables {
-            let mut layer = Layer::new(origin);
-            for key in keys::ALL {
-                if let Some(text) = values.get(key.variable) {
-                    layer.set(key, text.clone());
-                }
-            }
-            layers.push(layer);
-        }
-        layers.push(self.overrides(problems));
+        layers.extend(self.file(&above, &profile, problems));
+        layers.extend(above);
         (profile, layers, suspicions)
     }
 
-    fn profile(&self, variables: &Variables, problems: &mut Vec<Problem>) -> String {
-        let key = &keys::PIPELINE_PROFILE;
-        let Some((written, set_by)) = select(key, self.flags.profile.as_deref(), variables) else {
-            return DEFAULT_PROFILE.to_owned();
-        };
-        let known = document::profiles();
-        if known.contains(&written) {
-            return written;
-        }
-        let near = keys::nearest(&written, known.iter().map(String::as_str))
-            .map_or(String::new(), |near| format!("did you mean {near}? "));
-        let help = format!("{near}There are: {}", known.join(", "));
-        let refusal = Refusal::new("is not a profile", help);
-        problems.push(Problem::refused(key, &written, &set_by, refusal));
-        // The rest is read as if none had been asked for, so that its problems are listed too.
-        DEFAULT_PROFILE.to_owned()
-    }
-
     /// The layers of the file that was named, else of the working directory's, if there is one.
-    fn file(
-        &self,
-        variables: &Variables,
-        profile: &str,
-        problems: &mut Vec<Problem>,
-    ) -> Vec<Layer> {
+    fn file(&self, above: &[Layer], profile: &str, problems: &mut Vec<Problem>) -> Vec<Layer> {
         let key = &keys::PIPELINE_CONFIG;
-        let flag = self.flags.config.as_ref().map(|path| path.to_string_lossy());
-        let named = select(key, flag.as_deref(), variables);
+        let named = selected(above, key);
         let path = match (&named, &self.working_dir) {
-            (Some((path, _)), _) => self.base().join(path),
+            (Some(named), _) => self.base().join(&named.text),
             (None, Some(dir)) => dir.join(FILE_NAME),
             (None, None) => return Vec::new(),
         };
-        if let Some((text, set_by)) = &named
-            && let Err(refusal) = plain(text)
+        let place = path.display().to_string();
+        if let Some(named) = &named
+            && let Err(refusal) = plain(&named.text)
         {
-            problems.push(Problem::refused(key, text, set_by, refusal));
+            problems.push(Problem::refused(key, &named.text, &named.set_by, refusal));
             return Vec::new();
         }
         let text = match std::fs::read_to_string(&path) {
@@ -143,28 +109,25 @@ impl Sources {
                 return Vec::new();
             }
             Err(error) => {
-                let set_by = named.map_or(path.display().to_string(), |(_, set_by)| set_by);
+                let set_by = named.map_or(place.clone(), |named| named.set_by);
                 let refusal = Refusal::new(
                     format!("cannot be read ({error})"),
                     "name a TOML file that this service may read",
                 );
-                let shown = path.display().to_string();
-                problems.push(Problem::refused(key, &shown, &set_by, refusal));
+                problems.push(Problem::refused(key, &place, &set_by, refusal));
                 return Vec::new();
             }
         };
-        // In a checkout, and wherever the file was copied unchanged, it is nobody's choice: it
+        // In a checkout, and wherever the file was copied unchanged, no user chose it: it
         // must not make a prefetch "set" that only the defaults chose.
         if text == document::SHIPPED {
             return Vec::new();
         }
-        document::layers(
-            &text,
-            &path.display().to_string(),
-            profile,
-            |name| Origin::File { path: path.clone(), profile: name.to_owned() },
-            problems,
-        )
+        let layer = |profile: &str| {
+            let profile = format!("{place}: {profile}");
+            Layer::new(move |key| format!("{profile}.{}", key.path))
+        };
+        document::layers(&text, &place, profile, layer, problems)
     }
 
     /// The working directory's `.env`.
@@ -186,36 +149,38 @@ impl Sources {
     }
 
     /// The known variables of the environment.
-    fn environment(&self, problems: &mut Vec<Problem>) -> BTreeMap<String, String> {
-        let mut values = BTreeMap::new();
-        for key in keys::ALL.iter().chain(keys::SELECTORS) {
-            let Some(value) = self.environment.get(key.variable) else {
-                continue;
-            };
-            match value.to_str() {
-                Some(text) => {
-                    values.insert(key.variable.to_owned(), text.to_owned());
-                }
-                None => problems.push(Problem::about(
+    fn environment(&self, problems: &mut Vec<Problem>) -> Layer {
+        let mut layer = Layer::new(|key| format!("environment variable {}", key.variable));
+        for key in keys::with_variables() {
+            match self.environment.get(key.variable).map(|value| value.to_str()) {
+                None => {}
+                Some(Some(text)) => layer.set(key, text.to_owned()),
+                Some(None) => problems.push(Problem::about(
                     key.path,
-                    Origin::Environment.describe(key),
+                    layer.place(key),
                     "is not UTF-8",
                     "encode the value as UTF-8",
                 )),
             }
         }
-        values
+        layer
     }
+}
 
-    fn overrides(&self, problems: &mut Vec<Problem>) -> Layer {
-        let mut layer = Layer::new(Origin::Flag);
-        for (path, text) in &self.flags.set {
+impl Overrides {
+    fn layer(&self, problems: &mut Vec<Problem>) -> Layer {
+        let mut layer = Layer::new(|key| match key.section() {
+            "" => key.path.to_owned(),
+            _ => format!("--set {}", key.path),
+        });
+        let file = self.config.as_ref().map(|path| path.to_string_lossy().into_owned());
+        layer.set(&keys::PIPELINE_CONFIG, file.unwrap_or_default());
+        layer.set(&keys::PIPELINE_PROFILE, self.profile.clone().unwrap_or_default());
+        for (path, text) in &self.set {
             match keys::by_path(path) {
                 Some(key) => layer.set(key, text.clone()),
                 None => {
-                    let name = path.split_once('.').map_or(path.as_str(), |(_, name)| name);
-                    let set_by = format!("--set {path}");
-                    problems.push(document::unknown_setting(path, set_by, name));
+                    problems.push(document::unknown_setting(path, format!("--set {path}")));
                 }
             }
         }
@@ -223,59 +188,35 @@ impl Sources {
     }
 }
 
-/// The variables of each origin, the lowest origin first.
-type Variables = Vec<(Origin, BTreeMap<String, String>)>;
+fn dotenv_layer(mut values: BTreeMap<String, String>) -> Layer {
+    let mut layer = Layer::new(|key| format!("{DOTENV}: {}", key.variable));
+    for key in keys::with_variables() {
+        layer.set(key, values.remove(key.variable).unwrap_or_default());
+    }
+    layer
+}
 
-/// The value of a selector and where it came from; an empty one counts as not set.
-fn select(key: &Key, flag: Option<&str>, variables: &Variables) -> Option<(String, String)> {
-    let chosen = |text: &str, origin: &Origin| {
-        (!text.is_empty()).then(|| (text.to_owned(), origin.describe(key)))
-    };
-    flag.and_then(|text| chosen(text, &Origin::Flag)).or_else(|| {
-        variables.iter().rev().find_map(|(origin, values)| {
-            values.get(key.variable).and_then(|text| chosen(text, origin))
-        })
+/// The value of a selector in the highest layer that has one.
+fn selected(layers: &[Layer], key: &Key) -> Option<Found> {
+    layers.iter().rev().find_map(|layer| {
+        let text = layer.get(key)?.to_owned();
+        Some(Found { text, set_by: layer.place(key), shipped: false })
     })
 }
 
-// Both may hold passwords: their names are enough.
-impl fmt::Debug for Sources {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sources")
-            .field("environment", &self.environment.keys())
-            .field("working_dir", &self.working_dir)
-            .field("flags", &self.flags)
-            .finish()
+fn selected_profile(above: &[Layer], problems: &mut Vec<Problem>) -> String {
+    let key = &keys::PIPELINE_PROFILE;
+    let Some(Found { text, set_by, .. }) = selected(above, key) else {
+        return DEFAULT_PROFILE.to_owned();
+    };
+    let known = document::profiles();
+    if known.contains(&text) {
+        return text;
     }
-}
-
-impl fmt::Debug for Overrides {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths: Vec<&str> = self.set.iter().map(|(path, _)| path.as_str()).collect();
-        f.debug_struct("Overrides")
-            .field("config", &self.config)
-            .field("profile", &self.profile)
-            .field("set", &paths)
-            .finish()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn debug_shows_names_only() {
-        let sources = Sources {
-            environment: [("RABBITMQ_PASSWORD".to_owned(), "hunter2".into())].into(),
-            flags: Overrides {
-                set: vec![("postgres.password".to_owned(), "hunter2".to_owned())],
-                ..Overrides::default()
-            },
-            ..Sources::default()
-        };
-        let shown = format!("{sources:?}");
-        assert!(shown.contains("RABBITMQ_PASSWORD") && shown.contains("postgres.password"));
-        assert!(!shown.contains("hunter2"));
-    }
+    let near = keys::closest(&text, known.iter().map(|name| (name, name)))
+        .map_or(String::new(), |near| format!("did you mean {near}? "));
+    let help = format!("{near}There are: {}", known.join(", "));
+    problems.push(Problem::refused(key, &text, &set_by, Refusal::new("is not a profile", help)));
+    // The rest is read as if none had been asked for, so that its problems are listed too.
+    DEFAULT_PROFILE.to_owned()
 }

@@ -25,14 +25,13 @@ const IDLE_BEFORE_PING: Duration = Duration::from_secs(1);
 
 /// sqlx's connect options out of ours, without the session limits (migrations take their time).
 pub fn options(config: &config::Postgres) -> PgConnectOptions {
-    let ssl = &config.ssl;
     let mut options = PgConnectOptions::new_without_pgpass()
         .host(&config.host)
         .port(config.port)
         .database(&config.database)
         .username(&config.user)
         .application_name("vote-aggregator")
-        .ssl_mode(match ssl.mode {
+        .ssl_mode(match config.sslmode {
             config::SslMode::Disable => PgSslMode::Disable,
             // sqlx's own `Allow` never encrypts, not even where the server insists.
             config::SslMode::Allow | config::SslMode::Prefer => PgSslMode::Prefer,
@@ -48,13 +47,13 @@ pub fn options(config: &config::Postgres) -> PgConnectOptions {
         ])
         .disable_statement_logging();
     options = with_password(options, config.password.as_ref());
-    if let Some(file) = &ssl.root_cert {
+    if let Some(file) = &config.sslrootcert {
         options = options.ssl_root_cert(file);
     }
-    if let Some(file) = &ssl.cert {
+    if let Some(file) = &config.sslcert {
         options = options.ssl_client_cert(file);
     }
-    if let Some(file) = &ssl.key {
+    if let Some(file) = &config.sslkey {
         options = options.ssl_client_key(file);
     }
     options
@@ -147,8 +146,8 @@ impl Address {
     pub(super) fn new(config: &config::Postgres, options: PgConnectOptions) -> Self {
         let side = Side {
             host: config.host.clone(),
-            ca_file: config.ssl.root_cert.clone(),
-            cert_file: config.ssl.cert.clone(),
+            ca_file: config.sslrootcert.clone(),
+            cert_file: config.sslcert.clone(),
             variables: Variables {
                 host: "POSTGRES_HOST",
                 port: "POSTGRES_PORT",
@@ -162,7 +161,7 @@ impl Address {
             options,
             password: config.password.clone(),
             place: describe(config),
-            ssl_mode: config.ssl.mode,
+            ssl_mode: config.sslmode,
             side,
         }
     }

@@ -242,12 +242,8 @@ fn advice(config: &Postgres, sqlstate: &str) -> String {
         "28000" => format!(
             "Check POSTGRES_USER (or DATABASE_URL) and what the server's pg_hba.conf asks of this \
              connection: POSTGRES_SSLMODE is {}, POSTGRES_SSLCERT is {}",
-            config.ssl.mode,
-            config
-                .ssl
-                .cert
-                .as_ref()
-                .map_or("not set".to_owned(), |path| path.display().to_string()),
+            config.sslmode,
+            config.sslcert.as_ref().map_or("not set".to_owned(), |path| path.display().to_string()),
         ),
         _ => "Check POSTGRES_USER and POSTGRES_PASSWORD (or DATABASE_URL)".to_owned(),
     }

@@ -91,27 +91,22 @@ fn a_file_that_was_named_must_be_there_and_be_right() {
 }
 
 #[test]
-fn a_file_in_the_working_directory_is_checked_like_any_other() {
+fn an_unknown_name_is_a_problem_wherever_it_is() {
     let directory = Directory::new(&[("pipeline.toml", "[default.batch]\nsise = 3")]);
-    let unknown = only(refused(&directory.sources(&[])));
-    assert_eq!(unknown.help, "did you mean batch.size?");
-}
-
-#[test]
-fn an_unknown_profile_lists_the_known_ones() {
-    let unknown = problem(&[("PIPELINE_PROFILE", "througput")]);
-    assert_eq!(unknown.key, "--profile");
-    assert_eq!(unknown.set_by, "environment variable PIPELINE_PROFILE");
-    assert_eq!(unknown.help, "did you mean throughput? There are: default, throughput");
-}
-
-#[test]
-fn an_unknown_path_on_the_command_line_is_a_problem() {
-    let mut sources = environment(&[]);
+    let mut sources = directory.sources(&[("PIPELINE_PROFILE", "througput")]);
     sources.flags.set.push(("batch.sizes".to_owned(), "1".to_owned()));
-    let unknown = only(refused(&sources));
-    assert_eq!(unknown.set_by, "--set batch.sizes");
-    assert_eq!(unknown.help, "did you mean batch.size?");
+    let unknown = refused(&sources);
+    let unknown = unknown.iter().map(|it| (it.set_by.as_str(), it.help.as_str()));
+    let file = format!("{}: default.batch.sise", directory.file("pipeline.toml"));
+    let expected = [
+        ("--set batch.sizes", "did you mean batch.size?"),
+        (
+            "environment variable PIPELINE_PROFILE",
+            "did you mean throughput? There are: default, throughput",
+        ),
+        (file.as_str(), "did you mean batch.size?"),
+    ];
+    assert_eq!(unknown.collect::<Vec<_>>(), expected);
 }
 
 #[test]
@@ -178,11 +173,11 @@ fn all_problems_are_listed_at_once_each_with_its_source() {
     let expected = [
         ("--profile", "--profile".to_owned()),
         ("bach", format!("{file}: default.bach")),
+        ("rabbitmq.port", "environment variable RABBITMQ_PORT".to_owned()),
         ("postgres.url", "environment variable DATABASE_URL".to_owned()),
+        ("postgres.password_file", "environment variable POSTGRES_PASSWORD_FILE".to_owned()),
         ("batch.size", "environment variable BATCH_SIZE".to_owned()),
         ("retry.max_attempts", format!("{file}: default.retry.max_attempts")),
-        ("rabbitmq.port", "environment variable RABBITMQ_PORT".to_owned()),
-        ("postgres.password_file", "environment variable POSTGRES_PASSWORD_FILE".to_owned()),
         ("monitoring.log_level", ".env: LOG_LEVEL".to_owned()),
         ("shutdown.timeout_seconds", "--set shutdown.timeout_seconds".to_owned()),
     ];

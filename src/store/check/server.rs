@@ -115,7 +115,7 @@ fn encryption(config: &Config, server: &Server) -> Option<Finding> {
         Some(tls) => Finding::new(
             Info,
             place(config),
-            format!("the connection is encrypted; POSTGRES_SSLMODE={}", config.postgres.ssl.mode),
+            format!("the connection is encrypted; POSTGRES_SSLMODE={}", config.postgres.sslmode),
             "nothing",
         )
         .with_value(tls.clone()),
@@ -126,7 +126,7 @@ fn encryption(config: &Config, server: &Server) -> Option<Finding> {
             format!(
                 "the connection is not encrypted: the server offers no TLS, or \
                  POSTGRES_SSLMODE={} does not ask for it",
-                config.postgres.ssl.mode
+                config.postgres.sslmode
             ),
             "set ssl = on on the server, and POSTGRES_SSLMODE=verify-full",
         )

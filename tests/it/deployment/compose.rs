@@ -102,7 +102,7 @@ fn its_settings_are_the_services_and_fit_each_other() {
 
     let grace = aggregator.stop_grace_period.as_deref().expect("a grace period");
     let grace: u64 = grace.trim_end_matches('s').parse().expect("seconds");
-    assert!(grace > config.shutdown_timeout.as_secs(), "killed before its own deadline");
+    assert!(grace > config.shutdown.timeout.as_secs(), "killed before its own deadline");
 
     for (side, host) in [("rabbitmq", &config.rabbitmq.host), ("postgres", &config.postgres.host)] {
         assert_eq!(side, host, "reached by its name in the network");

@@ -119,7 +119,7 @@ fn probes_times_and_ports_are_those_of_the_service() {
     let scratch = Scratch::new("kubernetes-times");
     let config = load(&configured(), &scratch.0);
     let grace = pod.termination_grace_period_seconds.expect("a grace period");
-    assert!(grace > i64::try_from(config.shutdown_timeout.as_secs()).expect("small"));
+    assert!(grace > i64::try_from(config.shutdown.timeout.as_secs()).expect("small"));
 
     let container = &pod.containers[0];
     let port = &container.ports.as_ref().expect("ports")[0];
