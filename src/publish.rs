@@ -6,7 +6,7 @@ mod checkpoint;
 pub mod files;
 mod format;
 mod lines;
-mod progress;
+pub mod progress;
 pub(crate) mod rate;
 mod run;
 mod sample;

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn looking_says_why_and_leaves_every_message_there() {
+async fn list_and_show_give_reasons_and_leave_every_message() {
     let (stage, service, _, dead) = some_dead("dlq_look").await;
     let log = service.stop().await;
     assert!(log.contains(r#""detail":"UTF-16 with a byte order mark""#), "{log}");
@@ -56,8 +56,8 @@ async fn looking_says_why_and_leaves_every_message_there() {
     let shown = expect(&stage, 0, &["show"]).await.stdout;
     assert!(!shown.contains("citizen-0000"), "{shown}");
     assert!(shown.contains("\"citizn_id\":\"***\"") && shown.contains("maybe"), "{shown}");
-    assert!(shown.contains("not shown: no JSON") && shown.contains("not UTF-8"), "{shown}");
-    assert!(shown.contains("Mend the constraint"), "{shown}");
+    assert!(shown.contains("not shown: not JSON") && shown.contains("not UTF-8"), "{shown}");
+    assert!(shown.contains("Fix the constraint"), "{shown}");
     until_dead(&stage, dead.len()).await;
     let shown = expect(&stage, 0, &["show", "--json"]).await;
     assert!(!shown.stdout.contains("citizen-0000"), "{}", shown.stdout);
@@ -87,7 +87,7 @@ async fn looking_says_why_and_leaves_every_message_there() {
 
 /// Who sent it is in its properties, which a purge keeps as well.
 #[tokio::test]
-async fn what_a_dead_letter_looks_like_and_who_sent_it_is_told_and_saved() {
+async fn what_a_dead_letter_is_and_who_sent_it_is_shown_and_archived() {
     let stage = Stage::migrated(Servers::shared(), "dlq_sender").await;
     stage.publish(&[]).await;
     let connection = stage.amqp().await;
