@@ -29,7 +29,7 @@ pub use self::run::publish;
 pub use self::sample::{Expected, Samples, Shape};
 use crate::ports::OpenError;
 
-/// What is published.
+/// The source of the messages.
 pub enum Source {
     /// Sample votes.
     Samples(Box<Samples>),
@@ -136,7 +136,7 @@ pub struct Pace {
     pub retry_for: Duration,
 }
 
-/// What became of it.
+/// The outcome of a run.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Whether the end was reached and all of it confirmed.

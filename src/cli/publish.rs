@@ -36,7 +36,7 @@ Examples:
 
 A broker that is away, at the start or later, is tried again until --retry-for is over, counted from
 the last confirm; what was not confirmed is published again then. With --checkpoint, run the same
-command again after whatever ended it: it goes on behind the last line up to which everything is
+command again after whatever ended it: it goes on after the last line up to which everything is
 confirmed. Without it, run it again from the beginning: that counts nothing twice, it only takes
 longer. A file may have grown at its end since; a checkpoint of another file is refused. A message
 that the broker returns, because the queue is gone, ends it at once, and never counts as published.
@@ -162,7 +162,7 @@ async fn source(
     };
     if from.lines > 0 {
         output::note(format_args!(
-            "going on behind line {} of {}: up to there everything is confirmed",
+            "going on after line {} of {}: up to there everything is confirmed",
             HumanCount(from.lines),
             file.display()
         ));
@@ -255,7 +255,7 @@ fn summary(report: &Report, queue: &str, seed: u64) -> String {
     let (lines, blank, bytes) =
         (HumanCount(report.lines), HumanCount(report.blank), HumanCount(report.bytes));
     let from = match report.resumed_from {
-        Some(from) => format!(", behind the {} of earlier runs", HumanCount(from.lines)),
+        Some(from) => format!(", after the {} of earlier runs", HumanCount(from.lines)),
         None => String::new(),
     };
     format!("{confirmed}\n{lines} lines, {blank} of them blank, {bytes} bytes{from}\n")

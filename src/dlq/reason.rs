@@ -42,7 +42,7 @@ pub struct Death {
     pub time: Option<String>,
 }
 
-/// What is known of a message, without its body.
+/// Facts about a message, without its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Examined {
     pub reason: DeadLetterReason,

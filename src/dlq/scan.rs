@@ -36,7 +36,7 @@ pub struct Selection<'a> {
     pub trial: Option<&'a TrialResults>,
 }
 
-/// What is decided about one message.
+/// The decision about one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
     NoMatch,
@@ -100,7 +100,7 @@ pub enum Ended {
     Enough,
 }
 
-/// What was found, and what became of it.
+/// Counts of the messages found, and of their outcomes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Messages in the queue at the beginning.

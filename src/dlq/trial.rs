@@ -15,10 +15,9 @@ use crate::broker::{DeadLetterQueue, QueueWatch, Republisher};
 use crate::config::{Config, Postgres};
 use crate::ports::{Lost, OpenError};
 
-/// So many messages go at once, and the others one by one with a pause after each batch: more than 3
-/// refused votes in a batch, or 20 in a minute, count as a systemic database fault.
+/// Messages on trial at the same time: more than 3 refused votes in a batch, or 20 in a minute, may
+/// count as a systemic database fault.
 const MAX_AT_ONCE: usize = 3;
-const PAUSE: Duration = Duration::from_secs(3);
 /// Causes that are tried in one replay.
 const MAX_CAUSES: usize = 30;
 /// Between two reads of the queue's depth.
@@ -29,7 +28,7 @@ const MARGIN: Duration = Duration::from_secs(2);
 /// What a message was dead-lettered for: one SQLSTATE may stand for a constraint per law.
 pub type Cause = String;
 
-/// What became of the one message of a cause.
+/// The outcome for the one message of a cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Consumed, and not a dead letter again.
@@ -108,8 +107,9 @@ fn cause(examined: &Examined) -> Cause {
     }
 }
 
-/// Replays one message of each cause that is selected, and waits for the outcomes; `report` is called
-/// for each cause before and after. No outcome is known where nothing else is selected.
+/// Replays one message of each cause that is selected, a few at a time, and waits for the outcomes;
+/// `report` is called for each cause before and after. Sends no more once a wait timed out. There is no
+/// outcome where nothing else is selected.
 ///
 /// # Errors
 /// [`TrialError`]: what was replayed by then is confirmed in the queue.
@@ -123,20 +123,24 @@ pub async fn trial(
 ) -> Result<TrialResults, TrialError> {
     let mut results = TrialResults::default();
     let mut on_trial: BTreeMap<Cause, Fingerprint> = BTreeMap::new();
-    let (bar, mut left) = (ProgressBar::hidden(), 0);
+    let (bar, mut left, mut settled) = (ProgressBar::hidden(), 0, true);
+    let mut wave: Vec<Cause> = Vec::new();
     let mut queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
     let mut reader = Reader::new(&mut queue, selection, &bar);
     while let Some((message, examined)) = reader.next().await? {
         let cause = cause(&examined);
-        if on_trial.contains_key(&cause) || on_trial.len() >= MAX_CAUSES {
+        let known = on_trial.contains_key(&cause) || on_trial.len() >= MAX_CAUSES;
+        if !known && settled && wave.len() >= MAX_AT_ONCE {
+            wave.drain(..).for_each(|cause| report(&cause, None));
+            settled = until_settled(config, timeouts).await?;
+        }
+        if known || !settled {
             left += 1;
             reader.keep(message).await?;
             continue;
         }
-        if on_trial.len() >= MAX_AT_ONCE {
-            sleep(config.batch.timeout + PAUSE).await;
-        }
         let replays = examined.replays.saturating_add(1);
+        wave.push(cause.clone());
         on_trial.insert(cause, fingerprint(&message, replays));
         republisher.replay(&config.rabbitmq.queue, message, replays).await?;
         let confirmed = republisher.confirms().await?;
@@ -155,8 +159,8 @@ pub async fn trial(
         return Ok(results);
     }
 
-    on_trial.keys().for_each(|cause| report(cause, None));
-    let settled = until_settled(config, timeouts).await?;
+    wave.iter().for_each(|cause| report(cause, None));
+    settled = settled && until_settled(config, timeouts).await?;
     let mut queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
     let mut came_back = BTreeSet::new();
     let everything = Filter::default();

@@ -257,8 +257,8 @@ mod tests {
             (b"<?xml version=\"1.0\"?>\n".to_vec(), "XML", "Export"),
             (b"---\nvote_hash: a\n".to_vec(), "YAML", "Export"),
         ] {
-            let told = refused(&head);
-            assert!(told.contains(what) && told.contains(command), "{told}");
+            let message = refused(&head);
+            assert!(message.contains(what) && message.contains(command), "{message}");
         }
         let mut tar = vec![b'x'; 512];
         tar[257..262].copy_from_slice(b"ustar");
@@ -290,10 +290,10 @@ mod tests {
 
     #[test]
     fn a_command_can_be_pasted() {
-        let told = |name| check(b"\x1f\x8b\x08", name).expect_err("gzip").to_string();
-        assert!(told("-").contains(": ... | zcat | vote-aggregator publish --file -"));
-        assert!(told("-").starts_with("standard input is compressed with gzip"));
-        assert!(told("a b").contains("zcat 'a b' |") && told("it's").contains(r"'it'\''s'"));
+        let message = |name| check(b"\x1f\x8b\x08", name).expect_err("gzip").to_string();
+        assert!(message("-").contains(": ... | zcat | vote-aggregator publish --file -"));
+        assert!(message("-").starts_with("standard input is compressed with gzip"));
+        assert!(message("a b").contains("zcat 'a b' |") && message("it's").contains(r"'it'\''s'"));
     }
 
     #[tokio::test]

@@ -161,11 +161,11 @@ pub async fn publish(
         jitter: Jitter::from_entropy(),
         saved_at: began,
     };
-    run.to_the_end().await
+    run.run().await
 }
 
 impl Run<'_> {
-    async fn to_the_end(mut self) -> (Report, Result<(), PublishError>) {
+    async fn run(mut self) -> (Report, Result<(), PublishError>) {
         let published = self.connections().await;
         self.bar.finish_and_clear();
         let published = match (published, self.save()) {

@@ -169,7 +169,7 @@ fn object(number: u64, examined: &Examined) -> Value {
     })
 }
 
-/// What of one message is printed.
+/// One message as it is printed.
 struct Seen {
     number: u64,
     examined: Examined,
