@@ -28,7 +28,9 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 pub use self::check::check;
-pub use self::dead_letters::{DeadLetterQueue, DeliveryLimit, GivenBack, Letter};
+pub use self::dead_letters::{
+    Confirmed, DeadLetterMessage, DeadLetterQueue, DeliveryLimit, Republisher, RequeueReport,
+};
 pub use self::depth::{QueueStanding, QueueWatch};
 use self::permissions::Publishing;
 pub use self::publisher::{Confirm, NotPublished, Publisher};

@@ -1,16 +1,15 @@
-//! Publishing votes to the queue, each confirmed by the broker: made-up ones to try the service
-//! out, or the lines of a file to count them through the same path as all others.
+//! Publishing votes to the queue, each confirmed by the broker: sample votes to try the service, or
+//! the lines of a file to count them on the same path as all others.
 
 mod check;
 mod checkpoint;
 pub mod files;
 mod format;
 mod lines;
-mod progress;
+pub mod progress;
 pub(crate) mod rate;
 mod run;
 mod sample;
-mod window;
 
 use std::io::Cursor;
 use std::path::Path;
@@ -19,7 +18,6 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio_util::sync::CancellationToken;
 
 pub use self::check::{Check, Rejected, check};
 pub use self::checkpoint::{Checkpoint, CheckpointError};
@@ -27,16 +25,15 @@ pub use self::format::Unsuitable;
 use self::lines::{Input, Line, Lines};
 pub use self::lines::{LONGEST_LINE, Position};
 use self::progress::Length;
-use self::run::Run;
+pub use self::run::publish;
 pub use self::sample::{Expected, Samples, Shape};
-use crate::broker::RabbitMq;
 use crate::ports::OpenError;
 
-/// What is published.
+/// The source of the messages.
 pub enum Source {
-    /// Made-up votes.
+    /// Sample votes.
     Samples(Box<Samples>),
-    /// Lines of JSON, published as they are; blank lines are passed over.
+    /// Lines of JSON, published as they are; blank lines are skipped.
     Lines {
         lines: Box<Lines>,
         /// For messages.
@@ -47,8 +44,8 @@ pub enum Source {
 }
 
 impl Source {
-    /// The lines of a file from `position` on, or of standard input for `-`: of this, and of a pipe,
-    /// once the first one is there.
+    /// Opens a file at `position`, or standard input for `-`. Of this, and of a pipe, waits for the first
+    /// line.
     ///
     /// # Errors
     /// [`PublishError::Read`] when the file can't be opened, [`PublishError::Unsuitable`] when it begins
@@ -75,7 +72,7 @@ impl Source {
             Ok(opened) => opened,
             Err(source) => return Err(PublishError::Read { path: name, source }),
         };
-        // What is behind the first lines was looked at with them.
+        // Later lines were checked with the first one.
         if position.bytes == 0 {
             format::check(&head, if stdin { "-" } else { &name })?;
         }
@@ -100,7 +97,15 @@ impl Source {
         }
     }
 
-    /// The next message and where it ends; for made-up ones, `before` and one more line.
+    /// Where reading has come to: after blank lines, if they are the last.
+    fn end(&self, published: Position) -> Position {
+        match self {
+            Self::Samples(_) => published,
+            Self::Lines { lines, .. } => lines.position(),
+        }
+    }
+
+    /// Returns the next message and where it ends; for a sample, `before` and one more line.
     async fn next(
         &mut self,
         before: Position,
@@ -127,26 +132,26 @@ impl Source {
 pub struct Pace {
     /// Messages a second; `None`: as fast as confirms come.
     pub rate: Option<u32>,
-    /// How long a broker that is away is tried for, since the last confirm.
+    /// How long to retry while the broker is away, since the last confirm.
     pub retry_for: Duration,
 }
 
-/// What became of it.
+/// The outcome of a run.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Whether the end was reached and all of it confirmed.
     pub complete: bool,
     /// Messages that the broker has confirmed: they will be counted or dead-lettered.
     pub confirmed: u64,
-    /// Lines, blank lines and bytes of this run, up to which everything is confirmed; of made-up
-    /// votes a message is a line.
+    /// Lines, blank lines and bytes of this run, up to which everything is confirmed; a sample vote is
+    /// one line.
     pub lines: u64,
     pub blank: u64,
     pub bytes: u64,
     pub seconds: f64,
-    /// Where an earlier run had come to.
+    /// Where an earlier run ended.
     pub resumed_from: Option<Position>,
-    /// What a count of the made-up votes must come to; absent for a file.
+    /// The result of counting the sample votes; absent for a file.
     pub expected: Option<Expected>,
 }
 
@@ -157,16 +162,14 @@ impl Report {
     }
 }
 
-/// Publishing came to an end before everything was confirmed.
+/// Publishing ended before everything was confirmed.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     #[error("cannot read {path}: {source}")]
     Read { path: String, source: std::io::Error },
-    #[error(
-        "line {number} of {path} goes on for more than {LONGEST_LINE} bytes; a vote is one line"
-    )]
+    #[error("line {number} of {path} is longer than {LONGEST_LINE} bytes; a vote is one line")]
     TooLong { path: String, number: u64 },
-    /// A connection, at the start only, since later on it is tried again; or a message, at any time.
+    /// A connection at the start (later it is tried again), or a message at any time.
     #[error("{0}")]
     Refused(OpenError),
     /// A message was returned, or the queue was not there after a lost connection.
@@ -182,19 +185,4 @@ pub enum PublishError {
     Stopped,
     #[error("{0}")]
     Checkpoint(#[from] CheckpointError),
-}
-
-/// Publishes all of `source` to `queue`, with a progress bar on a terminal. When the connection is
-/// lost it opens another one and publishes again what was not confirmed, which counts nothing
-/// twice. A message that is returned, since its queue is gone, ends it. `checkpoint` is kept up to date, at least once a second and at the end, however it ends;
-/// `stop` ends it once what is under way is confirmed, or is not for two seconds.
-pub async fn publish(
-    rabbitmq: &RabbitMq,
-    queue: &str,
-    source: Source,
-    pace: Pace,
-    checkpoint: Option<&Checkpoint>,
-    stop: &CancellationToken,
-) -> (Report, Result<(), PublishError>) {
-    Run::new(rabbitmq, queue, source, pace, checkpoint, stop).publish().await
 }

@@ -13,7 +13,7 @@ use tracing::Instrument;
 use super::connect::{amqp_code, describe};
 use super::permissions::{self, Publishing};
 use super::topology::Found;
-use super::{Letter, headers, long_string};
+use super::{headers, long_string};
 use crate::config::RabbitMq as Config;
 use crate::ports::{Lost, OpenError};
 use crate::telemetry::spans;
@@ -115,34 +115,15 @@ impl Publisher {
         self.send(queue, body, table).instrument(span).await
     }
 
-    /// Puts a dead letter back into `queue`, for the `replays`th time. Its headers tell when its
-    /// publisher sent it and in which trace, as they did; what they tell of its death is dropped.
-    ///
-    /// # Errors
-    /// [`Lost`] when it could not be sent.
-    pub async fn replay(
-        &self,
-        queue: &str,
-        letter: &Letter,
-        replays: u32,
-    ) -> Result<Confirm, Lost> {
-        self.send_as(queue, &letter.body, letter.replayed(replays)).await
-    }
-
-    /// Publishes a copy of a dead letter into its own queue.
-    pub(super) async fn copy(&self, queue: &str, letter: &Letter) -> Result<Confirm, Lost> {
-        self.send_as(queue, &letter.body, letter.copied()).await
-    }
-
     async fn send(&self, queue: &str, body: &[u8], table: FieldTable) -> Result<Confirm, Lost> {
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_content_type("application/json".into())
             .with_headers(table);
-        self.send_as(queue, body, properties).await
+        self.publish_as(queue, body, properties).await
     }
 
-    async fn send_as(
+    pub(super) async fn publish_as(
         &self,
         queue: &str,
         body: &[u8],

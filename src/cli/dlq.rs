@@ -1,23 +1,23 @@
-//! `dlq`: looking into the dead-letter queue, putting back, removing.
+//! `dlq`: showing what is in the dead-letter queue, replaying, purging.
 
 mod act;
 mod look;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use vote_aggregator::broker::{DeadLetterQueue, DeliveryLimit, GivenBack};
+use indicatif::{HumanCount, ProgressBar};
+use vote_aggregator::broker::{DeadLetterMessage, DeadLetterQueue, DeliveryLimit};
 use vote_aggregator::config::Config;
-use vote_aggregator::dlq::{self, Ended, Filter, PurgeError, Selection, Tally, TrialError};
+use vote_aggregator::dlq::{
+    self, Ended, Examined, Filter, PurgeError, Selection, Tally, TrialError,
+};
 use vote_aggregator::ports::{Lost, OpenError};
+use vote_aggregator::publish::progress::{self, Length};
 
 use super::exit;
 use super::output::{self, note};
-
-const TICK: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -29,9 +29,9 @@ Examples:
   vote-aggregator dlq purge --reason malformed --save removed.ndjson
 
 Nothing leaves the dead-letter queue before it is confirmed elsewhere (replay), or on disk (purge
---save). What is only looked at goes back when the command ends, however it ends. A quorum queue
-then has it behind what came in meanwhile, and counts one delivery more; a message that would be
-dropped for that is put back as a fresh copy instead, and the command says so.")]
+--save). Messages that are only read are requeued when the command ends, however it ends. A quorum
+queue then has them behind newer ones, and counts one delivery more; a message that would be dropped
+for that is replaced by a copy, and the command says so.")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -49,9 +49,9 @@ enum Command {
     Purge(act::Purge),
 }
 
-/// Which messages are meant.
+/// Which messages the command is about.
 #[derive(Args, Clone)]
-struct Meant {
+struct Filters {
     /// Only with this reason, e.g. malformed, missing_field, refused, delivery_limit; repeatable
     #[arg(long, value_name = "REASON", value_parser = dlq::reason)]
     reason: Vec<String>,
@@ -69,7 +69,7 @@ struct Meant {
     hold: u32,
 }
 
-impl Meant {
+impl Filters {
     fn filter(&self) -> Filter {
         Filter {
             reasons: self.reason.clone(),
@@ -78,6 +78,10 @@ impl Meant {
             hashes: self.hash.clone(),
         }
     }
+
+    fn max_held(&self) -> usize {
+        usize::try_from(self.hold).unwrap_or(usize::MAX)
+    }
 }
 
 /// `0` stands for no limit.
@@ -85,20 +89,7 @@ fn limit(max: u64) -> Option<u64> {
     (max > 0).then_some(max)
 }
 
-/// Whatever `filter` means.
-fn everything<'f>(config: &Config, filter: &'f Filter, max: Option<u64>) -> Selection<'f> {
-    Selection {
-        filter,
-        max_replays: None,
-        malformed: true,
-        max_message_bytes: config.batch.max_message_bytes,
-        max,
-        agreed: None,
-        tried: None,
-    }
-}
-
-/// Why a command did not come to its end.
+/// Why a command ended early.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
     #[error(transparent)]
@@ -106,7 +97,7 @@ enum Failed {
     #[error("{0}. Nothing is lost: what was not acknowledged is in the dead-letter queue")]
     Lost(#[from] Lost),
     #[error(
-        "{0}. Nothing is lost: what was put back is confirmed, the rest is in the dead-letter queue"
+        "{0}. Nothing is lost: what was replayed is confirmed, the rest is in the dead-letter queue"
     )]
     Trial(Lost),
     #[error("{0}. What was not removed is still in the dead-letter queue")]
@@ -115,6 +106,17 @@ enum Failed {
     Usage(String),
     #[error("the answer could not be written")]
     NotWritten,
+}
+
+impl Failed {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => exit::USAGE,
+            Self::Open(error) => exit::of_rabbitmq(error),
+            Self::Lost(_) | Self::Trial(_) | Self::Purge(PurgeError::Lost(_)) => exit::FINDINGS,
+            Self::NotWritten | Self::Purge(PurgeError::Archive(_)) => exit::INTERNAL,
+        }
+    }
 }
 
 impl From<output::NotWritten> for Failed {
@@ -133,63 +135,63 @@ impl From<TrialError> for Failed {
 }
 
 pub(super) async fn dlq(config: &Config, arguments: Arguments) -> ExitCode {
-    let done = match arguments.command {
+    let complete = match arguments.command {
         Command::List(arguments) => look::list(config, &arguments).await,
         Command::Show(arguments) => look::show(config, &arguments).await,
         Command::Replay(arguments) => act::replay(config, &arguments).await,
         Command::Purge(arguments) => act::purge(config, &arguments).await,
     };
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(exit::FINDINGS),
+    match &complete {
+        Ok(_) => {}
+        Err(Failed::Usage(problem)) => note(problem),
+        // Reported where it happened.
+        Err(Failed::NotWritten) => {}
         Err(failed) => {
-            match &failed {
-                Failed::Usage(told) => note(told),
-                // Told where it happened.
-                Failed::NotWritten => {}
-                _ => tracing::error!(queue = config.rabbitmq.dead_letter_queue, "{failed}"),
-            }
-            ExitCode::from(match failed {
-                Failed::Usage(_) => exit::USAGE,
-                Failed::Open(error) => exit::of_rabbitmq(&error),
-                Failed::Lost(_) | Failed::Trial(_) | Failed::Purge(PurgeError::Lost(_)) => {
-                    exit::FINDINGS
-                }
-                Failed::NotWritten | Failed::Purge(PurgeError::Save { .. }) => exit::INTERNAL,
-            })
+            tracing::error!(queue = config.rabbitmq.dead_letter_queue, "{failed}");
         }
     }
+    ExitCode::from(match complete {
+        Ok(true) => 0,
+        Ok(false) => exit::FINDINGS,
+        Err(failed) => failed.exit_code(),
+    })
 }
 
-async fn open(config: &Config, hold: u32) -> Result<DeadLetterQueue, OpenError> {
-    let hold = usize::try_from(hold).unwrap_or(usize::MAX);
-    let queue = DeadLetterQueue::open(&config.rabbitmq, hold).await?;
+/// Opens the queue, with a bar over its messages.
+async fn open(
+    config: &Config,
+    max_held: usize,
+    doing: &'static str,
+) -> Result<(DeadLetterQueue, ProgressBar), OpenError> {
+    let queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
     if let DeliveryLimit::Set(limit) = queue.limit() {
         tracing::warn!(
             queue = config.rabbitmq.dead_letter_queue,
-            "x-delivery-limit={limit}: the broker drops a message that is given back more often, as \
-             each look does; those that come near it are put back as copies"
+            "x-delivery-limit={limit}: the broker drops a message that is requeued more often, and \
+             each command that reads it requeues it; those close to the limit are replaced by copies"
         );
     }
-    Ok(queue)
+    let bar = progress::bar(doing, Length::Messages(queue.depth()));
+    Ok((queue, bar))
 }
 
-/// Says what a person should know of how it was given back.
-fn tell_copies(given_back: GivenBack) {
-    if !given_back.arrived {
-        note("the queue has not got back everything yet: look again in a moment");
-    }
-    if given_back.copied > 0 {
-        note(format_args!(
-            "{} messages had been given back so often that the broker could have dropped them: they \
-             were put back as fresh copies, at the end of the queue",
-            HumanCount(given_back.copied)
-        ));
-    }
+/// Reads the queue, and passes each selected message to `each`.
+async fn read(
+    config: &Config,
+    max_held: usize,
+    selection: &Selection<'_>,
+    each: impl FnMut(&DeadLetterMessage, Examined),
+) -> Result<Tally, Failed> {
+    let (mut queue, bar) = open(config, max_held, "reading").await?;
+    let tally = dlq::scan(&mut queue, selection, &bar, each).await?;
+    finish(queue, &bar, &tally).await?;
+    Ok(tally)
 }
 
-/// Says that not everything was read, and why.
-fn tell_end(tally: &Tally) {
+/// Requeues what is left, and says what a person should know about it.
+async fn finish(queue: DeadLetterQueue, bar: &ProgressBar, tally: &Tally) -> Result<(), Failed> {
+    let requeued = queue.finish().await;
+    bar.finish_and_clear();
     let (read, depth) = (HumanCount(tally.read), HumanCount(tally.depth));
     match tally.ended {
         Ended::Full => note(format_args!(
@@ -205,24 +207,26 @@ fn tell_end(tally: &Tally) {
         )),
         _ => {}
     }
+    let requeued = requeued?;
+    if !requeued.complete {
+        note("not everything is back in the queue yet: look again in a moment");
+    }
+    if requeued.copied > 0 {
+        note(format_args!(
+            "{} messages had been requeued so often that the broker could have dropped them: they \
+             were replaced by copies, at the end of the queue",
+            HumanCount(requeued.copied)
+        ));
+    }
+    Ok(())
 }
 
-fn needs_yes(yes: bool, what: &str) -> Result<(), Failed> {
+fn needs_yes(yes: bool, command: &str) -> Result<(), Failed> {
     if yes || io::stdin().is_terminal() {
         return Ok(());
     }
     Err(Failed::Usage(format!(
-        "{what} asks before it does anything, and standard input is no terminal: add --yes, or \
+        "{command} asks before it does anything, and standard input is not a terminal: add --yes, or \
          --dry-run"
     )))
-}
-
-fn bar(doing: &'static str, length: u64) -> ProgressBar {
-    let bar = ProgressBar::new(length).with_prefix(doing);
-    bar.enable_steady_tick(TICK);
-    let template = "{prefix} {bar:30} {human_pos}/{human_len} ({eta} left)";
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }

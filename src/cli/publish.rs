@@ -21,8 +21,8 @@ use vote_aggregator::telemetry::Health;
 use super::signals::{Signals, leave};
 use super::{RETRY_FOR, exit, output};
 
-/// What says what samples are like. Each option of a file names them: clap asks for no `requires` that
-/// another option rules out.
+/// Options of samples. Each option of a file conflicts with them: clap ignores a `requires` of an option
+/// that another one conflicts with.
 const OF_SAMPLES: [&str; 5] = ["count", "laws", "duplicates", "malformed", "seed"];
 
 #[derive(Args)]
@@ -36,12 +36,12 @@ Examples:
 
 A broker that is away, at the start or later, is tried again until --retry-for is over, counted from
 the last confirm; what was not confirmed is published again then. With --checkpoint, run the same
-command again after whatever ended it: it goes on behind the last line up to which everything is
+command again after whatever ended it: it goes on after the last line up to which everything is
 confirmed. Without it, run it again from the beginning: that counts nothing twice, it only takes
 longer. A file may have grown at its end since; a checkpoint of another file is refused. A message
-that the broker returns, since the queue is gone, ends it at once, and never counts as published.
+that the broker returns, because the queue is gone, ends it at once, and never counts as published.
 
-A byte order mark is passed over. A compressed file, UTF-16, CSV, a JSON array or JSON over several
+A byte order mark is skipped. A compressed file, UTF-16, CSV, a JSON array or JSON over several
 lines is refused before anything is published (2), with the command that converts it.")]
 pub(super) struct Arguments {
     /// Sample messages in all
@@ -71,7 +71,7 @@ pub(super) struct Arguments {
     /// Seconds to try for while the broker is away; 0: not at all
     #[arg(long, value_name = "SECONDS", default_value_t = RETRY_FOR)]
     retry_for: u32,
-    /// Decode every line of --file as the service would, tell which are no votes, publish nothing
+    /// Decode every line of --file as the service would, report invalid votes, publish nothing
     #[arg(long, requires = "file", conflicts_with_all = OF_SAMPLES)]
     #[arg(conflicts_with_all = ["checkpoint", "rate", "report", "retry_for"])]
     dry_run: bool,
@@ -112,7 +112,7 @@ pub(super) async fn publish(config: &Config, arguments: Arguments) -> ExitCode {
     let publishing = publish::publish(&rabbitmq, queue, source, pace, checkpoint.as_ref(), &stop);
     let (report, published) = stoppable(publishing, signals, &stop).await;
     let mut ended = match &published {
-        Ok(()) => output::ended(output::report(&told(&report, queue, seed)), 0),
+        Ok(()) => output::ended(output::report(&summary(&report, queue, seed)), 0),
         Err(error) => code(error),
     };
     match &published {
@@ -135,7 +135,7 @@ pub(super) async fn publish(config: &Config, arguments: Arguments) -> ExitCode {
     ended
 }
 
-/// What is published, from where its checkpoint says that it goes on.
+/// Opens what is published, at the place that its checkpoint says.
 async fn source(
     arguments: &Arguments,
     seed: u64,
@@ -162,15 +162,20 @@ async fn source(
     };
     if from.lines > 0 {
         output::note(format_args!(
-            "going on behind line {} of {}: up to there everything is confirmed",
+            "going on after line {} of {}: up to there everything is confirmed",
             HumanCount(from.lines),
             file.display()
         ));
     }
-    Ok((Source::lines(file, from).await?, checkpoint))
+    let source = Source::lines(file, from).await?;
+    // A checkpoint that cannot be written is reported before anything is published.
+    if let Some(checkpoint) = &checkpoint {
+        checkpoint.save(from)?;
+    }
+    Ok((source, checkpoint))
 }
 
-/// A first signal ends it in good order, a second one at once.
+/// The first signal ends it gracefully, a second one at once.
 async fn stoppable<R>(
     publishing: impl Future<Output = R>,
     mut signals: Signals,
@@ -187,7 +192,7 @@ async fn stoppable<R>(
     }
 }
 
-/// How to go on after an early end.
+/// Returns how to go on after an early end.
 fn again(
     error: &PublishError,
     checkpoint: Option<&Checkpoint>,
@@ -217,8 +222,7 @@ fn code(error: &PublishError) -> ExitCode {
         PublishError::Checkpoint(CheckpointError::Write { .. }) => exit::INTERNAL,
         PublishError::Unsuitable(_)
         | PublishError::Checkpoint(
-            CheckpointError::Unsuitable(_)
-            | CheckpointError::NotAFile { .. }
+            CheckpointError::NotAFile { .. }
             | CheckpointError::Malformed { .. }
             | CheckpointError::OtherFile { .. },
         ) => exit::USAGE,
@@ -231,7 +235,7 @@ fn code(error: &PublishError) -> ExitCode {
     })
 }
 
-fn told(report: &Report, queue: &str, seed: u64) -> String {
+fn summary(report: &Report, queue: &str, seed: u64) -> String {
     let confirmed = format!(
         "confirmed by the broker: {} messages to {queue} in {:.1} s ({:.0}/s)",
         report.confirmed,
@@ -251,7 +255,7 @@ fn told(report: &Report, queue: &str, seed: u64) -> String {
     let (lines, blank, bytes) =
         (HumanCount(report.lines), HumanCount(report.blank), HumanCount(report.bytes));
     let from = match report.resumed_from {
-        Some(from) => format!(", behind the {} of earlier runs", HumanCount(from.lines)),
+        Some(from) => format!(", after the {} of earlier runs", HumanCount(from.lines)),
         None => String::new(),
     };
     format!("{confirmed}\n{lines} lines, {blank} of them blank, {bytes} bytes{from}\n")

@@ -1,13 +1,13 @@
-//! Which letters are meant.
+//! Which messages a command is about.
 
-use super::why::{Examined, Why};
+use super::reason::{DeadLetterReason, Examined};
 use crate::vote::Reason;
 
 /// Words of [`Filter::reasons`] beside the decoder's own.
 pub const REASONS: [&str; 7] =
     ["malformed", "refused", "rejected", "delivery_limit", "expired", "maxlen", "unknown"];
 
-/// Every kind that is given has to fit; of a kind, any one.
+/// Every kind that is given has to fit; within a kind, any value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// A decoder's reason, or one of [`REASONS`].
@@ -19,46 +19,41 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether everything is meant.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Whether the letter is meant.
-    pub fn matches(&self, letter: &Examined) -> bool {
+    /// Whether the message fits.
+    pub fn matches(&self, message: &Examined) -> bool {
         let one_of = |wanted: &[String], found: &Option<String>| {
             wanted.is_empty() || found.as_ref().is_some_and(|found| wanted.contains(found))
         };
-        let reason = self.reasons.is_empty() || self.reasons.iter().any(|r| is_for(letter, r));
+        let reason = self.reasons.is_empty() || self.reasons.iter().any(|r| is_for(message, r));
         let sqlstate = self.sqlstates.is_empty()
-            || letter.sqlstate.as_ref().is_some_and(|found| {
+            || message.sqlstate.as_ref().is_some_and(|found| {
                 self.sqlstates.iter().any(|wanted| {
                     found == wanted || (wanted.len() == 2 && found.starts_with(wanted.as_str()))
                 })
             });
         reason
             && sqlstate
-            && one_of(&self.laws, &letter.law_id)
-            && one_of(&self.hashes, &letter.vote_hash)
+            && one_of(&self.laws, &message.law_id)
+            && one_of(&self.hashes, &message.vote_hash)
     }
 }
 
-fn is_for(letter: &Examined, reason: &str) -> bool {
+fn is_for(message: &Examined, reason: &str) -> bool {
     match reason {
-        "malformed" => !letter.why.is_valid(),
-        "refused" => matches!(letter.why, Why::Refused { .. }),
+        "malformed" => !message.reason.is_valid(),
+        "refused" => matches!(message.reason, DeadLetterReason::Refused { .. }),
         // A malformed message was rejected, too.
         "rejected" | "delivery_limit" | "expired" | "maxlen" => {
-            letter.deaths.first().is_some_and(|death| death.reason == reason)
+            message.deaths.first().is_some_and(|death| death.reason == reason)
         }
-        reason => letter.why.word() == reason,
+        reason => message.reason.code() == reason,
     }
 }
 
-/// Takes a reason by its word.
+/// Parses a reason.
 ///
 /// # Errors
-/// The words there are.
+/// The reasons there are.
 pub fn reason(text: &str) -> Result<String, String> {
     let words = || REASONS.into_iter().chain(Reason::ALL.map(Reason::as_str));
     if words().any(|word| word == text) {
@@ -67,10 +62,10 @@ pub fn reason(text: &str) -> Result<String, String> {
     Err(format!("one of {}", words().collect::<Vec<_>>().join(", ")))
 }
 
-/// Takes an SQLSTATE or the class of one.
+/// Parses an SQLSTATE or the class of one.
 ///
 /// # Errors
-/// How it is written.
+/// The expected form.
 pub fn sqlstate(text: &str) -> Result<String, String> {
     let upper = text.to_ascii_uppercase();
     if matches!(upper.len(), 2 | 5) && upper.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
@@ -83,15 +78,15 @@ pub fn sqlstate(text: &str) -> Result<String, String> {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::why::examine;
+    use super::super::reason::examine;
     use super::*;
-    use crate::broker::Letter;
+    use crate::broker::DeadLetterMessage;
 
     fn vote(hash: &str, law: &str, choice: &str, headers: Value) -> Examined {
         let body = json!({"vote_hash": hash, "citizen_id": "c", "law_id": law, "choice": choice,
                           "timestamp": "2025-11-14T12:00:00Z"});
         let Value::Object(headers) = headers else { panic!("headers are an object") };
-        examine(&Letter::new(body.to_string(), headers.into_iter().collect()), 16_384)
+        examine(&DeadLetterMessage::new(body.to_string(), headers.into_iter().collect()), 16_384)
     }
 
     fn filter(pairs: &[(&str, &str)]) -> Filter {
@@ -115,7 +110,7 @@ mod tests {
         let malformed = vote("h2", "law-2", "maybe", json!({"x-death": rejected}));
         let limit = json!([{"reason": "delivery_limit"}]);
         let limited = vote("h3", "law-1", "non", json!({"x-death": limit}));
-        let letters = [&refused, &malformed, &limited];
+        let messages = [&refused, &malformed, &limited];
         for (pairs, expected) in [
             (&[][..], [true, true, true]),
             (&[("reason", "malformed")], [false, true, false]),
@@ -133,18 +128,17 @@ mod tests {
             (&[("hash", "h2"), ("hash", "h3")], [false, true, true]),
             (&[("hash", "h2"), ("law", "law-1")], [false, false, false]),
         ] {
-            let found = letters.map(|letter| filter(pairs).matches(letter));
+            let found = messages.map(|message| filter(pairs).matches(message));
             assert_eq!(found, expected, "{pairs:?}");
         }
-        assert!(filter(&[]).is_empty() && !filter(&[("law", "x")]).is_empty());
     }
 
     #[test]
-    fn a_word_that_is_no_reason_is_told_which_there_are() {
+    fn an_unknown_reason_is_answered_with_the_known_ones() {
         for good in ["malformed", "missing_field", "expired"] {
             assert_eq!(reason(good).as_deref(), Ok(good));
         }
-        assert!(reason("missing").is_err_and(|told| told.contains("missing_field")));
+        assert!(reason("missing").is_err_and(|error| error.contains("missing_field")));
         assert_eq!(sqlstate("p0001").as_deref(), Ok("P0001"));
         for bad in ["", "2", "235", "23-14"] {
             assert!(sqlstate(bad).is_err(), "{bad}");

@@ -1,176 +1,223 @@
-//! Reading the whole queue, and judging each letter.
+//! Reading the whole queue, and deciding about each message.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use indicatif::ProgressBar;
+
 use super::filter::Filter;
-use super::trial::Tried;
-use super::why::{Examined, examine};
-use crate::broker::{DeadLetterQueue, Letter};
-use crate::ports::Lost;
+use super::reason::{Examined, examine};
+use super::trial::TrialResults;
+use crate::broker::{DeadLetterMessage, DeadLetterQueue};
+use crate::config::Config;
+use crate::ports::{DeliveryTag, Lost};
 
-/// Distinct reasons that are told apart; a publisher can make up any number.
-const REASONS_AT_MOST: usize = 200;
+/// Distinct reasons that are counted apart; a publisher can make up any number.
+const MAX_REASONS: usize = 200;
 
-/// Stands for a letter that somebody has seen.
+/// Identifies a message by its body and how often it was replayed.
 pub type Fingerprint = u64;
 
-/// Which letters are to be taken.
+/// Which messages are selected.
 #[derive(Clone, Debug)]
 pub struct Selection<'a> {
     pub filter: &'a Filter,
-    /// Letters that were put back so often are left; `None`: however often.
+    /// Messages that were replayed this often are skipped; `None`: however often.
     pub max_replays: Option<u32>,
-    /// Also what the decoder refuses.
+    /// Also what the decoder rejects.
     pub malformed: bool,
     /// The decoder's limit, in bytes.
     pub max_message_bytes: usize,
     /// At most so many; `None`: all.
     pub max: Option<u64>,
-    /// Only what somebody has agreed to; `None`: everything.
+    /// Only what the operator agreed to; `None`: everything.
     pub agreed: Option<&'a BTreeSet<Fingerprint>>,
-    /// Only causes of which one letter was put back and stayed away; `None`: all causes.
-    pub tried: Option<&'a Tried>,
+    /// Only causes whose trial succeeded; `None`: all causes.
+    pub trial: Option<&'a TrialResults>,
 }
 
-/// What becomes of one letter.
+/// The decision about one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Not meant.
-    Other,
-    /// Meant, and left: it would come straight back.
+pub(super) enum Decision {
+    NoMatch,
+    /// Matches, and is skipped: it would come straight back.
     Malformed,
-    /// Meant, and left: it came back too often.
+    /// Matches, and is skipped: it came back too often.
     TooOften,
-    /// Meant, and left: the one of its cause that was tried did not stay away, or none was tried.
+    /// Matches, and is skipped: the trial of its cause did not succeed.
     HeldBack,
-    Taken,
+    Selected,
 }
 
-impl Selection<'_> {
-    pub fn judge(&self, letter: &Letter, examined: &Examined) -> Verdict {
-        let agreed = self.agreed.is_none_or(|agreed| agreed.contains(&fingerprint(letter)));
-        let on_trial = self.tried.is_some_and(|tried| tried.has(letter, examined));
+impl<'a> Selection<'a> {
+    /// Selects whatever `filter` matches.
+    pub fn of(config: &Config, filter: &'a Filter) -> Self {
+        Self {
+            filter,
+            max_replays: None,
+            malformed: true,
+            max_message_bytes: config.batch.max_message_bytes,
+            max: None,
+            agreed: None,
+            trial: None,
+        }
+    }
+
+    pub(super) fn decide(&self, message: &DeadLetterMessage, examined: &Examined) -> Decision {
+        let mark = fingerprint(message, examined.replays);
+        let agreed = self.agreed.is_none_or(|agreed| agreed.contains(&mark));
+        let on_trial = self.trial.is_some_and(|trial| trial.contains(mark));
         if on_trial || !agreed || !self.filter.matches(examined) {
-            Verdict::Other
+            Decision::NoMatch
         } else if self.max_replays.is_some_and(|most| examined.replays >= most) {
-            Verdict::TooOften
-        } else if !self.malformed && !examined.why.is_valid() {
-            Verdict::Malformed
-        } else if self.tried.is_some_and(|tried| !tried.allows(examined)) {
-            Verdict::HeldBack
+            Decision::TooOften
+        } else if !self.malformed && !examined.reason.is_valid() {
+            Decision::Malformed
+        } else if self.trial.is_some_and(|trial| !trial.allows(examined)) {
+            Decision::HeldBack
         } else {
-            Verdict::Taken
+            Decision::Selected
         }
     }
 }
 
-/// Of its body and of how often it was put back.
-pub fn fingerprint(letter: &Letter) -> Fingerprint {
+/// Returns the fingerprint of a message that was replayed so often.
+pub fn fingerprint(message: &DeadLetterMessage, replays: u32) -> Fingerprint {
     let mut hasher = DefaultHasher::new();
-    letter.body.hash(&mut hasher);
-    letter.headers.get("x-replays").map(ToString::to_string).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Of its body and of a number of replays, whichever type that header has.
-pub(super) fn body_fingerprint(letter: &Letter, replays: u32) -> Fingerprint {
-    let mut hasher = DefaultHasher::new();
-    (&letter.body, replays).hash(&mut hasher);
+    (&message.body, replays).hash(&mut hasher);
     hasher.finish()
 }
 
 /// Why reading ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ended {
-    /// Behind the last message that was there at the beginning.
+    /// After the last message that was there at the beginning.
     #[default]
     AtTheEnd,
-    /// No more may be held on the broker at the same time.
+    /// No more messages may stay unacked.
     Full,
     /// As many as were asked for.
     Enough,
 }
 
-/// What was found, and what became of it.
+/// Counts of the messages found, and of their outcomes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Messages in the queue at the beginning.
     pub depth: u64,
     pub read: u64,
-    /// Those meant; the sum of the five below.
+    /// Messages that match; the sum of the five below.
     pub matched: u64,
-    /// To be put back or removed; in the end those that were.
+    /// Replayed, removed or shown.
     pub taken: u64,
-    /// Left, because the decoder refuses them.
+    /// Skipped, because the decoder rejects them.
     pub malformed: u64,
-    /// Left, because they were put back too often.
+    /// Skipped, because they were replayed too often.
     pub too_often: u64,
-    /// Left, because the one of their cause that was tried did not stay away.
+    /// Skipped, because the trial of their cause did not succeed.
     pub held_back: u64,
-    /// Left, because the broker did not confirm them.
+    /// Still dead letters, because the broker did not confirm them.
     pub failed: u64,
-    /// Valid votes among those meant.
+    /// Valid votes among those that match.
     pub valid: u64,
-    /// Those meant, by [`Why::label`](super::Why::label).
+    /// Those that match, by [`DeadLetterReason::label`](super::DeadLetterReason::label).
     pub reasons: BTreeMap<String, u64>,
     pub ended: Ended,
 }
 
 impl Tally {
-    pub(super) fn of(queue: &DeadLetterQueue) -> Self {
-        Self { depth: queue.depth(), ..Self::default() }
-    }
-
-    pub(super) fn found(&mut self, examined: &Examined, verdict: Verdict) {
-        match verdict {
-            Verdict::Other => return,
-            Verdict::Malformed => self.malformed += 1,
-            Verdict::TooOften => self.too_often += 1,
-            Verdict::HeldBack => self.held_back += 1,
-            // Counted by who takes it, once it is done.
-            Verdict::Taken => {}
+    fn count(&mut self, examined: &Examined, decision: Decision) {
+        match decision {
+            Decision::NoMatch => return,
+            Decision::Malformed => self.malformed += 1,
+            Decision::TooOften => self.too_often += 1,
+            Decision::HeldBack => self.held_back += 1,
+            // Counted once it is done.
+            Decision::Selected => {}
         }
         self.matched += 1;
-        self.valid += u64::from(examined.why.is_valid());
-        let mut label = examined.why.label();
-        if self.reasons.len() >= REASONS_AT_MOST && !self.reasons.contains_key(&label) {
+        self.valid += u64::from(examined.reason.is_valid());
+        let mut label = examined.reason.label();
+        if self.reasons.len() >= MAX_REASONS && !self.reasons.contains_key(&label) {
             "other".clone_into(&mut label);
         }
         *self.reasons.entry(label).or_default() += 1;
     }
 }
 
-/// Reads to the end, shows each letter to `each`, and takes none. Give the queue its
-/// [`finish`](DeadLetterQueue::finish) afterwards.
+/// Reads the queue, leaves what is not selected, and counts.
+pub struct Reader<'a> {
+    queue: &'a mut DeadLetterQueue,
+    selection: &'a Selection<'a>,
+    bar: &'a ProgressBar,
+    selected: u64,
+    pub tally: Tally,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(
+        queue: &'a mut DeadLetterQueue,
+        selection: &'a Selection<'a>,
+        bar: &'a ProgressBar,
+    ) -> Self {
+        let tally = Tally { depth: queue.depth(), ..Tally::default() };
+        Self { queue, selection, bar, selected: 0, tally }
+    }
+
+    /// Returns the next selected message, to be acked or left; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<(DeadLetterMessage, Examined)>, Lost> {
+        loop {
+            if self.selection.max.is_some_and(|max| self.selected >= max) {
+                self.tally.ended = Ended::Enough;
+                return Ok(None);
+            }
+            let next = self.queue.next().await?;
+            self.tally.read = self.queue.read();
+            self.bar.set_position(self.tally.read);
+            let Some(message) = next else {
+                let full = self.queue.is_full();
+                self.tally.ended = if full { Ended::Full } else { Ended::AtTheEnd };
+                return Ok(None);
+            };
+            let examined = examine(&message, self.selection.max_message_bytes);
+            let decision = self.selection.decide(&message, &examined);
+            self.tally.count(&examined, decision);
+            if decision == Decision::Selected {
+                self.selected += 1;
+                return Ok(Some((message, examined)));
+            }
+            self.queue.keep(message).await?;
+        }
+    }
+
+    pub(super) async fn ack(&mut self, tag: DeliveryTag) -> Result<(), Lost> {
+        self.queue.ack(tag).await?;
+        self.tally.taken += 1;
+        Ok(())
+    }
+
+    pub(super) async fn keep(&mut self, message: DeadLetterMessage) -> Result<(), Lost> {
+        self.queue.keep(message).await
+    }
+}
+
+/// Reads to the end, passes each selected message to `each`, and leaves all of them in the queue.
 ///
 /// # Errors
-/// [`Lost`] when the broker is gone: everything is still in the queue.
+/// [`Lost`] when the connection is lost: everything is still queued.
 pub async fn scan(
     queue: &mut DeadLetterQueue,
     selection: &Selection<'_>,
-    mut each: impl FnMut(&Letter, Examined, Verdict),
+    bar: &ProgressBar,
+    mut each: impl FnMut(&DeadLetterMessage, Examined),
 ) -> Result<Tally, Lost> {
-    let mut tally = Tally::of(queue);
-    loop {
-        if selection.max.is_some_and(|max| tally.taken >= max) {
-            tally.ended = Ended::Enough;
-            break;
-        }
-        let Some(letter) = queue.next().await? else {
-            tally.ended = if queue.is_full() { Ended::Full } else { Ended::AtTheEnd };
-            break;
-        };
-        let examined = examine(&letter, selection.max_message_bytes);
-        let verdict = selection.judge(&letter, &examined);
-        tally.found(&examined, verdict);
-        tally.taken += u64::from(verdict == Verdict::Taken);
-        tally.read = queue.read();
-        each(&letter, examined, verdict);
-        queue.keep(&letter).await?;
+    let mut reader = Reader::new(queue, selection, bar);
+    while let Some((message, examined)) = reader.next().await? {
+        each(&message, examined);
+        reader.tally.taken += 1;
+        reader.keep(message).await?;
     }
-    tally.read = queue.read();
-    Ok(tally)
+    Ok(reader.tally)
 }
 
 #[cfg(test)]
@@ -183,16 +230,16 @@ mod tests {
 
     const VOTE: &str = r#"{"vote_hash":"h-1","citizen_id":"c","law_id":"law-1","choice":"oui","timestamp":"2025-11-14T12:00:00Z"}"#;
 
-    fn letter(body: &str, replays: u32) -> Letter {
-        Letter::new(body, BTreeMap::from([("x-replays".to_owned(), json!(replays))]))
+    fn message(body: &str, replays: u32) -> DeadLetterMessage {
+        DeadLetterMessage::new(body, BTreeMap::from([("x-replays".to_owned(), json!(replays))]))
     }
 
     #[test]
-    fn what_would_come_straight_back_is_left() {
+    fn what_would_come_straight_back_is_skipped() {
         let all = Filter::default();
         let other = Filter { laws: vec!["law-2".to_owned()], ..Filter::default() };
         let broken = VOTE.replace("oui", "maybe");
-        let agreed = BTreeSet::from([fingerprint(&letter(VOTE, 0))]);
+        let agreed = BTreeSet::from([fingerprint(&message(VOTE, 0), 0)]);
         let selection = Selection {
             filter: &all,
             max_replays: Some(3),
@@ -200,30 +247,30 @@ mod tests {
             max_message_bytes: 16_384,
             max: None,
             agreed: None,
-            tried: None,
+            trial: None,
         };
         let forced = Selection { malformed: true, ..selection.clone() };
         let unguarded = Selection { max_replays: None, malformed: true, ..selection.clone() };
         let elsewhere = Selection { filter: &other, ..selection.clone() };
         let asked = Selection { agreed: Some(&agreed), ..selection.clone() };
         for (selection, body, replays, verdict) in [
-            (&selection, VOTE, 0, Verdict::Taken),
-            (&selection, VOTE, 2, Verdict::Taken),
-            (&selection, VOTE, 3, Verdict::TooOften),
-            (&selection, VOTE, u32::MAX, Verdict::TooOften),
-            (&selection, &broken, 0, Verdict::Malformed),
-            (&forced, &broken, 0, Verdict::Taken),
-            (&forced, &broken, 3, Verdict::TooOften),
-            (&unguarded, &broken, 9, Verdict::Taken),
-            (&elsewhere, VOTE, 0, Verdict::Other),
-            (&asked, VOTE, 0, Verdict::Taken),
-            // Came back meanwhile, or was not there when somebody agreed.
-            (&asked, VOTE, 1, Verdict::Other),
-            (&asked, &broken, 0, Verdict::Other),
+            (&selection, VOTE, 0, Decision::Selected),
+            (&selection, VOTE, 2, Decision::Selected),
+            (&selection, VOTE, 3, Decision::TooOften),
+            (&selection, VOTE, u32::MAX, Decision::TooOften),
+            (&selection, &broken, 0, Decision::Malformed),
+            (&forced, &broken, 0, Decision::Selected),
+            (&forced, &broken, 3, Decision::TooOften),
+            (&unguarded, &broken, 9, Decision::Selected),
+            (&elsewhere, VOTE, 0, Decision::NoMatch),
+            (&asked, VOTE, 0, Decision::Selected),
+            // Came back meanwhile, or was not there when the operator agreed.
+            (&asked, VOTE, 1, Decision::NoMatch),
+            (&asked, &broken, 0, Decision::NoMatch),
         ] {
-            let letter = letter(body, replays);
-            let examined = examine(&letter, 16_384);
-            assert_eq!(selection.judge(&letter, &examined), verdict, "{body} {replays}");
+            let message = message(body, replays);
+            let examined = examine(&message, 16_384);
+            assert_eq!(selection.decide(&message, &examined), verdict, "{body} {replays}");
         }
     }
 
@@ -232,11 +279,12 @@ mod tests {
         let mut tally = Tally::default();
         for number in 0..1_000 {
             let death = json!([{"reason": format!("made up {number}")}]);
-            let letter = Letter::new(VOTE, BTreeMap::from([("x-death".to_owned(), death)]));
-            tally.found(&examine(&letter, 16_384), Verdict::Taken);
+            let message =
+                DeadLetterMessage::new(VOTE, BTreeMap::from([("x-death".to_owned(), death)]));
+            tally.count(&examine(&message, 16_384), Decision::Selected);
         }
         assert_eq!((tally.matched, tally.valid), (1_000, 1_000));
         assert_eq!(tally.reasons.values().sum::<u64>(), 1_000);
-        assert_eq!(tally.reasons.len(), REASONS_AT_MOST + 1);
+        assert_eq!(tally.reasons.len(), MAX_REASONS + 1);
     }
 }

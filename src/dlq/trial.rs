@@ -1,62 +1,69 @@
 //! A trial before a replay. Dead letters whose cause is still there would come straight back, and
-//! many at once open the breaker, which stops good votes. So one letter of each cause is put back
-//! first, and the others of it follow only when that one stayed away.
+//! many at once open the breaker, which stops good votes. So one message of each cause is replayed
+//! first, and the others of that cause follow only if it does not come back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use indicatif::ProgressBar;
+use tokio::time::{Instant, sleep};
 
-use super::replay::{CONFIRM_TIMEOUT, Replay, unanswered};
-use super::scan::{Fingerprint, Verdict, body_fingerprint};
-use super::why::{Examined, Why, examine};
-use crate::broker::{DeadLetterQueue, Letter, Publisher, QueueWatch};
-use crate::config::{Config, Postgres, RabbitMq};
+use super::filter::Filter;
+use super::reason::{DeadLetterReason, Examined};
+use super::scan::{Ended, Fingerprint, Reader, Selection, fingerprint, scan};
+use crate::broker::{DeadLetterQueue, QueueWatch, Republisher};
+use crate::config::{Config, Postgres};
 use crate::ports::{Lost, OpenError};
 
-/// Letters on trial at the same time. So many refused votes never count as a systemic fault of the
-/// database (more than 3 of a batch, or 20 a minute).
-const AT_ONCE: usize = 3;
+/// Messages on trial at the same time: more than 3 refused votes in a batch, or 20 in a minute, may
+/// count as a systemic database fault.
+const MAX_AT_ONCE: usize = 3;
 /// Causes that are tried in one replay.
-const CAUSES_AT_MOST: usize = 30;
-/// How often the queue is looked at.
+const MAX_CAUSES: usize = 30;
+/// Between two reads of the queue's depth.
 const POLL: Duration = Duration::from_millis(250);
 /// For bisecting, and for publishing a dead letter.
 const MARGIN: Duration = Duration::from_secs(2);
 
-/// What a letter died of, as far as can be told: one SQLSTATE may stand for a constraint a law.
+/// What a message was dead-lettered for: one SQLSTATE may stand for a constraint per law.
 pub type Cause = String;
 
-/// What became of the one letter of a cause.
+/// The outcome for the one message of a cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Taken from the queue, and not among the dead letters again.
+    /// Consumed, and not a dead letter again.
     StayedAway,
     /// A dead letter again.
     CameBack,
-    /// Not known within the time for it: not taken, or an instance stopped consuming meanwhile.
+    /// Unknown after the time limit: not consumed, or an instance stopped consuming meanwhile.
     Unsettled,
 }
 
-/// What is known of the causes behind a trial.
+/// The outcome for each cause that was tried.
 #[derive(Clone, Debug, Default)]
-pub struct Tried {
-    pub outcomes: BTreeMap<Cause, Outcome>,
-    /// Letters that were put back and are not known to have come back, and those that are.
-    pub stayed_away: u64,
-    pub came_back: u64,
-    /// Where all that matched was put back in the trial, there was nothing to wait for.
-    pub complete: bool,
-    marks: BTreeSet<Fingerprint>,
+pub struct TrialResults {
+    outcomes: BTreeMap<Cause, Outcome>,
+    /// Messages that were replayed.
+    sent: BTreeSet<Fingerprint>,
 }
 
-impl Tried {
-    /// Whether a letter was itself on trial.
-    pub(super) fn has(&self, letter: &Letter, examined: &Examined) -> bool {
-        self.marks.contains(&body_fingerprint(letter, examined.replays))
+impl TrialResults {
+    /// Returns how many messages were replayed.
+    pub fn sent(&self) -> u64 {
+        self.sent.len() as u64
     }
 
-    /// Whether letters of its cause may follow.
+    /// Returns how many of them are dead letters again.
+    pub fn came_back(&self) -> u64 {
+        self.outcomes.values().filter(|outcome| **outcome == Outcome::CameBack).count() as u64
+    }
+
+    /// Whether this message was itself on trial.
+    pub(super) fn contains(&self, mark: Fingerprint) -> bool {
+        self.sent.contains(&mark)
+    }
+
+    /// Whether messages with the same cause may follow.
     pub(super) fn allows(&self, examined: &Examined) -> bool {
         self.outcomes.get(&cause(examined)) == Some(&Outcome::StayedAway)
     }
@@ -64,15 +71,15 @@ impl Tried {
 
 /// How long a trial may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// Until the letters on trial are taken from the queue and settled.
-    pub longest: Duration,
-    /// From when they are taken until they are settled.
+pub struct TrialTimeouts {
+    /// Until the messages on trial are consumed and settled.
+    longest: Duration,
+    /// From when they are consumed until they are settled.
     settlement: Duration,
 }
 
-impl Patience {
-    /// By the settings that the instances have, too.
+impl TrialTimeouts {
+    /// Derived from the settings that the instances have, too.
     pub fn new(config: &Config, longest: Duration) -> Self {
         let retries = (0..config.retry.max_attempts.min(16)).map(|n| config.retry.delay * (1 << n));
         let tries =
@@ -91,154 +98,110 @@ pub enum TrialError {
     Lost(#[from] Lost),
 }
 
-/// Returns the cause of a letter.
-pub fn cause(examined: &Examined) -> Cause {
-    let label = examined.why.label();
-    match (&examined.why, &examined.law_id) {
-        (Why::Refused { .. }, Some(law)) => format!("{label} on {law}"),
+/// Returns the cause of a message.
+fn cause(examined: &Examined) -> Cause {
+    let label = examined.reason.label();
+    match (&examined.reason, &examined.law_id) {
+        (DeadLetterReason::Refused { .. }, Some(law)) => format!("{label} on {law}"),
         _ => label,
     }
 }
 
-/// Puts back one letter of each cause that is selected, a few at a time, and waits for what becomes
-/// of them; `told` hears of each before and after. Ends early when an outcome stays unknown.
+/// Replays one message of each cause that is selected, a few at a time, and waits for the outcomes;
+/// `report` is called for each cause before and after. Sends no more once a wait timed out. There is no
+/// outcome where nothing else is selected.
 ///
 /// # Errors
-/// [`TrialError`]: what was put back by then is confirmed in the queue.
+/// [`TrialError`]: what was replayed by then is confirmed in the queue.
 pub async fn trial(
-    rabbitmq: &RabbitMq,
-    publisher: &Publisher,
-    plan: &Replay<'_>,
-    hold: usize,
-    patience: Patience,
-    mut told: impl FnMut(&Cause, Option<Outcome>),
-) -> Result<Tried, TrialError> {
-    let mut tried = Tried::default();
-    let mut watch = QueueWatch::new(rabbitmq.clone());
-    let mut wave = Wave::default();
-    let mut settled = true;
-    loop {
-        let Pass { next, left, back, whole } =
-            pass(rabbitmq, publisher, plan, hold, &tried, &wave, settled).await?;
-        for (cause, mark) in wave.0 {
-            // What came back is at the end of the queue.
-            let outcome = match (back.contains(&mark), settled && whole) {
-                (true, _) => Outcome::CameBack,
-                (false, true) => Outcome::StayedAway,
-                (false, false) => Outcome::Unsettled,
-            };
-            told(&cause, Some(outcome));
-            tried.stayed_away += u64::from(outcome != Outcome::CameBack);
-            tried.came_back += u64::from(outcome == Outcome::CameBack);
-            tried.outcomes.insert(cause, outcome);
+    config: &Config,
+    republisher: &mut Republisher,
+    selection: &Selection<'_>,
+    max_held: usize,
+    timeouts: TrialTimeouts,
+    mut report: impl FnMut(&Cause, Option<Outcome>),
+) -> Result<TrialResults, TrialError> {
+    let mut results = TrialResults::default();
+    let mut on_trial: BTreeMap<Cause, Fingerprint> = BTreeMap::new();
+    let (bar, mut left, mut settled) = (ProgressBar::hidden(), 0, true);
+    let mut wave: Vec<Cause> = Vec::new();
+    let mut queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
+    let mut reader = Reader::new(&mut queue, selection, &bar);
+    while let Some((message, examined)) = reader.next().await? {
+        let cause = cause(&examined);
+        let known = on_trial.contains_key(&cause) || on_trial.len() >= MAX_CAUSES;
+        if !known && settled && wave.len() >= MAX_AT_ONCE {
+            wave.drain(..).for_each(|cause| report(&cause, None));
+            settled = until_settled(config, timeouts).await?;
         }
-        if next.0.is_empty() {
-            return Ok(tried);
-        }
-        wave = next;
-        tried.marks.extend(wave.0.values());
-        if left == 0 && whole {
-            tried.stayed_away += wave.0.len() as u64;
-            tried.complete = true;
-            return Ok(tried);
-        }
-        wave.0.keys().for_each(|cause| told(cause, None));
-        settled = until_settled(&mut watch, patience).await?;
-    }
-}
-
-/// One letter each of some causes.
-#[derive(Default)]
-struct Wave(BTreeMap<Cause, Fingerprint>);
-
-/// What came of reading the dead letters once.
-struct Pass {
-    /// What was put back.
-    next: Wave,
-    /// How many more are selected.
-    left: u64,
-    /// Letters on trial that are dead letters again.
-    back: BTreeSet<Fingerprint>,
-    /// Whether all of them were read, and not only as many as may be held.
-    whole: bool,
-}
-
-/// Reads all dead letters: puts back those of the next wave, unless it shall not `go_on`, and finds
-/// those of the last one that came back.
-async fn pass(
-    rabbitmq: &RabbitMq,
-    publisher: &Publisher,
-    plan: &Replay<'_>,
-    hold: usize,
-    tried: &Tried,
-    last: &Wave,
-    go_on: bool,
-) -> Result<Pass, TrialError> {
-    let selection = &plan.selection;
-    let (mut next, mut left, mut back) = (Wave::default(), 0_u64, BTreeSet::new());
-    let unknown = last.0.len() + tried.outcomes.len();
-    let mut letters = DeadLetterQueue::open(rabbitmq, hold).await?;
-    while let Some(letter) = letters.next().await? {
-        let examined = examine(&letter, selection.max_message_bytes);
-        let mark = body_fingerprint(&letter, examined.replays);
-        if tried.marks.contains(&mark) {
-            back.insert(mark);
-        } else if selection.judge(&letter, &examined) == Verdict::Taken {
-            let cause = cause(&examined);
-            let known = tried.outcomes.contains_key(&cause)
-                || last.0.contains_key(&cause)
-                || next.0.contains_key(&cause);
-            let sent = tried.marks.len() as u64 + next.0.len() as u64;
-            let full = !go_on
-                || next.0.len() >= AT_ONCE
-                || unknown + next.0.len() >= CAUSES_AT_MOST
-                || selection.max.is_some_and(|max| sent >= max);
-            if !known && !full {
-                let replays = examined.replays.saturating_add(1);
-                put_back(publisher, plan.queue, &letter, replays).await?;
-                letters.remove(letter.tag).await?;
-                next.0.insert(cause, body_fingerprint(&letter, replays));
-                continue;
-            }
+        if known || !settled {
             left += 1;
+            reader.keep(message).await?;
+            continue;
         }
-        letters.keep(&letter).await?;
+        let replays = examined.replays.saturating_add(1);
+        wave.push(cause.clone());
+        on_trial.insert(cause, fingerprint(&message, replays));
+        republisher.replay(&config.rabbitmq.queue, message, replays).await?;
+        let confirmed = republisher.confirms().await?;
+        for message in confirmed.messages {
+            reader.ack(message.tag).await?;
+        }
+        if let Some(error) = confirmed.error {
+            return Err(error.into());
+        }
     }
-    let whole = !letters.is_full() && letters.read() >= letters.depth();
-    letters.finish().await?;
-    let sent = tried.marks.len() as u64 + next.0.len() as u64;
-    let wanted = selection.max.map_or(u64::MAX, |max| max.saturating_sub(sent));
-    Ok(Pass { next, left: left.min(wanted), back, whole })
+    let tally = reader.tally;
+    queue.finish().await?;
+    results.sent.extend(on_trial.values());
+    let all_read = tally.ended == Ended::Enough || tally.read >= tally.depth;
+    if on_trial.is_empty() || (left == 0 && all_read) {
+        return Ok(results);
+    }
+
+    wave.iter().for_each(|cause| report(cause, None));
+    settled = settled && until_settled(config, timeouts).await?;
+    let mut queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
+    let mut came_back = BTreeSet::new();
+    let everything = Filter::default();
+    let all = Selection::of(config, &everything);
+    let tally = scan(&mut queue, &all, &bar, |message, examined| {
+        came_back.insert(fingerprint(message, examined.replays));
+    });
+    let tally = tally.await?;
+    queue.finish().await?;
+    for (cause, mark) in on_trial {
+        // What came back is at the end of the queue.
+        let outcome = match (came_back.contains(&mark), settled && tally.read >= tally.depth) {
+            (true, _) => Outcome::CameBack,
+            (false, true) => Outcome::StayedAway,
+            (false, false) => Outcome::Unsettled,
+        };
+        report(&cause, Some(outcome));
+        results.outcomes.insert(cause, outcome);
+    }
+    Ok(results)
 }
 
-async fn put_back(
-    publisher: &Publisher,
-    queue: &str,
-    letter: &Letter,
-    replays: u32,
-) -> Result<(), Lost> {
-    let publishing = async { Ok(publisher.replay(queue, letter, replays).await?.await?) };
-    timeout(CONFIRM_TIMEOUT, publishing).await.unwrap_or_else(|_| Err(unanswered()))
-}
-
-/// Waits until what is in the queue now has been taken and is settled: the queue was seen empty, and
-/// since then no instance stopped consuming (a breaker that opens gives back what it holds). `false`
-/// when that takes too long.
-async fn until_settled(watch: &mut QueueWatch, patience: Patience) -> Result<bool, OpenError> {
-    let deadline = Instant::now() + patience.longest;
-    let mut taken = None;
+/// Waits until everything that is in the queue now is consumed and settled: the queue was seen
+/// empty, and since then no instance stopped consuming (a breaker that opens requeues what it
+/// holds). `false` when that takes too long.
+async fn until_settled(config: &Config, timeouts: TrialTimeouts) -> Result<bool, OpenError> {
+    let mut watch = QueueWatch::new(config.rabbitmq.clone());
+    let deadline = Instant::now() + timeouts.longest;
+    let mut empty_since = None;
     let mut consumers = 0;
     loop {
-        let seen = watch.standing().await?;
+        let queue = watch.standing().await?;
         let now = Instant::now();
-        if seen.consumers < consumers {
-            taken = None;
+        if queue.consumers < consumers {
+            empty_since = None;
         }
-        consumers = seen.consumers;
-        if seen.ready == 0 && consumers > 0 {
-            taken.get_or_insert(now);
+        consumers = queue.consumers;
+        if queue.ready == 0 && consumers > 0 {
+            empty_since.get_or_insert(now);
         }
-        if taken.is_some_and(|since| now.duration_since(since) >= patience.settlement) {
+        if empty_since.is_some_and(|since| now.duration_since(since) >= timeouts.settlement) {
             return Ok(true);
         }
         if now >= deadline {
@@ -252,14 +215,16 @@ async fn until_settled(watch: &mut QueueWatch, patience: Patience) -> Result<boo
 mod tests {
     use serde_json::{Value, json};
 
+    use super::super::reason::examine;
     use super::*;
+    use crate::broker::DeadLetterMessage;
     use crate::config::Sources;
 
     fn examined(law: &str, headers: Value) -> Examined {
         let body = json!({"vote_hash": "h", "citizen_id": "c", "law_id": law, "choice": "oui",
                           "timestamp": "2025-11-14T12:00:00Z"});
         let Value::Object(headers) = headers else { panic!("headers are an object") };
-        examine(&Letter::new(body.to_string(), headers.into_iter().collect()), 16_384)
+        examine(&DeadLetterMessage::new(body.to_string(), headers.into_iter().collect()), 16_384)
     }
 
     #[test]
@@ -272,24 +237,24 @@ mod tests {
     }
 
     #[test]
-    fn only_causes_whose_letter_stayed_away_may_follow() {
-        let letter = examined("law-1", json!({"x-sqlstate": "23514"}));
+    fn only_causes_whose_message_stayed_away_may_follow() {
+        let message = examined("law-1", json!({"x-sqlstate": "23514"}));
         for (outcome, follows) in
             [(Outcome::StayedAway, true), (Outcome::CameBack, false), (Outcome::Unsettled, false)]
         {
-            let outcomes = BTreeMap::from([(cause(&letter), outcome)]);
-            let tried = Tried { outcomes, ..Tried::default() };
-            assert_eq!(tried.allows(&letter), follows, "{outcome:?}");
+            let outcomes = BTreeMap::from([(cause(&message), outcome)]);
+            let results = TrialResults { outcomes, ..TrialResults::default() };
+            assert_eq!(results.allows(&message), follows, "{outcome:?}");
         }
-        assert!(!Tried::default().allows(&letter), "a cause that was not tried");
+        assert!(!TrialResults::default().allows(&message), "a cause that was not tried");
     }
 
     #[test]
     fn settlement_takes_as_long_as_a_batch_with_its_retries() {
         let config = Config::load(&Sources::default()).expect("the defaults are good");
-        let patience = Patience::new(&config, Duration::from_secs(60));
+        let timeouts = TrialTimeouts::new(&config, Duration::from_secs(60));
         let expected =
             config.batch.timeout + config.retry.delay * 7 + Postgres::LOCK_TIMEOUT * 4 + MARGIN;
-        assert_eq!(patience.settlement, expected);
+        assert_eq!(timeouts.settlement, expected);
     }
 }

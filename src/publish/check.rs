@@ -14,14 +14,14 @@ const FIRST: usize = 5;
 /// Lines from one movement of the bar to the next.
 const STEP: u64 = 1_000;
 
-/// What the lines of a file are.
+/// Counts of a file's lines.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Check {
     /// The whole file.
     pub end: Position,
     /// Lines that are votes.
     pub votes: u64,
-    /// Those that are not, by reason and, where it is about one, field.
+    /// Invalid lines, by reason and, where it is about one, field.
     pub rejected: BTreeMap<(Reason, Option<&'static str>), Rejected>,
 }
 

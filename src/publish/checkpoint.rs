@@ -1,4 +1,4 @@
-//! How far a file is published: a small file beside it, replaced as a whole each time.
+//! How far a file is published, in a small file that is replaced as a whole each time.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,24 +9,23 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::files;
-use super::format::{self, Unsuitable};
 use super::lines::Position;
 
-/// Bytes at the beginning and before the place reached by which a file is known again.
+/// Bytes at the beginning and before the place reached that identify a file.
 const SAMPLE: u64 = 64 * 1_024;
-/// Of the form of the file; another one is not understood.
+/// Of the file's format; other versions are refused.
 const VERSION: u32 = 1;
 
-/// Why there is no checkpoint to go on from, or to write.
+/// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error(
-        "{} is no regular file: only what can be read again from the middle has a checkpoint. \
+        "{} is not a regular file: only what can be read again from the middle has a checkpoint. \
          Without --checkpoint it can be published; what was counted is not counted twice",
         file.display()
     )]
     NotAFile { file: PathBuf },
-    #[error("{} is no checkpoint ({reason}). Name another file, or delete it", path.display())]
+    #[error("{} is not a checkpoint file ({reason}). Name another file, or delete it", path.display())]
     Malformed { path: PathBuf, reason: String },
     #[error(
         "the checkpoint {} belongs to another file: {} {reason}, and it was written for {written_for:?}. \
@@ -34,8 +33,6 @@ pub enum CheckpointError {
         path.display(), file.display()
     )]
     OtherFile { path: PathBuf, file: PathBuf, written_for: String, reason: &'static str },
-    #[error(transparent)]
-    Unsuitable(#[from] Unsuitable),
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write the checkpoint {}: {source}", path.display())]
@@ -47,7 +44,7 @@ pub enum CheckpointError {
 #[serde(deny_unknown_fields)]
 struct Saved {
     version: u32,
-    /// For people: a file may be moved, and is the same one still.
+    /// For people: a file that was moved is still the same.
     file: String,
     /// Every line before it is confirmed by the broker.
     confirmed: Position,
@@ -64,36 +61,27 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The checkpoint at `path` of the votes in `file`, and where to go on: at the first line when
-    /// there is none yet. A file that has grown at its end since then is the same file. Writes it,
-    /// so that one that can't be written shows before anything is published.
+    /// Reads the checkpoint at `path` of the votes in `file`, and where to go on: at the first line when
+    /// there is none yet. A file that has grown at its end since then is the same file.
     ///
     /// # Errors
-    /// [`CheckpointError`]; above all when it was written for another file.
+    /// [`CheckpointError`], for example when it was written for another file.
     pub fn open(path: &Path, file: &Path) -> Result<(Self, Position), CheckpointError> {
         let unreadable = |source| CheckpointError::Read { path: file.to_owned(), source };
-        // Before it is opened: that would wait for whoever writes to a pipe.
+        // Checked before it is opened: opening a pipe waits for its writer.
         if !fs::metadata(file).map_err(unreadable)?.is_file() {
             return Err(CheckpointError::NotAFile { file: file.to_owned() });
         }
         let votes = File::open(file).map_err(unreadable)?;
         let checkpoint = Self { path: path.to_owned(), file: file.to_owned(), votes };
         let reached = checkpoint.read()?;
-        // Refused before anything is written; what was begun goes on.
-        if reached.bytes == 0 {
-            let mut head = vec![0; format::HEAD];
-            let length = checkpoint.votes.read_at(&mut head, 0).map_err(unreadable)?;
-            format::check(&head[..length], &file.display().to_string())?;
-        }
-        checkpoint.save(reached)?;
         Ok((checkpoint, reached))
     }
 
-    /// Every line before `reached` is confirmed. Written beside and moved into place, so that
-    /// whatever happens there is a whole one.
+    /// Saves that every line before `reached` is confirmed. The file is replaced as a whole.
     ///
     /// # Errors
-    /// [`CheckpointError`] when it could not be written; the one before it is still there.
+    /// [`CheckpointError`] when it could not be written; the previous one is still there.
     pub fn save(&self, reached: Position) -> Result<(), CheckpointError> {
         let content = self
             .content(reached)
@@ -123,7 +111,7 @@ impl Checkpoint {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Position::default()),
             Err(source) if source.kind() == io::ErrorKind::InvalidData => {
-                let reason = "it is no text".to_owned();
+                let reason = "it is not UTF-8".to_owned();
                 return Err(CheckpointError::Malformed { path: path(), reason });
             }
             Err(source) => return Err(CheckpointError::Read { path: path(), source }),
@@ -155,8 +143,8 @@ impl Checkpoint {
         })
     }
 
-    /// Where the line begins that comes next. A last line needs no line break; it gets one when the
-    /// file grows. `None` when it has grown itself.
+    /// Returns where the next line begins. A last line needs no line break; it gets one when the file
+    /// grows. `None` when that line itself has grown.
     fn next_line(&self, bytes: u64, size: u64) -> io::Result<Option<u64>> {
         let Some(before) = bytes.checked_sub(1).filter(|_| bytes < size) else {
             return Ok(Some(bytes));
@@ -236,8 +224,6 @@ mod tests {
         assert_eq!(Checkpoint::open(&path, &moved).expect("the same").1, reached);
         fs::write(&moved, text + "one more\n").expect("grown");
         assert_eq!(Checkpoint::open(&path, &moved).expect("the same").1, reached);
-        // Opening wrote it anew, and did not set it back.
-        assert_eq!(Checkpoint::open(&path, &moved).expect("the same").1, reached);
     }
 
     #[test]
@@ -259,8 +245,8 @@ mod tests {
             let other = folder.write(name, &other);
             let refused = Checkpoint::open(&path, &other).expect_err(name);
             assert!(matches!(refused, CheckpointError::OtherFile { .. }), "{name}: {refused}");
-            let told = refused.to_string();
-            assert!(told.contains(reason) && told.contains("votes"), "{told}");
+            let message = refused.to_string();
+            assert!(message.contains(reason) && message.contains("votes"), "{message}");
         }
         assert_eq!(fs::read(&path).expect("there"), saved);
         // What was the whole last line, without a line break, is only a part of one by now.
@@ -280,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_checkpoint_is_left_alone() {
+    fn a_file_that_is_not_a_checkpoint_is_left_alone() {
         let folder = Folder::new("checkpoint-none");
         let votes = folder.write("votes", "one\n");
         let refused = Checkpoint::open(&votes, &votes).expect_err("the votes themselves");
@@ -294,7 +280,8 @@ mod tests {
         assert!(refused.to_string().contains("version 2"), "{refused}");
 
         let nowhere = folder.0.join("nowhere/checkpoint");
-        let refused = Checkpoint::open(&nowhere, &votes).expect_err("no such folder");
+        let (checkpoint, from) = Checkpoint::open(&nowhere, &votes).expect("a new one");
+        let refused = checkpoint.save(from).expect_err("no such folder");
         assert!(matches!(refused, CheckpointError::Write { .. }), "{refused}");
         let refused = Checkpoint::open(&folder.0.join("c"), &folder.0).expect_err("a folder");
         assert!(matches!(refused, CheckpointError::NotAFile { .. }), "{refused}");

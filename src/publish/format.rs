@@ -1,5 +1,5 @@
-//! What a file is that is no file of votes, a JSON object a line, by its first bytes: each of its lines
-//! would become a dead letter.
+//! Recognises a file that is not one JSON object a line by its first bytes: each of its lines would
+//! become a dead letter.
 
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use tokio::io::{self, AsyncReadExt};
 
 use super::lines::{BOM, Input};
 
-/// Bytes that are looked at, at most: a longer first line is published without a look at its shape.
+/// Bytes that are examined at most: a longer first line is published unexamined.
 pub const HEAD: usize = 4_096;
 
 /// A file in another format.
@@ -19,11 +19,11 @@ pub struct Unsuitable {
     remedy: String,
 }
 
-/// The first line that is not blank, as far as it goes into [`HEAD`] bytes; what was read with it comes
-/// along. Waits for no more than that: a line may be all that there is for an hour.
+/// Reads the first line that is not blank, at most [`HEAD`] bytes of it, and what arrives with it.
+/// Waits for no more than that: a line may be all that there is for an hour.
 ///
 /// # Errors
-/// What reading ran into.
+/// The error of a read.
 pub async fn head(input: &mut Input) -> io::Result<Vec<u8>> {
     let mut head = Vec::with_capacity(HEAD);
     loop {
@@ -41,20 +41,19 @@ pub async fn head(input: &mut Input) -> io::Result<Vec<u8>> {
 /// # Errors
 /// [`Unsuitable`].
 pub fn check(head: &[u8], name: &str) -> Result<(), Unsuitable> {
-    let Some(Format { what, remedy }) = recognise(head) else {
+    let Some(Format { what, command }) = binary(head).or_else(|| text(head)) else {
         return Ok(());
     };
-    let remedy = match remedy {
-        Remedy::Pipe(doing, command) => {
-            let from = match (name, command.as_str()) {
-                ("-", "unzip -p") => "... | funzip".to_owned(),
-                ("-", "tar -xOf") => "... | tar -xOf -".to_owned(),
-                ("-", command) => format!("... | {command}"),
-                (name, command) => format!("{command} {}", quoted(name)),
-            };
-            format!("{doing}: {from} | vote-aggregator publish --file -")
-        }
-        Remedy::Export => "Export it as one JSON object a line".to_owned(),
+    let convert = match (name, command.as_deref()) {
+        (_, None) => None,
+        ("-", Some("unzip -p")) => Some("... | funzip".to_owned()),
+        ("-", Some("tar -xOf")) => Some("... | tar -xOf -".to_owned()),
+        ("-", Some(command)) => Some(format!("... | {command}")),
+        (name, Some(command)) => Some(format!("{command} {}", shell_quoted(name))),
+    };
+    let remedy = match convert {
+        Some(convert) => format!("Convert it: {convert} | vote-aggregator publish --file -"),
+        None => "Export it as one JSON object a line".to_owned(),
     };
     let name = if name == "-" { "standard input" } else { name };
     Err(Unsuitable { name: name.to_owned(), what, remedy })
@@ -62,64 +61,54 @@ pub fn check(head: &[u8], name: &str) -> Result<(), Unsuitable> {
 
 struct Format {
     what: String,
-    remedy: Remedy,
+    /// Converts it, if there is such a command.
+    command: Option<String>,
 }
 
-enum Remedy {
-    /// What a command before the pipe does, and that command.
-    Pipe(&'static str, String),
-    Export,
+fn recognised(what: &str, command: &str) -> Option<Format> {
+    let command = (!command.is_empty()).then(|| command.to_owned());
+    Some(Format { what: what.to_owned(), command })
 }
 
-fn pipe(what: &str, doing: &'static str, command: &str) -> Option<Format> {
-    Some(Format { what: what.to_owned(), remedy: Remedy::Pipe(doing, command.to_owned()) })
-}
-
-fn export(what: &str) -> Option<Format> {
-    Some(Format { what: what.to_owned(), remedy: Remedy::Export })
-}
-
-fn recognise(head: &[u8]) -> Option<Format> {
-    binary(head).or_else(|| text(head))
-}
+/// First bytes, their format, and the command that converts it.
+const MAGIC: [(&[u8], &str, &str); 20] = [
+    (b"\x1f\x8b", "compressed with gzip", "zcat"),
+    (b"\x1f\x9d", "compressed with compress", "zcat"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "zstdcat"),
+    (b"BZh", "compressed with bzip2", "bzcat"),
+    (b"\xfd7zXZ\0", "compressed with xz", "xzcat"),
+    (b"LZIP", "compressed with lzip", "lzip -dc"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4", "lz4cat"),
+    (b"PK\x03\x04", "a zip archive, or a spreadsheet in one", "unzip -p"),
+    (b"PK\x05\x06", "a zip archive, or a spreadsheet in one", "unzip -p"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x -so"),
+    (b"\xd0\xcf\x11\xe0", "an Office document", ""),
+    (b"PAR1", "a Parquet file", ""),
+    (b"Obj\x01", "an Avro file", ""),
+    (b"PGDMP", "a dump of PostgreSQL", ""),
+    (b"%PDF", "a PDF document", ""),
+    (b"SQLite format 3\0", "an SQLite database", ""),
+    (b"\xff\xfe\0\0", "UTF-32 text", "iconv -f UTF-32 -t UTF-8"),
+    (b"\0\0\xfe\xff", "UTF-32 text", "iconv -f UTF-32 -t UTF-8"),
+    (b"\xff\xfe", "UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
+    (b"\xfe\xff", "UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
+];
 
 fn binary(head: &[u8]) -> Option<Format> {
-    let unpack = |what, command| pipe(what, "Unpack it on the way", command);
-    let convert = |what, from: &str| {
-        let command = format!("iconv -f {from} -t UTF-8");
-        pipe(what, "Convert it on the way", &command)
-    };
+    if let Some((_, what, command)) = MAGIC.iter().find(|(magic, ..)| head.starts_with(magic)) {
+        return recognised(what, command);
+    }
     match head {
-        [0x1f, 0x8b, ..] => unpack("compressed with gzip", "zcat"),
-        [0x1f, 0x9d, ..] => unpack("compressed with compress", "zcat"),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
-            unpack("compressed with zstd", "zstdcat")
-        }
-        [b'B', b'Z', b'h', b'1'..=b'9', ..] => unpack("compressed with bzip2", "bzcat"),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => unpack("compressed with xz", "xzcat"),
-        [b'L', b'Z', b'I', b'P', ..] => unpack("compressed with lzip", "lzip -dc"),
-        [0x04, 0x22, 0x4d, 0x18, ..] => unpack("compressed with lz4", "lz4cat"),
-        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => {
-            unpack("a zip archive, or a spreadsheet in one", "unzip -p")
-        }
-        [b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c, ..] => unpack("a 7z archive", "7z x -so"),
-        _ if head.get(257..262) == Some(b"ustar") => unpack("a tar archive", "tar -xOf"),
-        [0xd0, 0xcf, 0x11, 0xe0, ..] => export("an Office document"),
-        [b'P', b'A', b'R', b'1', ..] => export("a Parquet file"),
-        [b'O', b'b', b'j', 1, ..] => export("an Avro file"),
-        [b'P', b'G', b'D', b'M', b'P', ..] => export("a dump of PostgreSQL"),
-        [b'%', b'P', b'D', b'F', ..] => export("a PDF document"),
-        _ if head.starts_with(b"SQLite format 3\0") => export("an SQLite database"),
-        // With a byte order mark, and by where the zero bytes are: JSON begins with ASCII.
-        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => convert("UTF-32 text", "UTF-32"),
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => convert("UTF-16 text", "UTF-16"),
-        [b'\t'..=b'~', 0, 0, 0, ..] => convert("UTF-32 text", "UTF-32LE"),
-        [0, 0, 0, b'\t'..=b'~', ..] => convert("UTF-32 text", "UTF-32BE"),
-        [b'\t'..=b'~', 0, ..] => convert("UTF-16 text", "UTF-16LE"),
-        [0, b'\t'..=b'~', ..] => convert("UTF-16 text", "UTF-16BE"),
+        [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => recognised("compressed with zstd", "zstdcat"),
+        _ if head.get(257..262) == Some(b"ustar") => recognised("a tar archive", "tar -xOf"),
+        // By where the zero bytes are: JSON begins with ASCII.
+        [b'\t'..=b'~', 0, 0, 0, ..] => recognised("UTF-32 text", "iconv -f UTF-32LE -t UTF-8"),
+        [0, 0, 0, b'\t'..=b'~', ..] => recognised("UTF-32 text", "iconv -f UTF-32BE -t UTF-8"),
+        [b'\t'..=b'~', 0, ..] => recognised("UTF-16 text", "iconv -f UTF-16LE -t UTF-8"),
+        [0, b'\t'..=b'~', ..] => recognised("UTF-16 text", "iconv -f UTF-16BE -t UTF-8"),
         // Between braces it is a vote with a zero byte, whose line the service rejects.
         _ if head.contains(&0) && !head.trim_ascii_start().starts_with(b"{") => {
-            export("binary data")
+            recognised("binary data", "")
         }
         _ => None,
     }
@@ -132,41 +121,35 @@ fn text(head: &[u8]) -> Option<Format> {
         None => (head.trim_ascii(), head.len() < HEAD),
     };
     match line {
-        [b'[', ..] => pipe("a JSON array", "Take it apart on the way", "jq -c '.[]'"),
-        [0x1e, ..] => pipe("a JSON text sequence", "Convert it on the way", r"sed 's/^\x1e//'"),
+        [b'[', ..] => recognised("a JSON array", "jq -c '.[]'"),
+        [0x1e, ..] => recognised("a JSON text sequence", r"sed 's/^\x1e//'"),
         [b'{', ..] if whole => object(line),
-        [b'<', ..] => export("XML or HTML"),
-        b"---" | [b'-', b' ', ..] => export("YAML"),
+        [b'<', ..] => recognised("XML or HTML", ""),
+        b"---" | [b'-', b' ', ..] => recognised("YAML", ""),
         _ if whole => separated(line),
         _ => None,
     }
 }
 
-/// A line that begins as an object does, and is not one, or not one vote.
+/// Recognises a line that begins like an object and is not one, or not one vote.
 fn object(line: &[u8]) -> Option<Format> {
     let mut values = serde_json::Deserializer::from_slice(line).into_iter::<IgnoredAny>();
     match values.next() {
         Some(Ok(_)) => match line[values.byte_offset()..].trim_ascii_start() {
             [] => wrapped(line),
-            [b'{', ..] => {
-                let what = "JSON with several objects a line";
-                pipe(what, "Give each a line on the way", "jq -c .")
-            }
-            [b','] => {
-                let what = "JSON with a comma behind each object";
-                pipe(what, "Take them away on the way", "sed 's/,[[:space:]]*$//'")
-            }
+            [b'{', ..] => recognised("JSON with several objects a line", "jq -c ."),
+            [b','] => recognised("JSON with a comma after each object", "sed 's/,[[:space:]]*$//'"),
             _ => None,
         },
         // A vote that was cut off ends anywhere else.
         Some(Err(error)) if error.is_eof() && matches!(line, [.., b'{' | b'[' | b',' | b':']) => {
-            pipe("JSON over several lines", "Give each object a line on the way", "jq -c .")
+            recognised("JSON over several lines", "jq -c .")
         }
         _ => None,
     }
 }
 
-/// A whole object around votes, or around one.
+/// Recognises an object around votes, or around one.
 fn wrapped(line: &[u8]) -> Option<Format> {
     let object: Map<String, Value> = serde_json::from_slice(line).ok()?;
     if object.contains_key("citizen_id") {
@@ -181,37 +164,35 @@ fn wrapped(line: &[u8]) -> Option<Format> {
         && (object.contains_key("body") || object.contains_key("body_base64"))
     {
         let what = "what `dlq purge --save` wrote, whose votes are texts in \"body\"";
-        return pipe(what, "Take them out on the way", "jq -r '.body // empty'");
+        return recognised(what, "jq -r '.body // empty'");
     }
     if let Some(key) = found(&is_vote) {
-        let what = format!("JSON with each vote within {key:?}");
-        return pipe(&what, "Take them out on the way", &format!("jq -c '.{key}'"));
+        return recognised(&format!("JSON with each vote in {key:?}"), &format!("jq -c '.{key}'"));
     }
     let key = found(&|value| value.get(0).is_some_and(is_vote))?;
     let what = format!("one JSON object with the votes in an array, {key:?}");
-    pipe(&what, "Take it apart on the way", &format!("jq -c '.{key}[]'"))
+    recognised(&what, &format!("jq -c '.{key}[]'"))
 }
 
-/// Columns with the same separator, and no JSON.
+/// Recognises columns with the same separator.
 fn separated(line: &[u8]) -> Option<Format> {
     if serde_json::from_slice::<IgnoredAny>(line).is_ok() {
         return None;
     }
     let columns = [(b',', ","), (b';', ";"), (b'\t', "tab"), (b'|', "|")];
-    // As a vote has five fields; a sentence with a comma is no table.
+    // A vote has five fields; a sentence with a comma is not a table.
     let (_, separator) = columns
         .into_iter()
         .find(|(separator, _)| line.iter().filter(|byte| *byte == separator).count() >= 3)?;
-    let command = match separator {
-        "," => "mlr --icsv --ojsonl -S cat".to_owned(),
-        other => format!("mlr --icsv --ifs '{other}' --ojsonl -S cat"),
+    let separator = match separator {
+        "," => String::new(),
+        other => format!("--ifs '{other}' "),
     };
-    let doing = "With the names of the fields in its first line, Miller converts it on the way";
-    pipe("CSV", doing, &command)
+    let command = format!("mlr --icsv {separator}--ojsonl -S cat");
+    recognised("CSV, whose first line must name the fields (mlr is Miller)", &command)
 }
 
-/// For a shell.
-fn quoted(name: &str) -> String {
+fn shell_quoted(name: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
     match name.chars().all(plain) && !name.starts_with('-') {
         true => name.to_owned(),
@@ -276,8 +257,8 @@ mod tests {
             (b"<?xml version=\"1.0\"?>\n".to_vec(), "XML", "Export"),
             (b"---\nvote_hash: a\n".to_vec(), "YAML", "Export"),
         ] {
-            let told = refused(&head);
-            assert!(told.contains(what) && told.contains(command), "{told}");
+            let message = refused(&head);
+            assert!(message.contains(what) && message.contains(command), "{message}");
         }
         let mut tar = vec![b'x'; 512];
         tar[257..262].copy_from_slice(b"ustar");
@@ -309,10 +290,10 @@ mod tests {
 
     #[test]
     fn a_command_can_be_pasted() {
-        let told = |name| check(b"\x1f\x8b\x08", name).expect_err("gzip").to_string();
-        assert!(told("-").contains(": ... | zcat | vote-aggregator publish --file -"));
-        assert!(told("-").starts_with("standard input is compressed with gzip"));
-        assert!(told("a b").contains("zcat 'a b' |") && told("it's").contains(r"'it'\''s'"));
+        let message = |name| check(b"\x1f\x8b\x08", name).expect_err("gzip").to_string();
+        assert!(message("-").contains(": ... | zcat | vote-aggregator publish --file -"));
+        assert!(message("-").starts_with("standard input is compressed with gzip"));
+        assert!(message("a b").contains("zcat 'a b' |") && message("it's").contains(r"'it'\''s'"));
     }
 
     #[tokio::test]

@@ -3,13 +3,13 @@
 use std::mem;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{self, AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::io::{self, AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 
-/// Longest line, in bytes. A vote has some hundred, a message 16 KiB by default; something that goes
-/// on for longer is no file of votes.
+/// Longest line, in bytes. A vote has some hundred, a message 16 KiB by default; a file with longer
+/// lines is not one of votes.
 pub const LONGEST_LINE: usize = 16 * 1_024 * 1_024;
 
-/// What Windows writes before UTF-8, at the beginning of a file, or of a line where files were joined.
+/// Byte order mark: Windows writes it at the beginning of a file, or of a line where files were joined.
 pub const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// A place in a file, at the end of a line.
@@ -23,29 +23,35 @@ pub struct Position {
     pub blank: u64,
 }
 
-/// Whatever lines come out of.
+impl Position {
+    /// Returns how many messages come before it.
+    pub const fn messages(&self) -> u64 {
+        self.lines - self.blank
+    }
+}
+
+/// Whatever lines are read from.
 pub type Input = Box<dyn AsyncRead + Unpin + Send>;
 
 /// The lines of a file that are not blank.
 pub struct Lines {
     input: BufReader<Input>,
     longest: usize,
-    /// Behind the last line that was read to its end.
+    /// After the last line that was read to its end.
     at: Position,
-    /// The beginning of the next one; what of it is taken from the input, in bytes.
+    /// What is read of the next one.
     line: Vec<u8>,
-    taken: u64,
-    /// The rest of that line is passed over: it was told that it is too long.
+    /// The rest of that line is skipped: it was reported as too long.
     skipping: bool,
 }
 
 /// One line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line {
-    /// Without the white space around it, and a byte order mark before it. Bytes and not text: whether they are UTF-8 is for the
-    /// service to judge.
+    /// Without white space around it and a byte order mark before it. Bytes and not text: the service
+    /// decides whether they are UTF-8.
     Body { body: Vec<u8>, end: Position },
-    /// This line, counted from 1, goes on for more than [`LONGEST_LINE`].
+    /// This line, counted from 1, is longer than [`LONGEST_LINE`].
     TooLong { number: u64 },
 }
 
@@ -57,67 +63,48 @@ impl Lines {
             longest: LONGEST_LINE,
             at,
             line: Vec::new(),
-            taken: 0,
             skipping: false,
         }
     }
 
-    /// Behind the last line, blank or not, that was read to its end.
+    /// After the last line, blank or not, that was read to its end.
     pub const fn position(&self) -> Position {
         self.at
     }
 
-    /// The next line that is not blank; `None` at the end. May be dropped half-way, nothing is lost
-    /// by it.
+    /// Returns the next line that is not blank; `None` at the end. Cancel safe: what was read of a line
+    /// is kept.
     ///
     /// # Errors
-    /// What reading ran into.
+    /// The error of a read.
     pub async fn next(&mut self) -> io::Result<Option<Line>> {
         loop {
-            let chunk = self.input.fill_buf().await?;
-            if chunk.is_empty() {
-                let rest = if self.taken > 0 { self.finish() } else { None };
-                return Ok(rest);
+            let limit = self.longest + 1;
+            let mut input = (&mut self.input).take((limit - self.line.len()) as u64);
+            input.read_until(b'\n', &mut self.line).await?;
+            if self.line.is_empty() && !self.skipping {
+                return Ok(None);
             }
-            let end = chunk.iter().position(|&byte| byte == b'\n');
-            let length = end.map_or(chunk.len(), |end| end + 1);
-            let text = &chunk[..end.unwrap_or(length)];
-            let too_long = !self.skipping && self.line.len() + text.len() > self.longest;
-            if too_long {
+            self.at.bytes += self.line.len() as u64;
+            if self.line.len() == limit && !self.line.ends_with(b"\n") {
                 self.line = Vec::new();
-                self.skipping = true;
-            } else if !self.skipping {
-                self.line.extend_from_slice(text);
+                if !mem::replace(&mut self.skipping, true) {
+                    return Ok(Some(Line::TooLong { number: self.at.lines + 1 }));
+                }
+                continue;
             }
-            self.input.consume(length);
-            self.taken += length as u64;
-            let number = self.at.lines + 1;
-            let whole = if end.is_some() { self.finish() } else { None };
-            if too_long {
-                return Ok(Some(Line::TooLong { number }));
+            self.at.lines += 1;
+            let body = self.line.trim_ascii();
+            let body = body.strip_prefix(BOM).unwrap_or(body).trim_ascii().to_vec();
+            self.line.clear();
+            if mem::take(&mut self.skipping) {
+                continue;
             }
-            if whole.is_some() {
-                return Ok(whole);
+            if !body.is_empty() {
+                return Ok(Some(Line::Body { body, end: self.at }));
             }
-        }
-    }
-
-    /// The line is whole; blank ones, and those that were told already, are only counted.
-    fn finish(&mut self) -> Option<Line> {
-        self.at.bytes += mem::take(&mut self.taken);
-        self.at.lines += 1;
-        let told = mem::take(&mut self.skipping);
-        let body = self.line.trim_ascii();
-        let body = body.strip_prefix(BOM).unwrap_or(body).trim_ascii();
-        let line = match body.is_empty() {
-            true => None,
-            false => Some(Line::Body { body: body.to_vec(), end: self.at }),
-        };
-        self.line.clear();
-        if line.is_none() && !told {
             self.at.blank += 1;
         }
-        line
     }
 }
 
@@ -172,9 +159,9 @@ mod tests {
 
     /// What is kept of a line without an end does not grow.
     #[tokio::test]
-    async fn an_endless_line_is_told_at_once() {
+    async fn an_endless_line_is_reported_at_once() {
         let mut lines = Lines::new(Box::new(tokio::io::repeat(b'x')), Position::default());
         assert_eq!(lines.next().await.expect("read"), Some(Line::TooLong { number: 1 }));
-        assert!(lines.line.capacity() == 0, "let go");
+        assert!(lines.line.capacity() == 0, "freed");
     }
 }

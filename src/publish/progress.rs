@@ -8,20 +8,20 @@ use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 /// A bar of unknown length shows a spinner.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What is gone through, and how long it is.
+/// How long the work is.
 #[derive(Clone, Copy, Debug)]
 pub enum Length {
     Messages(u64),
-    /// A file of so many bytes, gone through from this one on.
+    /// A file of so many bytes, read from an offset.
     Bytes {
         from: u64,
         all: u64,
     },
-    /// Of standard input only what has gone by.
+    /// Standard input.
     Unknown,
 }
 
-/// A bar that says what it is `doing`.
+/// Returns a bar that says what it is `doing`.
 pub fn bar(doing: &'static str, length: Length) -> ProgressBar {
     let (bar, template) = match length {
         Length::Messages(count) => (
@@ -29,7 +29,7 @@ pub fn bar(doing: &'static str, length: Length) -> ProgressBar {
             "{prefix} {bar:40} {human_pos}/{human_len} ({rate}, {eta} left)",
         ),
         Length::Bytes { from, all } => (
-            // What went before took no time: left out of rate and time left.
+            // Earlier bytes took no time: they count for neither rate nor time left.
             ProgressBar::new(all).with_position(from),
             "{prefix} {bar:40} {bytes}/{total_bytes} ({binary_bytes_per_sec}, {msg}, {eta} left)",
         ),
@@ -46,6 +46,6 @@ pub fn bar(doing: &'static str, length: Length) -> ProgressBar {
 
 /// indicatif's own `per_sec` has decimals, which flicker.
 fn rate(state: &ProgressState, out: &mut dyn fmt::Write) {
-    // Nobody is left to tell of a bar that cannot be drawn.
+    // A bar that cannot be drawn cannot report it either.
     write!(out, "{}/s", HumanCount(state.per_sec() as u64)).ok();
 }

@@ -1,36 +1,37 @@
 //! One run: read, publish, confirm, and again after a lost connection.
 
+use std::pin::pin;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use futures::stream::{FuturesUnordered, StreamExt};
 use indicatif::{HumanCount, ProgressBar};
-use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::lines::Position;
-use super::progress::{Length, bar};
+use super::progress::bar;
 use super::rate::Rate;
-use super::window::{Number, Window};
 use super::{Checkpoint, Pace, PublishError, Report, Source};
-use crate::broker::{NotPublished, Publisher, RabbitMq};
+use crate::broker::{Confirm, NotPublished, Publisher, RabbitMq};
 use crate::ports::{Lost, OpenError};
 use crate::retry::{Backoff, Jitter};
 
-/// How often the checkpoint is written, and after how many confirms at the latest.
+/// A batch ends with the first of these; its bodies are kept until it is confirmed.
+const MAX_MESSAGES: usize = 4_000;
+const MAX_BYTES: usize = 32 * 1_024 * 1_024;
+const MAX_AGE: Duration = Duration::from_secs(1);
+/// Between two writes of the checkpoint.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
-const SAVE_AFTER: u64 = 10_000;
-/// How long a stop waits for confirms that are on their way.
+/// How long confirms that are on their way are waited for after a stop or an error.
 const DRAIN: Duration = Duration::from_secs(2);
 /// From the first byte to a channel in confirm mode.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
-/// A broker that confirms nothing for so long is told of.
+/// Without an answer from the broker for so long, a warning is logged.
 const SILENCE: Duration = Duration::from_secs(30);
 /// Between two tries to connect.
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(15);
 
-pub struct Run<'a> {
+struct Run<'a> {
     rabbitmq: &'a RabbitMq,
     queue: &'a str,
     source: Source,
@@ -39,29 +40,72 @@ pub struct Run<'a> {
     checkpoint: Option<&'a Checkpoint>,
     stop: &'a CancellationToken,
     bar: ProgressBar,
-    bytes_shown: bool,
 
     began: Instant,
     from: Position,
-    /// Behind what was read last.
-    read: Position,
-    /// Nothing more is read: the end, or what ended it early.
+    batch: Batch,
+    /// Set when nothing more is read: at the end, or on an error.
     ended: Option<Result<(), PublishError>>,
-    window: Window,
-    /// Of this connection's messages.
-    confirms: FuturesUnordered<BoxFuture<'static, (Number, Result<(), NotPublished>)>>,
-    confirmed: u64,
-    heard_at: Instant,
 
     connected: bool,
     away_since: Option<Instant>,
     backoff: Backoff,
     jitter: Jitter,
     saved_at: Instant,
-    saved_confirmed: u64,
 }
 
-/// Why one connection's work is over.
+/// Messages that are not certain to be in the queue, in the order of the source.
+///
+/// One confirm alone proves nothing: RabbitMQ also confirms a message that it returns, one frame
+/// confirms many, and lapin may attribute the return to any of those. A message is certain once
+/// nothing is in flight any more and none was returned.
+struct Batch {
+    messages: Vec<Message>,
+    bytes: usize,
+    /// The end of the message before the first one: everything up to here is in the queue.
+    reached: Position,
+}
+
+struct Message {
+    body: Vec<u8>,
+    end: Position,
+    confirmed: bool,
+}
+
+impl Batch {
+    const fn new(reached: Position) -> Self {
+        Self { messages: Vec::new(), bytes: 0, reached }
+    }
+
+    /// The end of the last message.
+    fn end(&self) -> Position {
+        self.messages.last().map_or(self.reached, |last| last.end)
+    }
+
+    const fn has_room(&self) -> bool {
+        self.messages.len() < MAX_MESSAGES && self.bytes < MAX_BYTES
+    }
+
+    fn push(&mut self, body: Vec<u8>, end: Position) {
+        self.bytes += body.len();
+        self.messages.push(Message { body, end, confirmed: false });
+    }
+
+    fn unconfirmed(&self) -> usize {
+        self.messages.iter().filter(|message| !message.confirmed).count()
+    }
+
+    /// Takes the confirms as certain, up to the first message without one.
+    fn take_confirmed(&mut self) {
+        let confirmed = self.messages.iter().take_while(|message| message.confirmed).count();
+        for message in self.messages.drain(..confirmed) {
+            self.bytes -= message.body.len();
+            self.reached = message.end;
+        }
+    }
+}
+
+/// Why one connection's work ended.
 enum Over {
     Lost(Lost),
     /// Another connection would not help.
@@ -84,46 +128,44 @@ impl From<NotPublished> for Over {
     }
 }
 
-impl<'a> Run<'a> {
-    pub fn new(
-        rabbitmq: &'a RabbitMq,
-        queue: &'a str,
-        source: Source,
-        pace: Pace,
-        checkpoint: Option<&'a Checkpoint>,
-        stop: &'a CancellationToken,
-    ) -> Self {
-        let (began, from) = (Instant::now(), source.position());
-        let length = source.length();
-        Self {
-            rabbitmq,
-            queue,
-            rate: pace.rate.map(Rate::new),
-            retry_for: pace.retry_for,
-            checkpoint,
-            stop,
-            bar: bar("publishing", length),
-            bytes_shown: !matches!(length, Length::Messages(_)),
-            source,
-            began,
-            from,
-            read: from,
-            ended: None,
-            window: Window::from(from),
-            confirms: FuturesUnordered::new(),
-            confirmed: 0,
-            heard_at: began,
-            connected: false,
-            away_since: None,
-            backoff: Backoff::new(FIRST_DELAY, LONGEST_DELAY),
-            jitter: Jitter::from_entropy(),
-            saved_at: began,
-            saved_confirmed: 0,
-        }
-    }
+/// Publishes all of `source` to `queue`, with a progress bar on a terminal. When the connection is
+/// lost it opens another one and publishes again what was not confirmed, which counts nothing
+/// twice. A message that is returned, because its queue is gone, ends it. `checkpoint` is written about
+/// once a second and at the end, however it ends; `stop` ends it once everything in flight is
+/// confirmed, or after two seconds.
+pub async fn publish(
+    rabbitmq: &RabbitMq,
+    queue: &str,
+    source: Source,
+    pace: Pace,
+    checkpoint: Option<&Checkpoint>,
+    stop: &CancellationToken,
+) -> (Report, Result<(), PublishError>) {
+    let (began, from) = (Instant::now(), source.position());
+    let run = Run {
+        rabbitmq,
+        queue,
+        rate: pace.rate.map(Rate::new),
+        retry_for: pace.retry_for,
+        checkpoint,
+        stop,
+        bar: bar("publishing", source.length()),
+        source,
+        began,
+        from,
+        batch: Batch::new(from),
+        ended: None,
+        connected: false,
+        away_since: None,
+        backoff: Backoff::new(FIRST_DELAY, LONGEST_DELAY),
+        jitter: Jitter::from_entropy(),
+        saved_at: began,
+    };
+    run.run().await
+}
 
-    /// To its end, and what became of it.
-    pub async fn publish(mut self) -> (Report, Result<(), PublishError>) {
+impl Run<'_> {
+    async fn run(mut self) -> (Report, Result<(), PublishError>) {
         let published = self.connections().await;
         self.bar.finish_and_clear();
         let published = match (published, self.save()) {
@@ -134,11 +176,11 @@ impl<'a> Run<'a> {
                 Err(error)
             }
         };
-        let (from, reached) = (self.from, self.window.reached());
+        let (from, reached) = (self.from, self.batch.reached);
         let complete = published.is_ok();
         let report = Report {
             complete,
-            confirmed: self.confirmed,
+            confirmed: self.confirmed(),
             lines: reached.lines - from.lines,
             blank: reached.blank - from.blank,
             bytes: reached.bytes - from.bytes,
@@ -162,28 +204,10 @@ impl<'a> Run<'a> {
                         // Every message is confirmed by now.
                         tracing::debug!("{lost}");
                     }
-                    let ended = self.ended.take().unwrap_or(Ok(()));
-                    if ended.is_ok() {
-                        self.window.end_at(self.source_end());
-                    }
-                    return ended;
+                    return self.ended.take().unwrap_or(Ok(()));
                 }
-                Err(Over::Ended(error)) => {
-                    self.drain().await;
-                    return Err(error);
-                }
-                Err(Over::Lost(lost)) => {
-                    // Why the broker closed the channel is told to what was under way.
-                    if let Some(error) = self.drain().await {
-                        return Err(error);
-                    }
-                    // What is dropped here may be confirmed all the same; it is published again. Of what
-                    // is confirmed none was returned, or that would have ended it.
-                    self.confirms.clear();
-                    let certain = self.window.none_was_returned();
-                    self.count(certain);
-                    self.back_off(lost.to_string()).await?;
-                }
+                Err(Over::Ended(error)) => return Err(error),
+                Err(Over::Lost(lost)) => self.back_off(lost.to_string()).await?,
             }
         }
     }
@@ -208,7 +232,6 @@ impl<'a> Run<'a> {
                         );
                     }
                     self.connected = true;
-                    self.heard_at = Instant::now();
                     return Ok(publisher);
                 }
                 Ok(Err(error)) => error,
@@ -221,121 +244,151 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Publishes and takes confirms on one connection.
+    /// Publishes batch after batch on one connection, to the end of the source.
     async fn work(&mut self, publisher: &Publisher) -> Result<(), Over> {
-        if self.window.is_empty() {
+        if self.batch.messages.is_empty() {
             self.away_since = None;
         }
-        for number in self.window.unconfirmed() {
-            self.send(publisher, number).await?;
-        }
-        let mut ticks = tokio::time::interval(SAVE_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            if self.ended.is_some() && self.window.is_empty() {
-                return Ok(());
+        while self.ended.is_none() || !self.batch.messages.is_empty() {
+            let mut confirms = Vec::new();
+            let sent = self.send_batch(publisher, &mut confirms).await;
+            let confirmed = self.confirm_batch(confirms, sent.err()).await;
+            self.bar.set_position(match self.source {
+                Source::Samples(_) => self.batch.reached.lines,
+                Source::Lines { .. } => self.batch.reached.bytes,
+            });
+            let seconds = self.began.elapsed().as_secs_f64().max(1.0);
+            let rate = HumanCount((self.confirmed() as f64 / seconds) as u64);
+            self.bar.set_message(format!("{} votes, {rate}/s", HumanCount(self.confirmed())));
+            confirmed?;
+            if self.saved_at.elapsed() >= SAVE_EVERY {
+                self.save_or_warn();
             }
-            let reads = self.ended.is_none() && self.window.has_room();
-            let (source, rate, read) = (&mut self.source, &mut self.rate, self.read);
+        }
+        Ok(())
+    }
+
+    /// Sends what an earlier connection left unconfirmed, and fills the batch from the source.
+    async fn send_batch(
+        &mut self,
+        publisher: &Publisher,
+        confirms: &mut Vec<(usize, Confirm)>,
+    ) -> Result<(), Over> {
+        for index in 0..self.batch.messages.len() {
+            if !self.batch.messages[index].confirmed {
+                confirms.push((index, self.send(publisher, index).await?));
+            }
+        }
+        let mut deadline = (!confirms.is_empty()).then(|| Instant::now() + MAX_AGE);
+        while self.ended.is_none() && self.batch.has_room() {
+            let (source, rate, end) = (&mut self.source, &self.rate, self.batch.end());
             let next = async {
                 if let Some(rate) = rate {
                     rate.due().await;
                 }
-                source.next(read).await
+                source.next(end).await
             };
-            tokio::select! {
+            let next = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Err(Over::Ended(PublishError::Stopped)),
-                _ = ticks.tick() => self.look(),
-                Some((number, confirm)) = self.confirms.next(), if !self.confirms.is_empty() => {
-                    confirm?;
-                    self.confirm(number);
-                }
-                next = next, if reads => match next {
-                    Ok(Some((body, end))) => {
-                        self.read = end;
-                        if let Some(rate) = &mut self.rate {
-                            rate.sent();
-                        }
-                        let number = self.window.push(body, end);
-                        self.send(publisher, number).await?;
+                () = until(deadline) => return Ok(()),
+                next = next => next,
+            };
+            match next {
+                Ok(Some((body, end))) => {
+                    if let Some(rate) = &mut self.rate {
+                        rate.sent();
                     }
-                    Ok(None) => self.ended = Some(Ok(())),
-                    Err(error) => self.ended = Some(Err(error)),
-                },
+                    deadline.get_or_insert_with(|| Instant::now() + MAX_AGE);
+                    self.batch.push(body, end);
+                    let index = self.batch.messages.len() - 1;
+                    confirms.push((index, self.send(publisher, index).await?));
+                }
+                Ok(None) => self.ended = Some(Ok(())),
+                Err(error) => self.ended = Some(Err(error)),
             }
         }
-    }
-
-    /// Sends one message; its confirm comes later.
-    async fn send(&mut self, publisher: &Publisher, number: Number) -> Result<(), Over> {
-        let Some(body) = self.window.body(number) else {
-            return Ok(());
-        };
-        let mut sending = Box::pin(publisher.publish_vote(self.queue, body));
-        let sent = loop {
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return Err(Over::Ended(PublishError::Stopped)),
-                sent = timeout(SILENCE, &mut sending) => match sent {
-                    Ok(sent) => break sent?,
-                    Err(_) => silence(&self.bar),
-                },
-            }
-        };
-        self.confirms.push(Box::pin(async move { (number, sent.await) }));
         Ok(())
     }
 
-    fn confirm(&mut self, number: Number) {
-        self.heard_at = Instant::now();
-        self.away_since = None;
-        self.backoff.reset();
-        let certain = self.window.confirm(number);
-        self.count(certain);
+    async fn send(&self, publisher: &Publisher, index: usize) -> Result<Confirm, Over> {
+        let body = &self.batch.messages[index].body;
+        Ok(self.answered(publisher.publish_vote(self.queue, body)).await??)
     }
 
-    /// So many more messages are certain to be in the queue.
-    fn count(&mut self, certain: u64) {
-        self.confirmed += certain;
-        if self.bytes_shown {
-            self.bar.set_position(self.window.reached().bytes);
-        } else {
-            self.bar.inc(certain);
-        }
-        if self.confirmed - self.saved_confirmed >= SAVE_AFTER {
-            self.save_or_warn();
-        }
-    }
-
-    /// Once a second.
-    fn look(&mut self) {
-        if self.bytes_shown {
-            let seconds = self.began.elapsed().as_secs_f64().max(1.0);
-            let rate = HumanCount((self.confirmed as f64 / seconds) as u64);
-            self.bar.set_message(format!("{} votes, {rate}/s", HumanCount(self.confirmed)));
-        }
-        if !self.window.is_empty() && self.heard_at.elapsed() >= SILENCE {
-            silence(&self.bar);
-            self.heard_at = Instant::now();
-        }
-        if self.saved_at.elapsed() >= SAVE_EVERY {
-            self.save_or_warn();
-        }
-    }
-
-    /// What is on its way is most likely there already: to know of it saves publishing it again. Gives
-    /// what the broker said of it that ends everything, if anything.
-    async fn drain(&mut self) -> Option<PublishError> {
-        let (deadline, mut ended) = (Instant::now() + DRAIN, None);
-        while let Ok(Some((number, confirm))) = timeout_at(deadline, self.confirms.next()).await {
-            match confirm.map_err(Over::from) {
-                Ok(()) => self.confirm(number),
-                Err(Over::Ended(error)) => ended = Some(error),
-                Err(Over::Lost(_)) => {}
+    /// Waits for the confirms; after a stop or an error only as long as they may be on their way.
+    async fn confirm_batch(
+        &mut self,
+        confirms: Vec<(usize, Confirm)>,
+        mut over: Option<Over>,
+    ) -> Result<(), Over> {
+        let (mut deadline, mut certain) = (Instant::now() + DRAIN, true);
+        for (index, mut confirm) in confirms {
+            let mut outcome = None;
+            if over.is_none() {
+                match self.answered(&mut confirm).await {
+                    Ok(answer) => outcome = Some(answer),
+                    Err(stopped) => (over, deadline) = (Some(stopped), Instant::now() + DRAIN),
+                }
+            }
+            let outcome = match outcome {
+                Some(outcome) => outcome,
+                None => match timeout_at(deadline, &mut confirm).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        certain = false;
+                        continue;
+                    }
+                },
+            };
+            let outcome = outcome.map_err(Over::from);
+            certain &= !matches!(outcome, Err(Over::Ended(_)));
+            match (outcome, &over) {
+                (Ok(()), _) => {
+                    self.batch.messages[index].confirmed = true;
+                    self.away_since = None;
+                    self.backoff.reset();
+                }
+                (Err(error), None) => (over, deadline) = (Some(error), Instant::now() + DRAIN),
+                // The confirms in flight say why the broker closed the channel.
+                (Err(error @ Over::Ended(_)), Some(Over::Lost(_))) => over = Some(error),
+                (Err(_), _) => {}
             }
         }
-        ended
+        // After a lost connection nothing is in flight, and a return would have ended everything.
+        if certain || matches!(over, Some(Over::Lost(_))) {
+            self.batch.take_confirmed();
+        }
+        if self.batch.messages.is_empty() && matches!(self.ended, Some(Ok(()))) {
+            // Blank lines after the last message.
+            self.batch.reached = self.source.end(self.batch.reached);
+        }
+        over.map_or(Ok(()), Err)
+    }
+
+    /// Waits for the broker's answer, with a warning when it takes long.
+    async fn answered<T>(&self, answer: impl Future<Output = T>) -> Result<T, Over> {
+        let mut answer = pin!(answer);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(Over::Ended(PublishError::Stopped)),
+                answer = timeout(SILENCE, &mut answer) => match answer {
+                    Ok(answer) => return Ok(answer),
+                    Err(_) => self.bar.suspend(|| {
+                        tracing::warn!(
+                            "RabbitMQ confirms nothing for {SILENCE:?}; is it blocked by a memory or \
+                             disk alarm, or the queue without a majority?"
+                        );
+                    }),
+                },
+            }
+        }
+    }
+
+    /// Messages that are certain to be in the queue.
+    fn confirmed(&self) -> u64 {
+        self.batch.reached.messages() - self.from.messages()
     }
 
     /// Waits before the next try, or gives up.
@@ -348,7 +401,7 @@ impl<'a> Run<'a> {
         let delay = self.jitter.stretch(self.backoff.next_delay()).min(left);
         self.bar.suspend(|| {
             tracing::warn!(
-                unconfirmed = self.window.unconfirmed().len(),
+                unconfirmed = self.batch.unconfirmed(),
                 "waiting for RabbitMQ, for {} s more at most: {reason}",
                 left.as_secs()
             );
@@ -360,35 +413,61 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn source_end(&self) -> Position {
-        match &self.source {
-            Source::Samples(_) => self.read,
-            Source::Lines { lines, .. } => lines.position(),
-        }
-    }
-
     fn save_or_warn(&mut self) {
-        // The one before is still there; and the last one has to succeed.
+        // The previous one is still there, and the last one has to succeed.
         if let Err(error) = self.save() {
             self.bar.suspend(|| tracing::warn!("{error}"));
         }
     }
 
     fn save(&mut self) -> Result<(), PublishError> {
-        (self.saved_at, self.saved_confirmed) = (Instant::now(), self.confirmed);
+        self.saved_at = Instant::now();
         if let Some(checkpoint) = self.checkpoint {
-            // On the one thread there is: it waits for the disk, and confirms can wait for it.
-            checkpoint.save(self.window.reached())?;
+            // Blocks the only thread until it is on the disk: confirms can wait.
+            checkpoint.save(self.batch.reached)?;
         }
         Ok(())
     }
 }
 
-fn silence(bar: &ProgressBar) {
-    bar.suspend(|| {
-        tracing::warn!(
-            "RabbitMQ confirms nothing for {SILENCE:?}; is it blocked by a memory or disk alarm, or \
-             the queue without a majority?"
-        );
-    });
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(lines: u64) -> Position {
+        Position { bytes: lines * 10, lines, blank: 0 }
+    }
+
+    /// A full queue refuses some of those in flight, time and again.
+    #[test]
+    fn only_messages_before_the_first_unconfirmed_one_are_taken() {
+        let mut batch = Batch::new(at(0));
+        (1..=4).for_each(|lines| batch.push(vec![b'x'], at(lines)));
+        batch.messages[0].confirmed = true;
+        batch.messages[2].confirmed = true;
+        batch.take_confirmed();
+        assert_eq!((batch.reached, batch.end(), batch.unconfirmed()), (at(1), at(4), 2));
+        batch.messages.iter_mut().for_each(|message| message.confirmed = true);
+        batch.take_confirmed();
+        assert_eq!((batch.reached, batch.bytes, batch.unconfirmed()), (at(4), 0, 0));
+    }
+
+    #[test]
+    fn a_batch_is_bounded_by_messages_and_by_bytes() {
+        let mut many = Batch::new(at(0));
+        (0..MAX_MESSAGES as u64).for_each(|_| {
+            assert!(many.has_room());
+            many.push(Vec::new(), at(1));
+        });
+        let mut large = Batch::new(at(0));
+        large.push(vec![b'x'; MAX_BYTES], at(1));
+        assert!(!many.has_room() && !large.has_room());
+    }
 }

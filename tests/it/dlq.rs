@@ -1,4 +1,4 @@
-//! `dlq`: what an operator sees of dead letters, puts back and removes, and that none gets lost.
+//! `dlq`: what an operator reads, replays and removes, and that no message is lost.
 
 mod look;
 mod purge;
@@ -62,7 +62,14 @@ async fn expect(stage: &Stage<'_>, code: i32, arguments: &[&str]) -> Ended {
     ended
 }
 
-/// Waits until the dead-letter queue has so many messages that nobody holds.
+/// A command that changes nothing: all `dead` messages are ready again afterwards.
+async fn unchanged(stage: &Stage<'_>, dead: usize, arguments: &[&str]) -> Ended {
+    let ended = expect(stage, 0, arguments).await;
+    until_dead(stage, dead).await;
+    ended
+}
+
+/// Waits until the dead-letter queue has so many ready messages.
 async fn until_dead(stage: &Stage<'_>, count: usize) {
     eventually(&format!("{count} dead letters"), async || {
         stage.ready(&stage.dead_letter_queue()).await == Some(count as u32)

@@ -81,7 +81,7 @@ async fn a_backfill_that_was_killed_goes_on_from_its_checkpoint() {
 
     // A stop in good order: nothing that was confirmed is published again.
     let mut second = spawn(&stage, &[&arguments[..], &["--rate", "2000"]].concat());
-    second.until_logged("going on behind line").await;
+    second.until_logged("going on after line").await;
     eventually("a further part", async || folder.reached("checkpoint") >= reached + 1_000).await;
     second.signal(Signal::INT);
     assert_eq!(second.exit_code().await, Some(1), "{}", second.log());
@@ -92,7 +92,7 @@ async fn a_backfill_that_was_killed_goes_on_from_its_checkpoint() {
 
     let last = publish(&stage, &[&arguments[..], &["--report", &report]].concat()).await;
     assert_eq!(last.code, Some(0), "{}", last.stderr);
-    assert!(last.stderr.contains("going on behind line"), "{}", last.stderr);
+    assert!(last.stderr.contains("going on after line"), "{}", last.stderr);
     assert!(last.stdout.contains("of earlier runs"), "{}", last.stdout);
     for file in [&report, &checkpoint] {
         let mode = std::fs::metadata(file).expect("written").permissions().mode();

@@ -1,4 +1,4 @@
-//! `dlq list` and `dlq show`: everything goes back before anything is printed, so that a reader who
+//! `dlq list` and `dlq show`: everything is requeued before anything is printed, so that a reader who
 //! pages through it holds nothing on the broker.
 
 use std::collections::BTreeMap;
@@ -9,18 +9,18 @@ use clap::Args;
 use comfy_table::Table;
 use indicatif::HumanCount;
 use serde_json::{Map, Value, json};
-use vote_aggregator::broker::Letter;
+use vote_aggregator::broker::DeadLetterMessage;
 use vote_aggregator::config::Config;
-use vote_aggregator::dlq::{self, Examined, Shown, Tally, Verdict, Why};
+use vote_aggregator::dlq::{self, DeadLetterReason, Examined, Selection, Shown, Tally};
 use vote_aggregator::terminal::{json_line, printable};
 
 use super::super::output;
-use super::{Failed, Meant, bar, everything, limit, open, tell_copies, tell_end};
+use super::{Failed, Filters, limit, read};
 
-/// Bytes of a body that is no text, in a `show` for people.
-const HEX_AT_MOST: usize = 4_096;
+/// Bytes of a binary body in a `show` for people.
+const MAX_HEX: usize = 4_096;
 /// Bodies and headers that `show` keeps until it prints them, in bytes.
-const SHOWN_BYTES_AT_MOST: usize = 64 << 20;
+const MAX_SHOWN_BYTES: usize = 64 << 20;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -32,12 +32,13 @@ Examples:
 
 The summary is about all messages that match, also those beyond --max. Reasons are the decoder's
 (properties, not_json, missing_field, ...: malformed for all of them), the SQLSTATE of a vote that
-PostgreSQL refused (refused; odd for a header that is no SQLSTATE), and RabbitMQ's for valid votes: rejected, delivery_limit, expired,
-maxlen. Behind a decoder's reason stands what the first bytes or the names of the fields say: gzip,
-UTF-16, an envelope of MassTransit. Bodies are neither kept nor shown.")]
+PostgreSQL refused (refused; odd for a header that is not an SQLSTATE), and RabbitMQ's for valid
+votes: rejected, delivery_limit, expired, maxlen. After a decoder's reason comes what the first bytes
+or the names of the fields reveal: gzip, UTF-16, an envelope of MassTransit. Bodies are neither kept
+nor shown.")]
 pub(super) struct List {
     #[command(flatten)]
-    meant: Meant,
+    filters: Filters,
     /// Messages to show at most; 0 for all
     #[arg(long, value_name = "N", default_value_t = 100)]
     max: u64,
@@ -55,16 +56,16 @@ Examples:
   vote-aggregator dlq show --json --max 0 | jq .
 
 Of a body the values of vote_hash, law_id, choice and timestamp are shown, all others are ***, and
-so is a citizen_id that stands anywhere else; a body that is no JSON is not shown at all, nor are the
-message_id, correlation_id and reply_to beside it. --reveal shows everything as it is, with control
+so is a citizen_id anywhere else; a body that is not JSON is not shown at all, nor are the message_id,
+correlation_id and reply_to beside it. --reveal shows everything as it is, with control
 characters escaped. Who sent it: user_id (RabbitMQ has checked it), app_id, and the headers.")]
 pub(super) struct Show {
     #[command(flatten)]
-    meant: Meant,
+    filters: Filters,
     /// Messages to show at most; 0 for all
     #[arg(long, value_name = "N", default_value_t = 10)]
     max: u64,
-    /// Show bodies and headers as they are: they tell who voted what
+    /// Show bodies and headers as they are: they say who voted what
     #[arg(long)]
     reveal: bool,
     /// Print one JSON object a line
@@ -73,47 +74,34 @@ pub(super) struct Show {
 }
 
 pub(super) async fn list(config: &Config, arguments: &List) -> Result<bool, Failed> {
-    let List { meant, max, json } = arguments;
-    let filter = meant.filter();
-    let selection = everything(config, &filter, None);
-    let mut queue = open(config, meant.hold).await?;
-    let bar = bar("reading", queue.depth());
+    let List { filters, max, json } = arguments;
+    let filter = filters.filter();
+    let selection = Selection::of(config, &filter);
     let (mut rows, mut advice) = (Vec::new(), BTreeMap::new());
-    let tally = dlq::scan(&mut queue, &selection, |letter, examined, verdict| {
-        bar.set_position(letter.tag);
-        if verdict != Verdict::Taken {
-            return;
-        }
+    let tally = read(config, filters.max_held(), &selection, |message, examined| {
         if !json {
-            advice.entry(examined.why.label()).or_insert_with(|| examined.why.advice());
+            advice.entry(examined.reason.label()).or_insert_with(|| examined.reason.advice());
         }
         if limit(*max).is_none_or(|max| (rows.len() as u64) < max) {
-            rows.push((letter.tag, examined));
+            rows.push((message.tag, examined));
         }
     });
     let tally = tally.await?;
-    let given_back = queue.finish().await?;
-    bar.finish_and_clear();
-    tell_end(&tally);
-    tell_copies(given_back);
-    if *json {
-        let objects = rows.iter().map(|(number, examined)| object(*number, examined).into());
-        output::print(json_lines(objects))?;
-        return Ok(true);
-    }
     let queue = &config.rabbitmq.dead_letter_queue;
-    if tally.matched == 0 {
-        output::print(nothing(&tally, queue))?;
-        return Ok(true);
-    }
-    output::print(format!(
-        "{}\n\n{}\n\nshowing {} of {} messages that match; {} are in {queue}\n",
-        table(&rows),
-        summary(&tally, &advice),
-        HumanCount(rows.len() as u64),
-        HumanCount(tally.matched),
-        HumanCount(tally.depth)
-    ))?;
+    output::print(if *json {
+        json_lines(rows.iter().map(|(number, examined)| object(*number, examined)))
+    } else if tally.matched == 0 {
+        nothing(&tally, queue)
+    } else {
+        format!(
+            "{}\n\n{}\n\nshowing {} of {} messages that match; {} are in {queue}\n",
+            table(&rows),
+            summary(&tally, &advice),
+            HumanCount(rows.len() as u64),
+            HumanCount(tally.matched),
+            HumanCount(tally.depth)
+        )
+    })?;
     Ok(true)
 }
 
@@ -129,27 +117,26 @@ fn nothing(tally: &Tally, queue: &str) -> String {
     }
 }
 
+fn or_dash(text: &Option<String>) -> String {
+    printable(text.as_deref().unwrap_or("-"))
+}
+
 fn table(rows: &[(u64, Examined)]) -> Table {
     let rows = rows.iter().map(|(number, examined)| {
-        let text = |text: &Option<String>| printable(text.as_deref().unwrap_or("-"));
+        let label = printable(&examined.reason.label());
+        let detail = examined.reason.detail();
         [
             number.to_string(),
-            text(&examined.vote_hash),
-            text(&examined.law_id),
-            reason(&examined.why),
-            text(&examined.when),
+            or_dash(&examined.vote_hash),
+            or_dash(&examined.law_id),
+            detail.map_or_else(|| label.clone(), |detail| format!("{label}: {detail}")),
+            or_dash(&examined.when),
             examined.size.to_string(),
             examined.replays.to_string(),
         ]
     });
     let header = ["#", "vote_hash", "law", "reason", "when", "bytes", "replays"];
     output::table(header, rows, [0, 5, 6])
-}
-
-/// The reason, and what the message looks like.
-fn reason(why: &Why) -> String {
-    let label = printable(&why.label());
-    why.detail().map_or_else(|| label.clone(), |detail| format!("{label}: {detail}"))
 }
 
 fn summary(tally: &Tally, advice: &BTreeMap<String, &'static str>) -> Table {
@@ -160,33 +147,29 @@ fn summary(tally: &Tally, advice: &BTreeMap<String, &'static str>) -> Table {
     output::table(["reason", "messages", "what to do"], rows, [1])
 }
 
-fn object(number: u64, examined: &Examined) -> Map<String, Value> {
-    let field = match &examined.why {
-        Why::Malformed(rejection) => rejection.field,
+fn object(number: u64, examined: &Examined) -> Value {
+    let field = match &examined.reason {
+        DeadLetterReason::Malformed(rejection) => rejection.field,
         _ => None,
     };
-    let object = json!({
+    json!({
         "number": number,
         "vote_hash": examined.vote_hash,
         "law_id": examined.law_id,
-        "reason": examined.why.word(),
+        "reason": examined.reason.code(),
         "field": field,
-        "detail": examined.why.detail(),
-        "malformed": !examined.why.is_valid(),
+        "detail": examined.reason.detail(),
+        "malformed": !examined.reason.is_valid(),
         "sqlstate": examined.sqlstate,
         "x_death_reason": examined.deaths.first().map(|death| &death.reason),
         "dead_lettered_at": examined.when,
         "bytes": examined.size,
         "replays": examined.replays,
-        "given_back": examined.given_back,
-    });
-    match object {
-        Value::Object(object) => object,
-        _ => Map::new(),
-    }
+        "given_back": examined.deliveries,
+    })
 }
 
-/// One message, ready to be printed.
+/// One message as it is printed.
 struct Seen {
     number: u64,
     examined: Examined,
@@ -195,87 +178,74 @@ struct Seen {
     body: Shown,
 }
 
+impl Seen {
+    fn new(message: &DeadLetterMessage, examined: Examined, reveal: bool) -> Self {
+        Self {
+            number: message.tag,
+            examined,
+            properties: dlq::properties(message, reveal),
+            headers: dlq::headers(message, reveal),
+            body: dlq::show(&message.body, reveal),
+        }
+    }
+}
+
 pub(super) async fn show(config: &Config, arguments: &Show) -> Result<bool, Failed> {
-    let Show { meant, max, reveal, json } = arguments;
-    let filter = meant.filter();
-    let selection = everything(config, &filter, limit(*max));
-    let mut queue = open(config, meant.hold).await?;
-    let bar = bar("reading", queue.depth());
+    let Show { filters, max, reveal, json } = arguments;
+    let filter = filters.filter();
+    let selection = Selection { max: limit(*max), ..Selection::of(config, &filter) };
     let (mut seen, mut bytes, mut left_out) = (Vec::new(), 0, 0_u64);
-    let tally = dlq::scan(&mut queue, &selection, |letter, examined, verdict| {
-        bar.set_position(letter.tag);
-        if verdict != Verdict::Taken {
-            return;
-        }
-        bytes += letter.size();
-        if bytes > SHOWN_BYTES_AT_MOST {
+    let tally = read(config, filters.max_held(), &selection, |message, examined| {
+        bytes += message.size();
+        if bytes > MAX_SHOWN_BYTES {
             left_out += 1;
-            return;
+        } else {
+            seen.push(Seen::new(message, examined, *reveal));
         }
-        seen.push(look(letter, examined, *reveal));
     });
     let tally = tally.await?;
-    let given_back = queue.finish().await?;
-    bar.finish_and_clear();
-    tell_end(&tally);
-    tell_copies(given_back);
     if left_out > 0 {
         output::note(format_args!(
             "{} more messages are too large to be shown together",
             HumanCount(left_out)
         ));
     }
-    if *json {
-        output::print(json_lines(seen.iter().map(whole_object)))?;
-        return Ok(true);
-    }
-    output::print(match seen.is_empty() {
-        true => nothing(&tally, &config.rabbitmq.dead_letter_queue),
-        false => seen.iter().map(|seen| text(seen) + "\n").collect(),
+    output::print(if *json {
+        json_lines(seen.iter().map(whole_object))
+    } else if seen.is_empty() {
+        nothing(&tally, &config.rabbitmq.dead_letter_queue)
+    } else {
+        seen.iter().map(|seen| text(seen) + "\n").collect()
     })?;
     Ok(true)
 }
 
-fn look(letter: &Letter, examined: Examined, reveal: bool) -> Seen {
-    Seen {
-        number: letter.tag,
-        examined,
-        properties: dlq::properties(letter, reveal),
-        headers: dlq::headers(letter, reveal),
-        body: dlq::show(&letter.body, reveal),
-    }
-}
-
 fn whole_object(seen: &Seen) -> Value {
     let mut object = object(seen.number, &seen.examined);
-    object.insert("why".to_owned(), seen.examined.why.told().into());
-    object.insert("what_to_do".to_owned(), seen.examined.why.advice().into());
-    let properties =
-        seen.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
-    object.insert("properties".to_owned(), Value::Object(properties.collect()));
-    object.insert("headers".to_owned(), Value::Object(seen.headers.iter().cloned().collect()));
-    let (name, body) = match &seen.body {
-        Shown::Text(text) => ("body", text.clone()),
-        Shown::Bytes(bytes) => ("body_base64", STANDARD.encode(bytes)),
-        Shown::Hidden(why) => ("body_hidden", (*why).to_owned()),
-    };
-    object.insert(name.to_owned(), body.into());
-    Value::Object(object)
+    object["why"] = seen.examined.reason.explanation().into();
+    object["what_to_do"] = seen.examined.reason.advice().into();
+    object["properties"] = json!(seen.properties.iter().cloned().collect::<BTreeMap<_, _>>());
+    object["headers"] = Value::Object(seen.headers.iter().cloned().collect::<Map<_, _>>());
+    match &seen.body {
+        Shown::Text(text) => object["body"] = text.as_str().into(),
+        Shown::Bytes(bytes) => object["body_base64"] = STANDARD.encode(bytes).into(),
+        Shown::Hidden(why) => object["body_hidden"] = (*why).into(),
+    }
+    object
 }
 
 fn text(seen: &Seen) -> String {
     let Seen { number, examined, properties, headers, body } = seen;
-    let or_dash = |text: &Option<String>| printable(text.as_deref().unwrap_or("-"));
     let mut lines = vec![
         format!("#{number}  vote_hash {}", or_dash(&examined.vote_hash)),
         format!("  law      {}", or_dash(&examined.law_id)),
-        format!("  reason   {}", printable(&examined.why.label())),
-        format!("  why      {}", printable(&examined.why.told())),
-        format!("  to do    {}", examined.why.advice()),
+        format!("  reason   {}", printable(&examined.reason.label())),
+        format!("  why      {}", printable(&examined.reason.explanation())),
+        format!("  to do    {}", examined.reason.advice()),
         format!("  when     {}", or_dash(&examined.when)),
         format!(
-            "  counts   {} bytes; put back by replay {} times; given back by readers {} times",
-            examined.size, examined.replays, examined.given_back
+            "  counts   {} bytes; replayed {} times; requeued after reading {} times",
+            examined.size, examined.replays, examined.deliveries
         ),
     ];
     for death in &examined.deaths {
@@ -305,11 +275,11 @@ fn text(seen: &Seen) -> String {
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     let mut text = String::from("hex ");
-    for byte in bytes.iter().take(HEX_AT_MOST) {
+    for byte in bytes.iter().take(MAX_HEX) {
         // Writing to a String cannot fail.
         write!(text, "{byte:02x}").ok();
     }
-    if bytes.len() > HEX_AT_MOST {
+    if bytes.len() > MAX_HEX {
         text.push_str("... (all of it with --json)");
     }
     text
@@ -321,13 +291,13 @@ mod tests {
 
     fn seen(body: &[u8], headers: Value, reveal: bool) -> Seen {
         let Value::Object(headers) = headers else { panic!("headers are an object") };
-        let letter = Letter::new(body, headers.into_iter().collect());
-        let examined = dlq::examine(&letter, 16_384);
-        look(&letter, examined, reveal)
+        let message = DeadLetterMessage::new(body, headers.into_iter().collect());
+        let examined = dlq::examine(&message, 16_384);
+        Seen::new(&message, examined, reveal)
     }
 
     #[test]
-    fn what_a_message_holds_is_never_obeyed_by_a_terminal() {
+    fn control_characters_of_a_message_never_reach_the_terminal() {
         let headers = json!({"x-death": [{"reason": "a\u{1b}[2J", "queue": "q\r\n"}],
                              "x-vote-hash": "\u{202e}h", "x\u{9b}1m": "\u{1b}]0;title\u{7}"});
         for (body, reveal) in
@@ -341,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_cannot_be_masked_is_told_by_its_size() {
+    fn a_body_that_cannot_be_masked_is_described_by_its_size() {
         let hidden = text(&seen(b"citizen-7 voted", json!({}), false));
         assert!(hidden.contains("15 bytes") && hidden.contains("--reveal"), "{hidden}");
         assert!(!hidden.contains("citizen-7"), "{hidden}");

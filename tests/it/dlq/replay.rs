@@ -1,7 +1,8 @@
 //! `dlq replay`: what is put back is counted once, and what is not stays.
 
-use vote_aggregator::broker::DeadLetterQueue;
-use vote_aggregator::dlq::{Filter, Replay, Selection, replay};
+use indicatif::ProgressBar;
+use vote_aggregator::broker::{DeadLetterQueue, Republisher};
+use vote_aggregator::dlq::{Filter, Reader, Selection, Target, replay};
 
 use super::*;
 use crate::support::messages;
@@ -270,37 +271,25 @@ async fn one_of_each_cause_is_tried_and_what_would_come_back_is_left() {
     until_dead(&stage, 0).await;
 }
 
-/// RabbitMQ confirms what it returns, several at once, and the client may take one message of them for
-/// another.
+/// RabbitMQ confirms what it returns, several at once, and lapin may attribute the return to another
+/// message.
 #[tokio::test]
-async fn no_letter_leaves_while_its_queue_is_gone() {
+async fn no_message_is_acked_while_its_queue_is_gone() {
     const LETTERS: usize = 300;
     let stage = Stage::migrated(Servers::shared(), "dlq_gone").await;
     let config = stage.config(&[]);
     let broker = RabbitMq::new(config.rabbitmq.clone(), Arc::new(Health::default()));
+    put(&stage, &messages(&votes(0, LETTERS as u64)), &[]).await;
     let publisher = broker.publisher().await.expect("RabbitMQ takes a publisher");
-    let mut confirms = Vec::new();
-    for message in messages(&votes(0, LETTERS as u64)) {
-        let confirm = publisher.publish(&stage.dead_letter_queue(), &message, &[]).await;
-        confirms.push(confirm.expect("sent"));
-    }
-    for confirm in confirms {
-        confirm.await.expect("confirmed");
-    }
-    let mut letters = DeadLetterQueue::open(&config.rabbitmq, LETTERS).await.expect("opened");
-    let filter = Filter::default();
-    let selection = Selection {
-        filter: &filter,
-        max_replays: None,
-        malformed: false,
-        max_message_bytes: 16_384,
-        max: None,
-        agreed: None,
-        tried: None,
-    };
-    let plan = Replay { selection, queue: "no.such.queue", rate: None };
-    let (tally, ended) = replay(&mut letters, &publisher, &plan, |_| {}).await;
-    letters.finish().await.expect("finished");
+    let mut republisher = Republisher::new(publisher);
+    let mut queue = DeadLetterQueue::open(&config.rabbitmq, LETTERS).await.expect("opened");
+    let (filter, bar) = (Filter::default(), ProgressBar::hidden());
+    let selection = Selection { malformed: false, ..Selection::of(&config, &filter) };
+    let mut reader = Reader::new(&mut queue, &selection, &bar);
+    let target = Target { queue: "no.such.queue", rate: None };
+    let ended = replay(&mut reader, &mut republisher, target).await;
+    let tally = reader.tally;
+    queue.finish().await.expect("finished");
     assert!(ended.is_err());
     assert_eq!((tally.taken, tally.failed), (0, 200), "all that were under way, and then no more");
     until_dead(&stage, LETTERS).await;

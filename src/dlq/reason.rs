@@ -1,32 +1,32 @@
-//! Why a message is in the dead-letter queue: by what its headers tell, and by what the decoder
+//! DeadLetterReason a message is in the dead-letter queue: by what its headers tell, and by what the decoder
 //! says when asked again.
 
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::body;
-use crate::broker::Letter;
+use super::mask;
+use crate::broker::DeadLetterMessage;
 use crate::vote::{self, Reason, Rejection};
 
-/// Stands for the text of a header that the service or the broker would not have written.
+/// Replaces a header's text that neither the service nor the broker would have written.
 const ODD: &str = "odd";
 /// Longest name in AMQP, in bytes.
-const NAME_AT_MOST: usize = 255;
+const MAX_NAME: usize = 255;
 /// RabbitMQ adds one for each queue and reason.
-const DEATHS_AT_MOST: usize = 50;
+const MAX_DEATHS: usize = 50;
 
-/// Why a message is a dead letter.
+/// DeadLetterReason a message is a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// The decoder refuses it, as of now: so would the service.
+pub enum DeadLetterReason {
+    /// The decoder rejects it, and so would the service now.
     Malformed(Rejection),
     /// A valid vote that PostgreSQL refused.
     Refused { sqlstate: String },
     /// A valid vote that RabbitMQ dead-lettered for this reason: `rejected`, `delivery_limit`,
     /// `expired`, `maxlen`.
     Died { reason: String },
-    /// A valid vote, and no header that tells.
+    /// A valid vote without a header that says why.
     Unknown,
 }
 
@@ -42,65 +42,65 @@ pub struct Death {
     pub time: Option<String>,
 }
 
-/// All that is told of a letter without its body.
+/// Facts about a message, without its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Examined {
-    pub why: Why,
+    pub reason: DeadLetterReason,
     pub vote_hash: Option<String>,
     pub law_id: Option<String>,
     /// Newest first.
     pub deaths: Vec<Death>,
-    /// As the service wrote it, whatever the decoder says now.
+    /// From the header, whatever the decoder says now.
     pub sqlstate: Option<String>,
     /// When it was dead-lettered, as RFC 3339.
     pub when: Option<String>,
     /// In bytes.
     pub size: usize,
-    /// How often it was put back by `dlq replay`.
+    /// How often `dlq replay` published it again.
     pub replays: u32,
-    /// How often the dead-letter queue has had it back.
-    pub given_back: u64,
+    /// How often the dead-letter queue has taken it back.
+    pub deliveries: u64,
 }
 
-/// Looks into a letter, with the decoder's limit in bytes.
-pub fn examine(letter: &Letter, max_bytes: usize) -> Examined {
-    let text = |name: &str| letter.headers.get(name).and_then(Value::as_str);
-    let deaths = deaths(letter.headers.get("x-death"));
+/// Examines a message, with the decoder's limit in bytes.
+pub fn examine(message: &DeadLetterMessage, max_bytes: usize) -> Examined {
+    let text = |name: &str| message.headers.get(name).and_then(Value::as_str);
+    let deaths = deaths(message.headers.get("x-death"));
     let sqlstate = text("x-sqlstate").map(|text| checked(text, is_sqlstate));
-    let (why, vote_hash, law_id) =
-        match vote::decode_message(&letter.body, letter.valid_properties, max_bytes) {
+    let (reason, vote_hash, law_id) =
+        match vote::decode_message(&message.body, message.valid_properties, max_bytes) {
             Ok(vote) => {
-                let why = match (&sqlstate, deaths.first()) {
-                    (Some(sqlstate), _) => Why::Refused { sqlstate: sqlstate.clone() },
-                    (None, Some(death)) => Why::Died { reason: death.reason.clone() },
-                    (None, None) => Why::Unknown,
+                let reason = match (&sqlstate, deaths.first()) {
+                    (Some(sqlstate), _) => DeadLetterReason::Refused { sqlstate: sqlstate.clone() },
+                    (None, Some(death)) => DeadLetterReason::Died { reason: death.reason.clone() },
+                    (None, None) => DeadLetterReason::Unknown,
                 };
-                (why, Some(vote.vote_hash.into()), Some(vote.law_id.into()))
+                (reason, Some(vote.vote_hash.into()), Some(vote.law_id.into()))
             }
             Err(rejection) => {
-                let small = letter.body.len() <= max_bytes;
-                let law_id = small.then(|| body::law_id(&letter.body)).flatten();
+                let small = message.body.len() <= max_bytes;
+                let law_id = small.then(|| mask::law_id(&message.body)).flatten();
                 let vote_hash = rejection.vote_hash.clone();
-                (Why::Malformed(rejection), vote_hash, law_id)
+                (DeadLetterReason::Malformed(rejection), vote_hash, law_id)
             }
         };
     let when = deaths.first().and_then(|death| death.time.clone());
     Examined {
-        why,
+        reason,
         vote_hash: vote_hash.or_else(|| Some(checked(text("x-vote-hash")?, is_vote_hash))),
         law_id,
         when: when.or_else(|| Some(checked(text("x-refused-at")?, is_time))),
         deaths,
         sqlstate,
-        size: letter.body.len(),
-        replays: u32::try_from(number(letter.headers.get("x-replays"))).unwrap_or(u32::MAX),
-        given_back: number(letter.headers.get("x-delivery-count")),
+        size: message.body.len(),
+        replays: u32::try_from(number(message.headers.get("x-replays"))).unwrap_or(u32::MAX),
+        deliveries: number(message.headers.get("x-delivery-count")),
     }
 }
 
 fn deaths(header: Option<&Value>) -> Vec<Death> {
     let entries = header.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let told = entries.iter().take(DEATHS_AT_MOST).filter_map(|entry| {
+    let deaths = entries.iter().take(MAX_DEATHS).filter_map(|entry| {
         Some(Death {
             reason: checked(text_of(entry, "reason")?, is_name),
             queue: checked(text_of(entry, "queue").unwrap_or_default(), is_name),
@@ -108,7 +108,7 @@ fn deaths(header: Option<&Value>) -> Vec<Death> {
             time: text_of(entry, "time").map(|text| checked(text, is_time)),
         })
     });
-    told.collect()
+    deaths.collect()
 }
 
 fn text_of<'e>(entry: &'e Value, name: &str) -> Option<&'e str> {
@@ -132,14 +132,14 @@ fn is_vote_hash(text: &str) -> bool {
 }
 
 fn is_time(text: &str) -> bool {
-    text.len() <= NAME_AT_MOST && OffsetDateTime::parse(text, &Rfc3339).is_ok()
+    text.len() <= MAX_NAME && OffsetDateTime::parse(text, &Rfc3339).is_ok()
 }
 
 fn is_name(text: &str) -> bool {
-    text.len() <= NAME_AT_MOST
+    text.len() <= MAX_NAME
 }
 
-/// Whichever of AMQP's types a client chose for it; 0 for what is no number.
+/// Returns a number of whichever AMQP type the client chose; 0 for anything else.
 fn number(value: Option<&Value>) -> u64 {
     match value {
         Some(Value::Number(number)) => number.as_u64().unwrap_or(0),
@@ -148,9 +148,9 @@ fn number(value: Option<&Value>) -> u64 {
     }
 }
 
-impl Why {
-    /// One word for a column and a filter.
-    pub fn word(&self) -> &str {
+impl DeadLetterReason {
+    /// Returns one word, for a column and a filter.
+    pub fn code(&self) -> &str {
         match self {
             Self::Malformed(rejection) => rejection.reason.as_str(),
             Self::Refused { sqlstate } => sqlstate,
@@ -159,7 +159,7 @@ impl Why {
         }
     }
 
-    /// For a column: the word, and what it is about.
+    /// Returns the word and what it is about, for a column.
     pub fn label(&self) -> String {
         match self {
             Self::Malformed(rejection) => rejection.to_string(),
@@ -169,7 +169,7 @@ impl Why {
         }
     }
 
-    /// What the first bytes or the shape of what is malformed say of the cause.
+    /// Returns what the first bytes or the shape of a malformed body reveal about its publisher.
     pub const fn detail(&self) -> Option<&'static str> {
         match self {
             Self::Malformed(rejection) => rejection.detail,
@@ -177,13 +177,13 @@ impl Why {
         }
     }
 
-    /// Whether it is a valid vote, which nobody has counted from here.
+    /// Whether it is a valid vote, which is not counted from here.
     pub const fn is_valid(&self) -> bool {
         !matches!(self, Self::Malformed(_))
     }
 
-    /// A sentence that says what happened.
-    pub fn told(&self) -> String {
+    /// Returns a sentence that says what happened.
+    pub fn explanation(&self) -> String {
         match self {
             Self::Malformed(rejection) => {
                 let field = rejection.field.map(|field| format!(" ({field})")).unwrap_or_default();
@@ -195,7 +195,7 @@ impl Why {
                 format!("A valid vote that PostgreSQL refused: {}.", refusal(sqlstate))
             }
             Self::Died { reason } => match reason.as_str() {
-                "rejected" => "Rejected by a consumer, and valid by the rules of today.".to_owned(),
+                "rejected" => "Rejected by a consumer, and valid by the current rules.".to_owned(),
                 "delivery_limit" => "A valid vote that was delivered too often without being \
                                      settled: the queue's delivery limit dropped it."
                     .to_owned(),
@@ -203,15 +203,15 @@ impl Why {
                 "maxlen" => "A valid vote that the queue's length limit pushed out.".to_owned(),
                 other => format!("A valid vote that RabbitMQ dead-lettered: {other}."),
             },
-            Self::Unknown => "A valid vote, and no header tells how it came here.".to_owned(),
+            Self::Unknown => "A valid vote; no header says why it was dead-lettered.".to_owned(),
         }
     }
 
-    /// What an operator does about it.
+    /// Returns what an operator does about it.
     pub const fn advice(&self) -> &'static str {
         match self {
             Self::Malformed(Rejection { reason: Reason::TooLarge, .. }) => {
-                "Its publisher sends it again, smaller; or raise MAX_MESSAGE_BYTES on all instances \
+                "The publisher must send it again, smaller; or raise MAX_MESSAGE_BYTES on all instances \
                  and here, and replay."
             }
             Self::Malformed(Rejection { reason: Reason::Properties, .. }) => {
@@ -220,17 +220,17 @@ impl Why {
                  in place of the invalid bytes."
             }
             Self::Malformed(_) => {
-                "Its publisher mends and sends it again; replayed as it is, it comes straight back. \
+                "The publisher must fix it and send it again; replayed as it is, it comes straight back. \
                  Then purge it."
             }
             Self::Refused { .. } => {
-                "Mend the constraint, trigger or column that the service's log names, then replay."
+                "Fix the constraint, trigger or column that the service's log names, then replay."
             }
             Self::Died { reason } => match reason.as_bytes() {
                 b"delivery_limit" => {
                     "Find out why no instance could settle it (crashes? a low limit?), then replay."
                 }
-                b"expired" | b"maxlen" => "Take the limit off the queue, then replay.",
+                b"expired" | b"maxlen" => "Remove the limit from the queue, then replay.",
                 _ => "Replay: it will be counted, or recognised as counted.",
             },
             Self::Unknown => "Replay: it will be counted, or recognised as counted.",
@@ -269,8 +269,8 @@ fn refusal(sqlstate: &str) -> String {
         "22001" => "a column that is too short",
         "P0001" => "a trigger",
         "" => return "without an SQLSTATE".to_owned(),
-        ODD => return "its x-sqlstate is no SQLSTATE, so another program wrote it".to_owned(),
-        code if code.starts_with("22") => "a value that the database does not take",
+        ODD => return "its x-sqlstate is not an SQLSTATE, so another program wrote it".to_owned(),
+        code if code.starts_with("22") => "a value that the database does not accept",
         code if code.starts_with("23") => "a constraint",
         _ => return format!("SQLSTATE {sqlstate}"),
     };
@@ -285,13 +285,13 @@ mod tests {
 
     const VOTE: &str = r#"{"vote_hash":"h-1","citizen_id":"citizen-1","law_id":"law-1","choice":"oui","timestamp":"2025-11-14T12:00:00Z"}"#;
 
-    fn letter(body: impl Into<Vec<u8>>, headers: Value) -> Letter {
+    fn message(body: impl Into<Vec<u8>>, headers: Value) -> DeadLetterMessage {
         let Value::Object(headers) = headers else { panic!("headers are an object") };
-        Letter::new(body, headers.into_iter().collect())
+        DeadLetterMessage::new(body, headers.into_iter().collect())
     }
 
     fn of(body: impl Into<Vec<u8>>, headers: Value) -> Examined {
-        examine(&letter(body, headers), 16_384)
+        examine(&message(body, headers), 16_384)
     }
 
     fn death(reason: &str) -> Value {
@@ -310,8 +310,8 @@ mod tests {
             (&VOTE.replace("citizen_id", "citizenId"), "missing_field (citizen_id)"),
         ] {
             let found = of(body, json!({"x-death": death("rejected")}));
-            assert_eq!(found.why.label(), label);
-            assert!(!found.why.is_valid());
+            assert_eq!(found.reason.label(), label);
+            assert!(!found.reason.is_valid());
             assert_eq!(found.when.as_deref(), Some("2026-11-25T04:00:00Z"), "{label}");
         }
         let found = of(VOTE.replace("oui", "maybe"), json!({}));
@@ -323,33 +323,37 @@ mod tests {
 
     #[test]
     fn the_decoders_limit_is_that_of_the_configuration() {
-        let small = examine(&letter(VOTE, json!({})), 20);
-        assert_eq!(small.why.word(), "too_large");
-        assert!(small.why.advice().contains("MAX_MESSAGE_BYTES"));
+        let small = examine(&message(VOTE, json!({})), 20);
+        assert_eq!(small.reason.code(), "too_large");
+        assert!(small.reason.advice().contains("MAX_MESSAGE_BYTES"));
         assert_eq!(small.law_id, None, "nothing beyond the limit is read");
     }
 
     #[test]
-    fn a_valid_vote_is_there_for_what_its_headers_tell() {
+    fn a_valid_vote_has_the_reason_of_its_headers() {
         let refused =
             of(VOTE, json!({"x-sqlstate": "23514", "x-refused-at": "2026-11-25T04:00:01Z"}));
-        assert_eq!(refused.why, Why::Refused { sqlstate: "23514".to_owned() });
+        assert_eq!(refused.reason, DeadLetterReason::Refused { sqlstate: "23514".to_owned() });
         assert_eq!(refused.when.as_deref(), Some("2026-11-25T04:00:01Z"));
-        assert!(refused.why.told().contains("check constraint"), "{}", refused.why.told());
+        assert!(
+            refused.reason.explanation().contains("check constraint"),
+            "{}",
+            refused.reason.explanation()
+        );
         for reason in ["rejected", "delivery_limit", "expired", "maxlen"] {
             let died = of(VOTE, json!({"x-death": death(reason)}));
-            assert_eq!(died.why.word(), reason);
+            assert_eq!(died.reason.code(), reason);
             assert_eq!(died.deaths.len(), 2);
             assert_eq!((died.deaths[0].count, died.deaths[0].queue.as_str()), (2, "votes"));
         }
-        assert_eq!(of(VOTE, json!({})).why, Why::Unknown);
+        assert_eq!(of(VOTE, json!({})).reason, DeadLetterReason::Unknown);
     }
 
     #[test]
-    fn headers_of_any_shape_are_survived() {
+    fn headers_of_any_shape_are_handled() {
         for odd in [json!(null), json!(7), json!("x"), json!([1, {"reason": 5}]), json!({"a": 1})] {
             let found = of(VOTE, json!({"x-death": odd, "x-sqlstate": odd, "x-replays": odd}));
-            assert!(found.why.is_valid());
+            assert!(found.reason.is_valid());
             assert!(found.deaths.is_empty());
         }
         let counted = |replays: Value| of(VOTE, json!({"x-replays": replays})).replays;
@@ -362,9 +366,13 @@ mod tests {
         let long = "2".repeat(100_000);
         for sqlstate in [long.as_str(), "2351", "2351x", "23514 ", "23\u{e9}1", "\u{1b}[2J1"] {
             let found = of(VOTE, json!({"x-sqlstate": sqlstate}));
-            assert_eq!((found.sqlstate.as_deref(), found.why.word()), (Some("odd"), "odd"));
-            assert_eq!(found.why.label(), "SQLSTATE odd", "{sqlstate}");
-            assert!(found.why.told().contains("another program"), "{}", found.why.told());
+            assert_eq!((found.sqlstate.as_deref(), found.reason.code()), (Some("odd"), "odd"));
+            assert_eq!(found.reason.label(), "SQLSTATE odd", "{sqlstate}");
+            assert!(
+                found.reason.explanation().contains("another program"),
+                "{}",
+                found.reason.explanation()
+            );
         }
         let name = "n".repeat(1_000);
         let death = json!({"reason": name, "queue": name, "time": name});
@@ -378,11 +386,11 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_has_its_words() {
+    fn every_reason_has_an_explanation_and_advice() {
         for reason in Reason::ALL {
             let rejection = Rejection { reason, field: None, vote_hash: None, detail: None };
-            let why = Why::Malformed(rejection);
-            assert!(why.told().len() > 20 && why.advice().len() > 20, "{why:?}");
+            let reason = DeadLetterReason::Malformed(rejection);
+            assert!(reason.explanation().len() > 20 && reason.advice().len() > 20, "{reason:?}");
         }
     }
 }

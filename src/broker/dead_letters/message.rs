@@ -1,4 +1,4 @@
-//! One dead letter: plain values to look at, and what it takes to publish it again.
+//! One dead letter: plain values to show, and the properties to publish it again with.
 
 use std::collections::BTreeMap;
 
@@ -15,38 +15,38 @@ use crate::ports::DeliveryTag;
 
 /// AMQP's delivery mode for messages that survive a restart of the broker.
 const PERSISTENT: u8 = 2;
-/// How often a quorum queue has had the message back.
+/// How often a quorum queue has taken the message back.
 const DELIVERY_COUNT: &str = "x-delivery-count";
-/// RabbitMQ routes a message to these, too.
+/// RabbitMQ routes a message to these queues, too.
 const OTHER_RECIPIENTS: [&str; 2] = ["CC", "BCC"];
-/// The broker's own account of this stay in a queue.
-const OF_THIS_STAY: [&str; 2] = [DELIVERY_COUNT, "x-acquired-count"];
-/// Of an earlier time once a message is put back; RabbitMQ would go on counting in `x-death`.
-const OF_ITS_DEATH: [&str; 5] = [
+/// Set by the broker for the time in one queue.
+const OF_THIS_QUEUE: [&str; 2] = [DELIVERY_COUNT, "x-acquired-count"];
+/// About the dead-lettering: out of date after a replay, and RabbitMQ would go on counting in `x-death`.
+const OF_DEAD_LETTERING: [&str; 5] = [
     "x-death",
     headers::SQLSTATE,
     headers::VOTE_HASH,
     headers::REFUSED_AT,
     headers::INVALID_PROPERTIES,
 ];
-const OF_ITS_DEATH_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
+const DEAD_LETTERING_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 
 /// A message in the dead-letter queue.
-pub struct Letter {
-    /// Its number in this reading of the queue.
+pub struct DeadLetterMessage {
+    /// Counts from 1, in the queue's order.
     pub tag: DeliveryTag,
     pub body: Vec<u8>,
     /// Headers as JSON: times as RFC 3339, bytes that are not UTF-8 as `{"base64": …}`.
     pub headers: BTreeMap<String, Value>,
     /// The other properties that are set, by AMQP's names; each text is 255 bytes at most.
     pub plain_properties: BTreeMap<&'static str, Value>,
-    /// Whether its publisher's properties were valid.
+    /// Whether its publisher's properties were valid AMQP.
     pub valid_properties: bool,
     properties: BasicProperties,
 }
 
-impl Letter {
-    /// A letter that no broker delivered.
+impl DeadLetterMessage {
+    /// Returns a message that no broker delivered, for tests.
     pub fn new(body: impl Into<Vec<u8>>, headers: BTreeMap<String, Value>) -> Self {
         let properties = BasicProperties::default();
         let plain_properties = BTreeMap::new();
@@ -64,31 +64,30 @@ impl Letter {
         Self { tag, body, headers, plain_properties, valid_properties, properties }
     }
 
-    /// Returns about how much memory it takes, in bytes: its body and its headers.
+    /// Returns the approximate size of body and headers in memory, in bytes.
     pub fn size(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| name.len() + size(value));
         self.body.len() + headers.sum::<usize>()
     }
 
-    /// How often the queue has had it back.
-    pub(super) fn given_back(&self) -> i64 {
+    /// Returns how often the queue has taken it back.
+    pub(super) fn delivery_count(&self) -> i64 {
         self.headers.get(DELIVERY_COUNT).and_then(Value::as_i64).unwrap_or(0)
     }
 
-    /// What it is published with to the queue it came from: as its publisher sent it, with the times
-    /// it was put back.
-    pub(in crate::broker) fn replayed(&self, replays: u32) -> BasicProperties {
+    /// Returns the properties for a replay: its publisher's, and the number of replays.
+    pub(super) fn replayed(&self, replays: u32) -> BasicProperties {
         let dropped = |name: &str| {
-            OF_ITS_DEATH.contains(&name)
-                || OF_ITS_DEATH_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+            OF_DEAD_LETTERING.contains(&name)
+                || DEAD_LETTERING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         };
         let mut headers = self.headers_without(dropped);
         headers.insert(headers::REPLAYS.into(), AMQPValue::LongLongInt(replays.into()));
         self.properties_with(headers)
     }
 
-    /// What a copy of it in the dead-letter queue is published with.
-    pub(in crate::broker) fn copied(&self) -> BasicProperties {
+    /// Returns the properties for a copy in the dead-letter queue.
+    pub(super) fn copied(&self) -> BasicProperties {
         let mut table = self.headers_without(|_| false);
         if !self.valid_properties {
             table.insert(headers::INVALID_PROPERTIES.into(), AMQPValue::Boolean(true));
@@ -100,14 +99,14 @@ impl Letter {
         let table = self.properties.headers().as_ref();
         let kept = table.into_iter().flat_map(FieldTable::inner).filter(|(name, _)| {
             let name = name.as_str();
-            !OTHER_RECIPIENTS.contains(&name) && !OF_THIS_STAY.contains(&name) && !dropped(name)
+            !OTHER_RECIPIENTS.contains(&name) && !OF_THIS_QUEUE.contains(&name) && !dropped(name)
         });
         let kept: BTreeMap<_, _> = kept.map(|(n, v)| (n.clone(), v.clone())).collect();
         kept.into()
     }
 
-    /// Everything but the expiration, which would have it expire again, and the user id, which has
-    /// to be that of who publishes.
+    /// Without the expiration, which would apply again, and the user id, which RabbitMQ compares with
+    /// the connection's user.
     fn properties_with(&self, headers: FieldTable) -> BasicProperties {
         let old = &self.properties;
         let mut new =
@@ -153,9 +152,8 @@ fn plain_properties(properties: &BasicProperties) -> BTreeMap<&'static str, Valu
     all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
-/// Deepest nesting that is shown. What is read passed the screen, which lets through less; this
-/// recursion does not rely on it.
-const SHOWN_DEPTH: usize = 64;
+/// Deepest nesting that is shown. The screen lets through less; this recursion does not rely on it.
+const MAX_DEPTH: usize = 64;
 
 fn plain_table(table: &FieldTable, depth: usize) -> Map<String, Value> {
     table.inner().iter().map(|(name, value)| (name.to_string(), plain(value, depth))).collect()
@@ -164,7 +162,7 @@ fn plain_table(table: &FieldTable, depth: usize) -> Map<String, Value> {
 fn plain(value: &AMQPValue, depth: usize) -> Value {
     let nested = depth + 1;
     match value {
-        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) if depth >= SHOWN_DEPTH => {
+        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) if depth >= MAX_DEPTH => {
             json!("nested too deep")
         }
         AMQPValue::Boolean(on) => json!(on),
@@ -221,7 +219,7 @@ mod tests {
         AMQPValue::LongString(text.into())
     }
 
-    fn dead() -> Letter {
+    fn dead() -> DeadLetterMessage {
         let mut death = FieldTable::default();
         death.insert("reason".into(), long("rejected"));
         death.insert("time".into(), AMQPValue::Timestamp(1_763_000_000));
@@ -247,7 +245,7 @@ mod tests {
             .with_message_id("id".into())
             .with_expiration("1000".into())
             .with_user_id("publisher".into());
-        Letter::delivered(1, b"body".to_vec(), properties)
+        DeadLetterMessage::delivered(1, b"body".to_vec(), properties)
     }
 
     fn names(properties: &BasicProperties) -> Vec<String> {
@@ -256,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_back_tells_of_its_publisher_and_not_of_its_death() {
+    fn a_replay_has_its_publishers_headers_and_none_about_the_dead_messageing() {
         let replayed = dead().replayed(2);
         assert_eq!(names(&replayed), ["own", "traceparent", "x-published-at-us", "x-replays"]);
         assert_eq!(headers::replays(&replayed), 2);
@@ -266,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_keeps_why_it_is_there_and_counts_from_nought() {
+    fn a_copy_keeps_the_reason_and_starts_a_new_delivery_count() {
         let copied = names(&dead().copied());
         for kept in ["x-death", "x-sqlstate", "x-replays", "x-last-death-queue", "own"] {
             assert!(copied.iter().any(|name| name == kept), "{kept}");
@@ -276,13 +274,13 @@ mod tests {
 
     #[test]
     fn a_copy_of_invalid_properties_is_known_as_one_and_a_replay_is_not() {
-        let mut letter = dead();
-        letter.valid_properties = false;
-        let copy = Letter::delivered(2, Vec::new(), letter.copied());
+        let mut message = dead();
+        message.valid_properties = false;
+        let copy = DeadLetterMessage::delivered(2, Vec::new(), message.copied());
         assert!(!copy.valid_properties);
-        assert!(!Letter::delivered(3, Vec::new(), copy.copied()).valid_properties);
-        assert!(Letter::delivered(4, Vec::new(), copy.replayed(1)).valid_properties);
-        assert!(Letter::delivered(5, Vec::new(), dead().copied()).valid_properties);
+        assert!(!DeadLetterMessage::delivered(3, Vec::new(), copy.copied()).valid_properties);
+        assert!(DeadLetterMessage::delivered(4, Vec::new(), copy.replayed(1)).valid_properties);
+        assert!(DeadLetterMessage::delivered(5, Vec::new(), dead().copied()).valid_properties);
     }
 
     #[test]
@@ -290,29 +288,29 @@ mod tests {
         let mut table = FieldTable::default();
         table.insert("x-sqlstate".into(), long(&"2".repeat(100_000)));
         let properties = BasicProperties::default().with_headers(table);
-        let letter = Letter::delivered(1, vec![0; 1_000], properties);
-        assert!((101_000..102_000).contains(&letter.size()), "{}", letter.size());
+        let message = DeadLetterMessage::delivered(1, vec![0; 1_000], properties);
+        assert!((101_000..102_000).contains(&message.size()), "{}", message.size());
     }
 
     #[test]
     fn nesting_is_shown_to_a_bounded_depth() {
         let mut deep = AMQPValue::Void;
-        for _ in 0..SHOWN_DEPTH + 10 {
+        for _ in 0..MAX_DEPTH + 10 {
             deep = AMQPValue::FieldArray(vec![deep].into());
         }
         let shown = plain(&deep, 0).to_string();
-        assert_eq!(shown.matches('[').count(), SHOWN_DEPTH);
+        assert_eq!(shown.matches('[').count(), MAX_DEPTH);
         assert!(shown.contains("nested too deep"), "{shown}");
     }
 
     #[test]
     fn headers_become_json() {
-        let letter = dead();
-        assert_eq!(letter.given_back(), 3);
-        let told = json!({"user_id": "publisher", "message_id": "id", "expiration": "1000"});
-        assert_eq!(json!(letter.plain_properties), told);
+        let message = dead();
+        assert_eq!(message.delivery_count(), 3);
+        let expected = json!({"user_id": "publisher", "message_id": "id", "expiration": "1000"});
+        assert_eq!(json!(message.plain_properties), expected);
         let death = json!([{"reason": "rejected", "time": "2025-11-13T02:13:20Z"}]);
-        assert_eq!(letter.headers["x-death"], death);
-        assert_eq!(letter.headers["own"], json!({"base64": "/w=="}));
+        assert_eq!(message.headers["x-death"], death);
+        assert_eq!(message.headers["own"], json!({"base64": "/w=="}));
     }
 }

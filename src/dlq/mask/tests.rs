@@ -15,7 +15,7 @@ fn shown(body: &str) -> String {
 }
 
 #[test]
-fn a_votes_own_fields_are_shown_and_nobody_is_named() {
+fn a_votes_own_fields_are_shown_and_no_citizen() {
     let body = r#"{"vote_hash":"h-1","citizen_id":"alice","law_id":"law-1","choice":"oui",
         "timestamp":"2025-11-14T12:00:00Z","metadata":{"ip":"10.0.0.7","agent":["x",1.5,null]}}"#;
     assert_eq!(
@@ -94,13 +94,14 @@ fn headers_are_shown_by_name_and_never_with_a_citizen() {
         "user": "alice", "x-user-7": 1,
     });
     let Value::Object(headers) = headers else { panic!("an object") };
-    let letter = Letter::new(r#"{"citizen_id":"alice"}"#, headers.into_iter().collect());
-    let shown: BTreeMap<String, Value> = super::headers(&letter, false).into_iter().collect();
+    let message =
+        DeadLetterMessage::new(r#"{"citizen_id":"alice"}"#, headers.into_iter().collect());
+    let shown: BTreeMap<String, Value> = super::headers(&message, false).into_iter().collect();
     assert_eq!(shown["x-sqlstate"], "23514");
     assert_eq!(shown["x-death"], json!([{"reason": "rejected"}]));
     assert_eq!((&shown["x-vote-hash"], &shown["user"]), (&json!("***"), &json!("***")));
     assert!(shown.contains_key("***") && !shown.contains_key("x-user-7"));
-    let revealed: BTreeMap<String, Value> = super::headers(&letter, true).into_iter().collect();
+    let revealed: BTreeMap<String, Value> = super::headers(&message, true).into_iter().collect();
     assert_eq!(revealed["user"], "alice");
 }
 
@@ -111,22 +112,22 @@ fn a_property_is_masked_when_it_may_be_a_citizen() {
         (r#"{"citizn_id":"alice"}"#, ["\"***\"", "\"web\"", "\"alice\"", "\"***\""]),
         ("alice", ["\"***\"", "\"web\"", "\"alice\"", "\"***\""]),
     ] {
-        let mut letter = Letter::new(body, BTreeMap::new());
+        let mut message = DeadLetterMessage::new(body, BTreeMap::new());
         for (name, value) in [
             ("correlation_id", "alice"),
             ("app_id", "web"),
             ("type", "alice"),
             ("message_id", "m-1"),
         ] {
-            letter.plain_properties.insert(name, json!(value));
+            message.plain_properties.insert(name, json!(value));
         }
-        let masked: BTreeMap<&str, String> = properties(&letter, false)
+        let masked: BTreeMap<&str, String> = properties(&message, false)
             .into_iter()
             .map(|(name, value)| (name, value.to_string()))
             .collect();
         let found = ["correlation_id", "app_id", "type", "message_id"].map(|n| masked[n].as_str());
         assert_eq!(found, shown, "{body}");
-        assert!(properties(&letter, true).contains(&("type", json!("alice"))));
+        assert!(properties(&message, true).contains(&("type", json!("alice"))));
     }
 }
 
@@ -179,7 +180,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_survived(body in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_handled(body in prop::collection::vec(any::<u8>(), 0..200)) {
         show(&body, false);
         law_id(&body);
     }
