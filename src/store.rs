@@ -8,13 +8,14 @@ mod check;
 pub mod columns;
 mod connection;
 mod durability;
+mod error;
+mod fault;
 mod migrate;
 mod misfits;
 mod reconcile;
 mod recount;
 mod repair;
 mod results;
-mod said;
 mod sessions;
 mod sqlstate;
 mod start;
@@ -31,16 +32,20 @@ pub use self::acknowledged::{LookUp, LostVotes};
 pub use self::check::check;
 pub use self::connection::options;
 use self::connection::{Address, Distrust};
+pub use self::error::StartError;
 pub use self::migrate::init_script;
 pub use self::reconcile::{PAUSES, Reconciled, Shared};
 pub use self::recount::{Comparison, LawCounts};
 pub use self::repair::{Correction, Progress, correct, recount};
 pub use self::results::{Results, results};
 pub use self::sqlstate::{classify, fatal_at_start};
-pub use self::start::{Attempt, Migrated, Patience, StartError, migrate, prepare};
+pub use self::start::{Migrated, Patience, migrate, prepare};
 use crate::config::Postgres;
 use crate::ports::{Class, Counted, Fault, Store, Votes};
 use crate::telemetry::PoolUse;
+
+/// Longest wait for a connection: to open one, or to get one from the pool.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a connection for reading is kept: after a failover it may lead to the old primary, while the
 /// pool counts on the new one.

@@ -10,13 +10,11 @@ use sqlx::{ConnectOptions, Connection, Error, Postgres, pool::PoolConnection};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::transaction::fault;
+use super::CONNECT_TIMEOUT;
+use super::error::{StartError, describe};
 use crate::config::{self, Password};
 use crate::ports::{Class, Fault};
 use crate::tls::{Side, Trouble, Variables, Verdict};
-
-/// Longest wait for a connection: to open one, or to get one from the pool.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The server ends a transaction whose client has gone quiet, and with it the zombie's locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -118,31 +116,6 @@ pub(super) struct Address {
     side: Side,
 }
 
-/// Why there is no connection.
-pub(super) struct NotConnected {
-    pub(super) fault: Fault,
-    /// Set when it is not the server's own answer.
-    pub(super) blame: Option<Blame>,
-}
-
-pub(super) enum Blame {
-    Tls(Verdict),
-    /// The driver can't use the settings.
-    Settings,
-}
-
-impl From<Fault> for NotConnected {
-    fn from(fault: Fault) -> Self {
-        Self { fault, blame: None }
-    }
-}
-
-impl From<NotConnected> for Fault {
-    fn from(not: NotConnected) -> Self {
-        not.fault
-    }
-}
-
 impl Address {
     pub(super) fn new(config: &config::Postgres, options: PgConnectOptions) -> Self {
         let side = Side {
@@ -188,7 +161,7 @@ impl Address {
     }
 
     /// A connection, opened within [`CONNECT_TIMEOUT`].
-    pub(super) async fn connect(&self) -> Result<PgConnection, NotConnected> {
+    pub(super) async fn connect(&self) -> Result<PgConnection, StartError> {
         let options = with_password(self.options.clone(), self.password.as_ref());
         let error = match timeout(CONNECT_TIMEOUT, options.connect()).await {
             Ok(Ok(connection)) => return Ok(connection),
@@ -198,16 +171,13 @@ impl Address {
                 return Err(Fault { class: Class::Reconnect, sqlstate: None, message }.into());
             }
         };
-        let fault = fault(&error);
+        let fault = Fault::from(&error);
         if fault.sqlstate.is_some() {
             return Err(fault.into());
         }
         if let Error::Configuration(cause) = &error {
             let message = format!("{}; {}", self.unusable(&**cause), self.place);
-            return Err(NotConnected {
-                fault: Fault { message, ..fault },
-                blame: Some(Blame::Settings),
-            });
+            return Err(StartError::Settings(Fault { message, ..fault }));
         }
         let trouble = self.trouble(&error);
         let message = match (&trouble, &error) {
@@ -219,8 +189,13 @@ impl Address {
             ),
             (None, _) => format!("{}; {}", fault.message, self.place),
         };
-        let blame = trouble.map(|trouble| Blame::Tls(trouble.verdict));
-        Err(NotConnected { fault: Fault { message, ..fault }, blame })
+        let fault = Fault { message, ..fault };
+        Err(match trouble.map(|trouble| trouble.verdict) {
+            Some(Verdict::Mismatch) => StartError::Tls(fault),
+            Some(Verdict::Refused) => StartError::Certificate(fault),
+            // A server whose certificate is renewed is one that comes back.
+            Some(Verdict::OutOfDate) | None => StartError::Unavailable(fault),
+        })
     }
 
     /// What keeps the driver from even trying: a login that SASLprep refuses, or the files of our
@@ -255,12 +230,6 @@ impl Address {
     }
 }
 
-/// Where and as whom we connect, for messages: never the password.
-pub(super) fn describe(config: &config::Postgres) -> String {
-    let config::Postgres { host, port, database, user, .. } = config;
-    format!("database {database:?} on {host}:{port} as user {user:?}")
-}
-
 /// Connections opened before a moment are not used again: a server that restarted leaves a pool of
 /// dead ones, and each would cost a batch one of its few tries.
 #[derive(Debug, Default)]
@@ -283,10 +252,7 @@ pub(super) struct Lease(Option<PoolConnection<Postgres>>);
 
 impl Lease {
     pub(super) async fn from(pool: &PgPool) -> Result<Self, Fault> {
-        match pool.acquire().await {
-            Ok(connection) => Ok(Self(Some(connection))),
-            Err(error) => Err(fault(&error)),
-        }
+        Ok(Self(Some(pool.acquire().await?)))
     }
 
     /// Back to the pool: the connection is outside any transaction.
@@ -326,7 +292,7 @@ mod tests {
     #[test]
     fn what_the_driver_says_of_a_password_is_not_repeated() {
         let words = "Failed to saslprep password: Error(ProhibitedCharacter('\u{1f5f3}'))";
-        let told = fault(&Error::Configuration(words.into()));
+        let told = Fault::from(Error::Configuration(words.into()));
         assert!(!told.message.contains("Prohibited"), "{told}");
 
         let sources = crate::config::Sources::default();

@@ -7,12 +7,11 @@
 use std::time::Duration;
 
 use sqlx::postgres::types::PgInterval;
-use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query;
-use sqlx::{Connection, Error, Postgres, Row};
+use sqlx::{Connection, Error, Postgres};
 
 use super::recount::{CLIENT_CHECK, Comparison, DEADLINE, STATEMENT_TIMEOUT, compare};
-use super::transaction::fault;
 use super::{PgStore, within};
 use crate::ports::Fault;
 
@@ -62,6 +61,10 @@ impl Shared {
     pub fn interval(&self, interval: Duration) -> Duration {
         interval.max(self.duration.saturating_mul(PAUSES))
     }
+
+    fn is_recent(&self, interval: Duration) -> bool {
+        self.age < self.interval(interval)
+    }
 }
 
 /// What came of asking for a comparison.
@@ -88,7 +91,7 @@ impl PgStore {
         let shared = within(DEADLINE, async {
             let mut connection = address.connect().await?;
             let shared = in_transaction(&mut connection, interval, keep).await;
-            let shared = shared.map_err(|error| fault(&error))?;
+            let shared = shared?;
             // The answer is here, whether or not the server hears of the end.
             connection.close().await.ok();
             Ok::<_, Fault>(shared)
@@ -124,21 +127,21 @@ async fn in_transaction(
         let set = query("SELECT set_config(name, $2, true) FROM pg_settings WHERE name = $1");
         set.bind(setting).bind(value).execute(&mut *transaction).await?;
     }
-    let usable = query(PRIVILEGES).fetch_one(&mut *transaction).await?;
-    if !usable.try_get::<bool, _>(0)? {
+    let usable = sqlx::query_scalar(PRIVILEGES).persistent(false);
+    if !usable.fetch_one(&mut *transaction).await? {
         transaction.rollback().await?;
         return Ok(None);
     }
-    let lock = query("SELECT pg_try_advisory_xact_lock($1)").bind(LOCK);
-    let locked: bool = lock.fetch_one(&mut *transaction).await?.try_get(0)?;
+    let lock = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").persistent(false);
+    let locked: bool = lock.bind(LOCK).fetch_one(&mut *transaction).await?;
     // After the lock: a comparison that ended before it is seen.
-    let last = query(LAST).fetch_optional(&mut *transaction).await?;
-    // A time in the future says nothing about when that comparison was.
-    let ahead = last.as_ref().map_or(Ok(false), |row| row.try_get::<bool, _>("ahead"))?;
-    let last = last.as_ref().map(shared).transpose()?;
+    let last = sqlx::query_as(LAST).persistent(false).fetch_optional(&mut *transaction).await?;
     let reconciled = match last {
-        last if !locked => Reconciled::Busy(last),
-        Some(last) if !ahead && last.age < last.interval(interval) => Reconciled::Recent(last),
+        last if !locked => Reconciled::Busy(last.map(shared)),
+        // A time in the future says nothing about when that comparison was.
+        Some(last) if !last.1 && shared(last).is_recent(interval) => {
+            Reconciled::Recent(shared(last))
+        }
         _ => {
             let began = tokio::time::Instant::now();
             let comparison = compare(&mut transaction, keep).await?;
@@ -165,19 +168,18 @@ async fn share(
     Ok(())
 }
 
-fn shared(row: &PgRow) -> Result<Shared, Error> {
-    let number =
-        |name| row.try_get::<i64, _>(name).map(|number| u64::try_from(number).unwrap_or(0));
-    let seconds = |name| {
-        let seconds = row.try_get::<f64, _>(name)?;
-        Ok::<_, Error>(Duration::try_from_secs_f64(seconds).unwrap_or_default())
-    };
-    Ok(Shared {
-        age: seconds("age")?,
-        duration: seconds("duration")?,
-        laws: number("laws")?,
-        votes: number("votes")?,
-        drift_laws: number("drift_laws")?,
-        drift_votes: number("drift_votes")?,
-    })
+/// A row of [`LAST`].
+type Last = (f64, bool, f64, i64, i64, i64, i64);
+
+fn shared((age, _, duration, laws, votes, drift_laws, drift_votes): Last) -> Shared {
+    let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    let number = |number| u64::try_from(number).unwrap_or(0);
+    Shared {
+        age: seconds(age),
+        duration: seconds(duration),
+        laws: number(laws),
+        votes: number(votes),
+        drift_laws: number(drift_laws),
+        drift_votes: number(drift_votes),
+    }
 }

@@ -4,10 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Connection, Error, Row};
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Error};
 
-use super::transaction::fault;
 use super::{PgStore, within};
 use crate::ports::Fault;
 
@@ -105,7 +104,7 @@ impl PgStore {
         within(DEADLINE, async {
             let mut connection = address.connect().await?;
             end_with_us(&mut connection).await;
-            let compared = compare(&mut connection, keep).await.map_err(|error| fault(&error))?;
+            let compared = compare(&mut connection, keep).await?;
             // What was asked for is here, whether or not the server hears of the end.
             connection.close().await.ok();
             Ok(compared)
@@ -123,7 +122,7 @@ async fn end_with_us(connection: &mut PgConnection) {
     )
     .bind(CLIENT_CHECK.as_millis().to_string());
     if let Err(error) = set.execute(connection).await {
-        tracing::debug!("the server will not look whether we wait: {}", fault(&error));
+        tracing::debug!("the server will not look whether we wait: {}", Fault::from(error));
     }
 }
 
@@ -132,19 +131,12 @@ pub(super) async fn compare(
     keep: usize,
 ) -> Result<Comparison, Error> {
     let mut comparison = Comparison::default();
-    let mut laws = sqlx::query(RECOUNT).persistent(false).fetch(connection);
-    while let Some(row) = laws.try_next().await? {
-        comparison.add(law_counts(&row)?, keep);
+    let mut laws = sqlx::query_as(RECOUNT).persistent(false).fetch(connection);
+    while let Some((law_id, audit_oui, audit_non, oui, non)) = laws.try_next().await? {
+        let law = LawCounts { law_id, audit: [audit_oui, audit_non], results: [oui, non] };
+        comparison.add(law, keep);
     }
     Ok(comparison)
-}
-
-fn law_counts(row: &PgRow) -> Result<LawCounts, Error> {
-    Ok(LawCounts {
-        law_id: row.try_get("law_id")?,
-        audit: [row.try_get("audit_oui")?, row.try_get("audit_non")?],
-        results: [row.try_get("results_oui")?, row.try_get("results_non")?],
-    })
 }
 
 #[cfg(test)]
