@@ -137,6 +137,7 @@ fn chain(criterion: &mut Criterion) {
                         budget: &IsolationBudget::default(),
                         jitter: &Jitter::seeded(1),
                         instruments: &metrics.instruments,
+                        health: &Health::default(),
                         acknowledged: &Acknowledged::default(),
                     };
                     let never = CancellationToken::new();

@@ -14,8 +14,8 @@
 mod acknowledged;
 mod interface;
 mod journal;
-mod owed;
 mod settlement;
+mod unacked;
 mod upsert;
 
 use std::future::{Future, pending, ready};
@@ -34,8 +34,8 @@ use tracing::{Instrument, Span};
 pub use self::acknowledged::{Acknowledged, Remembered};
 pub use self::interface::{Ended, Failure, Limits, Mode, Tools};
 use self::journal::Journal;
-use self::owed::Owed;
 pub use self::settlement::{AckPoint, Settlement};
+use self::unacked::Unacked;
 pub use self::upsert::{IsolationBudget, RetryPolicy};
 use self::upsert::{Unsettled, Upsert};
 use crate::ports::{
@@ -116,8 +116,7 @@ struct Flow<'a, C, T, D> {
     tools: &'a Tools<'a, T, D>,
     mode: Mode,
     ledger: Mutex<Settlement>,
-    /// Whole batches that wait for their ack.
-    owed: Owed<'a>,
+    unacked: Unacked<'a>,
     /// The first failure; all later ones follow from it.
     failure: OnceLock<Failure>,
     halt: CancellationToken,
@@ -143,7 +142,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             tools,
             mode,
             ledger: Mutex::default(),
-            owed: Owed::new(tools.instruments),
+            unacked: Unacked::new(tools.instruments),
             failure: OnceLock::new(),
             halt: CancellationToken::new(),
             acked: AtomicBool::new(false),
@@ -167,7 +166,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// Resolves when a half-open chain has found the queue empty: no batch will ever prove that the
     /// store takes votes again.
     async fn proved_empty(&self) {
-        if self.mode != Mode::Trial {
+        if self.mode != Mode::HalfOpen {
             return pending().await;
         }
         sleep(EMPTY_AFTER).await;
@@ -285,11 +284,11 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             published.extend(ballot.published_at);
             replays.push(ballot.replays);
         }
-        let Tools { store, dead_letters, limits, budget, jitter, instruments, .. } = *self.tools;
+        let Tools { store, dead_letters, limits, budget, jitter, instruments, health, .. } =
+            *self.tools;
         let retry = &limits.retry;
         let votes = Votes::new(votes);
-        let journal = &Journal::new(in_flight.number(), votes.clone(), began, instruments);
-        let owed = Owed::new(instruments);
+        let journal = &Journal::new(in_flight.number, votes.clone(), began, instruments);
         let halt = &self.halt;
         let stage = Upsert {
             store,
@@ -301,14 +300,15 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             instruments,
             halt,
             journal,
-            owed: &owed,
+            unacked: &self.unacked,
         };
         match stage.settle(votes, bodies, &replays).await {
             Ok(counted) => {
                 instruments.batch_settled(tags.len(), began.elapsed(), &published);
-                self.owed.owe(tags.len() as u64);
-                owed.forget();
                 let stored = counted.deliveries();
+                if stored > 0 {
+                    health.postgres_answers();
+                }
                 Some(Settled { tags, stored, marker: counted.marker, span })
             }
             Err(Unsettled::Halted) => None,
@@ -330,7 +330,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
                 return self.fail(Failure::Lost(lost));
             }
             self.acked.store(true, Ordering::Relaxed);
-            self.owed.paid(deliveries);
+            self.unacked.acked(deliveries);
             self.tools.instruments.acked(deliveries);
             self.gauge(&self.ledger());
             // Behind the first of several acks: the next may fail.
@@ -340,7 +340,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         self.tools.acknowledged.remember(marker);
         // A batch of which every vote was refused proves nothing about the store.
         let first = stored > 0 && !self.committed.swap(true, Ordering::Relaxed);
-        if self.mode == Mode::Trial && first {
+        if self.mode == Mode::HalfOpen && first {
             self.cancel().await;
         }
     }

@@ -174,7 +174,7 @@ async fn count(
     if let Some(interval) = config.monitoring.reconcile_interval {
         let reconciler = Reconciler {
             store: store.clone(),
-            shown: Arc::clone(&instruments.reconciliation),
+            instruments: instruments.clone(),
             jitter: Jitter::from_entropy(),
             interval,
         };
@@ -219,7 +219,7 @@ impl Drop for LastWords {
     fn drop(&mut self) {
         self.instruments.repeats().flush().iter().for_each(tell_suppressed);
         let elapsed = seconds(self.began.elapsed());
-        tracing::info!(elapsed, "stopped; {}", self.instruments.summary());
+        tracing::info!(elapsed, "stopped; {}", self.instruments.deliveries());
     }
 }
 

@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn every_reason_has_its_words() {
-        for reason in Reason::ALL {
+        for &reason in Reason::ALL {
             let rejection = Rejection { reason, field: None, vote_hash: None, detail: None };
             let why = Why::Malformed(rejection);
             assert!(why.told().len() > 20 && why.advice().len() > 20, "{why:?}");

@@ -126,7 +126,7 @@ impl<'a> Journal<'a> {
     pub(super) fn given_up(&self, failure: &Failure, attempt: u32) {
         let (sqlstate, why) = match failure {
             Failure::Paused(fault) => (fault.sqlstate.as_deref(), fault.to_string()),
-            Failure::Lost(lost) | Failure::Undeliverable(lost) => (None, lost.to_string()),
+            Failure::Lost(lost) | Failure::DeadLetterFailed(lost) => (None, lost.to_string()),
         };
         line!(
             Level::WARN,

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::journal::Journal;
-use super::owed::Owed;
+use super::unacked::Unacked;
 use crate::ports::{Class, Counted, DeadLetter, DeadLetters, Fault, Lost, Store, Votes};
 use crate::retry::{Backoff, Jitter};
 use crate::telemetry::Instruments;
@@ -82,8 +82,7 @@ pub(super) struct Upsert<'a, T, D> {
     /// Set when the pipeline is coming down: no further try is begun.
     pub(super) halt: &'a CancellationToken,
     pub(super) journal: &'a Journal<'a>,
-    /// What is committed, or dead-lettered, until the batch is settled as a whole.
-    pub(super) owed: &'a Owed<'a>,
+    pub(super) unacked: &'a Unacked<'a>,
 }
 
 /// Why a batch was not settled.
@@ -148,13 +147,13 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 return Err(out_of_time(last_fault));
             }
             *attempt += 1;
-            let begun = self.instruments.transaction_begins();
+            let begun = Instant::now();
             let counting = self.store.count(part.clone());
             let fault = match self.instruments.spans.transaction(part.len(), counting).await {
                 Ok(done) => {
                     // At once: the parts that did commit count, whatever becomes of the others.
                     self.instruments.committed(&done, begun);
-                    self.owed.owe(done.deliveries());
+                    self.unacked.add(part.len());
                     counted.absorb(done);
                     continue;
                 }
@@ -232,10 +231,10 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
             let published = timeout_at(self.deadline, self.dead_letters.publish(&letter)).await;
             published
                 .unwrap_or_else(|_| Err(Lost("no confirm before the batch's deadline".to_owned())))
-                .map_err(|lost| Unsettled::Failed(Failure::Undeliverable(lost)))?;
+                .map_err(|lost| Unsettled::Failed(Failure::DeadLetterFailed(lost)))?;
             self.budget.book(&letter.vote_hash);
             self.instruments.isolated();
-            self.owed.owe(1);
+            self.unacked.add(1);
         }
         Ok(())
     }
