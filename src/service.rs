@@ -180,9 +180,9 @@ async fn count(
         };
         background.spawn("reconciler", reconciler.run());
     }
-    let repeated = instruments.clone();
+    let limited = instruments.clone();
     background.spawn("suppressed log lines", async move {
-        repeated.repeats().run(tell_suppressed).await;
+        limited.log_limiter.run(log_suppressed).await;
     });
     background.spawn("dropped log lines", warn_of_dropped_lines());
     let queues = QueueWatch::new(config.rabbitmq.clone());
@@ -199,31 +199,31 @@ async fn count(
         health: &health,
         acknowledged: &acknowledged,
     };
-    let last_words = LastWords { instruments: instruments.clone(), began };
+    let shutdown_summary = ShutdownSummary { instruments: instruments.clone(), began };
     supervisor.run(stop).await?;
 
     if tokio::time::timeout(POOL_CLOSE_TIMEOUT, store.close()).await.is_err() {
         tracing::warn!("the connections to PostgreSQL did not close in time");
     }
-    drop(last_words);
+    drop(shutdown_summary);
     Ok(())
 }
 
-/// What is to be said at the end of counting, also when that is cut short.
-struct LastWords {
+/// Logs the summary when counting ends, also when it is dropped half-way.
+struct ShutdownSummary {
     instruments: Instruments,
     began: Instant,
 }
 
-impl Drop for LastWords {
+impl Drop for ShutdownSummary {
     fn drop(&mut self) {
-        self.instruments.repeats().flush().iter().for_each(tell_suppressed);
+        self.instruments.log_limiter.flush().iter().for_each(log_suppressed);
         let elapsed = seconds(self.began.elapsed());
         tracing::info!(elapsed, "stopped; {}", self.instruments.deliveries());
     }
 }
 
-fn tell_suppressed(suppressed: &Suppressed) {
+fn log_suppressed(suppressed: &Suppressed) {
     let Suppressed { reason, lines, elapsed, .. } = *suppressed;
     tracing::warn!(reason, suppressed = lines, elapsed = seconds(elapsed), "{suppressed}");
 }
@@ -330,7 +330,7 @@ impl Watch {
         match answered {
             Ok(()) => self.health.postgres_answers(),
             Err(fault) => {
-                if self.instruments.repeats().admit(NO_ANSWER, fault.class.as_str()) {
+                if self.instruments.log_limiter.admit(NO_ANSWER, fault.class.as_str()) {
                     tracing::warn!(sqlstate = fault.sqlstate, "{NO_ANSWER}: {fault}");
                 }
                 self.health.postgres_failed(&fault);

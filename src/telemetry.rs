@@ -5,14 +5,15 @@
 
 mod health;
 mod laws;
+mod log_rate_limiter;
 mod logs;
 mod metrics;
 mod reason;
-mod repeats;
 pub mod spans;
 mod traces;
 
 pub use self::health::{Check, DeadLetterRoute, Health, Report};
+pub use self::log_rate_limiter::{LogRateLimiter, Suppressed};
 pub use self::logs::{
     SUMMARISED, dropped_lines, flush as flush_logs, init as init_logs, seconds, with_priority,
 };
@@ -21,6 +22,5 @@ pub use self::metrics::{
     SessionState, Standbys, metrics_wanted,
 };
 pub use self::reason::Reason;
-pub use self::repeats::{Repeats, Suppressed};
 pub use self::spans::Spans;
 pub use self::traces::{Traces, TracesError, traces_on};

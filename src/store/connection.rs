@@ -1,4 +1,4 @@
-//! Connections: their settings, the pool, and which of them are no longer trusted.
+//! Connections: their settings, the pool and its generations.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -81,7 +81,7 @@ pub(super) fn with_session_limits(
 pub(super) fn pool(
     config: &config::Postgres,
     options: PgConnectOptions,
-    distrust: Arc<Distrust>,
+    generation: Arc<Generation>,
     connected: Arc<Notify>,
 ) -> PgPool {
     PgPoolOptions::new()
@@ -95,12 +95,12 @@ pub(super) fn pool(
         // A round trip for each batch otherwise; `before_acquire` asks where there is a doubt.
         .test_before_acquire(false)
         .before_acquire(move |connection, meta| {
-            let distrusted = distrust.covers(meta.age);
+            let stale = generation.is_over_for(meta.age);
             Box::pin(async move {
-                if !distrusted && meta.idle_for > IDLE_BEFORE_PING {
+                if !stale && meta.idle_for > IDLE_BEFORE_PING {
                     connection.ping().await?;
                 }
-                Ok(!distrusted)
+                Ok(!stale)
             })
         })
         .connect_lazy_with(options)
@@ -230,19 +230,21 @@ impl Address {
     }
 }
 
-/// Connections opened before a moment are not used again: a server that restarted leaves a pool of
-/// dead ones, and each would cost a batch one of its few tries.
+/// The pool's generation: connections opened before it began are not used again. A server that
+/// restarted leaves a pool of dead ones, and each would cost a batch one of its few tries.
 #[derive(Debug, Default)]
-pub(super) struct Distrust(Mutex<Option<Instant>>);
+pub(super) struct Generation(Mutex<Option<Instant>>);
 
-impl Distrust {
-    pub(super) fn all_until_now(&self) {
+impl Generation {
+    /// Begins a new generation.
+    pub(super) fn invalidate(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    fn covers(&self, age: Duration) -> bool {
-        let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| until.elapsed() <= age)
+    /// Whether a connection of this age was opened before the generation began.
+    fn is_over_for(&self, age: Duration) -> bool {
+        let began = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        began.is_some_and(|began| began.elapsed() <= age)
     }
 }
 
@@ -303,12 +305,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn distrust_covers_what_was_opened_before_and_nothing_after() {
-        let distrust = Distrust::default();
-        assert!(!distrust.covers(Duration::from_secs(3600)), "nothing happened yet");
-        distrust.all_until_now();
+    async fn a_generation_is_over_for_what_was_opened_before_and_nothing_after() {
+        let generation = Generation::default();
+        assert!(!generation.is_over_for(Duration::from_secs(3600)), "nothing happened yet");
+        generation.invalidate();
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert!(distrust.covers(Duration::from_secs(6)));
-        assert!(!distrust.covers(Duration::from_secs(4)));
+        assert!(generation.is_over_for(Duration::from_secs(6)));
+        assert!(!generation.is_over_for(Duration::from_secs(4)));
     }
 }

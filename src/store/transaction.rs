@@ -8,7 +8,7 @@ use sqlx::{Error, Executor, Row};
 use time::OffsetDateTime;
 
 use super::Totals;
-use super::columns::Distinct;
+use super::columns::DedupedBatch;
 use super::connection::Lease;
 use super::misfits::explained;
 use crate::ports::{Class, Counted, Fault, LawCount};
@@ -21,7 +21,7 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// Counts a batch in one READ COMMITTED transaction.
 pub(super) async fn count(pool: &PgPool, votes: &[Vote]) -> Result<Counted, Fault> {
-    let batch = Distinct::of(votes);
+    let batch = DedupedBatch::of(votes);
     let mut connection = Lease::from(pool).await?;
     match begin_and_count(&mut connection, &batch).await {
         Ok(counted) => {
@@ -82,7 +82,7 @@ pub(super) async fn rehearse_in_transaction(
     let citizen_id = format!("{:c<MAX_CITIZEN_ID$}", "probe-second").into();
     let second = Vote { citizen_id, ..first.clone() };
     run(connection, "SAVEPOINT rehearsal").await?;
-    let counted = count_batch(connection, &Distinct::of(&[first, second])).await;
+    let counted = count_batch(connection, &DedupedBatch::of(&[first, second])).await;
     let undone = run(connection, "ROLLBACK TO SAVEPOINT rehearsal").await;
     match (counted, undone) {
         (Ok(_), undone) => undone.map(|()| Rehearsed::Counted),
@@ -96,7 +96,7 @@ pub(super) async fn rehearse_in_transaction(
 
 async fn begin_and_count(
     connection: &mut PgConnection,
-    batch: &Distinct<'_>,
+    batch: &DedupedBatch<'_>,
 ) -> Result<Counted, Fault> {
     run(connection, BEGIN).await?;
     count_batch(connection, batch).await
@@ -105,7 +105,7 @@ async fn begin_and_count(
 /// In the transaction that is open.
 async fn count_batch(
     connection: &mut PgConnection,
-    batch: &Distinct<'_>,
+    batch: &DedupedBatch<'_>,
 ) -> Result<Counted, Fault> {
     let firsts = batch.firsts();
     let hashes = firsts.len() as u64;
@@ -137,7 +137,7 @@ struct Classified {
 /// Compares the batch with what is stored and records what differs.
 async fn classify_known(
     connection: &mut PgConnection,
-    batch: &Distinct<'_>,
+    batch: &DedupedBatch<'_>,
 ) -> Result<Classified, Fault> {
     // Planned anew each time. A plan that was kept from the time when the tables were empty reads all of
     // vote_audit: 3.2 s at five million rows, by auto_explain, until the next ANALYZE. All columns that

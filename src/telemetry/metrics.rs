@@ -24,7 +24,7 @@ use self::state::{Compared, State};
 pub use self::state::{Deliveries, PoolUse, QueueDepths, Standbys};
 use super::health::Health;
 use super::laws::{Laws, RefreshMark};
-use super::repeats::Repeats;
+use super::log_rate_limiter::LogRateLimiter;
 use super::spans::Spans;
 use crate::ports::{Class, Counted};
 use crate::vote::Reason;
@@ -48,7 +48,8 @@ const VOTES: &[f64] =
 pub struct Instruments {
     laws: Arc<Laws>,
     state: Arc<Mutex<State>>,
-    repeats: Arc<Repeats>,
+    /// The rate limit for log lines about single messages.
+    pub log_limiter: Arc<LogRateLimiter>,
     /// The spans of what is counted.
     pub spans: Spans,
     votes_aggregated: Counter<u64>,
@@ -83,7 +84,7 @@ impl Instruments {
         let instruments = Self {
             laws,
             state,
-            repeats: Arc::default(),
+            log_limiter: Arc::default(),
             spans: Spans::default(),
             // The contract's, with the gauge of all totals.
             votes_aggregated: counter(
@@ -315,11 +316,6 @@ impl Instruments {
     /// A session was opened after one was lost.
     pub fn broker_reconnected(&self) {
         self.reconnects.add(1, &[KeyValue::new("side", "rabbitmq")]);
-    }
-
-    /// Keeps log lines about single messages from becoming as many as those.
-    pub fn repeats(&self) -> &Repeats {
-        &self.repeats
     }
 
     pub fn session(&self, session: SessionState) {
