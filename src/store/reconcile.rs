@@ -11,12 +11,15 @@ use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query;
 use sqlx::{Connection, Error, Postgres};
 
-use super::recount::{CLIENT_CHECK, Comparison, DEADLINE, STATEMENT_TIMEOUT, compare};
+use super::recount::{Comparison, DEADLINE, STATEMENT_TIMEOUT, compare};
 use super::{PgStore, within};
 use crate::ports::Fault;
 
 /// The key of the advisory lock on comparing, drawn at random so that no other program uses it.
 const LOCK: i64 = 0x3B1F_9A6C_D2E4_7058;
+
+/// How soon the server may find out that its client is gone.
+const CLIENT_CHECK: Duration = Duration::from_secs(2);
 
 /// A comparison is at least this many times as old as it took before the next one: on a table of
 /// any size, comparing takes at most a twentieth of one connection's time.
@@ -81,25 +84,55 @@ pub enum Reconciled {
 }
 
 impl PgStore {
-    /// Compares the totals of all laws with the audit, as [`PgStore::compare`] does, unless the last
-    /// comparison by any instance is younger than `interval` or another instance compares now.
+    /// Compares the totals of all laws with the audit, unless the last comparison by any instance is
+    /// younger than `interval` or another instance compares now. Keeps at most `keep` of the laws that
+    /// differ.
     ///
     /// # Errors
     /// [`Fault`] when the database does not answer, or not within ten minutes.
     pub async fn reconcile(&self, interval: Duration, keep: usize) -> Result<Reconciled, Fault> {
+        self.comparing(async |connection: &mut PgConnection| {
+            reconcile(connection, interval, keep).await
+        })
+        .await
+    }
+
+    /// Compares the totals of all laws with the audit and keeps at most `keep` of those that differ.
+    ///
+    /// # Errors
+    /// As [`PgStore::reconcile`].
+    pub async fn compare(&self, keep: usize) -> Result<Comparison, Fault> {
+        self.comparing(async |connection: &mut PgConnection| compare(connection, keep).await).await
+    }
+
+    /// Does `work` in one transaction on a connection of its own, which takes one core at most; dropped
+    /// half-way, it is closed.
+    async fn comparing<R>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<R, Error>,
+    ) -> Result<R, Fault> {
         let address = self.address.session("vote-aggregator reconciler", []);
-        let shared = within(DEADLINE, async {
+        within(DEADLINE, async {
             let mut connection = address.connect().await?;
-            let shared = in_transaction(&mut connection, interval, keep).await;
-            let shared = shared?;
+            let mut transaction = connection.begin().await?;
+            for (setting, value) in [
+                ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
+                // Counting has the other cores.
+                ("max_parallel_workers_per_gather", "0".to_owned()),
+                // A statement of minutes does not outlive this client; servers before 14 lack it.
+                ("client_connection_check_interval", CLIENT_CHECK.as_millis().to_string()),
+            ] {
+                let set =
+                    query("SELECT set_config(name, $2, true) FROM pg_settings WHERE name = $1");
+                set.bind(setting).bind(value).execute(&mut *transaction).await?;
+            }
+            let done = work(&mut transaction).await?;
+            transaction.commit().await?;
             // The answer is here, whether or not the server hears of the end.
             connection.close().await.ok();
-            Ok::<_, Fault>(shared)
-        });
-        match shared.await? {
-            Some(reconciled) => Ok(reconciled),
-            None => self.compare(keep).await.map(Reconciled::Alone),
-        }
+            Ok::<_, Fault>(done)
+        })
+        .await
     }
 }
 
@@ -109,48 +142,33 @@ fn query(sql: &'static str) -> Query<'static, Postgres, PgArguments> {
     sqlx::query(sql).persistent(false)
 }
 
-/// `None` when the table cannot be used. An error leaves the transaction open: the connection is
-/// closed then.
-async fn in_transaction(
+/// In the transaction that is open.
+async fn reconcile(
     connection: &mut PgConnection,
     interval: Duration,
     keep: usize,
-) -> Result<Option<Reconciled>, Error> {
-    let mut transaction = connection.begin().await?;
-    for (setting, value) in [
-        ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
-        // Counting has the other cores.
-        ("max_parallel_workers_per_gather", "0".to_owned()),
-        // A statement of minutes does not outlive this client; servers before 14 lack it.
-        ("client_connection_check_interval", CLIENT_CHECK.as_millis().to_string()),
-    ] {
-        let set = query("SELECT set_config(name, $2, true) FROM pg_settings WHERE name = $1");
-        set.bind(setting).bind(value).execute(&mut *transaction).await?;
-    }
+) -> Result<Reconciled, Error> {
     let usable = sqlx::query_scalar(PRIVILEGES).persistent(false);
-    if !usable.fetch_one(&mut *transaction).await? {
-        transaction.rollback().await?;
-        return Ok(None);
+    if !usable.fetch_one(&mut *connection).await? {
+        return compare(connection, keep).await.map(Reconciled::Alone);
     }
     let lock = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").persistent(false);
-    let locked: bool = lock.bind(LOCK).fetch_one(&mut *transaction).await?;
+    let locked: bool = lock.bind(LOCK).fetch_one(&mut *connection).await?;
     // After the lock: a comparison that ended before it is seen.
-    let last = sqlx::query_as(LAST).persistent(false).fetch_optional(&mut *transaction).await?;
-    let reconciled = match last {
-        last if !locked => Reconciled::Busy(last.map(shared)),
+    let last = sqlx::query_as(LAST).persistent(false).fetch_optional(&mut *connection).await?;
+    match last {
+        last if !locked => Ok(Reconciled::Busy(last.map(shared))),
         // A time in the future says nothing about when that comparison was.
         Some(last) if !last.1 && shared(last).is_recent(interval) => {
-            Reconciled::Recent(shared(last))
+            Ok(Reconciled::Recent(shared(last)))
         }
         _ => {
             let began = tokio::time::Instant::now();
-            let comparison = compare(&mut transaction, keep).await?;
-            share(&mut transaction, &comparison, began.elapsed()).await?;
-            Reconciled::Compared(comparison)
+            let comparison = compare(connection, keep).await?;
+            share(connection, &comparison, began.elapsed()).await?;
+            Ok(Reconciled::Compared(comparison))
         }
-    };
-    transaction.commit().await?;
-    Ok(Some(reconciled))
+    }
 }
 
 async fn share(
