@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::acknowledged::AcknowledgedWatch;
+use self::acknowledged::{AcknowledgedWatch, Seen};
 use self::background::{Background, supervised};
 pub use self::background::{NamedTask, TaskEnded};
 use self::reconciler::Reconciler;
@@ -145,7 +145,8 @@ async fn count(
         http::Sources { metrics, health: Arc::clone(&health), stop: stop.clone(), heartbeat };
     background.spawn("http", http::start(listener, sources)?.ended());
 
-    let Some(store) = store::prepare(config, &jitter, &health, stop).await? else {
+    let preparing = store::prepare(config, &jitter, &health);
+    let Some(store) = stop.run_until_cancelled(preparing).await.transpose()? else {
         return Ok(());
     };
     health.postgres_answers();
@@ -156,13 +157,14 @@ async fn count(
         store: store.clone(),
         instruments: instruments.clone(),
         health: Arc::clone(&health),
-        acknowledged: AcknowledgedWatch::new(
-            store.clone(),
-            Arc::clone(&acknowledged),
-            instruments.clone(),
-            Arc::clone(&health),
-            config.postgres.accept_lost.clone(),
-        ),
+        acknowledged: AcknowledgedWatch {
+            store: store.clone(),
+            acknowledged: Arc::clone(&acknowledged),
+            instruments: instruments.clone(),
+            health: Arc::clone(&health),
+            accepted: config.postgres.accept_lost.clone(),
+            seen: Seen::default(),
+        },
         max_laws: config.monitoring.max_laws,
         refresh: config.monitoring.totals_refresh,
     };

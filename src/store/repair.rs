@@ -5,17 +5,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error, Executor};
-use tokio_util::sync::CancellationToken;
 
 use super::connection::{Address, options, with_session_limits};
 use super::error::{StartError, failed};
 use super::recount::{Comparison, DEADLINE, LawCounts, STATEMENT_TIMEOUT};
-use super::start::{Patience, wait};
+use super::start::{Patience, retry};
 use super::within;
 use crate::config::Config;
 use crate::ports::Fault;
-use crate::retry::Jitter;
-use crate::telemetry::Health;
 
 const PART: &str = include_str!("recount_part.sql");
 const CORRECT: &str = include_str!("correct.sql");
@@ -36,19 +33,17 @@ pub struct Progress {
 }
 
 /// Recounts the audit and compares it with the totals, all in one snapshot, part by part with
-/// `progress` after each. Waits for the database as long as `patience` lasts; `None` when `stop` came first. SELECT on both
-/// tables is enough, and so is a standby.
+/// `progress` after each. Waits for the database as long as `patience` lasts. SELECT on both tables is
+/// enough, and so is a standby.
 ///
 /// # Errors
 /// [`StartError`]: what waiting does not mend.
 pub async fn recount(
     config: &Config,
-    jitter: &Jitter,
     patience: Patience,
-    stop: &CancellationToken,
     progress: impl Fn(Progress),
-) -> Result<Option<Comparison>, StartError> {
-    wait(config, jitter, &Health::default(), Some(patience), stop, async || {
+) -> Result<Comparison, StartError> {
+    retry(config, patience, async || {
         let mut connection = open(config).await?;
         let compared = async {
             // Before the snapshot: a table that is rewritten in between would look empty to it.
@@ -89,15 +84,13 @@ pub struct Correction {
 /// [`StartError`]: what waiting does not mend.
 pub async fn correct(
     config: &Config,
-    jitter: &Jitter,
     patience: Patience,
-    stop: &CancellationToken,
     reason: Option<&str>,
     progress: impl Fn(Progress),
-) -> Result<Option<Correction>, StartError> {
+) -> Result<Correction, StartError> {
     // The rows of an attempt whose outcome is unknown, and the totals before it.
     let unknown: Mutex<Option<(Vec<i64>, Comparison)>> = Mutex::default();
-    wait(config, jitter, &Health::default(), Some(patience), stop, async || {
+    retry(config, patience, async || {
         let mut connection = open(config).await?;
         let corrected = async {
             // A missing table or grant shows before anybody is held up.

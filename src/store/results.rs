@@ -2,16 +2,13 @@
 
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Error, Row};
-use tokio_util::sync::CancellationToken;
 
 use super::connection::{Address, options, with_session_limits};
 use super::error::{StartError, failed};
-use super::start::{Patience, wait};
+use super::start::{Patience, retry};
 use super::within;
 use crate::config::Config;
 use crate::results::{LawResult, Reading};
-use crate::retry::Jitter;
-use crate::telemetry::Health;
 
 const RESULTS: &str = include_str!("results.sql");
 
@@ -71,20 +68,17 @@ impl<'c> Results<'c> {
     }
 }
 
-/// Reads the results once, and waits for the database as long as `patience` lasts; `None` when `stop`
-/// came first.
+/// Reads the results once, and waits for the database as long as `patience` lasts.
 ///
 /// # Errors
 /// [`StartError`]: what waiting does not mend.
 pub async fn results(
     config: &Config,
     laws: &[String],
-    jitter: &Jitter,
     patience: Patience,
-    stop: &CancellationToken,
-) -> Result<Option<Reading>, StartError> {
+) -> Result<Reading, StartError> {
     let attempt = async || Results::new(config, laws).read().await;
-    wait(config, jitter, &Health::default(), Some(patience), stop, attempt).await
+    retry(config, patience, attempt).await
 }
 
 async fn read(connection: &mut PgConnection, laws: Option<&[String]>) -> Result<Reading, Error> {

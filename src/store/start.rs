@@ -6,8 +6,6 @@ mod schema;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use super::connection::{Address, options, with_session_limits};
 use super::durability::{Risk, listed, risks, standbys, warn_of_standbys};
 use super::error::{StartError, describe};
@@ -25,16 +23,16 @@ pub use self::schema::{Migrated, migrate};
 pub(super) use self::schema::{not_applied, unfit};
 
 /// Waits for the database and prepares it: applies migrations when `migrate_on_start` says so,
-/// refuses settings that lose commits, rehearses a batch. `None` when `stop` came first.
+/// refuses settings that lose commits, rehearses a batch. May be dropped half-way: an attempt's
+/// connection is closed with it.
 ///
 /// # Errors
-/// [`StartError`]: what waiting does not mend.
+/// [`StartError`]: what is not retried.
 pub async fn prepare(
     config: &Config,
     jitter: &Jitter,
     health: &Health,
-    stop: &CancellationToken,
-) -> Result<Option<PgStore>, StartError> {
+) -> Result<PgStore, StartError> {
     let limited = with_session_limits(options(&config.postgres), config.postgres.statement_timeout);
     let address = Address::new(&config.postgres, limited.clone());
     let deadline = config.postgres.transaction_deadline();
@@ -57,10 +55,12 @@ pub async fn prepare(
         fits(config, rehearsed)?;
         Ok((newer, standbys, misfits))
     };
-    let ready = wait(config, jitter, health, None, stop, ready).await?;
-    let Some((newer, standbys, misfits)) = ready else {
-        return Ok(None);
-    };
+    let (newer, standbys, misfits) = wait(config, jitter, ready, |fault, delay| {
+        tracing::warn!(sqlstate = fault.sqlstate, "waiting for PostgreSQL: {fault}");
+        health.postgres_failed(fault);
+        Ok(delay)
+    })
+    .await?;
     if !newer.is_empty() {
         tracing::info!(?newer, "the database has later migrations, which this release can run on");
     }
@@ -68,45 +68,44 @@ pub async fn prepare(
     if let Some((meaning, remedy)) = misfits.zones() {
         tracing::warn!("{meaning}; {remedy}");
     }
-    Ok(Some(PgStore::new(&config.postgres, limited)))
+    Ok(PgStore::new(&config.postgres, limited))
 }
 
-/// Tries until it succeeds, and no longer than `patience` lasts, if there is an end to it.
-pub(super) async fn wait<R>(
+/// Tries until it succeeds, as long as `patience` lasts.
+pub(super) async fn retry<R>(
+    config: &Config,
+    patience: Patience,
+    attempt: impl AsyncFn() -> Result<R, StartError>,
+) -> Result<R, StartError> {
+    let mut waiting = patience.of(config);
+    wait(config, &Jitter::from_entropy(), attempt, |fault, delay| {
+        let left = waiting.left(fault)?;
+        tracing::warn!(
+            sqlstate = fault.sqlstate,
+            "waiting for PostgreSQL, for {:.0} s more at most: {fault}",
+            left.as_secs_f64()
+        );
+        Ok(delay.min(left))
+    })
+    .await
+}
+
+/// Tries until it succeeds; `failed` is given each fault with the delay before the next try, and returns
+/// the delay to wait.
+async fn wait<R>(
     config: &Config,
     jitter: &Jitter,
-    health: &Health,
-    patience: Option<Patience>,
-    stop: &CancellationToken,
     attempt: impl AsyncFn() -> Result<R, StartError>,
-) -> Result<Option<R>, StartError> {
+    mut failed: impl FnMut(&Fault, Duration) -> Result<Duration, StartError>,
+) -> Result<R, StartError> {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-    let mut waiting = patience.map(|patience| patience.of(config));
     loop {
-        // Dropped half-way, an attempt closes its connection; none of it is pooled.
-        let attempted = tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(None),
-            attempted = attempt() => attempted,
-        };
-        let fault = match attempted.map_err(|error| error.classified(config)) {
-            Ok(done) => return Ok(Some(done)),
-            Err(StartError::Unavailable(fault)) => fault,
-            Err(error) => return Err(error),
-        };
-        let mut delay = jitter.stretch(backoff.next_delay());
-        let mut limit = String::new();
-        if let Some(waiting) = &mut waiting {
-            let left = waiting.left(&fault)?;
-            delay = delay.min(left);
-            limit = format!(", for {:.0} s more at most", left.as_secs_f64());
-        }
-        tracing::warn!(sqlstate = fault.sqlstate, "waiting for PostgreSQL{limit}: {fault}");
-        health.postgres_failed(&fault);
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(None),
-            () = tokio::time::sleep(delay) => {}
+        match attempt().await.map_err(|error| error.classified(config)) {
+            Err(StartError::Unavailable(fault)) => {
+                let delay = jitter.stretch(backoff.next_delay());
+                tokio::time::sleep(failed(&fault, delay)?).await;
+            }
+            done => return done,
         }
     }
 }

@@ -4,12 +4,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use tokio_util::sync::CancellationToken;
 
-use super::{Patience, wait};
+use super::{Patience, retry};
 use crate::config::Config;
 use crate::ports::{Class, Fault};
-use crate::retry::Jitter;
 use crate::store::connection::{Address, options};
 use crate::store::error::{StartError, describe};
 use crate::store::migrate::{
@@ -18,7 +16,6 @@ use crate::store::migrate::{
 };
 use crate::store::sqlstate::fatal_at_start;
 use crate::store::within;
-use crate::telemetry::Health;
 
 /// Who applies migrations: what is missing for it has another remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,22 +35,15 @@ pub struct Migrated {
     pub newer: Vec<i64>,
 }
 
-/// Waits for the database and applies pending migrations, as long as `patience` lasts. `None` when
-/// `stop` came first.
+/// Waits for the database and applies pending migrations, as long as `patience` lasts.
 ///
 /// # Errors
 /// [`StartError`]: what is not retried, and what was retried for too long.
-pub async fn migrate(
-    config: &Config,
-    jitter: &Jitter,
-    health: &Health,
-    patience: Patience,
-    stop: &CancellationToken,
-) -> Result<Option<Migrated>, StartError> {
+pub async fn migrate(config: &Config, patience: Patience) -> Result<Migrated, StartError> {
     let applied = AtomicUsize::new(0);
     let attempt = async || migrated(config, Caller::Migrate, &applied).await;
-    let newer = wait(config, jitter, health, Some(patience), stop, attempt).await?;
-    Ok(newer.map(|newer| Migrated { applied: applied.into_inner(), newer }))
+    let newer = retry(config, patience, attempt).await?;
+    Ok(Migrated { applied: applied.into_inner(), newer })
 }
 
 /// Brings the schema to this release, or says why not; counts in `applied`. Gives later migrations,
