@@ -63,24 +63,12 @@ pub enum ServiceError {
 }
 
 /// Counts votes until `stop`; deliveries already received are settled. `manager` is notified of the
-/// state.
+/// state; `tasks` are supervised together with the service's own.
 ///
 /// # Errors
 /// [`ServiceError`]: what keeps the service from starting, which servers that are down do not, or
 /// the background task that ended.
 pub async fn run(
-    config: &Config,
-    manager: Option<&ServiceManager>,
-    stop: &CancellationToken,
-) -> Result<(), ServiceError> {
-    run_with(config, manager, stop, Vec::new()).await
-}
-
-/// Does the same as [`run`] and supervises `tasks` together with the service's own.
-///
-/// # Errors
-/// As [`run`].
-pub async fn run_with(
     config: &Config,
     manager: Option<&ServiceManager>,
     stop: &CancellationToken,

@@ -143,11 +143,8 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let opened = tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(None),
-                opened = self.broker.open(self.prefetch(mode)) => opened,
-            };
+            let opening = self.broker.open(self.prefetch(mode));
+            let Some(opened) = stop.run_until_cancelled(opening).await else { return Ok(None) };
             match opened {
                 Ok(session) => {
                     sessions.opened = true;
@@ -241,10 +238,8 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         loop {
             attempt += 1;
             self.pause(probing.next_delay(), stop).await;
-            let probed = tokio::select! {
-                biased;
-                () = stop.cancelled() => return false,
-                probed = self.store.probe() => probed,
+            let Some(probed) = stop.run_until_cancelled(self.store.probe()).await else {
+                return false;
             };
             match probed {
                 Ok(()) => {
@@ -269,11 +264,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
     }
 
     async fn pause(&self, delay: Duration, stop: &CancellationToken) {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(self.jitter.stretch(delay)) => {}
-        }
+        stop.run_until_cancelled(tokio::time::sleep(self.jitter.stretch(delay))).await;
     }
 }
 
