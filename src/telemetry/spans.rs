@@ -5,12 +5,11 @@
 //! Spans that nobody listens to are never made: without a collector they cost a look at a flag.
 //! No span carries a body or a citizen_id.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 
 use opentelemetry::Context;
-use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::TraceContextExt;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_semantic_conventions::attribute as semconv;
@@ -21,7 +20,6 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use crate::config::Config;
 use crate::ports::{Counted, Fault, TraceContext};
 
-/// The one header that is carried; W3C's `tracestate` adds nothing to a link.
 const TRACEPARENT: &str = "traceparent";
 
 /// Makes spans that name the servers they are about.
@@ -146,12 +144,34 @@ pub fn context(span: &Span) -> TraceContext {
     if span.is_disabled() {
         return TraceContext::default();
     }
-    let mut carrier = HashMap::new();
+    let mut carrier = Carrier::default();
     TraceContextPropagator::new().inject_context(&span.context(), &mut carrier);
-    carrier.get(TRACEPARENT).map(|traceparent| TraceContext::new(traceparent)).unwrap_or_default()
+    TraceContext::new(&carrier.0)
 }
 
 fn remote(traceparent: &str) -> Context {
-    let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
+    let carrier = Carrier(traceparent.to_owned());
     TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier)
+}
+
+/// The one header that is carried; W3C's `tracestate` adds nothing to a link.
+#[derive(Default)]
+struct Carrier(String);
+
+impl Injector for Carrier {
+    fn set(&mut self, key: &str, value: String) {
+        if key == TRACEPARENT {
+            self.0 = value;
+        }
+    }
+}
+
+impl Extractor for Carrier {
+    fn get(&self, key: &str) -> Option<&str> {
+        (key == TRACEPARENT).then_some(&*self.0)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec![TRACEPARENT]
+    }
 }
