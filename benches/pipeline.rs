@@ -19,7 +19,7 @@ use vote_aggregator::ports::{
 };
 use vote_aggregator::publish::{Samples, Shape};
 use vote_aggregator::retry::Jitter;
-use vote_aggregator::store::columns::Distinct;
+use vote_aggregator::store::columns::DedupedBatch;
 use vote_aggregator::telemetry::{Health, Metrics};
 use vote_aggregator::vote;
 
@@ -95,7 +95,7 @@ fn columns(criterion: &mut Criterion) {
             samples(size).iter().map(|body| vote::decode(body, 16_384).expect("a vote")).collect();
         group.throughput(Throughput::Elements(size as u64));
         group.bench_function(format!("batches of {size}"), |bencher| {
-            bencher.iter(|| Distinct::of(black_box(&batch)).firsts());
+            bencher.iter(|| DedupedBatch::of(black_box(&batch)).firsts());
         });
     }
     group.finish();
@@ -137,6 +137,7 @@ fn chain(criterion: &mut Criterion) {
                         budget: &IsolationBudget::default(),
                         jitter: &Jitter::seeded(1),
                         instruments: &metrics.instruments,
+                        health: &Health::default(),
                         acknowledged: &Acknowledged::default(),
                     };
                     let never = CancellationToken::new();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! deliveries ─ those that are there ─ take_until(stop)
-//!            ─ hold, decode (what is malformed keeps no body) ─ take
+//!            ─ track, decode (what is malformed keeps no body) ─ take
 //!            ─ reject what is malformed ─ chunks_timeout(size, timeout)
 //!            ─ map(upsert with retry) ─ buffered(in flight) ─ ack the contiguous settled prefix
 //! ```
@@ -11,11 +11,11 @@
 //! here knows AMQP or SQL; no ack leaves before the votes it covers are committed; the stream is
 //! always run to its end, so a failure drops no transaction half-way.
 
+mod ack_tracker;
 mod acknowledged;
+mod batch_log;
 mod interface;
-mod journal;
-mod owed;
-mod settlement;
+mod unacked;
 mod upsert;
 
 use std::future::{Future, pending, ready};
@@ -31,11 +31,11 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
+pub use self::ack_tracker::{AckPoint, AckTracker};
 pub use self::acknowledged::{Acknowledged, Remembered};
+use self::batch_log::BatchLog;
 pub use self::interface::{Ended, Failure, Limits, Mode, Tools};
-use self::journal::Journal;
-use self::owed::Owed;
-pub use self::settlement::{AckPoint, Settlement};
+use self::unacked::Unacked;
 pub use self::upsert::{IsolationBudget, RetryPolicy};
 use self::upsert::{Unsettled, Upsert};
 use crate::ports::{
@@ -67,15 +67,15 @@ pub async fn run<S: Session, T: Store, D: DeadLetters>(
     let flow = Flow::new(channel, tools, mode);
     let Limits { batch_size, batch_timeout, in_flight, .. } = *tools.limits;
 
-    let verdicts = deliveries
+    let chunks = deliveries
         .try_ready_chunks(AT_ONCE)
-        .take_until(flow.quiet(stop))
-        .map_ok(|deliveries| flow.decode(flow.hold(deliveries)));
-    let (take, taken) = flow.take(verdicts);
-    let ballots = taken.then(|verdicts| flow.reject_malformed(verdicts)).flat_map(stream::iter);
-    let chain = tokio_stream::StreamExt::chunks_timeout(ballots, batch_size, batch_timeout)
+        .take_until(flow.until_stopped(stop))
+        .map_ok(|deliveries| flow.decode(flow.track(deliveries)));
+    let (take, taken) = flow.take(chunks);
+    let valid = taken.then(|chunk| flow.reject_malformed(chunk)).flat_map(stream::iter);
+    let chain = tokio_stream::StreamExt::chunks_timeout(valid, batch_size, batch_timeout)
         .map(|batch| {
-            let span = tools.instruments.spans.batch(batch.iter().map(|ballot| &ballot.trace));
+            let span = tools.instruments.spans.batch(batch.iter().map(|delivery| &delivery.trace));
             flow.upsert(batch, span.clone()).instrument(span)
         })
         .buffered(in_flight)
@@ -86,7 +86,7 @@ pub async fn run<S: Session, T: Store, D: DeadLetters>(
 }
 
 /// A valid vote on its way, with what is needed to settle its delivery.
-struct Ballot {
+struct ValidDelivery {
     tag: DeliveryTag,
     body: Vec<u8>,
     vote: Vote,
@@ -96,17 +96,16 @@ struct Ballot {
     taken: Instant,
 }
 
-/// A malformed message, and all that may be told of it. Its body is gone: nobody needs it, and it
-/// may be of any size.
+/// A malformed message, with all that may be logged of it. Its body is dropped: it may be of any size.
 struct Malformed {
     tag: DeliveryTag,
     size: usize,
     rejection: Rejection,
 }
 
-/// What came of deliveries that were taken in one go.
-struct Verdicts {
-    ballots: Vec<Ballot>,
+/// Deliveries that were taken at once, decoded.
+struct DecodedChunk {
+    valid: Vec<ValidDelivery>,
     malformed: Vec<Malformed>,
 }
 
@@ -115,9 +114,8 @@ struct Flow<'a, C, T, D> {
     channel: &'a C,
     tools: &'a Tools<'a, T, D>,
     mode: Mode,
-    ledger: Mutex<Settlement>,
-    /// Whole batches that wait for their ack.
-    owed: Owed<'a>,
+    acks: Mutex<AckTracker>,
+    unacked: Unacked<'a>,
     /// The first failure; all later ones follow from it.
     failure: OnceLock<Failure>,
     halt: CancellationToken,
@@ -142,8 +140,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             channel,
             tools,
             mode,
-            ledger: Mutex::default(),
-            owed: Owed::new(tools.instruments),
+            acks: Mutex::default(),
+            unacked: Unacked::new(tools.instruments),
             failure: OnceLock::new(),
             halt: CancellationToken::new(),
             acked: AtomicBool::new(false),
@@ -153,9 +151,9 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         }
     }
 
-    /// Resolves when no further delivery shall be taken. On a stop the broker is told first, so
-    /// that it sends nothing that would only have to go back.
-    async fn quiet(&self, stop: &CancellationToken) {
+    /// Resolves when no further delivery shall be taken. On a stop the consumer is cancelled first, so
+    /// that the broker sends nothing that would only be requeued.
+    async fn until_stopped(&self, stop: &CancellationToken) {
         tokio::select! {
             biased;
             () = self.halt.cancelled() => {}
@@ -167,11 +165,11 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// Resolves when a half-open chain has found the queue empty: no batch will ever prove that the
     /// store takes votes again.
     async fn proved_empty(&self) {
-        if self.mode != Mode::Trial {
+        if self.mode != Mode::HalfOpen {
             return pending().await;
         }
         sleep(EMPTY_AFTER).await;
-        while self.ledger().unsettled() > 0 || self.last_delivery().elapsed() < SILENT_FOR {
+        while self.acks().unsettled() > 0 || self.last_delivery().elapsed() < SILENT_FOR {
             sleep(SILENT_FOR / 4).await;
         }
         self.empty.store(true, Ordering::Relaxed);
@@ -187,70 +185,71 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         }
     }
 
-    /// Notes deliveries as they arrive, in the order of the tags.
-    fn hold(&self, deliveries: Vec<Delivery>) -> (Vec<Delivery>, Instant) {
+    /// Tracks deliveries as they arrive, in the order of the tags.
+    fn track(&self, deliveries: Vec<Delivery>) -> (Vec<Delivery>, Instant) {
         let taken = Instant::now();
         *self.last_delivery() = taken;
-        let mut ledger = self.ledger();
-        deliveries.iter().for_each(|delivery| ledger.hold(delivery.tag, taken));
-        self.gauge(&ledger);
+        let mut acks = self.acks();
+        deliveries.iter().for_each(|delivery| acks.track(delivery.tag, taken));
+        self.gauge(&acks);
         (deliveries, taken)
     }
 
-    /// Takes verdicts as they come, also while the chain is full and asks for none: a full chain
-    /// is waiting for the store, and must hear that its session is lost. At most the prefetch
+    /// Takes chunks as they come, also while the chain is full and polls for none: a full chain
+    /// is waiting for the store, and must learn that its session is lost. At most the prefetch
     /// waits in between, and of that only votes with their bodies.
     fn take<V>(
         &self,
-        verdicts: impl Stream<Item = Result<V, TryReadyChunksError<Delivery, Lost>>>,
+        chunks: impl Stream<Item = Result<V, TryReadyChunksError<Delivery, Lost>>>,
     ) -> (impl Future<Output = ()>, impl Stream<Item = V>) {
         let (sender, taken) = mpsc::unbounded();
-        let take = verdicts
+        let take = chunks
             // What arrived right before the loss is not taken: its session is over.
             .map_err(|TryReadyChunksError(_, lost)| self.fail(Failure::Lost(lost)))
-            .try_for_each(move |verdict| ready(sender.unbounded_send(verdict).map_err(drop)))
+            .try_for_each(move |chunk| ready(sender.unbounded_send(chunk).map_err(drop)))
             .map(drop);
         (take, taken)
     }
 
-    fn decode(&self, (deliveries, taken): (Vec<Delivery>, Instant)) -> Verdicts {
-        let mut verdicts =
-            Verdicts { ballots: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
+    fn decode(&self, (deliveries, taken): (Vec<Delivery>, Instant)) -> DecodedChunk {
+        let mut chunk =
+            DecodedChunk { valid: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
         let max_bytes = self.tools.limits.max_message_bytes;
         for Delivery { tag, body, published_at, trace, replays, valid_properties } in deliveries {
             match vote::decode_message(&body, valid_properties, max_bytes) {
                 Ok(vote) => {
-                    let ballot = Ballot { tag, body, vote, published_at, trace, replays, taken };
-                    verdicts.ballots.push(ballot);
+                    let delivery =
+                        ValidDelivery { tag, body, vote, published_at, trace, replays, taken };
+                    chunk.valid.push(delivery);
                 }
                 Err(rejection) => {
-                    verdicts.malformed.push(Malformed { tag, size: body.len(), rejection });
+                    chunk.malformed.push(Malformed { tag, size: body.len(), rejection });
                 }
             }
         }
-        verdicts
+        chunk
     }
 
-    /// Settles what is malformed at once; lets through what is a vote.
-    async fn reject_malformed(&self, verdicts: Verdicts) -> Vec<Ballot> {
+    /// Rejects malformed messages at once; passes valid votes on.
+    async fn reject_malformed(&self, chunk: DecodedChunk) -> Vec<ValidDelivery> {
         // A lost session takes no rejects: each further one would wait for its time-out.
-        for malformed in verdicts.malformed.into_iter().take_while(|_| !self.halt.is_cancelled()) {
+        for malformed in chunk.malformed.into_iter().take_while(|_| !self.halt.is_cancelled()) {
             if let Err(lost) = self.reject(malformed).await {
                 self.fail(Failure::Lost(lost));
             }
         }
-        verdicts.ballots
+        chunk.valid
     }
 
     async fn reject(&self, Malformed { tag, size, rejection }: Malformed) -> Result<(), Lost> {
         self.channel.reject(tag).await?;
-        let mut ledger = self.ledger();
-        ledger.rejected(tag);
-        self.gauge(&ledger);
-        drop(ledger);
+        let mut acks = self.acks();
+        acks.rejected(tag);
+        self.gauge(&acks);
+        drop(acks);
         self.tools.instruments.rejected(rejection.reason);
         let reason = rejection.reason.as_str();
-        if self.tools.instruments.repeats().admit(MALFORMED, reason) {
+        if self.tools.instruments.log_limiter.admit(MALFORMED, reason) {
             tracing::warn!(
                 reason,
                 field = rejection.field,
@@ -265,7 +264,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     /// Commits one batch; run to its end in any case.
-    async fn upsert(&self, batch: Vec<Ballot>, span: Span) -> Option<Settled> {
+    async fn upsert(&self, batch: Vec<ValidDelivery>, span: Span) -> Option<Settled> {
         if self.halt.is_cancelled() {
             return None;
         }
@@ -278,18 +277,18 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         let mut votes = Vec::with_capacity(batch.len());
         let mut published = Vec::with_capacity(batch.len());
         let mut replays = Vec::with_capacity(batch.len());
-        for ballot in batch {
-            tags.push(ballot.tag);
-            bodies.push(ballot.body);
-            votes.push(ballot.vote);
-            published.extend(ballot.published_at);
-            replays.push(ballot.replays);
+        for delivery in batch {
+            tags.push(delivery.tag);
+            bodies.push(delivery.body);
+            votes.push(delivery.vote);
+            published.extend(delivery.published_at);
+            replays.push(delivery.replays);
         }
-        let Tools { store, dead_letters, limits, budget, jitter, instruments, .. } = *self.tools;
+        let Tools { store, dead_letters, limits, budget, jitter, instruments, health, .. } =
+            *self.tools;
         let retry = &limits.retry;
         let votes = Votes::new(votes);
-        let journal = &Journal::new(in_flight.number(), votes.clone(), began, instruments);
-        let owed = Owed::new(instruments);
+        let batch_log = &BatchLog::new(in_flight.number, votes.clone(), began, instruments);
         let halt = &self.halt;
         let stage = Upsert {
             store,
@@ -300,15 +299,16 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             jitter,
             instruments,
             halt,
-            journal,
-            owed: &owed,
+            batch_log,
+            unacked: &self.unacked,
         };
         match stage.settle(votes, bodies, &replays).await {
             Ok(counted) => {
                 instruments.batch_settled(tags.len(), began.elapsed(), &published);
-                self.owed.owe(tags.len() as u64);
-                owed.forget();
                 let stored = counted.deliveries();
+                if stored > 0 {
+                    health.postgres_answers();
+                }
                 Some(Settled { tags, stored, marker: counted.marker, span })
             }
             Err(Unsettled::Halted) => None,
@@ -322,17 +322,17 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// Acks as far as everything is settled.
     async fn ack(&self, settled: Option<Settled>) {
         let Some(Settled { tags, stored, mut marker, span }) = settled else { return };
-        self.ledger().done(tags);
-        let next = || self.ledger().ack_point(self.tools.limits.most_acked);
+        self.acks().done(tags);
+        let next = || self.acks().ack_point(self.tools.limits.most_acked);
         while let Some(AckPoint { tag, deliveries }) = next() {
             let acking = self.channel.ack_up_to(tag);
             if let Err(lost) = self.tools.instruments.spans.ack(&span, acking).await {
                 return self.fail(Failure::Lost(lost));
             }
             self.acked.store(true, Ordering::Relaxed);
-            self.owed.paid(deliveries);
+            self.unacked.acked(deliveries);
             self.tools.instruments.acked(deliveries);
-            self.gauge(&self.ledger());
+            self.gauge(&self.acks());
             // Behind the first of several acks: the next may fail.
             self.tools.acknowledged.remember(marker.take());
         }
@@ -340,7 +340,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         self.tools.acknowledged.remember(marker);
         // A batch of which every vote was refused proves nothing about the store.
         let first = stored > 0 && !self.committed.swap(true, Ordering::Relaxed);
-        if self.mode == Mode::Trial && first {
+        if self.mode == Mode::HalfOpen && first {
             self.cancel().await;
         }
     }
@@ -351,20 +351,20 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         self.halt.cancel();
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Settlement> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    fn acks(&self) -> MutexGuard<'_, AckTracker> {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn last_delivery(&self) -> MutexGuard<'_, Instant> {
         self.last_delivery.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn gauge(&self, ledger: &Settlement) {
-        self.tools.instruments.unacked(ledger.unsettled(), ledger.oldest());
+    fn gauge(&self, acks: &AckTracker) {
+        self.tools.instruments.unacked(acks.unsettled(), acks.oldest());
     }
 
     fn ended(self) -> Ended {
-        let held = self.ledger().unsettled();
+        let held = self.acks().unsettled();
         // The tags end with the session, one way or the other.
         self.tools.instruments.unacked(0, None);
         Ended {

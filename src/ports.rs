@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use compact_str::CompactString;
 use futures::Stream;
+use strum::IntoStaticStr;
 
 use crate::vote::Vote;
 
@@ -258,7 +259,8 @@ pub struct LawCount {
 }
 
 /// What a failed transaction calls for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Class {
     /// Another transaction was in the way: the same batch again after 10–100 ms.
     Retry,
@@ -268,7 +270,7 @@ pub enum Class {
     UnknownOutcome,
     /// Too much at once: halve the batch, then as `Pause`.
     Split,
-    /// The database needs somebody: stop consuming, dead-letter nothing.
+    /// Operator action is required: stop consuming, dead-letter nothing.
     Pause,
     /// A vote the store refuses: bisect, and dead-letter the one.
     Isolate,
@@ -278,16 +280,8 @@ pub enum Class {
 
 impl Class {
     /// The name in logs and metric labels.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Retry => "retry",
-            Self::Reconnect => "reconnect",
-            Self::UnknownOutcome => "unknown_outcome",
-            Self::Split => "split",
-            Self::Pause => "pause",
-            Self::Isolate => "isolate",
-            Self::Bug => "bug",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::acknowledged::AcknowledgedWatch;
+use self::acknowledged::{AcknowledgedWatch, Seen};
 use self::background::{Background, supervised};
 pub use self::background::{NamedTask, TaskEnded};
 use self::reconciler::Reconciler;
@@ -63,24 +63,12 @@ pub enum ServiceError {
 }
 
 /// Counts votes until `stop`; deliveries already received are settled. `manager` is notified of the
-/// state.
+/// state; `tasks` are supervised together with the service's own.
 ///
 /// # Errors
 /// [`ServiceError`]: what keeps the service from starting, which servers that are down do not, or
 /// the background task that ended.
 pub async fn run(
-    config: &Config,
-    manager: Option<&ServiceManager>,
-    stop: &CancellationToken,
-) -> Result<(), ServiceError> {
-    run_with(config, manager, stop, Vec::new()).await
-}
-
-/// Does the same as [`run`] and supervises `tasks` together with the service's own.
-///
-/// # Errors
-/// As [`run`].
-pub async fn run_with(
     config: &Config,
     manager: Option<&ServiceManager>,
     stop: &CancellationToken,
@@ -145,7 +133,8 @@ async fn count(
         http::Sources { metrics, health: Arc::clone(&health), stop: stop.clone(), heartbeat };
     background.spawn("http", http::start(listener, sources)?.ended());
 
-    let Some(store) = store::prepare(config, &jitter, &health, stop).await? else {
+    let preparing = store::prepare(config, &jitter, &health);
+    let Some(store) = stop.run_until_cancelled(preparing).await.transpose()? else {
         return Ok(());
     };
     health.postgres_answers();
@@ -156,13 +145,14 @@ async fn count(
         store: store.clone(),
         instruments: instruments.clone(),
         health: Arc::clone(&health),
-        acknowledged: AcknowledgedWatch::new(
-            store.clone(),
-            Arc::clone(&acknowledged),
-            instruments.clone(),
-            Arc::clone(&health),
-            config.postgres.accept_lost.clone(),
-        ),
+        acknowledged: AcknowledgedWatch {
+            store: store.clone(),
+            acknowledged: Arc::clone(&acknowledged),
+            instruments: instruments.clone(),
+            health: Arc::clone(&health),
+            accepted: config.postgres.accept_lost.clone(),
+            seen: Seen::default(),
+        },
         max_laws: config.monitoring.max_laws,
         refresh: config.monitoring.totals_refresh,
     };
@@ -174,15 +164,15 @@ async fn count(
     if let Some(interval) = config.monitoring.reconcile_interval {
         let reconciler = Reconciler {
             store: store.clone(),
-            shown: Arc::clone(&instruments.reconciliation),
+            instruments: instruments.clone(),
             jitter: Jitter::from_entropy(),
             interval,
         };
         background.spawn("reconciler", reconciler.run());
     }
-    let repeated = instruments.clone();
+    let limited = instruments.clone();
     background.spawn("suppressed log lines", async move {
-        repeated.repeats().run(tell_suppressed).await;
+        limited.log_limiter.run(log_suppressed).await;
     });
     background.spawn("dropped log lines", warn_of_dropped_lines());
     let queues = QueueWatch::new(config.rabbitmq.clone());
@@ -199,31 +189,31 @@ async fn count(
         health: &health,
         acknowledged: &acknowledged,
     };
-    let last_words = LastWords { instruments: instruments.clone(), began };
+    let shutdown_summary = ShutdownSummary { instruments: instruments.clone(), began };
     supervisor.run(stop).await?;
 
     if tokio::time::timeout(POOL_CLOSE_TIMEOUT, store.close()).await.is_err() {
         tracing::warn!("the connections to PostgreSQL did not close in time");
     }
-    drop(last_words);
+    drop(shutdown_summary);
     Ok(())
 }
 
-/// What is to be said at the end of counting, also when that is cut short.
-struct LastWords {
+/// Logs the summary when counting ends, also when it is dropped half-way.
+struct ShutdownSummary {
     instruments: Instruments,
     began: Instant,
 }
 
-impl Drop for LastWords {
+impl Drop for ShutdownSummary {
     fn drop(&mut self) {
-        self.instruments.repeats().flush().iter().for_each(tell_suppressed);
+        self.instruments.log_limiter.flush().iter().for_each(log_suppressed);
         let elapsed = seconds(self.began.elapsed());
-        tracing::info!(elapsed, "stopped; {}", self.instruments.summary());
+        tracing::info!(elapsed, "stopped; {}", self.instruments.deliveries());
     }
 }
 
-fn tell_suppressed(suppressed: &Suppressed) {
+fn log_suppressed(suppressed: &Suppressed) {
     let Suppressed { reason, lines, elapsed, .. } = *suppressed;
     tracing::warn!(reason, suppressed = lines, elapsed = seconds(elapsed), "{suppressed}");
 }
@@ -330,7 +320,7 @@ impl Watch {
         match answered {
             Ok(()) => self.health.postgres_answers(),
             Err(fault) => {
-                if self.instruments.repeats().admit(NO_ANSWER, fault.class.as_str()) {
+                if self.instruments.log_limiter.admit(NO_ANSWER, fault.class.as_str()) {
                     tracing::warn!(sqlstate = fault.sqlstate, "{NO_ANSWER}: {fault}");
                 }
                 self.health.postgres_failed(&fault);

@@ -8,13 +8,14 @@ mod check;
 pub mod columns;
 mod connection;
 mod durability;
+mod error;
+mod fault;
 mod migrate;
 mod misfits;
 mod reconcile;
 mod recount;
 mod repair;
 mod results;
-mod said;
 mod sessions;
 mod sqlstate;
 mod start;
@@ -30,17 +31,21 @@ use tokio::time::{Instant, timeout};
 pub use self::acknowledged::{LookUp, LostVotes};
 pub use self::check::check;
 pub use self::connection::options;
-use self::connection::{Address, Distrust};
+use self::connection::{Address, Generation};
+pub use self::error::StartError;
 pub use self::migrate::init_script;
 pub use self::reconcile::{PAUSES, Reconciled, Shared};
 pub use self::recount::{Comparison, LawCounts};
 pub use self::repair::{Correction, Progress, correct, recount};
 pub use self::results::{Results, results};
 pub use self::sqlstate::{classify, fatal_at_start};
-pub use self::start::{Attempt, Migrated, Patience, StartError, migrate, prepare};
+pub use self::start::{Migrated, Patience, migrate, prepare};
 use crate::config::Postgres;
 use crate::ports::{Class, Counted, Fault, Store, Votes};
 use crate::telemetry::PoolUse;
+
+/// Longest wait for a connection: to open one, or to get one from the pool.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a connection for reading is kept: after a failover it may lead to the old primary, while the
 /// pool counts on the new one.
@@ -51,7 +56,7 @@ const READER_AGE: Duration = Duration::from_secs(30);
 pub struct PgStore {
     pool: PgPool,
     address: Address,
-    distrust: Arc<Distrust>,
+    generation: Arc<Generation>,
     /// Longest time one transaction may take, in all.
     deadline: Duration,
     /// Notified of each connection that the pool opens.
@@ -63,19 +68,19 @@ pub struct PgStore {
 impl PgStore {
     /// A store on `config`'s database. Connects on first use.
     pub fn new(config: &Postgres, options: PgConnectOptions) -> Self {
-        let distrust = Arc::new(Distrust::default());
+        let generation = Arc::new(Generation::default());
         let connected = Arc::new(Notify::new());
         let pool = connection::pool(
             config,
             options.clone(),
-            Arc::clone(&distrust),
+            Arc::clone(&generation),
             Arc::clone(&connected),
         );
         Self {
             pool,
             connected,
             address: Address::new(config, options),
-            distrust,
+            generation,
             deadline: config.transaction_deadline(),
             reader: Arc::default(),
         }
@@ -211,7 +216,7 @@ impl Store for PgStore {
             && !matches!(fault.class, Class::Isolate | Class::Split | Class::Retry)
         {
             // What broke this connection most likely broke its older sisters in the pool.
-            self.distrust.all_until_now();
+            self.generation.invalidate();
         }
         result
     }

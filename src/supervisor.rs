@@ -4,11 +4,11 @@
 //! ```text
 //!            ┌──────────── session lost: back off ────────────┐
 //!            ▼                                                │
-//! open ─ consume (flowing) ── paused: give back once ──► breaker open ─ probe write, 1 → 30 s
+//! open ─ consume (flowing) ── paused: requeue once ──► breaker open ─ probe write, 1 → 30 s
 //!            ▲                                                │ takes writes
-//!            └─ a batch committed, ─ consume (trial) ◄────────┘
+//!            └─ a batch committed, ─ consume (half-open) ◄────┘
 //!               or the queue is empty     │
-//!                                        │ fails again: wait the longest
+//!                                        │ fails again: longest delay
 //!                                        └────────► breaker open
 //! ```
 //!
@@ -45,68 +45,54 @@ pub struct Supervisor<'a, B, T> {
     pub acknowledged: &'a Acknowledged,
 }
 
-/// The store's breaker.
-enum Breaker {
-    Closed,
-    /// Nothing is consumed until a probe write succeeds; then one batch at a time, until one commits or
-    /// the queue proves empty. Not ready since then.
-    Open(Instant),
-}
-
-impl Breaker {
-    /// Open, since when it first was.
-    fn opened(self) -> Self {
-        match self {
-            Self::Closed => Self::Open(Instant::now()),
-            Self::Open(since) => Self::Open(since),
-        }
-    }
+/// The sessions so far.
+struct Sessions {
+    backoff: Backoff,
+    /// One was opened.
+    opened: bool,
+    /// One was opened and lost, and none was opened since.
+    lost: bool,
 }
 
 impl<B: Broker, T: Store> Supervisor<'_, B, T> {
     /// Counts votes until `stop`.
     ///
     /// # Errors
-    /// [`OpenError`] when the broker refuses the very first session for a reason that waiting
-    /// does not mend.
+    /// [`OpenError`] when the broker refuses the very first session and a retry would not help.
     pub async fn run(&self, stop: &CancellationToken) -> Result<(), OpenError> {
         let budget = IsolationBudget::default();
-        let mut breaker = Breaker::Closed;
         let mut probing = Backoff::new(SHORTEST_WAIT, LONGEST_WAIT);
-        let mut reopening = Backoff::new(SHORTEST_WAIT, LONGEST_WAIT);
-        let mut ever_opened = false;
+        let backoff = Backoff::new(SHORTEST_WAIT, LONGEST_WAIT);
+        let mut sessions = Sessions { backoff, opened: false, lost: false };
+        // Since when the breaker is open: nothing is consumed until a probe write succeeds; then one
+        // batch at a time, until one commits or the queue proves empty. Not ready since then.
+        let mut open_since: Option<Instant> = None;
 
         while !stop.is_cancelled() {
-            let mode = match breaker {
-                Breaker::Closed => Mode::Flowing,
-                Breaker::Open(since) => {
+            let mode = match open_since {
+                None => Mode::Flowing,
+                Some(since) => {
                     if !self.wait_for_store(since, &mut probing, stop).await {
                         break;
                     }
-                    Mode::Trial
+                    Mode::HalfOpen
                 }
             };
             self.instruments.session(SessionState::Connecting);
-            let Some(mut session) = self.open(mode, &mut reopening, &mut ever_opened, stop).await?
-            else {
-                break;
-            };
+            let Some(mut session) = self.open(mode, &mut sessions, stop).await? else { break };
             let opened = Instant::now();
             let ended = self.consume(&mut session, mode, &budget, stop).await;
             // An empty queue gives nothing to ack: a session that lasted was of use, too.
             if ended.acked || opened.elapsed() > LONGEST_WAIT {
-                reopening.reset();
+                sessions.backoff.reset();
             }
-            if let Breaker::Open(since) = breaker
-                && (ended.committed || ended.empty)
-            {
+            if let Some(since) = open_since.take_if(|_| ended.committed || ended.empty) {
                 let elapsed = seconds(since.elapsed());
                 let empty = ended.empty;
                 tracing::info!(elapsed, empty, "PostgreSQL takes votes again");
                 self.health.breaker_closed("counting");
                 self.instruments.breaker(BreakerState::Closed);
                 probing.reset();
-                breaker = Breaker::Closed;
             }
             match ended.failure {
                 None => {
@@ -115,30 +101,29 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                     }
                 }
                 Some(Failure::Lost(lost)) => {
-                    self.instruments.broker_fault();
+                    self.broker_failed(&lost, &mut sessions);
                     self.instruments.session(SessionState::Connecting);
-                    self.health.rabbitmq_failed(&lost);
                     tracing::warn!("session with RabbitMQ lost, opening a new one: {lost}");
                     drop(session);
-                    self.pause(reopening.next_delay(), stop).await;
+                    self.pause(sessions.backoff.next_delay(), stop).await;
                 }
                 Some(Failure::Paused(fault)) => {
                     self.trip(&fault, mode, &mut probing);
-                    breaker = breaker.opened();
-                    self.give_back(session, ended.held).await;
+                    open_since.get_or_insert_with(Instant::now);
+                    self.requeue(session, ended.held).await;
                 }
-                Some(Failure::Undeliverable(lost)) => {
-                    self.instruments.broker_fault();
+                Some(Failure::DeadLetterFailed(lost)) => {
                     let phrase = "no dead letter can be published";
-                    self.health.rabbitmq_failed(Reason::new(phrase, format!("{phrase}: {lost}")));
+                    let reason = Reason::new(phrase, format!("{phrase}: {lost}"));
+                    self.broker_failed(reason, &mut sessions);
                     tracing::error!(
-                        "a vote that the database refuses can't be dead-lettered, and may not be \
-                         lost: {lost}; what is held goes back to the queue, trying again later"
+                        "a vote that the database refuses cannot be dead-lettered, and must not be \
+                         lost: {lost}; all unacked deliveries are requeued, to be retried later"
                     );
-                    // Each try gives everything held back once more: one batch, seldom.
+                    // Each try requeues everything held once more: one batch, seldom.
                     probing.jump_to_cap();
-                    breaker = breaker.opened();
-                    self.give_back(session, ended.held).await;
+                    open_since.get_or_insert_with(Instant::now);
+                    self.requeue(session, ended.held).await;
                 }
             }
         }
@@ -151,22 +136,21 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
     async fn open(
         &self,
         mode: Mode,
-        reopening: &mut Backoff,
-        ever_opened: &mut bool,
+        sessions: &mut Sessions,
         stop: &CancellationToken,
     ) -> Result<Option<B::Session>, OpenError> {
         let began = Instant::now();
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let opened = tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(None),
-                opened = self.broker.open(self.prefetch(mode)) => opened,
-            };
+            let opening = self.broker.open(self.prefetch(mode));
+            let Some(opened) = stop.run_until_cancelled(opening).await else { return Ok(None) };
             match opened {
                 Ok(session) => {
-                    *ever_opened = true;
+                    sessions.opened = true;
+                    if std::mem::take(&mut sessions.lost) {
+                        self.instruments.broker_reconnected();
+                    }
                     self.health.rabbitmq_consuming();
                     self.instruments.session(SessionState::Consuming);
                     let elapsed = seconds(began.elapsed());
@@ -174,20 +158,25 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                     tracing::info!(prefetch, ?mode, attempt, elapsed, "consuming");
                     return Ok(Some(session));
                 }
-                Err(error) if error.is_fatal_at_start() && !*ever_opened => return Err(error),
+                Err(error) if error.is_fatal_at_start() && !sessions.opened => return Err(error),
                 Err(error) => {
-                    self.instruments.broker_fault();
-                    self.health.rabbitmq_failed(&error);
+                    self.broker_failed(&error, sessions);
                     let elapsed = seconds(began.elapsed());
                     tracing::warn!(attempt, elapsed, "no session with RabbitMQ: {error}");
-                    self.pause(reopening.next_delay(), stop).await;
+                    self.pause(sessions.backoff.next_delay(), stop).await;
                 }
             }
         }
     }
 
-    /// Gives back, once, all that is held; nothing is taken until the store takes votes.
-    async fn give_back(&self, session: B::Session, held: usize) {
+    fn broker_failed(&self, reason: impl Into<Reason>, sessions: &mut Sessions) {
+        sessions.lost = sessions.opened;
+        self.instruments.broker_fault();
+        self.health.rabbitmq_failed(reason);
+    }
+
+    /// Requeues, once, all unacked deliveries; nothing is consumed until the store takes votes.
+    async fn requeue(&self, session: B::Session, held: usize) {
         self.instruments.breaker(BreakerState::Open);
         self.instruments.session(SessionState::Waiting);
         self.instruments.requeued(held);
@@ -205,20 +194,21 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         let tools = Tools {
             store: self.store,
             dead_letters: self.broker,
-            limits: if mode == Mode::Trial { &one_batch } else { self.limits },
+            limits: if mode == Mode::HalfOpen { &one_batch } else { self.limits },
             budget,
             jitter: self.jitter,
             instruments: self.instruments,
+            health: self.health,
             acknowledged: self.acknowledged,
         };
         pipeline::run(session, &tools, mode, stop).await
     }
 
-    /// In a trial no more is held than one batch, so that no more is given back if it fails.
+    /// Half-open, no more than one batch is held, so that no more is requeued if it fails.
     fn prefetch(&self, mode: Mode) -> u16 {
         match mode {
             Mode::Flowing => self.prefetch,
-            Mode::Trial => u16::try_from(self.limits.batch_size).unwrap_or(self.prefetch),
+            Mode::HalfOpen => u16::try_from(self.limits.batch_size).unwrap_or(self.prefetch),
         }
     }
 
@@ -226,12 +216,12 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         tracing::error!(
             class = fault.class.as_str(),
             sqlstate = fault.sqlstate,
-            "{TAKES_NO_VOTES}: {fault}; what is held goes back to the queue, consuming stops until a \
-             write succeeds"
+            "{TAKES_NO_VOTES}: {fault}; all unacked deliveries are requeued, consuming stops until a write \
+             succeeds"
         );
         self.health.breaker_open(Reason::of_fault(TAKES_NO_VOTES, fault));
         self.health.rabbitmq_failed("not consuming while PostgreSQL takes no votes");
-        if mode == Mode::Trial {
+        if mode == Mode::HalfOpen {
             // The probe does not meet this fault, a trigger on one law say: no quick loops.
             probing.jump_to_cap();
         }
@@ -248,10 +238,8 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         loop {
             attempt += 1;
             self.pause(probing.next_delay(), stop).await;
-            let probed = tokio::select! {
-                biased;
-                () = stop.cancelled() => return false,
-                probed = self.store.probe() => probed,
+            let Some(probed) = stop.run_until_cancelled(self.store.probe()).await else {
+                return false;
             };
             match probed {
                 Ok(()) => {
@@ -276,11 +264,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
     }
 
     async fn pause(&self, delay: Duration, stop: &CancellationToken) {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(self.jitter.stretch(delay)) => {}
-        }
+        stop.run_until_cancelled(tokio::time::sleep(self.jitter.stretch(delay))).await;
     }
 }
 

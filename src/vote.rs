@@ -11,6 +11,7 @@ mod timestamp;
 use std::fmt;
 
 use compact_str::CompactString;
+use strum::{IntoStaticStr, VariantArray};
 use time::OffsetDateTime;
 
 /// Longest `vote_hash`, in characters.
@@ -65,7 +66,8 @@ impl fmt::Debug for Vote {
 }
 
 /// Why a message is malformed; also the value of the metric label `reason`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Reason {
     /// The message's properties are not valid AMQP: a short string is not UTF-8, or the headers
     /// cannot be decoded or are longer than 512 KiB.
@@ -102,43 +104,11 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order in which they are checked.
-    pub const ALL: [Self; 15] = [
-        Self::Properties,
-        Self::TooLarge,
-        Self::NotUtf8,
-        Self::NotJson,
-        Self::NotObject,
-        Self::RepeatedField,
-        Self::MissingField,
-        Self::WrongType,
-        Self::EmptyField,
-        Self::TooLong,
-        Self::ControlCharacter,
-        Self::BadVoteHash,
-        Self::BadLawId,
-        Self::BadChoice,
-        Self::BadTimestamp,
-    ];
+    pub const ALL: &[Self] = Self::VARIANTS;
 
     /// The name in logs and in the metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Properties => "properties",
-            Self::TooLarge => "too_large",
-            Self::NotUtf8 => "not_utf8",
-            Self::NotJson => "not_json",
-            Self::NotObject => "not_object",
-            Self::RepeatedField => "repeated_field",
-            Self::MissingField => "missing_field",
-            Self::WrongType => "wrong_type",
-            Self::EmptyField => "empty_field",
-            Self::TooLong => "too_long",
-            Self::ControlCharacter => "control_character",
-            Self::BadVoteHash => "bad_vote_hash",
-            Self::BadLawId => "bad_law_id",
-            Self::BadChoice => "bad_choice",
-            Self::BadTimestamp => "bad_timestamp",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-use vote_aggregator::retry::Jitter;
 use vote_aggregator::store::{self, Patience};
 
 use crate::contender::{Contender, Peers};
@@ -125,8 +123,7 @@ async fn grow(bench: &Bench, mut there: u64, rows: u64) {
         )
         .await;
     let config = bench.stage.config(&[]);
-    let (jitter, never) = (Jitter::seeded(1), CancellationToken::new());
     let patience = Patience::new(Duration::ZERO);
-    let corrected = store::correct(&config, &jitter, patience, &never, Some("grown"), |_| {}).await;
+    let corrected = store::correct(&config, patience, Some("grown"), |_| {}).await;
     corrected.expect("the totals follow the audit");
 }

@@ -55,7 +55,9 @@ pub const fn of_postgres(error: &StartError) -> u8 {
     match error {
         StartError::Credentials { .. } | StartError::Certificate(_) => CREDENTIALS,
         StartError::Failed { .. } => INTERNAL,
-        StartError::Locked { .. } | StartError::Away { .. } => DEADLINE,
+        StartError::Unavailable(_) | StartError::Locked { .. } | StartError::Away { .. } => {
+            DEADLINE
+        }
         StartError::Tls(_)
         | StartError::Settings(_)
         | StartError::NoDatabase { .. }

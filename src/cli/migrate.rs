@@ -4,11 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
-use vote_aggregator::retry::Jitter;
 use vote_aggregator::store::{self, Migrated, Patience};
-use vote_aggregator::telemetry::Health;
 
 use super::{RETRY_FOR, exit, output};
 
@@ -35,13 +32,11 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn migrate(config: &Config, arguments: &Arguments) -> ExitCode {
-    let (jitter, health) = (Jitter::from_entropy(), Health::default());
     let [retry_for, wait] =
         [arguments.retry_for, arguments.wait].map(|seconds| Duration::from_secs(seconds.into()));
     let patience = Patience { locks: Some(wait), ..Patience::new(retry_for) };
-    let stop = CancellationToken::new();
-    match store::migrate(config, &jitter, &health, patience, &stop).await {
-        Ok(migrated) => output::ended(output::report(&text(&migrated.unwrap_or_default())), 0),
+    match store::migrate(config, patience).await {
+        Ok(migrated) => output::ended(output::report(&text(&migrated)), 0),
         Err(error) => {
             tracing::error!("cannot migrate: {error}");
             ExitCode::from(exit::of_postgres(&error))

@@ -9,9 +9,7 @@ use comfy_table::Table;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
-use vote_aggregator::retry::Jitter;
 use vote_aggregator::store::{
     self, Comparison, Correction, LawCounts, Patience, Progress, StartError,
 };
@@ -65,13 +63,10 @@ pub(super) async fn recount(config: &Config, arguments: Arguments) -> ExitCode {
 async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode, StartError> {
     let Arguments { repair, yes, reason, json, retry_for } = arguments;
     let patience = Patience::new(Duration::from_secs((*retry_for).into()));
-    // Nobody stops it but a signal, which ends the process and with it the transaction.
-    let (jitter, stop) = (Jitter::from_entropy(), CancellationToken::new());
     let began = Instant::now();
     let bar = bar("recounting");
-    let found = store::recount(config, &jitter, patience, &stop, |at| show(&bar, at)).await?;
+    let found = store::recount(config, patience, |at| show(&bar, at)).await?;
     bar.finish_and_clear();
-    let found = found.unwrap_or_default();
     if found.agrees() || !repair {
         let text = if *json { object(&found, false) } else { text(&found) };
         return Ok(output::answer(text, if found.agrees() { 0 } else { exit::FINDINGS }));
@@ -85,10 +80,8 @@ async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode, StartEr
     }
     let bar = self::bar("correcting");
     let progress = |at| show(&bar, at);
-    let corrected =
-        store::correct(config, &jitter, patience, &stop, reason.as_deref(), progress).await?;
+    let corrected = store::correct(config, patience, reason.as_deref(), progress).await?;
     bar.finish_and_clear();
-    let corrected = corrected.unwrap_or_default();
     let text = if *json { corrected_object(&corrected) } else { correction(&corrected) };
     Ok(output::ended(output::report(&text), 0))
 }

@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
-use tokio_util::sync::CancellationToken;
 use vote_aggregator::config::Config;
 use vote_aggregator::results::{self, LawResult, Order, Reading, grouped, moment, printable};
-use vote_aggregator::retry::Jitter;
 use vote_aggregator::store::{self, Patience};
 use vote_aggregator::terminal;
 
@@ -95,12 +93,9 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> ExitCode 
         return watched(config, arguments).await;
     }
     // Nobody stops it but a signal, which ends the process.
-    let (jitter, stop) = (Jitter::from_entropy(), CancellationToken::new());
     let patience = Patience::new(Duration::from_secs(arguments.retry_for.into()));
-    let read = store::results(config, &arguments.law, &jitter, patience, &stop).await;
-    let mut reading = match read {
-        Ok(Some(reading)) => reading,
-        Ok(None) => return ExitCode::from(exit::INTERNAL),
+    let mut reading = match store::results(config, &arguments.law, patience).await {
+        Ok(reading) => reading,
         Err(error) => {
             tracing::error!("cannot read the results: {error}");
             return ExitCode::from(exit::of_postgres(&error));

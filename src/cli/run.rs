@@ -40,7 +40,7 @@ async fn run_with(config: Config, traces: Traces, tasks: Vec<NamedTask>) -> Exit
     };
     let stop = CancellationToken::new();
     let manager = ServiceManager::from_env();
-    let running = service::run_with(&config, manager.as_ref(), &stop, tasks);
+    let running = service::run(&config, manager.as_ref(), &stop, tasks);
     let mut service = Box::pin(AssertUnwindSafe(running).catch_unwind());
 
     let first = tokio::select! {

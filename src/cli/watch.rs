@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::{Instant, MissedTickBehavior};
 use vote_aggregator::config::Config;
 use vote_aggregator::results::Reading;
-use vote_aggregator::store::{Attempt, Results, StartError};
+use vote_aggregator::store::{Results, StartError};
 
 pub(super) use self::screen::View;
 use super::signals::Signals;
@@ -34,7 +34,7 @@ impl From<io::Error> for Error {
 }
 
 /// What a try to read came to.
-type Read = Result<Reading, Attempt>;
+type Read = Result<Reading, StartError>;
 
 /// Draws the results until q, Ctrl-C or a signal; leaves the terminal as it was, however it ends. A
 /// refusal that waiting does not mend ends it, too, but only before the first reading: later on
@@ -69,10 +69,10 @@ async fn run(
         tokio::select! {
             read = readings.recv() => match read {
                 Some(Ok(reading)) => view.read(Instant::now(), reading),
-                Some(Err(Attempt::Fatal(error))) if view.is_empty() => {
+                Some(Err(error)) if view.is_empty() && !error.is_retried() => {
                     return Err(Error::Start(error));
                 }
-                Some(Err(failed)) => view.failed(OffsetDateTime::now_utc(), told(&failed)),
+                Some(Err(error)) => view.failed(OffsetDateTime::now_utc(), error.to_string()),
                 None => return Ok(()),
             },
             () = &mut reading => {}
@@ -82,13 +82,6 @@ async fn run(
             _ = ticks.tick() => {}
             _ = signals.next() => return Ok(()),
         }
-    }
-}
-
-fn told(failed: &Attempt) -> String {
-    match failed {
-        Attempt::Fatal(error) => error.to_string(),
-        Attempt::Wait(fault) => fault.to_string(),
     }
 }
 

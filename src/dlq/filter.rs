@@ -55,7 +55,7 @@ fn is_for(message: &Examined, reason: &str) -> bool {
 /// # Errors
 /// The reasons there are.
 pub fn reason(text: &str) -> Result<String, String> {
-    let words = || REASONS.into_iter().chain(Reason::ALL.map(Reason::as_str));
+    let words = || REASONS.into_iter().chain(Reason::ALL.iter().map(|reason| reason.as_str()));
     if words().any(|word| word == text) {
         return Ok(text.to_owned());
     }

@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     fn every_reason_has_an_explanation_and_advice() {
-        for reason in Reason::ALL {
+        for &reason in Reason::ALL {
             let rejection = Rejection { reason, field: None, vote_hash: None, detail: None };
             let reason = DeadLetterReason::Malformed(rejection);
             assert!(reason.explanation().len() > 20 && reason.advice().len() > 20, "{reason:?}");

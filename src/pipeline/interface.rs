@@ -6,7 +6,7 @@ use super::acknowledged::Acknowledged;
 use super::upsert::{IsolationBudget, RetryPolicy};
 use crate::ports::{Fault, Lost};
 use crate::retry::Jitter;
-use crate::telemetry::Instruments;
+use crate::telemetry::{Health, Instruments};
 
 /// Sizes and times of the chain.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub struct Tools<'a, T, D> {
     pub budget: &'a IsolationBudget,
     pub jitter: &'a Jitter,
     pub instruments: &'a Instruments,
+    /// Told of each committed batch: the database answers.
+    pub health: &'a Health,
     pub acknowledged: &'a Acknowledged,
 }
 
@@ -42,8 +44,8 @@ pub struct Tools<'a, T, D> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Flowing,
-    /// Half-open: ends, drained, behind the first batch that commits, or once the queue proves empty.
-    Trial,
+    /// Ends, drained, behind the first batch that commits, or once the queue proves empty.
+    HalfOpen,
 }
 
 /// Why a chain came down.
@@ -55,13 +57,13 @@ pub enum Failure {
     Paused(Fault),
     /// A vote that the store refuses can't be published to the dead-letter queue; neither it nor
     /// what is behind it may be acked.
-    Undeliverable(Lost),
+    DeadLetterFailed(Lost),
 }
 
 /// How a chain ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// `None`: it was asked to stop, or its trial is passed, and all it took is settled.
+    /// `None`: it was asked to stop, or, half-open, it proved that the store takes votes; all it took is settled.
     pub failure: Option<Failure>,
     /// Deliveries taken and not settled: with the session they go back to the queue.
     pub held: usize,

@@ -191,6 +191,7 @@ fn run_chain(
             budget: &IsolationBudget::default(),
             jitter: &Jitter::seeded(1),
             instruments: &metrics.instruments,
+            health: &Health::default(),
             acknowledged: &Acknowledged::default(),
         };
         let mut session = Memory { world: world.clone(), deliveries: Some(deliveries) };

@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
-use super::journal::Journal;
-use super::owed::Owed;
+use super::batch_log::BatchLog;
+use super::unacked::Unacked;
 use crate::ports::{Class, Counted, DeadLetter, DeadLetters, Fault, Lost, Store, Votes};
 use crate::retry::{Backoff, Jitter};
 use crate::telemetry::Instruments;
@@ -81,9 +81,8 @@ pub(super) struct Upsert<'a, T, D> {
     pub(super) instruments: &'a Instruments,
     /// Set when the pipeline is coming down: no further try is begun.
     pub(super) halt: &'a CancellationToken,
-    pub(super) journal: &'a Journal<'a>,
-    /// What is committed, or dead-lettered, until the batch is settled as a whole.
-    pub(super) owed: &'a Owed<'a>,
+    pub(super) batch_log: &'a BatchLog<'a>,
+    pub(super) unacked: &'a Unacked<'a>,
 }
 
 /// Why a batch was not settled.
@@ -105,8 +104,8 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         let mut attempt = 0;
         let settled = self.settle_all(votes, bodies, replays, &mut attempt).await;
         match &settled {
-            Ok(counted) => self.journal.committed(counted, attempt),
-            Err(Unsettled::Failed(failure)) => self.journal.given_up(failure, attempt),
+            Ok(counted) => self.batch_log.committed(counted, attempt),
+            Err(Unsettled::Failed(failure)) => self.batch_log.given_up(failure, attempt),
             Err(Unsettled::Halted) => {}
         }
         settled
@@ -148,13 +147,13 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 return Err(out_of_time(last_fault));
             }
             *attempt += 1;
-            let begun = self.instruments.transaction_begins();
+            let begun = Instant::now();
             let counting = self.store.count(part.clone());
             let fault = match self.instruments.spans.transaction(part.len(), counting).await {
                 Ok(done) => {
                     // At once: the parts that did commit count, whatever becomes of the others.
                     self.instruments.committed(&done, begun);
-                    self.owed.owe(done.deliveries());
+                    self.unacked.add(part.len());
                     counted.absorb(done);
                     continue;
                 }
@@ -175,7 +174,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                     self.jitter.stretch(backoff.next_delay())
                 }
                 (Class::Split | Class::Isolate, Some([first, second])) => {
-                    self.journal.halving(&part, *attempt, &fault);
+                    self.batch_log.halving(&part, *attempt, &fault);
                     parts.extend([second, first]);
                     last_fault = Some(fault);
                     continue;
@@ -194,7 +193,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
             if Instant::now() + delay >= self.deadline {
                 return Err(out_of_time(Some(fault)));
             }
-            self.journal.retrying(&part, *attempt, &fault, delay);
+            self.batch_log.retrying(&part, *attempt, &fault, delay);
             tokio::select! {
                 biased;
                 () = self.halt.cancelled() => return Err(Unsettled::Halted),
@@ -228,14 +227,14 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 sqlstate: fault.sqlstate.unwrap_or_default(),
                 replays: replays[index],
             };
-            self.journal.unstorable(&letter, attempt);
+            self.batch_log.unstorable(&letter, attempt);
             let published = timeout_at(self.deadline, self.dead_letters.publish(&letter)).await;
             published
                 .unwrap_or_else(|_| Err(Lost("no confirm before the batch's deadline".to_owned())))
-                .map_err(|lost| Unsettled::Failed(Failure::Undeliverable(lost)))?;
+                .map_err(|lost| Unsettled::Failed(Failure::DeadLetterFailed(lost)))?;
             self.budget.book(&letter.vote_hash);
             self.instruments.isolated();
-            self.owed.owe(1);
+            self.unacked.add(1);
         }
         Ok(())
     }

@@ -10,14 +10,20 @@ use crate::telemetry::{Health, Instruments};
 
 /// Looks up what was acknowledged, and raises the alarm.
 pub(super) struct AcknowledgedWatch {
-    store: PgStore,
-    acknowledged: Arc<Acknowledged>,
-    instruments: Instruments,
-    health: Arc<Health>,
+    pub(super) store: PgStore,
+    pub(super) acknowledged: Arc<Acknowledged>,
+    pub(super) instruments: Instruments,
+    pub(super) health: Arc<Health>,
     /// POSTGRES_ACCEPT_LOST: the alarms that an operator accepted.
-    accepted: Vec<String>,
+    pub(super) accepted: Vec<String>,
+    pub(super) seen: Seen,
+}
+
+/// What the looks so far have found.
+#[derive(Default)]
+pub(super) struct Seen {
     /// Names an alarm of this process.
-    alarm: String,
+    alarm: Option<String>,
     /// Of the last look at a primary.
     timeline: i64,
     /// What was missing at the last look: counted once for each time that it is lost.
@@ -28,27 +34,6 @@ pub(super) struct AcknowledgedWatch {
 }
 
 impl AcknowledgedWatch {
-    pub(super) fn new(
-        store: PgStore,
-        acknowledged: Arc<Acknowledged>,
-        instruments: Instruments,
-        health: Arc<Health>,
-        accepted: Vec<String>,
-    ) -> Self {
-        Self {
-            store,
-            acknowledged,
-            instruments,
-            health,
-            accepted,
-            alarm: name(),
-            timeline: 0,
-            missing: BTreeSet::new(),
-            alarms: Vec::new(),
-            warned: false,
-        }
-    }
-
     /// Looks once.
     ///
     /// # Errors
@@ -57,15 +42,15 @@ impl AcknowledgedWatch {
         let remembered = self.acknowledged.remembered();
         let mut hashes: BTreeSet<String> = remembered.hashes.iter().cloned().collect();
         // What cannot be recorded is kept in mind until it is there again.
-        hashes.extend(self.missing.iter().cloned());
+        hashes.extend(self.seen.missing.iter().cloned());
         let Some(mut found) = self.look_up(hashes.into_iter().collect()).await? else {
             return Ok(());
         };
         // Before anything is written: the alert must not depend on a write that may fail.
         let missing: BTreeSet<String> = found.missing.iter().cloned().collect();
-        let fresh = missing.difference(&self.missing).count();
+        let fresh = missing.difference(&self.seen.missing).count();
         self.instruments.acknowledged_votes_lost(fresh as u64);
-        self.missing = missing;
+        self.seen.missing = missing;
         if found.alarms.is_none() {
             self.warn_once();
         } else if !found.missing.is_empty() {
@@ -80,7 +65,7 @@ impl AcknowledgedWatch {
     }
 
     fn warn_once(&mut self) {
-        if !std::mem::replace(&mut self.warned, true) {
+        if !std::mem::replace(&mut self.seen.warned, true) {
             tracing::warn!(
                 "the table lost_votes cannot be used: this instance alone would notice that \
                  acknowledged votes were lost, and forget it at a restart. Run migrate, then roles.sql"
@@ -92,18 +77,18 @@ impl AcknowledgedWatch {
         self.store.look_up(hashes, self.accepted.clone()).await
     }
 
-    async fn record(&self, found: &LookUp) -> Result<(), Fault> {
+    async fn record(&mut self, found: &LookUp) -> Result<(), Fault> {
         let lost = LostVotes {
             hashes: found.missing.clone(),
-            alarm: self.alarm.clone(),
+            alarm: self.alarm(),
             accepted: self.accepted.clone(),
-            timelines: [self.timeline, found.timeline],
+            timelines: [self.seen.timeline, found.timeline],
         };
         let recorded = self.store.record_lost(lost).await;
         if let Err(fault) = &recorded {
             tracing::error!(
                 batches = found.missing.len(),
-                timeline_before = self.timeline,
+                timeline_before = self.seen.timeline,
                 timeline_after = found.timeline,
                 sqlstate = fault.sqlstate,
                 "acknowledged votes are missing from vote_audit, and lost_votes cannot be written: \
@@ -117,9 +102,12 @@ impl AcknowledgedWatch {
     /// Logs alarms that are new, and says in the readiness whether there is any.
     fn show(&mut self, found: LookUp) {
         let recorded = found.alarms.is_some();
-        let own = || if found.missing.is_empty() { Vec::new() } else { vec![self.alarm.clone()] };
-        let alarms = found.alarms.unwrap_or_else(own);
-        for alarm in alarms.iter().filter(|alarm| !self.alarms.contains(alarm)) {
+        let alarms = match found.alarms {
+            Some(alarms) => alarms,
+            None if found.missing.is_empty() => Vec::new(),
+            None => vec![self.alarm()],
+        };
+        for alarm in alarms.iter().filter(|alarm| !self.seen.alarms.contains(alarm)) {
             let way_on = match recorded {
                 true => format!("To go on without them, set POSTGRES_ACCEPT_LOST={alarm}"),
                 false => "To go on without them, restart this instance".to_owned(),
@@ -127,7 +115,7 @@ impl AcknowledgedWatch {
             tracing::error!(
                 alarm,
                 batches = found.missing.len(),
-                timeline_before = self.timeline,
+                timeline_before = self.seen.timeline,
                 timeline_after = found.timeline,
                 "acknowledged votes are missing from vote_audit: a failover or a restore of \
                  PostgreSQL lost their commits. Publish the votes of that time again: those that are \
@@ -135,21 +123,21 @@ impl AcknowledgedWatch {
             );
         }
         if alarms.is_empty() {
-            if !self.alarms.is_empty() {
+            if !self.seen.alarms.is_empty() {
                 tracing::info!("no acknowledged votes are missing from vote_audit any more");
                 // A later loss is another one, also for whoever accepted this one.
-                self.alarm = name();
+                self.seen.alarm = None;
             }
             self.health.acknowledged_votes_present();
         } else {
             self.health.acknowledged_votes_lost(&alarms.join(", "));
         }
-        self.timeline = found.timeline;
-        self.alarms = alarms;
+        self.seen.timeline = found.timeline;
+        self.seen.alarms = alarms;
     }
-}
 
-/// A new alarm's name.
-fn name() -> String {
-    format!("{:08x}", fastrand::u32(..))
+    /// The name of this process's alarm, a new one after each recovery.
+    fn alarm(&mut self) -> String {
+        self.seen.alarm.get_or_insert_with(|| format!("{:08x}", fastrand::u32(..))).clone()
+    }
 }

@@ -3,7 +3,6 @@
 //!
 //! All instances share one comparison an interval; the one that made it logs what differs.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,7 +10,7 @@ use tokio::time::Instant;
 use crate::ports::Fault;
 use crate::retry::Jitter;
 use crate::store::{Comparison, PAUSES, PgStore, Reconciled, Shared};
-use crate::telemetry::{Reconciliation, seconds};
+use crate::telemetry::{Instruments, seconds};
 
 /// Laws that a log line names.
 const TOLD: usize = 10;
@@ -23,14 +22,14 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// The task that compares; dropped at any point, it leaves nothing behind.
 pub(super) struct Reconciler {
     pub(super) store: PgStore,
-    pub(super) shown: Arc<Reconciliation>,
+    pub(super) instruments: Instruments,
     pub(super) jitter: Jitter,
     pub(super) interval: Duration,
 }
 
 impl Reconciler {
     pub(super) async fn run(self) {
-        self.shown.every(self.interval);
+        self.instruments.comparison_interval(self.interval);
         let mut differed = false;
         let mut alone = false;
         loop {
@@ -77,8 +76,8 @@ impl Reconciler {
     /// Shows and logs what this instance compared; the time until the next comparison.
     fn compared(&self, it: &Comparison, differed: &mut bool, elapsed: Duration) -> Duration {
         let pause = pause(self.interval, elapsed, None);
-        self.shown.compared(it.drift_votes, it.drift_laws, Duration::ZERO);
-        self.shown.every(pause);
+        self.instruments.compared(it.drift_votes, it.drift_laws, Duration::ZERO);
+        self.instruments.comparison_interval(pause);
         tell(it, *differed, elapsed);
         *differed = !it.agrees();
         pause
@@ -86,8 +85,8 @@ impl Reconciler {
 
     /// Shows what another instance compared, or this one earlier.
     fn show(&self, last: &Shared, differed: &mut bool) {
-        self.shown.compared(last.drift_votes, last.drift_laws, last.age);
-        self.shown.every(last.interval(self.interval));
+        self.instruments.compared(last.drift_votes, last.drift_laws, last.age);
+        self.instruments.comparison_interval(last.interval(self.interval));
         *differed = last.drift_laws > 0;
     }
 }

@@ -26,7 +26,7 @@ async fn a_task_that_ends_ends_the_service_with_an_error_that_names_it() {
     ];
     for (name, task) in tasks {
         let stop = CancellationToken::new();
-        let ended = run_with(&config, None, &stop, vec![(name, task)]).await;
+        let ended = run(&config, None, &stop, vec![(name, task)]).await;
         let error = ended.expect_err("the task ended");
         let ServiceError::TaskEnded(TaskEnded { name: named, .. }) = &error else {
             panic!("{error:?}");
@@ -41,7 +41,7 @@ async fn a_task_that_ends_ends_the_service_with_an_error_that_names_it() {
 async fn a_stop_with_every_task_alive_is_no_error() {
     let (config, stop) = (without_servers(), CancellationToken::new());
     let tasks: Vec<NamedTask> = vec![("endless", std::future::pending().boxed())];
-    let running = run_with(&config, None, &stop, tasks);
+    let running = run(&config, None, &stop, tasks);
     let stopping = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         stop.cancel();

@@ -1,11 +1,10 @@
 //! Looks acknowledged votes up in the audit: a failover or a restore may have lost their commits
 //! (semantics, section 10).
 
+use sqlx::Connection;
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection, Row};
 
 use super::PgStore;
-use super::transaction::fault;
 use crate::ports::Fault;
 
 const LOOK_UP: &str = include_str!("acknowledged.sql");
@@ -59,16 +58,14 @@ impl PgStore {
     ) -> Result<Option<LookUp>, Fault> {
         self.read(async move |connection: &mut PgConnection| {
             // Not kept prepared: a plan made while the tables were empty would read all of them.
-            let query = |sql: &'static str| sqlx::query(sql).persistent(false);
-            let row = query(LOOK_UP).bind(hashes).fetch_optional(&mut *connection).await;
-            let Some(row) = row.map_err(|error| fault(&error))? else { return Ok(None) };
-            let read = || Ok((row.try_get("missing")?, row.try_get("recordable")?));
-            let (missing, recordable) = read().map_err(|error| fault(&error))?;
+            let found = sqlx::query_as(LOOK_UP).persistent(false).bind(hashes);
+            let Some((missing, recordable)) = found.fetch_optional(&mut *connection).await? else {
+                return Ok(None);
+            };
             let mut alarms = None;
             if recordable {
                 let names = sqlx::query_scalar(ALARMS).persistent(false).bind(accepted);
-                let names = names.fetch_all(&mut *connection).await;
-                alarms = Some(names.map_err(|error| fault(&error))?);
+                alarms = Some(names.fetch_all(&mut *connection).await?);
             }
             // Relatives of PostgreSQL refuse this; an alarm without it is as good.
             let timeline = sqlx::query_scalar(TIMELINE).fetch_one(connection).await;
@@ -83,22 +80,19 @@ impl PgStore {
     /// [`Fault`] when the database does not take them.
     pub async fn record_lost(&self, lost: LostVotes) -> Result<(), Fault> {
         self.read(async move |connection: &mut PgConnection| {
-            let recording = async {
-                let mut transaction = connection.begin().await?;
-                sqlx::query(LOCK).execute(&mut *transaction).await?;
-                let [before, after] = lost.timelines;
-                sqlx::query(RECORD)
-                    .persistent(false)
-                    .bind(lost.hashes)
-                    .bind(lost.alarm)
-                    .bind(lost.accepted)
-                    .bind(before)
-                    .bind(after)
-                    .execute(&mut *transaction)
-                    .await?;
-                transaction.commit().await
-            };
-            recording.await.map_err(|error: sqlx::Error| fault(&error))
+            let mut transaction = connection.begin().await?;
+            sqlx::query(LOCK).execute(&mut *transaction).await?;
+            let [before, after] = lost.timelines;
+            sqlx::query(RECORD)
+                .persistent(false)
+                .bind(lost.hashes)
+                .bind(lost.alarm)
+                .bind(lost.accepted)
+                .bind(before)
+                .bind(after)
+                .execute(&mut *transaction)
+                .await?;
+            Ok(transaction.commit().await?)
         })
         .await
     }

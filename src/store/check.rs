@@ -14,12 +14,12 @@ use tokio::time::Instant;
 use self::blockers::blockers;
 use self::migrations::{Rehearsal, finding, misfits, rehearse};
 use self::server::{Server, findings};
-use super::connection::{Address, describe, options, with_session_limits};
+use super::connection::{Address, options, with_session_limits};
 use super::durability::{Risk, risks, standbys};
+use super::error::{StartError, describe};
 use super::migrate::{Examined, ForeignObject, SchemaState, Surroundings, examine};
 use super::misfits::Misfits;
-use super::start::{Attempt, StartError, fits, gone, not_connected};
-use super::transaction::fault;
+use super::start::fits;
 use super::{transaction, within};
 use crate::check::{Finding, Report, Severity};
 use crate::config::{Config, keys};
@@ -40,40 +40,29 @@ pub async fn check(config: &Config, limit: Duration) -> Report {
     report.looked_at(format!("PostgreSQL, {}", describe(&config.postgres)));
     let deadline = config.postgres.transaction_deadline() + 4 * limit;
     let looked = within(deadline, look(config, limit, &mut report)).await;
-    report.findings.extend(looked.err().map(|Refused(attempt)| refusal(config, attempt)));
+    report.findings.extend(looked.err().map(|error| refusal(config, error)));
     report
 }
 
-/// What kept us from looking further.
-struct Refused(Attempt);
-
-impl From<Fault> for Refused {
-    fn from(fault: Fault) -> Self {
-        Self(Attempt::Wait(fault))
-    }
-}
-
-async fn look(config: &Config, limit: Duration, report: &mut Report) -> Result<(), Refused> {
+async fn look(config: &Config, limit: Duration, report: &mut Report) -> Result<(), StartError> {
     let limited = with_session_limits(options(&config.postgres), config.postgres.statement_timeout);
     let address = Address::new(&config.postgres, limited).session("vote-aggregator check", []);
-    let connected = address.connect().await;
-    let mut connection = connected.map_err(|not| Refused(not_connected(config, not)))?;
-    let asked = |fault: Fault| Refused(gone(config, fault));
+    let mut connection = address.connect().await?;
 
-    let server = Server::ask(&mut connection).await.map_err(asked)?;
+    let server = Server::ask(&mut connection).await?;
     report.findings.extend(findings(config, &server));
-    let risks = risks(&mut connection).await.map_err(asked)?;
+    let risks = risks(&mut connection).await?;
     report.findings.extend(risks.iter().map(|risk| lossy_finding(config, risk)));
-    let standbys = standbys(&mut connection).await.map_err(asked)?;
+    let standbys = standbys(&mut connection).await?;
     report.findings.extend(standby_finding(config, standbys));
-    report.findings.extend(clock(&mut connection).await.map_err(asked)?);
+    report.findings.extend(clock(&mut connection).await?);
 
     report.looked_at("sessions that hold locks on the tables");
-    report.findings.extend(blockers(&mut connection, config, standbys).await.map_err(asked)?);
+    report.findings.extend(blockers(&mut connection, config, standbys).await?);
 
     report.looked_at("the schema");
     let examined = examine(&mut connection, config.postgres.migrate_on_start).await;
-    let Examined { surroundings, state } = examined.map_err(|error| asked(fault(&error)))?;
+    let Examined { surroundings, state } = examined?;
     let foreign = |object| foreign_finding(config, &surroundings, object);
     report.findings.extend(surroundings.foreign.iter().map(foreign));
     // Reading the schema could run another role's code.
@@ -84,7 +73,7 @@ async fn look(config: &Config, limit: Duration, report: &mut Report) -> Result<(
     if let SchemaState::Newer(versions) = &state {
         report.findings.push(newer_finding(config, versions));
     }
-    let found = Misfits::of(&mut connection).await.map_err(asked)?;
+    let found = Misfits::of(&mut connection).await?;
     report.findings.extend(
         found
             .zones()
@@ -95,7 +84,7 @@ async fn look(config: &Config, limit: Duration, report: &mut Report) -> Result<(
         if !server.read_only {
             report.looked_at("a batch, counted and rolled back");
             let rehearsed = transaction::rehearse(&mut connection).await;
-            fits(config, rehearsed).map_err(Refused)?;
+            fits(config, rehearsed)?;
         }
     } else {
         let rehearsal = match &state {
@@ -116,9 +105,9 @@ async fn look(config: &Config, limit: Duration, report: &mut Report) -> Result<(
 }
 
 /// What a start would end with, or wait for.
-fn refusal(config: &Config, attempt: Attempt) -> Finding {
-    let (key, meaning, remedy) = match attempt {
-        Attempt::Wait(fault) => {
+fn refusal(config: &Config, error: StartError) -> Finding {
+    let (key, meaning, remedy) = match error.classified(config) {
+        StartError::Unavailable(fault) => {
             // With a code it is there, and something on it, or in front of it, is in the way.
             let remedy = match fault.sqlstate.as_deref() {
                 Some("25006" | "08P01" | "26000" | "42P05") => {
@@ -140,33 +129,31 @@ fn refusal(config: &Config, attempt: Attempt) -> Finding {
             let meaning = format!("PostgreSQL does not answer as it should: {fault}");
             (&keys::POSTGRES_HOST, meaning, remedy.to_owned())
         }
-        Attempt::Fatal(StartError::Credentials { fault, place, advice }) => {
+        StartError::Credentials { fault, place, advice } => {
             (&keys::POSTGRES_USER, format!("PostgreSQL refuses us: {fault}; {place}"), advice)
         }
-        Attempt::Fatal(StartError::NoDatabase { fault, place }) => (
+        StartError::NoDatabase { fault, place } => (
             &keys::POSTGRES_DB,
             format!("PostgreSQL has no such database: {fault}; {place}"),
             "create it (createdb), or set POSTGRES_DB".to_owned(),
         ),
-        Attempt::Fatal(error @ (StartError::Certificate(_) | StartError::Tls(_))) => (
+        error @ (StartError::Certificate(_) | StartError::Tls(_)) => (
             &keys::POSTGRES_SSLMODE,
             error.to_string(),
             "mend the settings or the certificate that it names; the service would not start"
                 .to_owned(),
         ),
-        Attempt::Fatal(error @ StartError::Settings(_)) => (
+        error @ StartError::Settings(_) => (
             &keys::POSTGRES_PASSWORD,
             error.to_string(),
             "change what it names; the service would not start".to_owned(),
         ),
-        Attempt::Fatal(StartError::Schema { reason, place }) => (
+        StartError::Schema { reason, place } => (
             &keys::POSTGRES_DB,
             format!("the schema does not fit: {reason}; {place}"),
             "have the owner of the tables mend them; the service would not start".to_owned(),
         ),
-        Attempt::Fatal(error) => {
-            (&keys::POSTGRES_DB, error.to_string(), "see the server's log".to_owned())
-        }
+        error => (&keys::POSTGRES_DB, error.to_string(), "see the server's log".to_owned()),
     };
     Finding::of_setting(Error, config, key, meaning, remedy)
 }
@@ -258,7 +245,7 @@ fn database(config: &Config) -> String {
 async fn clock(connection: &mut PgConnection) -> Result<Option<Finding>, Fault> {
     let ask = async |connection: &mut PgConnection| {
         let asked = sqlx::query_scalar::<_, OffsetDateTime>("SELECT clock_timestamp()");
-        asked.fetch_one(connection).await.map_err(|error| fault(&error))
+        asked.fetch_one(connection).await
     };
     // Prepares the statement, so that the next one is a single round trip.
     ask(connection).await?;

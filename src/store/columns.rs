@@ -10,9 +10,9 @@ use sqlx::{Postgres, types::time::OffsetDateTime};
 
 use crate::vote::Vote;
 
-/// The distinct votes of a batch in vote_hash order; among equals of a hash, the first delivery
+/// A deduplicated batch: its distinct votes in vote_hash order; among equals of a hash, the first delivery
 /// comes first.
-pub struct Distinct<'a> {
+pub struct DedupedBatch<'a> {
     votes: Vec<Entry<'a>>,
     /// Deliveries in the batch, repeats included.
     pub(super) deliveries: u64,
@@ -26,7 +26,7 @@ struct Entry<'a> {
     deliveries: u64,
 }
 
-impl<'a> Distinct<'a> {
+impl<'a> DedupedBatch<'a> {
     /// Of a batch in order of arrival.
     pub fn of(votes: &'a [Vote]) -> Self {
         let mut sorted: Vec<&Vote> = votes.iter().collect();
@@ -53,7 +53,7 @@ impl<'a> Distinct<'a> {
         Self { votes: distinct, deliveries: votes.len() as u64 }
     }
 
-    /// Distinct votes, whatever their hash.
+    /// DedupedBatch votes, whatever their hash.
     pub(super) fn len(&self) -> usize {
         self.votes.len()
     }
@@ -153,7 +153,7 @@ mod tests {
             vote("b", "other"),
             vote("a", "one"),
         ];
-        let distinct = Distinct::of(&votes);
+        let distinct = DedupedBatch::of(&votes);
         assert_eq!((distinct.deliveries, distinct.len()), (6, 3));
 
         let firsts = distinct.firsts();
@@ -169,7 +169,7 @@ mod tests {
     fn one_hash_with_many_contents_is_deduplicated_in_time() {
         let votes: Vec<Vote> =
             (0..65_535).map(|n| vote("a", &format!("citizen-{}", n % 40_000))).collect();
-        let distinct = Distinct::of(&votes);
+        let distinct = DedupedBatch::of(&votes);
         assert_eq!((distinct.deliveries, distinct.len()), (65_535, 40_000));
         assert_eq!(distinct.firsts().citizen_id, ["citizen-0"]);
         assert_eq!([1, 40_000].map(|at| distinct.deliveries_at(at)), [2, 1]);
@@ -178,6 +178,6 @@ mod tests {
     #[test]
     fn hashes_are_ordered_by_bytes_like_the_index() {
         let votes = ["b", "B", "a", "~", "!"].map(|hash| vote(hash, "c"));
-        assert_eq!(Distinct::of(&votes).firsts().vote_hash, ["!", "B", "a", "b", "~"]);
+        assert_eq!(DedupedBatch::of(&votes).firsts().vote_hash, ["!", "B", "a", "b", "~"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Connections: their settings, the pool, and which of them are no longer trusted.
+//! Connections: their settings, the pool and its generations.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,13 +10,11 @@ use sqlx::{ConnectOptions, Connection, Error, Postgres, pool::PoolConnection};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::transaction::fault;
+use super::CONNECT_TIMEOUT;
+use super::error::{StartError, describe};
 use crate::config::{self, Password};
 use crate::ports::{Class, Fault};
 use crate::tls::{Side, Trouble, Variables, Verdict};
-
-/// Longest wait for a connection: to open one, or to get one from the pool.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The server ends a transaction whose client has gone quiet, and with it the zombie's locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -82,7 +80,7 @@ pub(super) fn with_session_limits(
 pub(super) fn pool(
     config: &config::Postgres,
     options: PgConnectOptions,
-    distrust: Arc<Distrust>,
+    generation: Arc<Generation>,
     connected: Arc<Notify>,
 ) -> PgPool {
     PgPoolOptions::new()
@@ -96,12 +94,12 @@ pub(super) fn pool(
         // A round trip for each batch otherwise; `before_acquire` asks where there is a doubt.
         .test_before_acquire(false)
         .before_acquire(move |connection, meta| {
-            let distrusted = distrust.covers(meta.age);
+            let stale = generation.is_over_for(meta.age);
             Box::pin(async move {
-                if !distrusted && meta.idle_for > IDLE_BEFORE_PING {
+                if !stale && meta.idle_for > IDLE_BEFORE_PING {
                     connection.ping().await?;
                 }
-                Ok(!distrusted)
+                Ok(!stale)
             })
         })
         .connect_lazy_with(options)
@@ -115,31 +113,6 @@ pub(super) struct Address {
     place: String,
     ssl_mode: config::SslMode,
     side: Side,
-}
-
-/// Why there is no connection.
-pub(super) struct NotConnected {
-    pub(super) fault: Fault,
-    /// Set when it is not the server's own answer.
-    pub(super) blame: Option<Blame>,
-}
-
-pub(super) enum Blame {
-    Tls(Verdict),
-    /// The driver can't use the settings.
-    Settings,
-}
-
-impl From<Fault> for NotConnected {
-    fn from(fault: Fault) -> Self {
-        Self { fault, blame: None }
-    }
-}
-
-impl From<NotConnected> for Fault {
-    fn from(not: NotConnected) -> Self {
-        not.fault
-    }
 }
 
 impl Address {
@@ -187,7 +160,7 @@ impl Address {
     }
 
     /// A connection, opened within [`CONNECT_TIMEOUT`].
-    pub(super) async fn connect(&self) -> Result<PgConnection, NotConnected> {
+    pub(super) async fn connect(&self) -> Result<PgConnection, StartError> {
         let options = with_password(self.options.clone(), self.password.as_ref());
         let error = match timeout(CONNECT_TIMEOUT, options.connect()).await {
             Ok(Ok(connection)) => return Ok(connection),
@@ -197,16 +170,13 @@ impl Address {
                 return Err(Fault { class: Class::Reconnect, sqlstate: None, message }.into());
             }
         };
-        let fault = fault(&error);
+        let fault = Fault::from(&error);
         if fault.sqlstate.is_some() {
             return Err(fault.into());
         }
         if let Error::Configuration(cause) = &error {
             let message = format!("{}; {}", self.unusable(&**cause), self.place);
-            return Err(NotConnected {
-                fault: Fault { message, ..fault },
-                blame: Some(Blame::Settings),
-            });
+            return Err(StartError::Settings(Fault { message, ..fault }));
         }
         let trouble = self.trouble(&error);
         let message = match (&trouble, &error) {
@@ -218,8 +188,13 @@ impl Address {
             ),
             (None, _) => format!("{}; {}", fault.message, self.place),
         };
-        let blame = trouble.map(|trouble| Blame::Tls(trouble.verdict));
-        Err(NotConnected { fault: Fault { message, ..fault }, blame })
+        let fault = Fault { message, ..fault };
+        Err(match trouble.map(|trouble| trouble.verdict) {
+            Some(Verdict::Mismatch) => StartError::Tls(fault),
+            Some(Verdict::Refused) => StartError::Certificate(fault),
+            // A server whose certificate is renewed is one that comes back.
+            Some(Verdict::OutOfDate) | None => StartError::Unavailable(fault),
+        })
     }
 
     /// What keeps the driver from even trying: a login that SASLprep refuses, or the files of our
@@ -254,25 +229,21 @@ impl Address {
     }
 }
 
-/// Where and as whom we connect, for messages: never the password.
-pub(super) fn describe(config: &config::Postgres) -> String {
-    let config::Postgres { host, port, database, user, .. } = config;
-    format!("database {database:?} on {host}:{port} as user {user:?}")
-}
-
-/// Connections opened before a moment are not used again: a server that restarted leaves a pool of
-/// dead ones, and each would cost a batch one of its few tries.
+/// The pool's generation: connections opened before it began are not used again. A server that
+/// restarted leaves a pool of dead ones, and each would cost a batch one of its few tries.
 #[derive(Debug, Default)]
-pub(super) struct Distrust(Mutex<Option<Instant>>);
+pub(super) struct Generation(Mutex<Option<Instant>>);
 
-impl Distrust {
-    pub(super) fn all_until_now(&self) {
+impl Generation {
+    /// Begins a new generation.
+    pub(super) fn invalidate(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    fn covers(&self, age: Duration) -> bool {
-        let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| until.elapsed() <= age)
+    /// Whether a connection of this age was opened before the generation began.
+    fn is_over_for(&self, age: Duration) -> bool {
+        let began = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        began.is_some_and(|began| began.elapsed() <= age)
     }
 }
 
@@ -282,10 +253,7 @@ pub(super) struct Lease(Option<PoolConnection<Postgres>>);
 
 impl Lease {
     pub(super) async fn from(pool: &PgPool) -> Result<Self, Fault> {
-        match pool.acquire().await {
-            Ok(connection) => Ok(Self(Some(connection))),
-            Err(error) => Err(fault(&error)),
-        }
+        Ok(Self(Some(pool.acquire().await?)))
     }
 
     /// Back to the pool: the connection is outside any transaction.
@@ -325,7 +293,7 @@ mod tests {
     #[test]
     fn what_the_driver_says_of_a_password_is_not_repeated() {
         let words = "Failed to saslprep password: Error(ProhibitedCharacter('\u{1f5f3}'))";
-        let told = fault(&Error::Configuration(words.into()));
+        let told = Fault::from(Error::Configuration(words.into()));
         assert!(!told.message.contains("Prohibited"), "{told}");
 
         let sources = crate::config::Sources::default();
@@ -336,12 +304,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn distrust_covers_what_was_opened_before_and_nothing_after() {
-        let distrust = Distrust::default();
-        assert!(!distrust.covers(Duration::from_secs(3600)), "nothing happened yet");
-        distrust.all_until_now();
+    async fn a_generation_is_over_for_what_was_opened_before_and_nothing_after() {
+        let generation = Generation::default();
+        assert!(!generation.is_over_for(Duration::from_secs(3600)), "nothing happened yet");
+        generation.invalidate();
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert!(distrust.covers(Duration::from_secs(6)));
-        assert!(!distrust.covers(Duration::from_secs(4)));
+        assert!(generation.is_over_for(Duration::from_secs(6)));
+        assert!(!generation.is_over_for(Duration::from_secs(4)));
     }
 }

@@ -4,7 +4,6 @@ mod apply;
 mod foreign;
 mod read;
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use sqlx::migrate::{Migration, Migrator};
@@ -77,11 +76,7 @@ fn compare(applied: &[(i64, Vec<u8>)], needs: Option<(i64, i64)>) -> SchemaState
 
 /// The statement that records an applied migration.
 fn insert_version(migration: &Migration, took: Duration) -> String {
-    let checksum: String = migration.checksum.iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _infallible = write!(hex, "{byte:02x}");
-        hex
-    });
+    let checksum: String = migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
     format!(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)\n\
          VALUES ({}, '{}', true, '\\x{checksum}', {})",

@@ -1,9 +1,8 @@
 //! Tables in place that are not as the statements need them.
 
-use sqlx::Row;
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::PgConnection;
+use sqlx::{Row, raw_sql};
 
-use super::transaction::fault;
 use crate::ports::Fault;
 
 const MISFITS: &str = include_str!("misfits.sql");
@@ -23,28 +22,19 @@ pub(super) struct Misfits {
 impl Misfits {
     /// Reads the catalogue; tables that do not exist have no misfits.
     pub(super) async fn of(connection: &mut PgConnection) -> Result<Self, Fault> {
-        let rows =
-            sqlx::raw_sql(MISFITS).fetch_all(connection).await.map_err(|error| fault(&error))?;
         let mut misfits = Self::default();
-        for row in &rows {
-            misfits.take(row).map_err(|error| fault(&error))?;
+        for row in raw_sql(MISFITS).fetch_all(connection).await? {
+            let place: String = row.try_get("place")?;
+            let problem: String = row.try_get("problem")?;
+            match row.try_get("zone")? {
+                Some(zone) => {
+                    misfits.zone = zone;
+                    misfits.zoneless.push(place);
+                }
+                None => misfits.unusable.push(format!("{place} {problem}")),
+            }
         }
         Ok(misfits)
-    }
-
-    fn take(&mut self, row: &PgRow) -> Result<(), sqlx::Error> {
-        let place: String = row.try_get("place")?;
-        match row.try_get("zone")? {
-            Some(zone) => {
-                self.zone = zone;
-                self.zoneless.push(place);
-            }
-            None => {
-                let problem: String = row.try_get("problem")?;
-                self.unusable.push(format!("{place} {problem}"));
-            }
-        }
-        Ok(())
     }
 
     /// What zoneless columns mean, and what to do; `None` where there are none.

@@ -7,17 +7,19 @@
 use std::time::Duration;
 
 use sqlx::postgres::types::PgInterval;
-use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query;
-use sqlx::{Connection, Error, Postgres, Row};
+use sqlx::{Connection, Error, Postgres};
 
-use super::recount::{CLIENT_CHECK, Comparison, DEADLINE, STATEMENT_TIMEOUT, compare};
-use super::transaction::fault;
+use super::recount::{Comparison, DEADLINE, STATEMENT_TIMEOUT, compare};
 use super::{PgStore, within};
 use crate::ports::Fault;
 
 /// The key of the advisory lock on comparing, drawn at random so that no other program uses it.
 const LOCK: i64 = 0x3B1F_9A6C_D2E4_7058;
+
+/// How soon the server may find out that its client is gone.
+const CLIENT_CHECK: Duration = Duration::from_secs(2);
 
 /// A comparison is at least this many times as old as it took before the next one: on a table of
 /// any size, comparing takes at most a twentieth of one connection's time.
@@ -62,6 +64,10 @@ impl Shared {
     pub fn interval(&self, interval: Duration) -> Duration {
         interval.max(self.duration.saturating_mul(PAUSES))
     }
+
+    fn is_recent(&self, interval: Duration) -> bool {
+        self.age < self.interval(interval)
+    }
 }
 
 /// What came of asking for a comparison.
@@ -78,25 +84,55 @@ pub enum Reconciled {
 }
 
 impl PgStore {
-    /// Compares the totals of all laws with the audit, as [`PgStore::compare`] does, unless the last
-    /// comparison by any instance is younger than `interval` or another instance compares now.
+    /// Compares the totals of all laws with the audit, unless the last comparison by any instance is
+    /// younger than `interval` or another instance compares now. Keeps at most `keep` of the laws that
+    /// differ.
     ///
     /// # Errors
     /// [`Fault`] when the database does not answer, or not within ten minutes.
     pub async fn reconcile(&self, interval: Duration, keep: usize) -> Result<Reconciled, Fault> {
+        self.comparing(async |connection: &mut PgConnection| {
+            reconcile(connection, interval, keep).await
+        })
+        .await
+    }
+
+    /// Compares the totals of all laws with the audit and keeps at most `keep` of those that differ.
+    ///
+    /// # Errors
+    /// As [`PgStore::reconcile`].
+    pub async fn compare(&self, keep: usize) -> Result<Comparison, Fault> {
+        self.comparing(async |connection: &mut PgConnection| compare(connection, keep).await).await
+    }
+
+    /// Does `work` in one transaction on a connection of its own, which takes one core at most; dropped
+    /// half-way, it is closed.
+    async fn comparing<R>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<R, Error>,
+    ) -> Result<R, Fault> {
         let address = self.address.session("vote-aggregator reconciler", []);
-        let shared = within(DEADLINE, async {
+        within(DEADLINE, async {
             let mut connection = address.connect().await?;
-            let shared = in_transaction(&mut connection, interval, keep).await;
-            let shared = shared.map_err(|error| fault(&error))?;
+            let mut transaction = connection.begin().await?;
+            for (setting, value) in [
+                ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
+                // Counting has the other cores.
+                ("max_parallel_workers_per_gather", "0".to_owned()),
+                // A statement of minutes does not outlive this client; servers before 14 lack it.
+                ("client_connection_check_interval", CLIENT_CHECK.as_millis().to_string()),
+            ] {
+                let set =
+                    query("SELECT set_config(name, $2, true) FROM pg_settings WHERE name = $1");
+                set.bind(setting).bind(value).execute(&mut *transaction).await?;
+            }
+            let done = work(&mut transaction).await?;
+            transaction.commit().await?;
             // The answer is here, whether or not the server hears of the end.
             connection.close().await.ok();
-            Ok::<_, Fault>(shared)
-        });
-        match shared.await? {
-            Some(reconciled) => Ok(reconciled),
-            None => self.compare(keep).await.map(Reconciled::Alone),
-        }
+            Ok::<_, Fault>(done)
+        })
+        .await
     }
 }
 
@@ -106,48 +142,33 @@ fn query(sql: &'static str) -> Query<'static, Postgres, PgArguments> {
     sqlx::query(sql).persistent(false)
 }
 
-/// `None` when the table cannot be used. An error leaves the transaction open: the connection is
-/// closed then.
-async fn in_transaction(
+/// In the transaction that is open.
+async fn reconcile(
     connection: &mut PgConnection,
     interval: Duration,
     keep: usize,
-) -> Result<Option<Reconciled>, Error> {
-    let mut transaction = connection.begin().await?;
-    for (setting, value) in [
-        ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
-        // Counting has the other cores.
-        ("max_parallel_workers_per_gather", "0".to_owned()),
-        // A statement of minutes does not outlive this client; servers before 14 lack it.
-        ("client_connection_check_interval", CLIENT_CHECK.as_millis().to_string()),
-    ] {
-        let set = query("SELECT set_config(name, $2, true) FROM pg_settings WHERE name = $1");
-        set.bind(setting).bind(value).execute(&mut *transaction).await?;
+) -> Result<Reconciled, Error> {
+    let usable = sqlx::query_scalar(PRIVILEGES).persistent(false);
+    if !usable.fetch_one(&mut *connection).await? {
+        return compare(connection, keep).await.map(Reconciled::Alone);
     }
-    let usable = query(PRIVILEGES).fetch_one(&mut *transaction).await?;
-    if !usable.try_get::<bool, _>(0)? {
-        transaction.rollback().await?;
-        return Ok(None);
-    }
-    let lock = query("SELECT pg_try_advisory_xact_lock($1)").bind(LOCK);
-    let locked: bool = lock.fetch_one(&mut *transaction).await?.try_get(0)?;
+    let lock = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").persistent(false);
+    let locked: bool = lock.bind(LOCK).fetch_one(&mut *connection).await?;
     // After the lock: a comparison that ended before it is seen.
-    let last = query(LAST).fetch_optional(&mut *transaction).await?;
-    // A time in the future says nothing about when that comparison was.
-    let ahead = last.as_ref().map_or(Ok(false), |row| row.try_get::<bool, _>("ahead"))?;
-    let last = last.as_ref().map(shared).transpose()?;
-    let reconciled = match last {
-        last if !locked => Reconciled::Busy(last),
-        Some(last) if !ahead && last.age < last.interval(interval) => Reconciled::Recent(last),
+    let last = sqlx::query_as(LAST).persistent(false).fetch_optional(&mut *connection).await?;
+    match last {
+        last if !locked => Ok(Reconciled::Busy(last.map(shared))),
+        // A time in the future says nothing about when that comparison was.
+        Some(last) if !last.1 && shared(last).is_recent(interval) => {
+            Ok(Reconciled::Recent(shared(last)))
+        }
         _ => {
             let began = tokio::time::Instant::now();
-            let comparison = compare(&mut transaction, keep).await?;
-            share(&mut transaction, &comparison, began.elapsed()).await?;
-            Reconciled::Compared(comparison)
+            let comparison = compare(connection, keep).await?;
+            share(connection, &comparison, began.elapsed()).await?;
+            Ok(Reconciled::Compared(comparison))
         }
-    };
-    transaction.commit().await?;
-    Ok(Some(reconciled))
+    }
 }
 
 async fn share(
@@ -165,19 +186,18 @@ async fn share(
     Ok(())
 }
 
-fn shared(row: &PgRow) -> Result<Shared, Error> {
-    let number =
-        |name| row.try_get::<i64, _>(name).map(|number| u64::try_from(number).unwrap_or(0));
-    let seconds = |name| {
-        let seconds = row.try_get::<f64, _>(name)?;
-        Ok::<_, Error>(Duration::try_from_secs_f64(seconds).unwrap_or_default())
-    };
-    Ok(Shared {
-        age: seconds("age")?,
-        duration: seconds("duration")?,
-        laws: number("laws")?,
-        votes: number("votes")?,
-        drift_laws: number("drift_laws")?,
-        drift_votes: number("drift_votes")?,
-    })
+/// A row of [`LAST`].
+type Last = (f64, bool, f64, i64, i64, i64, i64);
+
+fn shared((age, _, duration, laws, votes, drift_laws, drift_votes): Last) -> Shared {
+    let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    let number = |number| u64::try_from(number).unwrap_or(0);
+    Shared {
+        age: seconds(age),
+        duration: seconds(duration),
+        laws: number(laws),
+        votes: number(votes),
+        drift_laws: number(drift_laws),
+        drift_votes: number(drift_votes),
+    }
 }

@@ -4,12 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Connection, Error, Row};
-
-use super::transaction::fault;
-use super::{PgStore, within};
-use crate::ports::Fault;
+use sqlx::Error;
+use sqlx::postgres::PgConnection;
 
 const RECOUNT: &str = include_str!("recount.sql");
 
@@ -17,8 +13,6 @@ const RECOUNT: &str = include_str!("recount.sql");
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
 /// The server has given up by then, or is not there any more.
 pub(super) const DEADLINE: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(20));
-/// How soon the server may find out that nobody waits for its answer any more.
-pub(super) const CLIENT_CHECK: Duration = Duration::from_secs(2);
 
 /// One law's counts, `[oui, non]` each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,66 +79,18 @@ impl Comparison {
     }
 }
 
-impl PgStore {
-    /// Compares the totals of all laws with the audit and keeps at most `keep` of those that
-    /// differ. Reads all of vote_audit, on a connection of its own that takes one core at most,
-    /// writes nothing, and is closed before this returns; dropped half-way, it is closed as well.
-    ///
-    /// # Errors
-    /// [`Fault`] when the database does not answer, or not within ten minutes.
-    pub async fn compare(&self, keep: usize) -> Result<Comparison, Fault> {
-        let address = self.address.session(
-            "vote-aggregator reconciler",
-            [
-                ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
-                ("default_transaction_read_only", "on".to_owned()),
-                // Counting has the other cores.
-                ("max_parallel_workers_per_gather", "0".to_owned()),
-            ],
-        );
-        within(DEADLINE, async {
-            let mut connection = address.connect().await?;
-            end_with_us(&mut connection).await;
-            let compared = compare(&mut connection, keep).await.map_err(|error| fault(&error))?;
-            // What was asked for is here, whether or not the server hears of the end.
-            connection.close().await.ok();
-            Ok(compared)
-        })
-        .await
-    }
-}
-
-/// Has the server look now and then whether this client is still there, so that a statement of
-/// minutes does not outlive it. Servers before PostgreSQL 14 can't.
-async fn end_with_us(connection: &mut PgConnection) {
-    let set = sqlx::query(
-        "SELECT set_config(name, $1, false) FROM pg_settings \
-         WHERE name = 'client_connection_check_interval'",
-    )
-    .bind(CLIENT_CHECK.as_millis().to_string());
-    if let Err(error) = set.execute(connection).await {
-        tracing::debug!("the server will not look whether we wait: {}", fault(&error));
-    }
-}
-
+/// Compares all laws in one statement; keeps at most `keep` of those that differ.
 pub(super) async fn compare(
     connection: &mut PgConnection,
     keep: usize,
 ) -> Result<Comparison, Error> {
     let mut comparison = Comparison::default();
-    let mut laws = sqlx::query(RECOUNT).persistent(false).fetch(connection);
-    while let Some(row) = laws.try_next().await? {
-        comparison.add(law_counts(&row)?, keep);
+    let mut laws = sqlx::query_as(RECOUNT).persistent(false).fetch(connection);
+    while let Some((law_id, audit_oui, audit_non, oui, non)) = laws.try_next().await? {
+        let law = LawCounts { law_id, audit: [audit_oui, audit_non], results: [oui, non] };
+        comparison.add(law, keep);
     }
     Ok(comparison)
-}
-
-fn law_counts(row: &PgRow) -> Result<LawCounts, Error> {
-    Ok(LawCounts {
-        law_id: row.try_get("law_id")?,
-        audit: [row.try_get("audit_oui")?, row.try_get("audit_non")?],
-        results: [row.try_get("results_oui")?, row.try_get("results_non")?],
-    })
 }
 
 #[cfg(test)]

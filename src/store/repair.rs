@@ -3,19 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Connection, Error, Executor, Row};
-use tokio_util::sync::CancellationToken;
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Error, Executor};
 
 use super::connection::{Address, options, with_session_limits};
+use super::error::{StartError, failed};
 use super::recount::{Comparison, DEADLINE, LawCounts, STATEMENT_TIMEOUT};
-use super::start::{Attempt, Patience, StartError, failed, not_connected, wait};
-use super::transaction::fault;
+use super::start::{Patience, retry};
 use super::within;
 use crate::config::Config;
 use crate::ports::Fault;
-use crate::retry::Jitter;
-use crate::telemetry::Health;
 
 const PART: &str = include_str!("recount_part.sql");
 const CORRECT: &str = include_str!("correct.sql");
@@ -36,19 +33,17 @@ pub struct Progress {
 }
 
 /// Recounts the audit and compares it with the totals, all in one snapshot, part by part with
-/// `progress` after each. Waits for the database as long as `patience` lasts; `None` when `stop` came first. SELECT on both
-/// tables is enough, and so is a standby.
+/// `progress` after each. Waits for the database as long as `patience` lasts. SELECT on both tables is
+/// enough, and so is a standby.
 ///
 /// # Errors
 /// [`StartError`]: what waiting does not mend.
 pub async fn recount(
     config: &Config,
-    jitter: &Jitter,
     patience: Patience,
-    stop: &CancellationToken,
     progress: impl Fn(Progress),
-) -> Result<Option<Comparison>, StartError> {
-    wait(config, jitter, &Health::default(), Some(patience), stop, async || {
+) -> Result<Comparison, StartError> {
+    retry(config, patience, async || {
         let mut connection = open(config).await?;
         let compared = async {
             // Before the snapshot: a table that is rewritten in between would look empty to it.
@@ -89,15 +84,13 @@ pub struct Correction {
 /// [`StartError`]: what waiting does not mend.
 pub async fn correct(
     config: &Config,
-    jitter: &Jitter,
     patience: Patience,
-    stop: &CancellationToken,
     reason: Option<&str>,
     progress: impl Fn(Progress),
-) -> Result<Option<Correction>, StartError> {
+) -> Result<Correction, StartError> {
     // The rows of an attempt whose outcome is unknown, and the totals before it.
     let unknown: Mutex<Option<(Vec<i64>, Comparison)>> = Mutex::default();
-    wait(config, jitter, &Health::default(), Some(patience), stop, async || {
+    retry(config, patience, async || {
         let mut connection = open(config).await?;
         let corrected = async {
             // A missing table or grant shows before anybody is held up.
@@ -140,10 +133,10 @@ async fn recorded(connection: &mut PgConnection, rows: &[i64]) -> Result<bool, F
 }
 
 /// A connection for one transaction, which ends with it however that ends.
-async fn open(config: &Config) -> Result<PgConnection, Attempt> {
+async fn open(config: &Config) -> Result<PgConnection, StartError> {
     let limited = with_session_limits(options(&config.postgres), STATEMENT_TIMEOUT);
     let named = Address::new(&config.postgres, limited).session("vote-aggregator recount", []);
-    named.connect().await.map_err(|not| not_connected(config, not))
+    named.connect().await
 }
 
 /// Compares in the transaction that is open, whose snapshot all statements share.
@@ -152,13 +145,14 @@ async fn compare(
     progress: &impl Fn(Progress),
 ) -> Result<Comparison, Fault> {
     let mut audit = recount_audit(connection, progress).await?;
-    let totals = sqlx::query(
+    let totals = sqlx::query_as(
         "SELECT law_id, coalesce(oui_count, 0)::bigint, coalesce(non_count, 0)::bigint \
          FROM vote_results",
     );
     let mut both: BTreeMap<String, [[i64; 2]; 2]> = BTreeMap::new();
-    for (law_id, results) in laws(answered(totals.fetch_all(connection)).await?)? {
-        both.insert(law_id.clone(), [audit.remove(&law_id).unwrap_or_default(), results]);
+    for (law_id, oui, non) in answered(totals.fetch_all(connection)).await? {
+        let counted = audit.remove(&law_id).unwrap_or_default();
+        both.insert(law_id, [counted, [oui, non]]);
     }
     both.extend(audit.into_iter().map(|(law_id, counts)| (law_id, [counts, [0; 2]])));
 
@@ -185,8 +179,9 @@ async fn recount_audit(
         let next = first + PAGES;
         // To the very end, so that counting the pages right is not what being right depends on.
         let end = if next < pages { format!("({next},0)") } else { END.to_owned() };
-        let part = sqlx::query(PART).bind(format!("({first},0)")).bind(&end);
-        for (law_id, [oui, non]) in laws(answered(part.fetch_all(&mut *connection)).await?)? {
+        let part = sqlx::query_as(PART).bind(format!("({first},0)")).bind(&end);
+        for (law_id, oui, non) in answered(part.fetch_all(&mut *connection)).await? {
+            let (oui, non): (i64, i64) = (oui, non);
             votes += oui.unsigned_abs() + non.unsigned_abs();
             let counts = audit.entry(law_id).or_default();
             *counts = [counts[0] + oui, counts[1] + non];
@@ -218,16 +213,11 @@ async fn write(
     answered(correct.fetch_all(connection)).await
 }
 
-fn laws(rows: Vec<PgRow>) -> Result<Vec<(String, [i64; 2])>, Fault> {
-    let law = |row: &PgRow| Ok((row.try_get(0)?, [row.try_get(1)?, row.try_get(2)?]));
-    rows.iter().map(law).collect::<Result<_, Error>>().map_err(|error| fault(&error))
-}
-
 async fn run(connection: &mut PgConnection, commands: &'static str) -> Result<(), Fault> {
     answered(connection.execute(sqlx::raw_sql(commands))).await.map(drop)
 }
 
 /// A connection that nobody answers on any more must not be waited for.
 async fn answered<R>(work: impl Future<Output = Result<R, Error>>) -> Result<R, Fault> {
-    within(DEADLINE, async { work.await.map_err(|error| fault(&error)) }).await
+    within(DEADLINE, async { Ok(work.await?) }).await
 }

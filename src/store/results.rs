@@ -2,16 +2,13 @@
 
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Error, Row};
-use tokio_util::sync::CancellationToken;
 
 use super::connection::{Address, options, with_session_limits};
-use super::start::{Attempt, Patience, StartError, failed, not_connected, wait};
-use super::transaction::fault;
+use super::error::{StartError, failed};
+use super::start::{Patience, retry};
 use super::within;
 use crate::config::Config;
 use crate::results::{LawResult, Reading};
-use crate::retry::Jitter;
-use crate::telemetry::Health;
 
 const RESULTS: &str = include_str!("results.sql");
 
@@ -40,29 +37,30 @@ impl<'c> Results<'c> {
     /// One snapshot, in no order.
     ///
     /// # Errors
-    /// [`Attempt`]: whether waiting may help.
-    pub async fn read(&mut self) -> Result<Reading, Attempt> {
+    /// [`StartError`]: only [`StartError::Unavailable`] is worth a retry.
+    pub async fn read(&mut self) -> Result<Reading, StartError> {
         let kept = self.connection.is_some();
-        match self.read_once().await {
+        let read = match self.read_once().await {
             // It may have died long ago.
-            Err(Attempt::Wait(_)) if kept => self.read_once().await,
+            Err(StartError::Unavailable(_)) if kept => self.read_once().await,
             read => read,
-        }
+        };
+        read.map_err(|error| error.classified(self.config))
     }
 
-    async fn read_once(&mut self) -> Result<Reading, Attempt> {
+    async fn read_once(&mut self) -> Result<Reading, StartError> {
         let config = self.config;
         // An answer that does not come leaves no doubtful connection behind.
         let kept = self.connection.take();
         let reading = async {
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => self.address.connect().await.map_err(|not| not_connected(config, not))?,
+                None => self.address.connect().await?,
             };
             let reading = read(&mut connection, self.laws).await;
             let reading =
-                reading.map_err(|error| failed(config, fault(&error), "reading the results"))?;
-            Ok::<_, Attempt>((connection, reading))
+                reading.map_err(|error| failed(config, error.into(), "reading the results"))?;
+            Ok::<_, StartError>((connection, reading))
         };
         let (connection, reading) = within(config.postgres.transaction_deadline(), reading).await?;
         self.connection = Some(connection);
@@ -70,20 +68,17 @@ impl<'c> Results<'c> {
     }
 }
 
-/// Reads the results once, and waits for the database as long as `patience` lasts; `None` when `stop`
-/// came first.
+/// Reads the results once, and waits for the database as long as `patience` lasts.
 ///
 /// # Errors
 /// [`StartError`]: what waiting does not mend.
 pub async fn results(
     config: &Config,
     laws: &[String],
-    jitter: &Jitter,
     patience: Patience,
-    stop: &CancellationToken,
-) -> Result<Option<Reading>, StartError> {
+) -> Result<Reading, StartError> {
     let attempt = async || Results::new(config, laws).read().await;
-    wait(config, jitter, &Health::default(), Some(patience), stop, attempt).await
+    retry(config, patience, attempt).await
 }
 
 async fn read(connection: &mut PgConnection, laws: Option<&[String]>) -> Result<Reading, Error> {

@@ -1,10 +1,10 @@
 //! Sessions that hold locks on the service's tables, and who waits for them. Never what they ran.
 
+use std::cmp::Ordering;
 use std::fmt;
-use std::time::Duration;
 
-use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Error, Row};
+use sqlx::postgres::PgConnection;
+use sqlx::{Error, FromRow};
 
 const SESSIONS: &str = include_str!("sessions.sql");
 
@@ -12,20 +12,23 @@ const SESSIONS: &str = include_str!("sessions.sql");
 const NAMED: usize = 3;
 
 /// A session, or a prepared transaction, as far as our role may see it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, FromRow)]
 pub(super) struct Session {
     /// `None` for a prepared transaction.
     pub(super) pid: Option<i32>,
     /// The identifier of a prepared transaction.
     pub(super) gid: Option<String>,
     /// Which transaction it is in.
+    #[sqlx(rename = "virtualtransaction")]
     pub(super) transaction: String,
     pub(super) role: Option<String>,
+    #[sqlx(rename = "application_name")]
     pub(super) application: Option<String>,
     pub(super) client: Option<String>,
     pub(super) state: Option<String>,
     pub(super) wait_event: Option<String>,
-    pub(super) age: Option<Duration>,
+    /// In seconds.
+    pub(super) age: Option<f64>,
     /// Client, state, age and wait event are not shown to our role.
     pub(super) hidden: bool,
     /// Only a superuser may end it.
@@ -42,28 +45,6 @@ pub(super) struct Session {
 }
 
 impl Session {
-    fn read(row: &PgRow) -> Result<Self, Error> {
-        let age: Option<f64> = row.try_get("age")?;
-        Ok(Self {
-            pid: row.try_get("pid")?,
-            gid: row.try_get("gid")?,
-            transaction: row.try_get::<Option<_>, _>("virtualtransaction")?.unwrap_or_default(),
-            role: row.try_get("role")?,
-            application: row.try_get("application_name")?,
-            client: row.try_get("client")?,
-            state: row.try_get("state")?,
-            wait_event: row.try_get("wait_event")?,
-            age: age.and_then(|age| Duration::try_from_secs_f64(age).ok()),
-            hidden: row.try_get("hidden")?,
-            superuser: row.try_get("superuser")?,
-            holds: row.try_get("holds")?,
-            exclusive: row.try_get("exclusive")?,
-            migrates: row.try_get("migrates")?,
-            waits_for: row.try_get::<Option<_>, _>("waits_for")?.unwrap_or_default(),
-            blocks: row.try_get("blocks")?,
-        })
-    }
-
     /// Whether it is one of this service's, by its application name.
     pub(super) fn is_ours(&self) -> bool {
         self.application.as_deref().is_some_and(|name| name.starts_with("vote-aggregator"))
@@ -90,7 +71,7 @@ impl fmt::Display for Session {
             }
         }
         if let Some(age) = self.age {
-            write!(f, ", transaction open for {} s", age.as_secs())?;
+            write!(f, ", transaction open for {} s", age as u64)?;
         }
         if let Some(holds) = &self.holds {
             write!(f, ", holds {holds}")?;
@@ -114,7 +95,7 @@ pub(super) fn pids(pids: &[i32]) -> String {
 /// All sessions that hold a lock on our tables, or that sessions which use them wait for.
 pub(super) async fn sessions(connection: &mut PgConnection) -> Result<Vec<Session>, Error> {
     let rows = sqlx::raw_sql(SESSIONS).fetch_all(connection).await?;
-    rows.iter().map(Session::read).collect()
+    rows.iter().map(Session::from_row).collect()
 }
 
 /// Who holds a lock that a migration waits for, the oldest transactions first: the lock of migrations
@@ -125,6 +106,6 @@ pub(super) async fn holders(
 ) -> Result<Vec<String>, Error> {
     let mut sessions = sessions(connection).await?;
     sessions.retain(|session| session.migrates || !lock_of_migrations);
-    sessions.sort_by_key(|session| std::cmp::Reverse(session.age));
+    sessions.sort_by(|a, b| b.age.partial_cmp(&a.age).unwrap_or(Ordering::Equal));
     Ok(sessions.iter().take(NAMED).map(ToString::to_string).collect())
 }

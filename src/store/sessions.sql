@@ -38,7 +38,7 @@ found AS (
     WHERE granted AND locktype = 'virtualxid' AND pid IN (SELECT blocker FROM waiting)
 )
 SELECT found.pid,
-       found.virtualtransaction,
+       coalesce(found.virtualtransaction, '') AS virtualtransaction,
        prepared.gid,
        coalesce(session.usename, prepared.owner)::text AS role,
        application_name,
@@ -59,7 +59,7 @@ SELECT found.pid,
        EXISTS (SELECT FROM lock
                WHERE lock.granted AND lock.virtualtransaction = found.virtualtransaction
                  AND relation = 'migrations') AS migrates,
-       pg_blocking_pids(found.pid) AS waits_for,
+       coalesce(pg_blocking_pids(found.pid), '{}') AS waits_for,
        ARRAY(SELECT waiter FROM waiting WHERE blocker = coalesce(found.pid, 0)) AS blocks
 FROM found
 LEFT JOIN pg_stat_activity AS session ON session.pid = found.pid

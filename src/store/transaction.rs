@@ -8,11 +8,9 @@ use sqlx::{Error, Executor, Row};
 use time::OffsetDateTime;
 
 use super::Totals;
-use super::columns::Distinct;
-use super::connection::{CONNECT_TIMEOUT, Lease};
+use super::columns::DedupedBatch;
+use super::connection::Lease;
 use super::misfits::explained;
-use super::said::Said;
-use super::sqlstate::classify;
 use crate::ports::{Class, Counted, Fault, LawCount};
 use crate::vote::{Choice, MAX_CITIZEN_ID, MAX_LAW_ID, Vote};
 
@@ -23,7 +21,7 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// Counts a batch in one READ COMMITTED transaction.
 pub(super) async fn count(pool: &PgPool, votes: &[Vote]) -> Result<Counted, Fault> {
-    let batch = Distinct::of(votes);
+    let batch = DedupedBatch::of(votes);
     let mut connection = Lease::from(pool).await?;
     match begin_and_count(&mut connection, &batch).await {
         Ok(counted) => {
@@ -84,7 +82,7 @@ pub(super) async fn rehearse_in_transaction(
     let citizen_id = format!("{:c<MAX_CITIZEN_ID$}", "probe-second").into();
     let second = Vote { citizen_id, ..first.clone() };
     run(connection, "SAVEPOINT rehearsal").await?;
-    let counted = count_batch(connection, &Distinct::of(&[first, second])).await;
+    let counted = count_batch(connection, &DedupedBatch::of(&[first, second])).await;
     let undone = run(connection, "ROLLBACK TO SAVEPOINT rehearsal").await;
     match (counted, undone) {
         (Ok(_), undone) => undone.map(|()| Rehearsed::Counted),
@@ -98,7 +96,7 @@ pub(super) async fn rehearse_in_transaction(
 
 async fn begin_and_count(
     connection: &mut PgConnection,
-    batch: &Distinct<'_>,
+    batch: &DedupedBatch<'_>,
 ) -> Result<Counted, Fault> {
     run(connection, BEGIN).await?;
     count_batch(connection, batch).await
@@ -107,13 +105,13 @@ async fn begin_and_count(
 /// In the transaction that is open.
 async fn count_batch(
     connection: &mut PgConnection,
-    batch: &Distinct<'_>,
+    batch: &DedupedBatch<'_>,
 ) -> Result<Counted, Fault> {
     let firsts = batch.firsts();
     let hashes = firsts.len() as u64;
     let marker = firsts.first_hash();
-    let rows = firsts.bind(COUNT).fetch_all(&mut *connection).await.map_err(|e| fault(&e))?;
-    let laws = law_counts(&rows).map_err(|e| fault(&e))?;
+    let rows = firsts.bind(COUNT).fetch_all(&mut *connection).await?;
+    let laws = law_counts(&rows)?;
     let mut counted = Counted { laws, replays: 0, attempts: 0, marker };
 
     // Fast path: every hash was new and came with one content only. Whatever else there is, is a
@@ -139,17 +137,16 @@ struct Classified {
 /// Compares the batch with what is stored and records what differs.
 async fn classify_known(
     connection: &mut PgConnection,
-    batch: &Distinct<'_>,
+    batch: &DedupedBatch<'_>,
 ) -> Result<Classified, Fault> {
     // Planned anew each time. A plan that was kept from the time when the tables were empty reads all of
     // vote_audit: 3.2 s at five million rows, by auto_explain, until the next ANALYZE. All columns that
     // come out have types that sqlx knows: to ask for one, it would replace the unnamed statement.
     let classify = batch.all().bind(CLASSIFY).persistent(false);
-    let row = classify.fetch_one(connection).await.map_err(|e| fault(&e))?;
-    let read = |row: &PgRow| -> Result<(i64, Vec<i64>, Option<String>), Error> {
-        Ok((row.try_get("found")?, row.try_get("differing")?, row.try_get("marker")?))
-    };
-    let (found, differing, marker) = read(&row).map_err(|e| fault(&e))?;
+    let row = classify.fetch_one(connection).await?;
+    let found: i64 = row.try_get("found")?;
+    let differing: Vec<i64> = row.try_get("differing")?;
+    let marker: Option<String> = row.try_get("marker")?;
     if usize::try_from(found) != Ok(batch.len()) {
         // Its row vanished between the two statements: nothing of this batch may be assumed.
         return Err(Fault {
@@ -190,62 +187,29 @@ pub(super) async fn totals(
     named: &[String],
     max: usize,
 ) -> Result<Totals, Fault> {
-    let rows = sqlx::query(TOTALS)
+    let rows: Vec<(Option<String>, i64, i64)> = sqlx::query_as(TOTALS)
         .bind(named)
         .bind(i64::try_from(max).unwrap_or(i64::MAX))
         .fetch_all(connection)
-        .await
-        .map_err(|e| fault(&e))?;
+        .await?;
     let mut totals = Totals::default();
-    for row in &rows {
-        let read = |row: &PgRow| -> Result<(Option<String>, [i64; 2]), Error> {
-            Ok((row.try_get("law_id")?, [row.try_get("oui_count")?, row.try_get("non_count")?]))
-        };
-        match read(row).map_err(|e| fault(&e))? {
-            (Some(law_id), counts) => totals.laws.push((law_id, counts)),
-            (None, counts) => totals.rest = counts,
+    for (law_id, oui, non) in rows {
+        match law_id {
+            Some(law_id) => totals.laws.push((law_id, [oui, non])),
+            None => totals.rest = [oui, non],
         }
     }
     Ok(totals)
 }
 
 async fn run(connection: &mut PgConnection, command: &'static str) -> Result<(), Fault> {
-    connection.execute(sqlx::raw_sql(command)).await.map(drop).map_err(|e| fault(&e))
+    connection.execute(sqlx::raw_sql(command)).await?;
+    Ok(())
 }
 
 fn unknown_outcome(fault: Fault) -> Fault {
     match (&fault.sqlstate, fault.class) {
         (None, _) | (_, Class::Split) => Fault { class: Class::UnknownOutcome, ..fault },
         _ => fault,
-    }
-}
-
-/// Tells what a failure calls for, in words that hold nothing of a vote.
-pub(super) fn fault(error: &Error) -> Fault {
-    match error {
-        Error::Database(database) => {
-            let said = Said::of(database.downcast_ref());
-            let class = classify(said.sqlstate, said.constraint);
-            Fault { class, sqlstate: Some(said.sqlstate.to_owned()), message: said.message() }
-        }
-        Error::ColumnDecode { .. }
-        | Error::ColumnNotFound(_)
-        | Error::Decode(_)
-        | Error::Encode(_) => {
-            Fault { class: Class::Bug, sqlstate: None, message: error.to_string() }
-        }
-        // Its words quote a character of the password.
-        Error::Configuration(_) => Fault {
-            class: Class::Reconnect,
-            sqlstate: None,
-            message: "the driver cannot use the login, or the files of our certificate".to_owned(),
-        },
-        Error::PoolTimedOut => Fault {
-            class: Class::Reconnect,
-            sqlstate: None,
-            message: format!("the pool gave no connection within {CONNECT_TIMEOUT:?}"),
-        },
-        // Sockets, TLS, protocol: the connection is at fault.
-        _ => Fault { class: Class::Reconnect, sqlstate: None, message: error.to_string() },
     }
 }

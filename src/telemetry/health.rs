@@ -1,13 +1,15 @@
-//! Which side works, since when, and why not.
+//! Readiness: which side works, since when, and why not.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
+use strum::{IntoStaticStr, VariantArray};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::reason::Reason;
 
+const NOT_CONNECTED: &str = "not connected yet";
 const ACKNOWLEDGED_VOTES_PRESENT: &str = "none is missing";
 
 /// State of one side.
@@ -22,9 +24,8 @@ pub struct Check {
 }
 
 impl Check {
-    fn starting() -> Self {
-        let reason = Reason::from("not connected yet");
-        Self { ok: false, since: OffsetDateTime::now_utc(), reason }
+    fn new(ok: bool, reason: &'static str) -> Self {
+        Self { ok, since: OffsetDateTime::now_utc(), reason: reason.into() }
     }
 
     fn set(&mut self, ok: bool, reason: Reason) {
@@ -36,35 +37,23 @@ impl Check {
     }
 
     /// What keeps this side from working.
-    fn amiss(&self, side: &str) -> Option<String> {
+    fn problem(&self, side: &str) -> Option<String> {
         (!self.ok).then(|| format!("{side}: {}", self.reason.private()))
     }
 }
 
-/// Whether a message that we reject is kept by the broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Whether the broker keeps a message that we reject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum DeadLetterRoute {
     Yes,
     No,
-    /// The broker does not tell: no permission to ask, or a policy we can't see.
+    /// No permission to ask the broker, or a policy that is not visible to us.
     Unknown,
 }
 
-impl DeadLetterRoute {
-    pub const ALL: [Self; 3] = [Self::Yes, Self::No, Self::Unknown];
-
-    /// The value of the metric label and of the readiness detail.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Yes => "yes",
-            Self::No => "no",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
-/// All that readiness is made of.
+/// Readiness, with what it is made of.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// `ready` or `unavailable`.
@@ -86,69 +75,70 @@ pub struct Checks {
 pub struct RabbitMqCheck {
     #[serde(flatten)]
     pub check: Check,
-    /// Told but no reason to be unready: votes are counted without one, too.
+    /// Shown, and no reason to be unready: votes are counted without a route, too.
     pub dead_letter_route: DeadLetterRoute,
     /// Phrases, as a [`Reason`] is shown.
     pub warnings: Vec<&'static str>,
 }
 
-/// Shared state of both sides; whoever sees a change notes it here.
+impl Checks {
+    const fn sides_are_ok(&self) -> bool {
+        self.rabbitmq.check.ok && self.postgres.ok
+    }
+
+    const fn are_ok(&self) -> bool {
+        self.sides_are_ok() && self.acknowledged_votes.ok
+    }
+}
+
+/// Shared state of both sides, set where a change is noticed.
 #[derive(Debug)]
 pub struct Health {
     state: Mutex<State>,
-    /// Told of every note, whether it changed something or not.
+    /// Notified of every update, whether it changed something or not.
     noted: watch::Sender<()>,
 }
 
 #[derive(Debug)]
 struct State {
-    rabbitmq: Check,
-    postgres: Check,
-    acknowledged_votes: Check,
+    checks: Checks,
     /// Both sides worked at the same time once.
     started: bool,
     /// A side was found not to work once.
     failed: bool,
     /// Set while the breaker is open: a database that answers a read may still take no votes.
     breaker: Option<Reason>,
-    route: DeadLetterRoute,
-    warnings: Vec<&'static str>,
 }
 
 impl State {
     fn set_rabbitmq(&mut self, ok: bool, reason: Reason) {
-        self.rabbitmq.set(ok, reason);
-        self.failed |= !ok;
-        self.note_start();
+        self.checks.rabbitmq.check.set(ok, reason);
+        self.side_set(ok);
     }
 
     fn set_postgres(&mut self, ok: bool, reason: Reason) {
-        self.postgres.set(ok, reason);
-        self.failed |= !ok;
-        self.note_start();
+        self.checks.postgres.set(ok, reason);
+        self.side_set(ok);
     }
 
-    fn note_start(&mut self) {
-        self.started |= self.rabbitmq.ok && self.postgres.ok;
+    const fn side_set(&mut self, ok: bool) {
+        self.failed |= !ok;
+        self.started |= self.checks.sides_are_ok();
     }
 }
 
 impl Default for Health {
     fn default() -> Self {
-        let state = State {
-            rabbitmq: Check::starting(),
-            postgres: Check::starting(),
-            acknowledged_votes: Check {
-                ok: true,
-                since: OffsetDateTime::now_utc(),
-                reason: ACKNOWLEDGED_VOTES_PRESENT.into(),
+        let checks = Checks {
+            rabbitmq: RabbitMqCheck {
+                check: Check::new(false, NOT_CONNECTED),
+                dead_letter_route: DeadLetterRoute::Unknown,
+                warnings: Vec::new(),
             },
-            started: false,
-            failed: false,
-            breaker: None,
-            route: DeadLetterRoute::Unknown,
-            warnings: Vec::new(),
+            postgres: Check::new(false, NOT_CONNECTED),
+            acknowledged_votes: Check::new(true, ACKNOWLEDGED_VOTES_PRESENT),
         };
+        let state = State { checks, started: false, failed: false, breaker: None };
         Self { state: Mutex::new(state), noted: watch::Sender::new(()) }
     }
 }
@@ -193,25 +183,26 @@ impl Health {
 
     /// Every acknowledged vote that was looked up is in the audit.
     pub fn acknowledged_votes_present(&self) {
-        self.note(|state| state.acknowledged_votes.set(true, ACKNOWLEDGED_VOTES_PRESENT.into()));
+        let reason = ACKNOWLEDGED_VOTES_PRESENT.into();
+        self.note(|state| state.checks.acknowledged_votes.set(true, reason));
     }
 
     /// Acknowledged votes are missing from the audit; `alarms` names what an operator may accept.
     pub fn acknowledged_votes_lost(&self, alarms: &str) {
         const LOST: &str = "some are missing from the audit; the log names the alarm";
         let reason = Reason::new(LOST, format!("some are missing from vote_audit, alarm {alarms}"));
-        self.note(|state| state.acknowledged_votes.set(false, reason));
+        self.note(|state| state.checks.acknowledged_votes.set(false, reason));
     }
 
     /// What was found out about the queue; the log has the details of each warning.
     pub fn queue_examined(&self, route: DeadLetterRoute, warnings: Vec<&'static str>) {
-        let mut state = self.state();
-        state.route = route;
-        state.warnings = warnings;
+        let rabbitmq = &mut self.state().checks.rabbitmq;
+        rabbitmq.dead_letter_route = route;
+        rabbitmq.warnings = warnings;
     }
 
     pub fn dead_letter_route(&self) -> DeadLetterRoute {
-        self.state().route
+        self.state().checks.rabbitmq.dead_letter_route
     }
 
     /// Whether it was ready to count votes once.
@@ -219,43 +210,32 @@ impl Health {
         self.state().started
     }
 
-    /// How it goes, in one line for people, worst news first. `None` while that is open: nothing
-    /// failed yet, and the first connections are being opened.
+    /// The state in one line for people, worst first. `None` while nothing has failed yet and the first
+    /// connections are being opened.
     pub fn summary(&self) -> Option<String> {
-        let state = self.state();
-        if !(state.started || state.failed) {
+        let State { checks, started, failed, .. } = &*self.state();
+        if !(*started || *failed) {
             return None;
         }
-        let amiss = [state.postgres.amiss("PostgreSQL"), state.rabbitmq.amiss("RabbitMQ")];
-        let amiss: Vec<String> = amiss.into_iter().flatten().collect();
-        let lost = state.acknowledged_votes.amiss("acknowledged votes");
-        Some(match (&amiss[..], lost) {
+        let sides =
+            [checks.postgres.problem("PostgreSQL"), checks.rabbitmq.check.problem("RabbitMQ")];
+        let problems: Vec<String> = sides.into_iter().flatten().collect();
+        let lost = checks.acknowledged_votes.problem("acknowledged votes");
+        Some(match (&problems[..], lost) {
             ([], None) => "counting votes".to_owned(),
             ([], Some(lost)) => format!("counting votes; {lost}"),
-            (amiss, _) => format!("not counting votes; {}", amiss.join("; ")),
+            (problems, _) => format!("not counting votes; {}", problems.join("; ")),
         })
     }
 
-    /// Hears of everything that is noted from now on.
+    /// Receives a notification of every update from now on.
     pub fn notes(&self) -> watch::Receiver<()> {
         self.noted.subscribe()
     }
 
     pub fn report(&self) -> Report {
-        let state = self.state();
-        let ready = state.rabbitmq.ok && state.postgres.ok && state.acknowledged_votes.ok;
-        Report {
-            status: if ready { "ready" } else { "unavailable" },
-            checks: Checks {
-                rabbitmq: RabbitMqCheck {
-                    check: state.rabbitmq.clone(),
-                    dead_letter_route: state.route,
-                    warnings: state.warnings.clone(),
-                },
-                postgres: state.postgres.clone(),
-                acknowledged_votes: state.acknowledged_votes.clone(),
-            },
-        }
+        let checks = self.state().checks.clone();
+        Report { status: if checks.are_ok() { "ready" } else { "unavailable" }, checks }
     }
 
     fn note(&self, change: impl FnOnce(&mut State)) {
@@ -269,9 +249,8 @@ impl Health {
 }
 
 impl Report {
-    pub fn is_ready(&self) -> bool {
-        let Checks { rabbitmq, postgres, acknowledged_votes } = &self.checks;
-        rabbitmq.check.ok && postgres.ok && acknowledged_votes.ok
+    pub const fn is_ready(&self) -> bool {
+        self.checks.are_ok()
     }
 }
 

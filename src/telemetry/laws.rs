@@ -83,12 +83,15 @@ impl Laws {
         state.clock += 1;
         let clock = state.clock;
         for LawCount { law_id, added, totals } in laws {
-            let (series, named) = state.series(law_id, self.max);
-            if named {
-                // Batches commit out of order, and totals only grow.
-                series.totals = max(series.totals, *totals);
-                series.touched = clock;
-            }
+            let series = match state.named(law_id, self.max) {
+                Some(series) => {
+                    // Batches commit out of order, and totals only grow.
+                    series.totals = max(series.totals, *totals);
+                    series.touched = clock;
+                    series
+                }
+                None => &mut state.other,
+            };
             counter(&series.labels, *added);
         }
     }
@@ -116,15 +119,15 @@ impl Laws {
         let mut other = rest;
         for (law_id, totals) in laws {
             let known = state.named.contains_key(&law_id);
-            match state.series(&law_id, self.max) {
-                (series, true) => {
+            match state.named(&law_id, self.max) {
+                Some(series) => {
                     series.refresh(totals, mark.0);
                     if !known {
                         fresh(&series.labels);
                     }
                 }
                 // A batch took the last place for another law meanwhile.
-                (_, false) => other = plus(other, totals),
+                None => other = plus(other, totals),
             }
         }
         // Not raised by commits, which can't tell whether a read has seen them already.
@@ -153,21 +156,14 @@ impl Laws {
 }
 
 impl State {
-    /// The law's series, and whether it is its own.
-    fn series(&mut self, law_id: &str, max: usize) -> (&mut Series, bool) {
+    /// The law's own series; `None` for a law that is counted among the others.
+    fn named(&mut self, law_id: &str, max: usize) -> Option<&mut Series> {
         let known = self.named.contains_key(law_id);
         if law_id == OTHER || (!known && self.named.len() >= max) {
             self.overflown = true;
-            return (&mut self.other, false);
+            return None;
         }
-        if !known {
-            self.named.insert(law_id.to_owned(), Series::new(law_id));
-        }
-        // The borrow checker wants the look-up to come last.
-        match self.named.get_mut(law_id) {
-            Some(series) => (series, true),
-            None => (&mut self.other, false),
-        }
+        Some(self.named.entry(law_id.to_owned()).or_insert_with(|| Series::new(law_id)))
     }
 }
 

@@ -65,9 +65,13 @@ pub fn init(level: LogLevel, format: LogFormat, traces: &Traces, queued: bool) {
     let layer = match format {
         LogFormat::Text => writer
             .with_ansi(terminal::colours(&std::io::stderr()))
-            .map_event_format(|text| Line::text(text.with_target(false)))
+            .map_event_format(|text| Line { format: text.with_target(false), json: false })
             .boxed(),
-        LogFormat::Json => writer.json().flatten_event(true).map_event_format(Line::json).boxed(),
+        LogFormat::Json => writer
+            .json()
+            .flatten_event(true)
+            .map_event_format(|format| Line { format, json: true })
+            .boxed(),
     };
     let spans = traces.tracer().map(|tracer| {
         tracing_opentelemetry::layer()

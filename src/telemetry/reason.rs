@@ -1,10 +1,8 @@
-//! Why a side works or does not, in two texts: one for whoever asks over HTTP, one for operators.
+//! Why a side works or does not, in two texts: one for HTTP clients, one for operators.
 //!
 //! Architecture invariant: what is shown over HTTP is a phrase out of the program's text, with a
-//! SQLSTATE at most. An address, a user, a database, a virtual host or a queue is text of the run
-//! time, which no constructor here takes for the shown part.
-
-use std::fmt;
+//! SQLSTATE at most. An address, a user, a database, a virtual host or a queue is known at run time
+//! only, and no constructor here takes such text for the shown part.
 
 use serde::{Serialize, Serializer};
 
@@ -15,27 +13,8 @@ use crate::ports::{Fault, Lost, OpenError};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
     phrase: &'static str,
-    sqlstate: Option<SqlState>,
+    sqlstate: Option<String>,
     private: Option<String>,
-}
-
-/// Five characters, as PostgreSQL sends them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct SqlState([u8; 5]);
-
-impl SqlState {
-    /// `None` unless it is one: digits and upper-case letters.
-    fn new(code: &str) -> Option<Self> {
-        let code: [u8; 5] = code.as_bytes().try_into().ok()?;
-        let known = |byte: &u8| byte.is_ascii_digit() || byte.is_ascii_uppercase();
-        code.iter().all(known).then_some(Self(code))
-    }
-}
-
-impl fmt::Display for SqlState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(std::str::from_utf8(&self.0).unwrap_or_default())
-    }
 }
 
 impl Reason {
@@ -46,7 +25,12 @@ impl Reason {
 
     /// A fault of PostgreSQL that is shown as `phrase` with its SQLSTATE.
     pub fn of_fault(phrase: &'static str, fault: &Fault) -> Self {
-        let sqlstate = fault.sqlstate.as_deref().and_then(SqlState::new);
+        // A trigger may raise any text in its place.
+        let is_one = |code: &String| {
+            let known = |byte: u8| byte.is_ascii_digit() || byte.is_ascii_uppercase();
+            code.len() == 5 && code.bytes().all(known)
+        };
+        let sqlstate = fault.sqlstate.clone().filter(is_one);
         Self { phrase, sqlstate, private: Some(format!("{phrase}: {fault}")) }
     }
 
@@ -57,7 +41,7 @@ impl Reason {
 
     /// The text for whoever asks over HTTP.
     pub fn shown(&self) -> String {
-        match self.sqlstate {
+        match &self.sqlstate {
             Some(sqlstate) => format!("{}: SQLSTATE {sqlstate}", self.phrase),
             None => self.phrase.to_owned(),
         }

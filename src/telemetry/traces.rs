@@ -48,22 +48,21 @@ impl Traces {
     pub fn from_env(batch_size: usize) -> Result<Self, TracesError> {
         let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let Some(settings) = Settings::read(env)? else { return Ok(Self(None)) };
-        let batches = BatchConfigBuilder::default();
-        let batches = match settings.has_queue_size {
-            true => batches,
-            false => batches.with_max_queue_size(spans(LINKS_QUEUED, batch_size, SPANS_QUEUED)),
-        };
-        let batches = match settings.has_export_size {
-            true => batches,
-            false => batches.with_max_export_batch_size(spans(LINKS_SENT, batch_size, SPANS_SENT)),
-        };
+        // The SDK reads these variables itself, where they are set.
+        let mut batches = BatchConfigBuilder::default();
+        if env("OTEL_BSP_MAX_QUEUE_SIZE").is_none() {
+            batches = batches.with_max_queue_size(spans(LINKS_QUEUED, batch_size, SPANS_QUEUED));
+        }
+        if env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE").is_none() {
+            batches = batches.with_max_export_batch_size(spans(LINKS_SENT, batch_size, SPANS_SENT));
+        }
         let exporter = Watched::new(exporter(&settings)?);
         let processor =
             BatchSpanProcessor::builder(exporter).with_batch_config(batches.build()).build();
         let mut provider = SdkTracerProvider::builder()
             .with_resource(resource(&settings))
             .with_span_processor(processor);
-        if !settings.has_link_limit {
+        if env("OTEL_SPAN_LINK_COUNT_LIMIT").is_none() {
             // The default of 128 would cut off the rest of a batch.
             provider = provider.with_max_links_per_span(u32::try_from(batch_size).unwrap_or(128));
         }

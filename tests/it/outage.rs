@@ -135,7 +135,7 @@ async fn postgresql_away_for_longer_than_all_retries_loses_nothing_and_requeues_
     assert!(service.metric("reconnects_total{side=\"postgres\"}").await > Some(0.0));
     assert_eq!(service.metric("deliveries_requeued_total").await, requeued);
     let log = settle(&stage, service, &all).await;
-    assert!(log.contains("\"mode\":\"Trial\""), "came back half-open:\n{log}");
+    assert!(log.contains("\"mode\":\"HalfOpen\""), "came back half-open:\n{log}");
     assert!(log.contains("PostgreSQL takes votes again"));
     stage.assert_drained().await;
 }

@@ -7,9 +7,7 @@ use serde_json::json;
 use sqlx::Row;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
 use vote_aggregator::ports::{Class, Store, Votes};
-use vote_aggregator::retry::Jitter;
 use vote_aggregator::store::{self, Patience};
 use vote_aggregator::vote::Choice;
 
@@ -269,7 +267,7 @@ async fn a_recount_is_of_one_moment_while_votes_are_counted() {
     let store = stage.store().await;
     store.count(Votes::new(votes(20_000, 30_000))).await.expect("counted");
     let (one, two) = (stage.start(&[]).await, stage.start(&[]).await);
-    let (config, jitter, never) = (stage.config(&[]), Jitter::seeded(1), CancellationToken::new());
+    let config = stage.config(&[]);
     let patience = Patience::new(PATIENCE);
     let all = votes(0, 20_000);
     let mut midway = 0;
@@ -280,8 +278,7 @@ async fn a_recount_is_of_one_moment_while_votes_are_counted() {
             let count = |_| {
                 parts.fetch_add(1, Ordering::Relaxed);
             };
-            let recounted = store::recount(&config, &jitter, patience, &never, count).await;
-            let recounted = recounted.expect("recounted").expect("nobody stopped it");
+            let recounted = store::recount(&config, patience, count).await.expect("recounted");
             assert!(recounted.agrees(), "{recounted:?}");
             assert!(parts.into_inner() > 1, "in parts");
             if recounted.votes == 50_000 {

@@ -58,7 +58,7 @@ fn run_to_end(plan: Plan, tracing: Tracing, instruments: &Instruments) -> Outcom
         .start_paused(true)
         .build()
         .expect("a runtime without I/O needs nothing that could fail");
-    let before = instruments.imbalance();
+    let before = instruments.deliveries().imbalance();
     // Local tasks: the supervisor's future is never moved to another thread, nor need it be Send.
     let tasks = tokio::task::LocalSet::new();
     let mut outcome = tasks.block_on(&runtime, async {
@@ -75,7 +75,7 @@ fn run_to_end(plan: Plan, tracing: Tracing, instruments: &Instruments) -> Outcom
     let _inside = runtime.enter();
     drop(tasks);
     // Of all processes together, those that crashed as well.
-    let imbalance = instruments.imbalance() - before;
+    let imbalance = instruments.deliveries().imbalance() - before;
     if imbalance != 0 {
         outcome.violations.push(format!(
             "metrics: {imbalance} more deliveries counted than acked or known to come again"

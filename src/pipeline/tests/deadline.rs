@@ -73,7 +73,7 @@ fn the_confirm_of_a_dead_letter_is_waited_for_until_the_deadline() {
     let limits = Limits { batch_deadline: Duration::from_secs(60), ..limits(2, 1) };
     let items = stream::iter(deliveries(votes_named(2))).boxed();
     let (ended, took) = run_chain(&world, &limits, Mode::Flowing, items, None);
-    assert!(matches!(ended.failure, Some(Failure::Undeliverable(_))), "{:?}", ended.failure);
+    assert!(matches!(ended.failure, Some(Failure::DeadLetterFailed(_))), "{:?}", ended.failure);
     assert!((60..61).contains(&took.as_secs()), "{took:?}");
     assert!(!ended.acked);
 }

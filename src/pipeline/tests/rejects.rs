@@ -52,6 +52,7 @@ async fn after_a_lost_session_no_further_reject_is_tried() {
         budget: &IsolationBudget::default(),
         jitter: &Jitter::seeded(1),
         instruments: &metrics.instruments,
+        health: &Health::default(),
         acknowledged: &Acknowledged::default(),
     };
     // Several chunks of what is taken in one go.

@@ -12,7 +12,7 @@ fn try_items(world: &World, batch_size: usize, items: Vec<Vec<u8>>) -> (Ended, D
     };
     let end = cancelled.into_stream().filter_map(|()| ready(None));
     let items = stream::iter(deliveries(items)).chain(end).boxed();
-    run_chain(world, &limits(batch_size, 1), Mode::Trial, items, None)
+    run_chain(world, &limits(batch_size, 1), Mode::HalfOpen, items, None)
 }
 
 fn run_trial(world: &World, batch_size: usize, count: usize) -> Ended {
@@ -85,7 +85,7 @@ fn a_trickle_of_malformed_messages_does_not_keep_the_chain_half_open() {
             (!cancelled).then(|| (Ok(Delivery::new(tag, b"{".to_vec())), tag + 1))
         }
     });
-    let (ended, took) = run_chain(&world, &limits(5, 1), Mode::Trial, trickle.boxed(), None);
+    let (ended, took) = run_chain(&world, &limits(5, 1), Mode::HalfOpen, trickle.boxed(), None);
     assert_eq!((ended.failure, ended.empty), (None, true));
     assert!((5..10).contains(&took.as_secs()), "{took:?}");
 }

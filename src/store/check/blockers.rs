@@ -8,7 +8,6 @@ use crate::check::{Finding, Severity};
 use crate::config::Config;
 use crate::ports::Fault;
 use crate::store::sessions::{Session, pids, sessions};
-use crate::store::transaction::fault;
 use crate::telemetry::Standbys;
 
 use Severity::{Error, Warning};
@@ -23,15 +22,12 @@ pub(super) async fn blockers(
     config: &Config,
     standbys: Standbys,
 ) -> Result<Vec<Finding>, Fault> {
-    let look = async |connection: &mut PgConnection| {
-        sessions(connection).await.map_err(|error| fault(&error))
-    };
-    let before = look(connection).await?;
+    let before = sessions(connection).await?;
     if !before.iter().any(in_the_way) {
         return Ok(Vec::new());
     }
     tokio::time::sleep(A_MOMENT).await;
-    let after = look(connection).await?;
+    let after = sessions(connection).await?;
     Ok(staying(&before, &after).map(|session| finding(config, standbys, session)).collect())
 }
 

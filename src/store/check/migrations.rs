@@ -5,12 +5,13 @@ use std::time::Duration;
 use sqlx::postgres::PgConnection;
 
 use super::server::Server;
-use super::{Refused, database, refusal};
+use super::{database, refusal};
 use crate::check::{Finding, Report, Severity};
 use crate::config::Config;
+use crate::store::error::StartError;
 use crate::store::migrate::{NotApplied, SchemaState, Surroundings, open_schema, rehearse_pending};
 use crate::store::misfits::Misfits;
-use crate::store::start::{fits, gone, not_applied, unfit};
+use crate::store::start::{fits, not_applied, unfit};
 use crate::store::transaction::rehearse_in_transaction;
 
 use Severity::{Error, Info, Warning};
@@ -32,7 +33,7 @@ pub(super) async fn rehearse(
     versions: &[i64],
     limit: Duration,
     report: &mut Report,
-) -> Result<Rehearsal, Refused> {
+) -> Result<Rehearsal, StartError> {
     let not_tried = |reason: &str| Ok(Rehearsal::NotTried(Info, reason.to_owned()));
     if server.read_only {
         return not_tried("the server takes no writes");
@@ -46,9 +47,8 @@ pub(super) async fn rehearse(
     if !looked.foreign.is_empty() {
         return not_tried("objects of another role are in the way");
     }
-    let asked = |not: NotApplied| refused(config, versions, not);
     // Objects of others could take the place of ours between a look and a statement.
-    if let Some((schema, _)) = open_schema(connection).await.map_err(asked)? {
+    if let Some((schema, _)) = open_schema(connection).await? {
         let reason = format!(
             "every role may create objects in schema {schema}; migrate takes that right from \
              PUBLIC: do it now (REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC) and check again"
@@ -62,8 +62,8 @@ pub(super) async fn rehearse(
         Ok(Some(rehearsed)) => {
             report.looked_at(format!("migrations {versions:?}, applied and rolled back"));
             report.looked_at("a batch, counted and rolled back");
-            let attempt = fits(config, rehearsed).err();
-            Ok(Rehearsal::Tried(attempt.map(|attempt| refusal(config, attempt))))
+            let refused = fits(config, rehearsed).err();
+            Ok(Rehearsal::Tried(refused.map(|error| refusal(config, error))))
         }
         Err(NotApplied::Fault(fault))
             if matches!(fault.sqlstate.as_deref(), Some("55P03" | "57014")) =>
@@ -80,13 +80,6 @@ pub(super) async fn rehearse(
         }
         Err(not) => Ok(Rehearsal::Tried(Some(refusal(config, not_applied(config, versions, not))))),
     }
-}
-
-fn refused(config: &Config, versions: &[i64], not: NotApplied) -> Refused {
-    Refused(match not {
-        NotApplied::Fault(fault) => gone(config, fault),
-        not => not_applied(config, versions, not),
-    })
 }
 
 /// What the catalogue alone shows, where nothing could be tried.

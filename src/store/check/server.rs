@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use sqlx::Row;
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::PgConnection;
 
 use crate::check::{Finding, Severity, is_local};
 use crate::config::{Config, keys};
 use crate::ports::Fault;
-use crate::store::transaction::fault;
 
 use Severity::{Error, Info, Warning};
 
@@ -22,7 +20,7 @@ const WHOLE_FROM: i32 = 140_000;
 const BESIDE_THE_POOL: i64 = 3;
 
 /// One row of check.sql.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, sqlx::FromRow)]
 pub(super) struct Server {
     pub(super) version: String,
     pub(super) version_number: i32,
@@ -43,38 +41,14 @@ pub(super) struct Server {
     pub(super) ours: i64,
     pub(super) role_limit: Option<i64>,
     pub(super) database_limit: Option<i64>,
-    pub(super) transaction_timeout: Duration,
+    /// In milliseconds; 0: none.
+    pub(super) transaction_timeout: i64,
     pub(super) logs_votes: Vec<String>,
 }
 
 impl Server {
     pub(super) async fn ask(connection: &mut PgConnection) -> Result<Self, Fault> {
-        let row = sqlx::query(SERVER).fetch_one(connection).await.map_err(|error| fault(&error))?;
-        Self::read(&row).map_err(|error| fault(&error))
-    }
-
-    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let timeout: i64 = row.try_get("transaction_timeout")?;
-        Ok(Self {
-            version: row.try_get("version")?,
-            version_number: row.try_get("version_number")?,
-            standby: row.try_get("standby")?,
-            read_only: row.try_get("read_only")?,
-            encoding: row.try_get("encoding")?,
-            tls: row.try_get("tls")?,
-            superuser: row.try_get("superuser")?,
-            audit_privileges: row.try_get("audit_privileges")?,
-            may_create: row.try_get("may_create")?,
-            owns_tables: row.try_get("owns_tables")?,
-            max_connections: row.try_get("max_connections")?,
-            reserved: row.try_get("reserved")?,
-            used: row.try_get("used")?,
-            ours: row.try_get("ours")?,
-            role_limit: row.try_get("role_limit")?,
-            database_limit: row.try_get("database_limit")?,
-            transaction_timeout: Duration::from_millis(u64::try_from(timeout).unwrap_or(0)),
-            logs_votes: row.try_get("logs_votes")?,
-        })
+        Ok(sqlx::query_as(SERVER).fetch_one(connection).await?)
     }
 
     pub(super) fn may_migrate(&self) -> bool {
@@ -212,7 +186,8 @@ fn connections(config: &Config, server: &Server) -> Option<Finding> {
 
 /// Session settings that we set ourselves go before the server's; this one nobody sets.
 fn limits(config: &Config, server: &Server) -> Option<Finding> {
-    let (limit, needed) = (server.transaction_timeout, config.postgres.transaction_deadline());
+    let limit = Duration::from_millis(server.transaction_timeout.unsigned_abs());
+    let needed = config.postgres.transaction_deadline();
     (!limit.is_zero() && limit < needed).then(|| {
         Finding::new(
             Warning,

@@ -35,7 +35,7 @@ fn good() -> Server {
         ours: 1,
         role_limit: None,
         database_limit: None,
-        transaction_timeout: Duration::ZERO,
+        transaction_timeout: 0,
         logs_votes: Vec::new(),
     }
 }
@@ -75,11 +75,7 @@ fn each_rule_sees_what_it_is_about() {
         (Server { max_connections: 21, ..good() }, Warning, "postgres.max_connections"),
         (Server { role_limit: Some(12), ..good() }, Warning, "postgres.max_connections"),
         (Server { database_limit: Some(12), ..good() }, Warning, "postgres.max_connections"),
-        (
-            Server { transaction_timeout: Duration::from_secs(24), ..good() },
-            Warning,
-            "transaction_timeout=24000 ms",
-        ),
+        (Server { transaction_timeout: 24_000, ..good() }, Warning, "transaction_timeout=24000 ms"),
         (
             Server { logs_votes: vec!["log_statement=all".to_owned()], ..good() },
             Warning,
@@ -97,7 +93,7 @@ fn each_rule_sees_what_it_is_about() {
         // Instances that run already are no competition.
         Server { max_connections: 22, used: 17, ours: 11, ..good() },
         Server { role_limit: Some(13), database_limit: Some(13), ..good() },
-        Server { transaction_timeout: Duration::from_secs(25), ..good() },
+        Server { transaction_timeout: 25_000, ..good() },
         Server { version_number: 140_000, ..good() },
     ] {
         assert_eq!(told(&enough), []);
@@ -179,8 +175,8 @@ fn a_refusal_names_the_setting_that_is_most_likely_wrong() {
     let of = |code: &str| {
         let sqlstate = Some(code.to_owned());
         let message = "refused".to_owned();
-        let finding =
-            refusal(&config, gone(&config, Fault { class: Class::Pause, sqlstate, message }));
+        let fault = Fault { class: Class::Pause, sqlstate, message };
+        let finding = refusal(&config, fault.into());
         assert!(!format!("{finding:?}").contains("hunter2"));
         (finding.severity, finding.subject)
     };

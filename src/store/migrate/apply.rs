@@ -13,7 +13,6 @@ use super::{MIGRATIONS, SchemaState, insert_version};
 use crate::ports::{Class, Fault};
 use crate::store::misfits::explained;
 use crate::store::sessions::holders;
-use crate::store::transaction::fault;
 use crate::store::within;
 
 /// Begins a migration's transaction. The lock timeout is below the one of a counting session, so
@@ -47,7 +46,7 @@ impl From<Error> for NotApplied {
                     .constraint()
                     .is_some_and(|name| name.starts_with("pg_") || name == "_sqlx_migrations_pkey")
         });
-        let fault = fault(&error);
+        let fault = Fault::from(error);
         let class = if created_twice { Class::Retry } else { fault.class };
         Self::Fault(Fault { class, ..fault })
     }
@@ -70,7 +69,7 @@ enum Step {
 /// The schema, quoted, if PUBLIC may create objects in it, and whether this role owns it.
 pub(in crate::store) async fn open_schema(
     connection: &mut PgConnection,
-) -> Result<Option<(String, bool)>, NotApplied> {
+) -> Result<Option<(String, bool)>, Error> {
     const OPEN: &str = "
         SELECT pg_catalog.quote_ident(nspname) AS schema,
                pg_catalog.pg_has_role(nspowner, 'USAGE') AS owner
@@ -79,7 +78,7 @@ pub(in crate::store) async fn open_schema(
           AND EXISTS (SELECT FROM pg_catalog.aclexplode(nspacl) AS acl
                       WHERE acl.grantee = '0'::pg_catalog.oid AND acl.privilege_type = 'CREATE')";
     let row = sqlx::raw_sql(OPEN).fetch_optional(connection).await?;
-    Ok(row.map(|row| Ok::<_, Error>((row.try_get(0)?, row.try_get(1)?))).transpose()?)
+    row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
 }
 
 /// Takes the right to create in the schema from PUBLIC, if PUBLIC has it and this role may. Other
@@ -89,7 +88,8 @@ pub(in crate::store) async fn close_schema(
     connection: &mut PgConnection,
     deadline: Duration,
 ) -> Result<(), NotApplied> {
-    let Some((schema, owner)) = within(deadline, open_schema(connection)).await? else {
+    let open = async { Ok::<_, NotApplied>(open_schema(connection).await?) };
+    let Some((schema, owner)) = within(deadline, open).await? else {
         return Ok(());
     };
     if !owner {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::PgConnection;
 use sqlx::{Error, Executor, Row};
 
 const FOREIGN: &str = include_str!("foreign.sql");
@@ -33,7 +33,7 @@ const OURS: [(&str, &str); 20] = [
 ];
 
 /// An object that the migrating role must not touch, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub(in crate::store) struct ForeignObject {
     /// Kind and name.
     pub(in crate::store) object: String,
@@ -97,7 +97,7 @@ pub(super) async fn look(connection: &mut PgConnection) -> Result<Surroundings, 
     // The savepoint brings back the search path.
     connection.execute("SAVEPOINT look; SET LOCAL search_path = pg_catalog, pg_temp").await?;
     let (names, kinds): (Vec<&str>, Vec<&str>) = OURS.into_iter().unzip();
-    let rows = sqlx::query(FOREIGN)
+    let foreign = sqlx::query_as(FOREIGN)
         .bind(path)
         .bind(name)
         .bind(names)
@@ -106,17 +106,7 @@ pub(super) async fn look(connection: &mut PgConnection) -> Result<Surroundings, 
         .fetch_all(&mut *connection)
         .await?;
     connection.execute("ROLLBACK TO SAVEPOINT look").await?;
-    let foreign = rows.iter().map(read).collect::<Result<_, _>>()?;
     Ok(Surroundings { schema, may_create, tables_owner, foreign })
-}
-
-fn read(row: &PgRow) -> Result<ForeignObject, Error> {
-    Ok(ForeignObject {
-        object: row.try_get("object")?,
-        problem: row.try_get("problem")?,
-        ownership: row.try_get("ownership")?,
-        unreadable: row.try_get("unreadable")?,
-    })
 }
 
 /// The objects as one text.

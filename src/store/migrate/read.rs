@@ -1,7 +1,9 @@
 //! Reads which migrations are applied, from tables that nobody can exchange meanwhile.
 
+use std::collections::BTreeMap;
+
 use sqlx::postgres::PgConnection;
-use sqlx::{Error, Executor, Row};
+use sqlx::{Error, Executor, FromRow, Row};
 
 use super::foreign::{Surroundings, look};
 use super::{SchemaState, compare, newest};
@@ -63,72 +65,53 @@ pub(super) async fn examine_in_transaction(
     Ok(Examined { surroundings, state })
 }
 
-/// Tables on which this transaction holds a lock, by qualified name. `None` is absent; the error is
-/// the server's refusal.
-struct Locked {
-    versions: Result<Option<String>, Error>,
-    compatibility: Result<Option<String>, Error>,
-}
+/// Tables on which this transaction holds a lock: the qualified name by the relation's, or the
+/// server's refusal.
+type Locked = BTreeMap<String, Result<String, Error>>;
 
 /// Locks the tables that exist: none of them is dropped, renamed, altered or given a policy or a rule
 /// until the transaction ends. ACCESS SHARE takes no more than SELECT, also on a standby. A view that
 /// takes a table's place before the lock is locked without being run.
 async fn lock(connection: &mut PgConnection) -> Result<Locked, Error> {
-    let mut locked = Locked { versions: Ok(None), compatibility: Ok(None) };
-    for table in tables(connection).await? {
+    let mut locked = Locked::new();
+    for (relation, name, _) in tables(connection).await? {
         connection.execute("SAVEPOINT locking").await?;
-        let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", table.name);
+        let lock = format!("LOCK TABLE {name} IN ACCESS SHARE MODE");
         let refused = connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(lock))).await;
         if let Err(error @ Error::Database(_)) = refused {
             connection.execute("ROLLBACK TO SAVEPOINT locking").await?;
-            *locked.place(&table.relation) = Err(error);
+            locked.insert(relation, Err(error));
         } else {
             refused?;
         }
     }
     // What appeared since is not locked, and counts as absent.
-    for table in tables(connection).await?.into_iter().filter(|table| table.locked) {
-        *locked.place(&table.relation) = Ok(Some(table.name));
+    for (relation, name, is_locked) in tables(connection).await? {
+        if is_locked {
+            locked.insert(relation, Ok(name));
+        }
     }
     Ok(locked)
 }
 
-impl Locked {
-    fn place(&mut self, relation: &str) -> &mut Result<Option<String>, Error> {
-        match relation {
-            "_sqlx_migrations" => &mut self.versions,
-            _ => &mut self.compatibility,
-        }
-    }
-}
-
-struct Table {
-    relation: String,
-    /// Quoted, with the schema.
-    name: String,
-    locked: bool,
-}
-
-async fn tables(connection: &mut PgConnection) -> Result<Vec<Table>, Error> {
+/// The rows of [`TABLES`].
+async fn tables(connection: &mut PgConnection) -> Result<Vec<(String, String, bool)>, Error> {
     let rows = sqlx::raw_sql(TABLES).fetch_all(connection).await?;
-    let table = |row: &sqlx::postgres::PgRow| {
-        Ok(Table { relation: row.try_get(0)?, name: row.try_get(1)?, locked: row.try_get(2)? })
-    };
-    rows.iter().map(table).collect()
+    rows.iter().map(FromRow::from_row).collect()
 }
 
 /// Compares versions with SELECT alone, so that a role without CREATE can start the service. Sends
 /// simple queries, which any pooler passes on, and fails in no transaction for a missing table.
-async fn state(connection: &mut PgConnection, locked: Locked) -> Result<SchemaState, Error> {
+async fn state(connection: &mut PgConnection, mut locked: Locked) -> Result<SchemaState, Error> {
     let mut applied: Vec<(i64, Vec<u8>)> = Vec::new();
-    if let Some(table) = locked.versions? {
+    if let Some(table) = locked.remove("_sqlx_migrations").transpose()? {
         let versions = format!("SELECT version, checksum FROM {table} WHERE success ORDER BY 1");
         let versions = sqlx::raw_sql(sqlx::AssertSqlSafe(versions));
         for row in versions.fetch_all(&mut *connection).await? {
             applied.push((row.try_get(0)?, row.try_get(1)?));
         }
     }
-    let compatibility = match locked.compatibility {
+    let compatibility = match locked.remove("schema_compatibility").transpose() {
         Ok(table) => table,
         // Only a later migration can need a newer release.
         Err(_) if applied.iter().all(|(version, _)| *version <= newest()) => None,

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::StartError;
 use crate::config::Config;
 use crate::ports::Fault;
-use crate::store::connection::describe;
+use crate::store::error::{StartError, describe};
 
 /// How long a command tries again, counted from the first failure. A try that is under way when that
 /// is over may end well.

@@ -4,21 +4,18 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use tokio_util::sync::CancellationToken;
 
-use super::{Attempt, Patience, StartError, gone, not_connected, wait};
+use super::{Patience, retry};
 use crate::config::Config;
 use crate::ports::{Class, Fault};
-use crate::retry::Jitter;
-use crate::store::connection::{Address, describe, options};
+use crate::store::connection::{Address, options};
+use crate::store::error::{StartError, describe};
 use crate::store::migrate::{
     Examined, NotApplied, SchemaState, Surroundings, apply_next, close_schema, examine, list,
     newest,
 };
 use crate::store::sqlstate::fatal_at_start;
-use crate::store::transaction::fault;
 use crate::store::within;
-use crate::telemetry::Health;
 
 /// Who applies migrations: what is missing for it has another remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,22 +35,15 @@ pub struct Migrated {
     pub newer: Vec<i64>,
 }
 
-/// Waits for the database and applies pending migrations, as long as `patience` lasts. `None` when
-/// `stop` came first.
+/// Waits for the database and applies pending migrations, as long as `patience` lasts.
 ///
 /// # Errors
 /// [`StartError`]: what is not retried, and what was retried for too long.
-pub async fn migrate(
-    config: &Config,
-    jitter: &Jitter,
-    health: &Health,
-    patience: Patience,
-    stop: &CancellationToken,
-) -> Result<Option<Migrated>, StartError> {
+pub async fn migrate(config: &Config, patience: Patience) -> Result<Migrated, StartError> {
     let applied = AtomicUsize::new(0);
     let attempt = async || migrated(config, Caller::Migrate, &applied).await;
-    let newer = wait(config, jitter, health, Some(patience), stop, attempt).await?;
-    Ok(newer.map(|newer| Migrated { applied: applied.into_inner(), newer }))
+    let newer = retry(config, patience, attempt).await?;
+    Ok(Migrated { applied: applied.into_inner(), newer })
 }
 
 /// Brings the schema to this release, or says why not; counts in `applied`. Gives later migrations,
@@ -63,17 +53,17 @@ pub(super) async fn migrated(
     config: &Config,
     caller: Caller,
     applied: &AtomicUsize,
-) -> Result<Vec<i64>, Attempt> {
+) -> Result<Vec<i64>, StartError> {
     let may_migrate = caller == Caller::Migrate || config.postgres.migrate_on_start;
     let deadline = config.postgres.transaction_deadline();
     let asking = async {
         let address = Address::new(&config.postgres, options(&config.postgres));
         let mut connection = address.connect().await?;
-        let examined = examine(&mut connection, may_migrate).await;
-        Ok((connection, examined.map_err(|error| fault(&error))?))
+        let examined = examine(&mut connection, may_migrate).await?;
+        Ok((connection, examined))
     };
     let (mut connection, Examined { surroundings, state }) =
-        within(deadline, asking).await.map_err(|not| not_connected(config, not))?;
+        within::<_, StartError>(deadline, asking).await?;
     // Not read where that could run another role's code.
     let Some(state) = state else {
         return Err(foreign(config, list(surroundings.refused(may_migrate))));
@@ -113,14 +103,13 @@ async fn apply(
     Ok(())
 }
 
-fn foreign(config: &Config, objects: String) -> Attempt {
-    Attempt::Fatal(StartError::Foreign { objects, place: describe(&config.postgres) })
+fn foreign(config: &Config, objects: String) -> StartError {
+    StartError::Foreign { objects, place: describe(&config.postgres) }
 }
 
-fn misfit(config: &Config, state: &SchemaState) -> Attempt {
+fn misfit(config: &Config, state: &SchemaState) -> StartError {
     let (reason, remedy) = unfit(state);
-    let (reason, place) = (format!("{reason}; {remedy}"), describe(&config.postgres));
-    Attempt::Fatal(StartError::Schema { reason, place })
+    StartError::schema(config, format!("{reason}; {remedy}"))
 }
 
 /// Why a schema does not fit that is not migrated, and what to do.
@@ -160,7 +149,7 @@ fn may_not_create(
     looked: &Surroundings,
     versions: &[i64],
     caller: Caller,
-) -> Attempt {
+) -> StartError {
     let role = &config.postgres.user;
     let (message, advice) = match (&looked.schema, &looked.tables_owner) {
         (None, _) => (
@@ -194,32 +183,35 @@ fn may_not_create(
     };
     let fault = Fault { class: Class::Pause, sqlstate: Some("42501".to_owned()), message };
     let advice = format!("Migrations {versions:?} are not applied. {advice}");
-    Attempt::Fatal(StartError::Credentials { fault, place: describe(&config.postgres), advice })
+    StartError::Credentials { fault, place: describe(&config.postgres), advice }
 }
 
 /// What a migration that failed calls for. `versions` are those that were pending.
-pub(in crate::store) fn not_applied(config: &Config, versions: &[i64], not: NotApplied) -> Attempt {
+pub(in crate::store) fn not_applied(
+    config: &Config,
+    versions: &[i64],
+    not: NotApplied,
+) -> StartError {
     let fault = match not {
         NotApplied::Fault(fault) => fault,
         NotApplied::Foreign(objects) => return foreign(config, list(&objects)),
         NotApplied::Misfit(state) => return misfit(config, &state),
     };
-    let place = describe(&config.postgres);
     let code = fault.sqlstate.as_deref().unwrap_or_default();
     match fault.class {
-        Class::Retry | Class::Reconnect | Class::UnknownOutcome => Attempt::Wait(fault),
+        Class::Retry | Class::Reconnect | Class::UnknownOutcome => fault.into(),
         _ if code == "42501" => {
             let advice = format!(
                 "Migrations {versions:?} are not applied. Run `vote-aggregator migrate` as the role \
                  that owns the tables and may create in their schema, or have that role grant what \
                  the message names"
             );
-            Attempt::Fatal(StartError::Credentials { fault, place, advice })
+            StartError::Credentials { fault, place: describe(&config.postgres), advice }
         }
-        _ if fatal_at_start(code) => gone(config, fault),
+        _ if fatal_at_start(code) => fault.into(),
         _ => {
             let reason = format!("a migration failed: {fault}. {}", remedy(code));
-            Attempt::Fatal(StartError::Schema { reason, place })
+            StartError::schema(config, reason)
         }
     }
 }

@@ -14,18 +14,8 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// A format whose lines name the trace and the span they belong to, if any.
 pub(super) struct Line<F> {
-    format: F,
-    json: bool,
-}
-
-impl<F> Line<F> {
-    pub(super) const fn text(format: F) -> Self {
-        Self { format, json: false }
-    }
-
-    pub(super) const fn json(format: F) -> Self {
-        Self { format, json: true }
-    }
+    pub(super) format: F,
+    pub(super) json: bool,
 }
 
 impl<S, N, F> FormatEvent<S, N> for Line<F>

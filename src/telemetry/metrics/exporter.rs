@@ -6,10 +6,9 @@ use opentelemetry::metrics::MeterProvider;
 use opentelemetry_sdk::metrics::{Instrument, SdkMeterProvider, Stream};
 use prometheus::{Registry, TextEncoder};
 
-use super::Instruments;
-use super::catalogue as metric;
+use super::gauges::CURRENT_VOTE_TOTALS;
+use super::{Instruments, VOTES_AGGREGATED};
 use crate::telemetry::health::Health;
-use crate::telemetry::laws::Laws;
 
 /// The instruments and the registry they are scraped from.
 #[derive(Clone)]
@@ -36,25 +35,29 @@ impl Metrics {
         // The SDK folds everything past 2,000 series into one; we bound them ourselves.
         let cardinality = 2 * (max_laws + 1) + 1;
         let per_law = move |instrument: &Instrument| {
-            [metric::VOTES_AGGREGATED, metric::CURRENT_VOTE_TOTALS]
-                .iter()
-                .any(|entry| entry.name == instrument.name())
+            [VOTES_AGGREGATED, CURRENT_VOTE_TOTALS]
+                .contains(&instrument.name())
                 .then(|| Stream::builder().with_cardinality_limit(cardinality).build().ok())
                 .flatten()
         };
         let provider = SdkMeterProvider::builder().with_reader(exporter).with_view(per_law).build();
-        let laws = Arc::new(Laws::new(max_laws));
-        let instruments = Instruments::new(&provider.meter("vote-aggregator"), laws, health, false);
-        Ok(Self { registry, instruments, _provider: provider })
+        Ok(Self::of(registry, provider, max_laws, &health))
     }
 
-    /// Instruments that measure nothing, and a scrape without series. Health, logs and the stop
-    /// line are as ever.
+    /// Instruments that measure nothing, and a scrape without series. Health, logs and the shutdown
+    /// summary work as usual.
     pub fn off(health: Arc<Health>) -> Self {
-        let provider = SdkMeterProvider::builder().build();
-        let meter = provider.meter("vote-aggregator");
-        let instruments = Instruments::new(&meter, Arc::new(Laws::new(0)), health, true);
-        Self { registry: Registry::new(), instruments, _provider: provider }
+        Self::of(Registry::new(), SdkMeterProvider::builder().build(), 0, &health)
+    }
+
+    fn of(
+        registry: Registry,
+        provider: SdkMeterProvider,
+        max_laws: usize,
+        health: &Arc<Health>,
+    ) -> Self {
+        let instruments = Instruments::new(&provider.meter("vote-aggregator"), max_laws, health);
+        Self { registry, instruments, _provider: provider }
     }
 
     /// All series in Prometheus' text format.

@@ -27,11 +27,8 @@ pub(super) struct Settings {
     pub(super) https: bool,
     /// For one request.
     pub(super) timeout: Duration,
-    // Set by somebody, and read by the SDK itself.
+    /// The SDK reads a service name itself.
     pub(super) has_service_name: bool,
-    pub(super) has_link_limit: bool,
-    pub(super) has_queue_size: bool,
-    pub(super) has_export_size: bool,
 }
 
 impl Settings {
@@ -112,9 +109,6 @@ impl Settings {
             https,
             timeout,
             has_service_name: named || env("OTEL_SERVICE_NAME").is_some(),
-            has_link_limit: env("OTEL_SPAN_LINK_COUNT_LIMIT").is_some(),
-            has_queue_size: env("OTEL_BSP_MAX_QUEUE_SIZE").is_some(),
-            has_export_size: env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE").is_some(),
         }))
     }
 }

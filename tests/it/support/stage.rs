@@ -12,7 +12,6 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Row};
 use time::OffsetDateTime;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use vote_aggregator::broker::RabbitMq;
 use vote_aggregator::config::{Config, Sources};
 use vote_aggregator::retry::Jitter;
@@ -102,12 +101,10 @@ impl<'s> Stage<'s> {
     /// What `store::prepare` makes of this stage.
     pub async fn prepare(&self, overrides: &[(&str, &str)]) -> Result<PgStore, StartError> {
         let jitter = Jitter::seeded(1);
-        let never = CancellationToken::new();
         let (config, health) = (self.config(overrides), Health::default());
-        let prepared = store::prepare(&config, &jitter, &health, &never);
+        let prepared = store::prepare(&config, &jitter, &health);
         // It waits for what may come back; what does not come back is a test that fails.
-        let prepared = timeout(PATIENCE, prepared).await.expect("prepared or refused in time");
-        prepared.map(|store| store.expect("nobody asked to stop"))
+        timeout(PATIENCE, prepared).await.expect("prepared or refused in time")
     }
 
     /// The store on this stage's database, migrated.

@@ -1,4 +1,4 @@
-//! What the log tells of one batch: the same fields on every line, so that a search for its number
+//! Log lines about one batch: the same fields on every line, so that a search for its number
 //! finds all of them.
 
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ const RETRYING: &str = "batch not committed, trying again";
 const UNSTORABLE: &str = "the database refuses this vote, publishing it to the dead-letter queue";
 
 /// One batch, as its lines name it.
-pub(super) struct Journal<'a> {
+pub(super) struct BatchLog<'a> {
     batch: u64,
     votes: Votes,
     began: Instant,
@@ -28,23 +28,23 @@ macro_rules! line {
     ($level:expr, $($rest:tt)+) => { line!(to module_path!(), $level, $($rest)+) };
     (
         to $target:expr,
-        $level:expr, $journal:expr, $votes:expr, $attempt:expr, $sqlstate:expr, $($rest:tt)+
+        $level:expr, $batch_log:expr, $votes:expr, $attempt:expr, $sqlstate:expr, $($rest:tt)+
     ) => {
         tracing::event!(
             target: $target,
             $level,
-            batch = $journal.batch,
+            batch = $batch_log.batch,
             votes = $votes.len(),
             law_count = law_count($votes),
             attempt = $attempt,
             sqlstate = $sqlstate,
-            elapsed = seconds($journal.began.elapsed()),
+            elapsed = seconds($batch_log.began.elapsed()),
             $($rest)+
         )
     };
 }
 
-impl<'a> Journal<'a> {
+impl<'a> BatchLog<'a> {
     /// Of the batch with this number, complete since `began`.
     pub(super) const fn new(
         batch: u64,
@@ -88,7 +88,7 @@ impl<'a> Journal<'a> {
                 )
             };
         }
-        if self.instruments.repeats().admit(RETRYING, class) {
+        if self.instruments.log_limiter.admit(RETRYING, class) {
             retrying!(to module_path!());
         } else {
             retrying!(to SUMMARISED);
@@ -110,7 +110,7 @@ impl<'a> Journal<'a> {
 
     /// A publisher may repeat one such vote without end.
     pub(super) fn unstorable(&self, letter: &DeadLetter, attempt: u32) {
-        if self.instruments.repeats().admit(UNSTORABLE, "unstorable") {
+        if self.instruments.log_limiter.admit(UNSTORABLE, "unstorable") {
             line!(
                 Level::WARN,
                 self,
@@ -126,7 +126,7 @@ impl<'a> Journal<'a> {
     pub(super) fn given_up(&self, failure: &Failure, attempt: u32) {
         let (sqlstate, why) = match failure {
             Failure::Paused(fault) => (fault.sqlstate.as_deref(), fault.to_string()),
-            Failure::Lost(lost) | Failure::Undeliverable(lost) => (None, lost.to_string()),
+            Failure::Lost(lost) | Failure::DeadLetterFailed(lost) => (None, lost.to_string()),
         };
         line!(
             Level::WARN,

@@ -1,6 +1,6 @@
 //! Which deliveries of one channel are settled, and how far a `multiple` ack may reach.
 //!
-//! Architecture invariant: no I/O here. A ledger belongs to one channel and dies with it; tags of
+//! Architecture invariant: no I/O here. A tracker belongs to one channel and dies with it; tags of
 //! an older channel can't reach it.
 
 use std::collections::VecDeque;
@@ -29,15 +29,15 @@ pub struct AckPoint {
 
 /// The deliveries of one channel that are not behind the last ack, in order of arrival.
 #[derive(Debug, Default)]
-pub struct Settlement {
+pub struct AckTracker {
     open: VecDeque<(DeliveryTag, State, Instant)>,
     /// Of those, how many are rejected.
     rejected: usize,
 }
 
-impl Settlement {
+impl AckTracker {
     /// Notes a delivery; tags arrive in ascending order on a channel.
-    pub fn hold(&mut self, tag: DeliveryTag, taken: Instant) {
+    pub fn track(&mut self, tag: DeliveryTag, taken: Instant) {
         debug_assert!(self.open.back().is_none_or(|(last, ..)| *last < tag), "tags ascend");
         self.open.push_back((tag, State::Held, taken));
     }
@@ -117,46 +117,46 @@ mod tests {
 
     #[test]
     fn never_passes_a_held_delivery_and_never_names_a_rejected_one() {
-        let mut ledger = Settlement::default();
-        (1..=5).for_each(|tag| ledger.hold(tag, Instant::now()));
-        ledger.done([2]);
-        assert_eq!(ledger.ack_point(u64::MAX), None, "1 is still held");
-        ledger.rejected(1);
-        ledger.rejected(3);
+        let mut acks = AckTracker::default();
+        (1..=5).for_each(|tag| acks.track(tag, Instant::now()));
+        acks.done([2]);
+        assert_eq!(acks.ack_point(u64::MAX), None, "1 is still held");
+        acks.rejected(1);
+        acks.rejected(3);
         let point = AckPoint { tag: 2, deliveries: 1 };
-        assert_eq!(ledger.ack_point(u64::MAX), Some(point), "3 is rejected, 4 is held");
-        assert_eq!(ledger.ack_point(u64::MAX), None, "nothing twice");
-        ledger.done([5]);
-        assert_eq!(ledger.ack_point(u64::MAX), None);
-        ledger.rejected(4);
-        assert_eq!(ledger.ack_point(u64::MAX), Some(AckPoint { tag: 5, deliveries: 1 }));
-        assert!(ledger.open.is_empty());
+        assert_eq!(acks.ack_point(u64::MAX), Some(point), "3 is rejected, 4 is held");
+        assert_eq!(acks.ack_point(u64::MAX), None, "nothing twice");
+        acks.done([5]);
+        assert_eq!(acks.ack_point(u64::MAX), None);
+        acks.rejected(4);
+        assert_eq!(acks.ack_point(u64::MAX), Some(AckPoint { tag: 5, deliveries: 1 }));
+        assert!(acks.open.is_empty());
     }
 
     #[test]
     fn a_delivery_behind_a_gap_in_the_tags_is_found() {
-        let mut ledger = Settlement::default();
-        [3, 4, 9, 12].into_iter().for_each(|tag| ledger.hold(tag, Instant::now()));
-        ledger.done([12, 3, 9, 4, 5]);
-        assert_eq!(ledger.ack_point(3), Some(AckPoint { tag: 9, deliveries: 3 }));
-        assert_eq!(ledger.ack_point(3), Some(AckPoint { tag: 12, deliveries: 1 }));
-        assert!(ledger.open.is_empty());
+        let mut acks = AckTracker::default();
+        [3, 4, 9, 12].into_iter().for_each(|tag| acks.track(tag, Instant::now()));
+        acks.done([12, 3, 9, 4, 5]);
+        assert_eq!(acks.ack_point(3), Some(AckPoint { tag: 9, deliveries: 3 }));
+        assert_eq!(acks.ack_point(3), Some(AckPoint { tag: 12, deliveries: 1 }));
+        assert!(acks.open.is_empty());
     }
 
     #[test]
     fn a_rejected_prefix_alone_sends_nothing() {
-        let mut ledger = Settlement::default();
-        (1..=3).for_each(|tag| ledger.hold(tag, Instant::now()));
-        ledger.rejected(2);
-        assert_eq!(ledger.open.len(), 3, "behind a held one it has to stay");
-        assert_eq!(ledger.unsettled(), 2);
-        ledger.rejected(2);
-        assert_eq!(ledger.unsettled(), 2, "twice is as good as once");
-        ledger.rejected(1);
-        assert_eq!(ledger.open.len(), 1, "forgotten without any ack");
-        ledger.rejected(3);
-        assert!(ledger.open.is_empty());
-        assert_eq!(ledger.ack_point(u64::MAX), None);
+        let mut acks = AckTracker::default();
+        (1..=3).for_each(|tag| acks.track(tag, Instant::now()));
+        acks.rejected(2);
+        assert_eq!(acks.open.len(), 3, "behind a held one it has to stay");
+        assert_eq!(acks.unsettled(), 2);
+        acks.rejected(2);
+        assert_eq!(acks.unsettled(), 2, "twice is as good as once");
+        acks.rejected(1);
+        assert_eq!(acks.open.len(), 1, "forgotten without any ack");
+        acks.rejected(3);
+        assert!(acks.open.is_empty());
+        assert_eq!(acks.ack_point(u64::MAX), None);
     }
 
     proptest! {
@@ -170,8 +170,8 @@ mod tests {
             at_most in 1_u64..=20,
         ) {
             let count = rejected.len() as u64;
-            let mut ledger = Settlement::default();
-            (1..=count).for_each(|tag| ledger.hold(tag, Instant::now()));
+            let mut acks = AckTracker::default();
+            (1..=count).for_each(|tag| acks.track(tag, Instant::now()));
             let mut open: BTreeMap<u64, Option<bool>> = (1..=count).map(|tag| (tag, None)).collect();
             let mut tags: Vec<u64> = (1..=count).collect();
             fastrand::Rng::with_seed(order).shuffle(&mut tags);
@@ -180,11 +180,11 @@ mod tests {
             let mut deliveries = 0;
             for tag in tags {
                 let is_rejected = rejected[(tag - 1) as usize];
-                if is_rejected { ledger.rejected(tag) } else { ledger.done([tag]) }
+                if is_rejected { acks.rejected(tag) } else { acks.done([tag]) }
                 open.insert(tag, Some(is_rejected));
-                let counted = ledger.open.iter().filter(|(_, state, _)| *state != State::Rejected);
-                prop_assert_eq!(ledger.unsettled(), counted.count());
-                while let Some(AckPoint { tag: point, deliveries: more }) = ledger.ack_point(at_most) {
+                let counted = acks.open.iter().filter(|(_, state, _)| *state != State::Rejected);
+                prop_assert_eq!(acks.unsettled(), counted.count());
+                while let Some(AckPoint { tag: point, deliveries: more }) = acks.ack_point(at_most) {
                     prop_assert!(more <= at_most);
                     deliveries += more;
                     let done = open.range(..=point).filter(|(_, state)| **state == Some(false));
@@ -197,7 +197,7 @@ mod tests {
             }
             let last_done = (1..=count).rev().find(|tag| !rejected[(*tag - 1) as usize]);
             prop_assert_eq!(acked, last_done.unwrap_or(0));
-            prop_assert!(ledger.open.is_empty());
+            prop_assert!(acks.open.is_empty());
         }
     }
 }

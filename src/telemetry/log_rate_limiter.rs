@@ -1,7 +1,7 @@
-//! Log lines that can repeat without end: the first of a kind are written, the others counted and
-//! told in one line when their minute is over.
+//! Rate limit for log lines: the first of a kind in a minute are written, the others are counted and
+//! summed up in one line when the minute is over.
 //!
-//! Bounded by the kinds that the code names: no text out of a message may be part of one.
+//! Bounded by the kinds that the code names: a kind holds no text of a message.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 const WRITTEN: u64 = 10;
 /// How long lines of a kind are counted together, from the first of them on.
 const PERIOD: Duration = Duration::from_secs(60);
-/// How often is looked for periods that are over.
+/// How often periods are checked for their end.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Message and reason of a line.
@@ -22,7 +22,7 @@ type Kind = (&'static str, &'static str);
 
 /// The lines of each kind in its current period.
 #[derive(Debug, Default)]
-pub struct Repeats {
+pub struct LogRateLimiter {
     periods: Mutex<BTreeMap<Kind, Period>>,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for Suppressed {
     }
 }
 
-impl Repeats {
+impl LogRateLimiter {
     /// Whether this line is among the first of its kind in the period, and to be written.
     pub fn admit(&self, message: &'static str, reason: &'static str) -> bool {
         let first = Period { began: Instant::now(), lines: 0 };
@@ -59,15 +59,15 @@ impl Repeats {
         period.lines <= WRITTEN
     }
 
-    /// Hands what was suppressed to `tell`, kind by kind, whenever a period is over; never ends.
-    pub async fn run(&self, tell: impl Fn(&Suppressed)) {
+    /// Calls `report` for each kind with suppressed lines when its period is over; never ends.
+    pub async fn run(&self, report: impl Fn(&Suppressed)) {
         loop {
             tokio::time::sleep(TICK).await;
-            self.close(PERIOD).iter().for_each(&tell);
+            self.close(PERIOD).iter().for_each(&report);
         }
     }
 
-    /// Ends all periods: what was suppressed until now, to be told before a stop.
+    /// Ends all periods and returns what was suppressed, for the end of the process.
     pub fn flush(&self) -> Vec<Suppressed> {
         self.close(Duration::ZERO)
     }
@@ -95,46 +95,46 @@ mod tests {
     use super::*;
 
     /// Lines admitted out of `count`.
-    fn storm(repeats: &Repeats, reason: &'static str, count: u64) -> u64 {
-        (0..count).map(|_| u64::from(repeats.admit("rejected", reason))).sum()
+    fn storm(limiter: &LogRateLimiter, reason: &'static str, count: u64) -> u64 {
+        (0..count).map(|_| u64::from(limiter.admit("rejected", reason))).sum()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_lines_of_each_kind_are_written_and_the_others_told_when_the_storm_is_over() {
-        let repeats = Repeats::default();
-        let told = Mutex::new(Vec::new());
-        let tell = |suppressed: &Suppressed| {
+    async fn the_first_lines_of_each_kind_are_written_and_the_others_reported_after_the_period() {
+        let limiter = LogRateLimiter::default();
+        let reported = Mutex::new(Vec::new());
+        let report = |suppressed: &Suppressed| {
             let Suppressed { reason, lines, .. } = *suppressed;
-            told.lock().expect("no panic while held").push((reason, lines));
+            reported.lock().expect("no panic while held").push((reason, lines));
         };
         let storms = async {
-            assert_eq!(storm(&repeats, "not_json", 1_000_000), WRITTEN);
-            assert_eq!(storm(&repeats, "too_large", WRITTEN), WRITTEN);
-            assert_eq!(storm(&repeats, "not_utf8", WRITTEN + 1), WRITTEN);
+            assert_eq!(storm(&limiter, "not_json", 1_000_000), WRITTEN);
+            assert_eq!(storm(&limiter, "too_large", WRITTEN), WRITTEN);
+            assert_eq!(storm(&limiter, "not_utf8", WRITTEN + 1), WRITTEN);
             tokio::time::sleep(PERIOD / 2).await;
-            assert_eq!(storm(&repeats, "not_json", 5), 0, "still the same period");
+            assert_eq!(storm(&limiter, "not_json", 5), 0, "still the same period");
             tokio::time::sleep(PERIOD / 2 + 2 * TICK).await;
             // No further message came.
             let expected = [("not_json", 1_000_005 - WRITTEN), ("not_utf8", 1)];
-            assert_eq!(told.lock().expect("no panic while held").split_off(0), expected);
-            assert_eq!(storm(&repeats, "not_json", 20), WRITTEN, "a new period");
+            assert_eq!(reported.lock().expect("no panic while held").split_off(0), expected);
+            assert_eq!(storm(&limiter, "not_json", 20), WRITTEN, "a new period");
             tokio::time::sleep(PERIOD * 3).await;
-            assert_eq!(*told.lock().expect("no panic while held"), [("not_json", 10)], "once");
-            assert!(repeats.periods().is_empty());
+            assert_eq!(*reported.lock().expect("no panic while held"), [("not_json", 10)], "once");
+            assert!(limiter.periods().is_empty());
         };
         tokio::select! {
-            () = repeats.run(tell) => {}
+            () = limiter.run(report) => {}
             () = storms => {}
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stop_tells_what_is_not_told_yet() {
-        let repeats = Repeats::default();
-        storm(&repeats, "not_json", 25);
+    async fn a_flush_returns_what_is_not_reported_yet() {
+        let limiter = LogRateLimiter::default();
+        storm(&limiter, "not_json", 25);
         tokio::time::sleep(Duration::from_secs(7)).await;
-        let told: Vec<String> = repeats.flush().iter().map(ToString::to_string).collect();
+        let told: Vec<String> = limiter.flush().iter().map(ToString::to_string).collect();
         assert_eq!(told, ["rejected (not_json): 15 more in 7 s, not logged"]);
-        assert_eq!(repeats.flush(), []);
+        assert_eq!(limiter.flush(), []);
     }
 }

@@ -1,26 +1,58 @@
-//! What the server says of an error, in words that hold nothing of a vote.
+//! Errors of sqlx and of the server as [`Fault`]s, in words that hold nothing of a vote.
 
+use sqlx::Error;
 use sqlx::postgres::PgDatabaseError;
 
+use super::CONNECT_TIMEOUT;
 use super::sqlstate::{classify, is_listed};
-use crate::ports::Class;
+use crate::ports::{Class, Fault};
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&Error> for Fault {
+    fn from(error: &Error) -> Self {
+        let (class, message) = match error {
+            Error::Database(database) => return ServerError::new(database.downcast_ref()).fault(),
+            Error::ColumnDecode { .. }
+            | Error::ColumnNotFound(_)
+            | Error::Decode(_)
+            | Error::Encode(_) => (Class::Bug, error.to_string()),
+            // Its words quote a character of the password.
+            Error::Configuration(_) => (
+                Class::Reconnect,
+                "the driver cannot use the login, or the files of our certificate".to_owned(),
+            ),
+            Error::PoolTimedOut => (
+                Class::Reconnect,
+                format!("the pool gave no connection within {CONNECT_TIMEOUT:?}"),
+            ),
+            // Sockets, TLS, protocol: the connection is at fault.
+            _ => (Class::Reconnect, error.to_string()),
+        };
+        Self { class, sqlstate: None, message }
+    }
+}
 
 /// The fields of an error of PostgreSQL. Table, column and constraint are names of objects.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Said<'a> {
-    pub(super) sqlstate: &'a str,
+struct ServerError<'a> {
+    sqlstate: &'a str,
     message: &'a str,
     detail: Option<&'a str>,
     hint: Option<&'a str>,
     table: Option<&'a str>,
     column: Option<&'a str>,
-    pub(super) constraint: Option<&'a str>,
+    constraint: Option<&'a str>,
     /// The words are those of a function's RAISE, and not the server's.
     raised: bool,
 }
 
-impl<'a> Said<'a> {
-    pub(super) fn of(error: &'a PgDatabaseError) -> Self {
+impl<'a> ServerError<'a> {
+    fn new(error: &'a PgDatabaseError) -> Self {
         Self {
             sqlstate: error.code(),
             message: error.message(),
@@ -33,10 +65,18 @@ impl<'a> Said<'a> {
         }
     }
 
+    fn fault(&self) -> Fault {
+        Fault {
+            class: classify(self.sqlstate, self.constraint),
+            sqlstate: Some(self.sqlstate.to_owned()),
+            message: self.message(),
+        }
+    }
+
     /// One line. The server quotes a refused value, and in the detail the whole row; a trigger may say
     /// anything under a code of its own. Message, detail and hint are passed on only where they name
     /// objects and nothing else.
-    pub(super) fn message(&self) -> String {
+    fn message(&self) -> String {
         let refused = classify(self.sqlstate, self.constraint) == Class::Isolate;
         let mut parts = Vec::new();
         if refused || !is_listed(self.sqlstate) {
@@ -97,25 +137,25 @@ mod tests {
         for (sqlstate, message) in
             [("23502", "null value"), ("23514", "new row"), ("22P02", "invalid \"citizen-1\"")]
         {
-            let said = Said {
+            let error = ServerError {
                 sqlstate,
                 message,
                 detail: Some(ROW),
                 hint: Some(ROW),
                 table: Some("vote_audit"),
                 column: Some("station"),
-                ..Said::default()
+                ..ServerError::default()
             };
-            let told = said.message();
+            let told = error.message();
             assert_eq!(told, "a value is refused; table vote_audit; column station", "{sqlstate}");
         }
-        let unique = Said {
+        let unique = ServerError {
             sqlstate: "23505",
             message: "duplicate key value violates unique constraint \"k\"",
             detail: Some("Key (vote_hash)=(h-1) already exists."),
             table: Some("vote_audit"),
             constraint: Some("k"),
-            ..Said::default()
+            ..ServerError::default()
         };
         let told = unique.message();
         assert!(told.contains("table vote_audit") && !told.contains("h-1"), "{told}");
@@ -123,14 +163,14 @@ mod tests {
 
     #[test]
     fn detail_and_hint_are_told_where_they_name_objects_and_no_function_raised_them() {
-        let view = Said {
+        let view = ServerError {
             sqlstate: "0A000",
             message: "cannot alter type of a column used by a view or rule",
             detail: Some("rule _RETURN on view turnout depends on column \"oui_count\""),
-            ..Said::default()
+            ..ServerError::default()
         };
         assert!(view.message().contains("view turnout depends on"), "{}", view.message());
-        let drop = Said {
+        let drop = ServerError {
             sqlstate: "2BP01",
             message: "cannot drop view vote_statistics",
             detail: Some("view a depends\nview b depends"),
@@ -138,13 +178,14 @@ mod tests {
             ..view
         };
         assert!(drop.message().ends_with("view a depends, view b depends; Use DROP ... CASCADE"));
-        let raised = Said { sqlstate: "42501", detail: Some(ROW), raised: true, ..view };
+        let raised = ServerError { sqlstate: "42501", detail: Some(ROW), raised: true, ..view };
         assert!(!raised.message().contains("citizen-1"), "{}", raised.message());
     }
 
     #[test]
     fn codes_of_a_standby_and_of_a_pooler_name_their_cause() {
-        let told = |sqlstate| Said { sqlstate, message: "m", ..Said::default() }.message();
+        let told =
+            |sqlstate| ServerError { sqlstate, message: "m", ..ServerError::default() }.message();
         for (sqlstate, named) in [
             ("25006", "a standby"),
             ("08P01", "ignore_startup_parameters"),
