@@ -1,17 +1,16 @@
-//! What a service manager (systemd) is told by `sd_notify`: that the service came up, how it goes,
-//! that it makes progress, that it stops. Nothing is told unless `NOTIFY_SOCKET` is set.
+//! Notifies a service manager (systemd) by `sd_notify`: started, status, watchdog, stopping. Nothing is
+//! sent unless `NOTIFY_SOCKET` is set.
 //!
-//! *Came up* means: votes are counted, or a server is down and waited for. An outage is no failed
-//! start: whoever started us could not mend it by ending us and starting us again, and a boot would
-//! hang on it. What waiting does not mend, a wrong password say, ends the process before that, so
-//! that starting the unit fails and shows why.
+//! *Started* means: votes are counted, or a server is down and waited for. An outage is no failed start:
+//! a restart would not help, and a boot would hang on it. What is not retried, a wrong password for
+//! example, ends the process before that, so that starting the unit fails and shows why.
 //!
-//! The sign of life stands for this process alone. It is given by the very task that counts, and
-//! only after the runtime and a thread for blocking work have each done something besides. A
-//! server that hangs does not keep it back: a restart would mend nothing there either.
+//! The watchdog's ping stands for this process alone. It is sent by the task that counts, and only after
+//! the runtime and a thread for blocking work have each run something else. A server that hangs does not
+//! hold it back: a restart would not help there either.
 //!
-//! Architecture invariant: a service manager that does not listen delays no vote, and a stop by no
-//! more than a second.
+//! Architecture invariant: a service manager that does not read its socket delays no vote, and a stop by
+//! no more than a second.
 
 use std::convert::Infallible;
 use std::env;
@@ -25,16 +24,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Health;
 
-/// How long telling something may take; the socket's buffer is full when nobody reads it.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long one notification may take; the socket's buffer is full when nobody reads it.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The service manager that started us.
 #[derive(Debug)]
 pub struct ServiceManager {
-    /// It ends us when it gets no sign of life for as long as this.
+    /// It kills us when it gets no ping for as long as this.
     watchdog: Option<Duration>,
-    /// It did not listen, and that was logged.
-    deaf: AtomicBool,
+    /// A notification failed, and that was logged.
+    failed: AtomicBool,
 }
 
 impl ServiceManager {
@@ -42,64 +41,63 @@ impl ServiceManager {
     pub fn from_env() -> Option<Self> {
         env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())?;
         let watchdog = sd_notify::watchdog_enabled().filter(|period| !period.is_zero());
-        Some(Self { watchdog, deaf: AtomicBool::new(false) })
+        Some(Self { watchdog, failed: AtomicBool::new(false) })
     }
 
-    /// Tells of every change of `health`, and gives signs of life. To be polled by the task that
-    /// counts.
+    /// Sends every change of `health`, and the watchdog's pings. To be polled by the task that counts.
     pub async fn attend(&self, health: &Health, stop: &CancellationToken) -> Infallible {
         let mut notes = health.notes();
         let mut heartbeat = self.watchdog.map(heartbeat);
-        let mut told = None;
+        let mut sent = None;
         loop {
             let summary = health.summary();
-            // What becomes of a stop is for the exit code to tell.
-            if summary != told
+            // The result of a stop is the exit code.
+            if summary != sent
                 && !stop.is_cancelled()
                 && let Some(summary) = summary
             {
                 let status = one_line(&summary);
-                if told.replace(summary).is_none() {
-                    self.tell(move || notify(&[NotifyState::Ready, NotifyState::Status(&status)]))
+                if sent.replace(summary).is_none() {
+                    self.send(move || notify(&[NotifyState::Ready, NotifyState::Status(&status)]))
                         .await;
                 } else {
-                    self.tell(move || notify(&[NotifyState::Status(&status)])).await;
+                    self.send(move || notify(&[NotifyState::Status(&status)])).await;
                 }
             }
             tokio::select! {
                 noted = notes.changed() => {
-                    // Health outlives us; were it gone, there would be nothing left to tell.
+                    // Health outlives this task.
                     if noted.is_err() {
                         std::future::pending::<()>().await;
                     }
                 }
                 () = tick(&mut heartbeat) => {
-                    a_worker_takes_work().await;
-                    self.tell(|| notify(&[NotifyState::Watchdog])).await;
+                    runtime_is_responsive().await;
+                    self.send(|| notify(&[NotifyState::Watchdog])).await;
                 }
             }
         }
     }
 
-    /// Tells that a stop was asked for and is under way.
+    /// Sends that the service is stopping.
     pub async fn stopping(&self) {
         let status = NotifyState::Status("stopping: what was taken is committed and acked");
-        self.tell(move || notify(&[NotifyState::Stopping, status])).await;
+        self.send(move || notify(&[NotifyState::Stopping, status])).await;
     }
 
     /// In a thread for blocking work, since the socket blocks while its buffer is full.
-    async fn tell(&self, tell: impl FnOnce() -> io::Result<()> + Send + 'static) {
-        let told = timeout(PATIENCE, tokio::task::spawn_blocking(tell)).await;
-        let problem = match told {
+    async fn send(&self, send: impl FnOnce() -> io::Result<()> + Send + 'static) {
+        let sent = timeout(SEND_TIMEOUT, tokio::task::spawn_blocking(send)).await;
+        let problem = match sent {
             Ok(Ok(Ok(()))) => return,
             Ok(Ok(Err(error))) => error.to_string(),
             Ok(Err(failed)) => failed.to_string(),
-            Err(_) => format!("nobody took it for {PATIENCE:?}"),
+            Err(_) => format!("not read within {SEND_TIMEOUT:?}"),
         };
-        if !self.deaf.swap(true, Ordering::Relaxed) {
+        if !self.failed.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "the service manager cannot be told how it goes: {problem}. Check NOTIFY_SOCKET, \
-                 or unset it; votes are counted all the same"
+                "the service manager cannot be notified: {problem}. Check NOTIFY_SOCKET, or unset \
+                 it; votes are counted all the same"
             );
         }
     }
@@ -127,8 +125,8 @@ async fn tick(heartbeat: &mut Option<Interval>) {
 }
 
 /// Waits until the runtime has run another task: not while all its threads are blocked.
-async fn a_worker_takes_work() {
-    // It fails when the runtime is going down; then nobody needs the answer.
+async fn runtime_is_responsive() {
+    // It fails only when the runtime shuts down.
     tokio::spawn(async {}).await.ok();
 }
 
@@ -146,7 +144,7 @@ mod tests {
 
     /// One worker, blocked by hand: the task that asks is polled by a thread of its own.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn no_sign_of_life_while_every_worker_is_blocked() {
+    async fn no_ping_while_every_worker_is_blocked() {
         let (blocked, is_blocked) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         let blocker = tokio::spawn(async move {
@@ -154,7 +152,7 @@ mod tests {
             released.recv().expect("the test releases it");
         });
         is_blocked.recv().expect("blocked");
-        let mut alive = pin!(a_worker_takes_work());
+        let mut alive = pin!(runtime_is_responsive());
         for _ in 0..1_000 {
             assert!(futures::poll!(&mut alive).is_pending());
             std::thread::yield_now();

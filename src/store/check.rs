@@ -129,9 +129,11 @@ fn refusal(config: &Config, error: StartError) -> Finding {
             let meaning = format!("PostgreSQL does not answer as it should: {fault}");
             (&keys::POSTGRES_HOST, meaning, remedy.to_owned())
         }
-        StartError::Credentials { fault, place, advice } => {
-            (&keys::POSTGRES_USER, format!("PostgreSQL refuses us: {fault}; {place}"), advice)
-        }
+        StartError::Credentials { fault, place, advice } => (
+            &keys::POSTGRES_USER,
+            format!("PostgreSQL refuses the login or a permission: {fault}; {place}"),
+            advice,
+        ),
         StartError::NoDatabase { fault, place } => (
             &keys::POSTGRES_DB,
             format!("PostgreSQL has no such database: {fault}; {place}"),
@@ -140,7 +142,7 @@ fn refusal(config: &Config, error: StartError) -> Finding {
         error @ (StartError::Certificate(_) | StartError::Tls(_)) => (
             &keys::POSTGRES_SSLMODE,
             error.to_string(),
-            "mend the settings or the certificate that it names; the service would not start"
+            "fix the settings or the certificate that it names; the service would not start"
                 .to_owned(),
         ),
         error @ StartError::Settings(_) => (
@@ -151,7 +153,7 @@ fn refusal(config: &Config, error: StartError) -> Finding {
         StartError::Schema { reason, place } => (
             &keys::POSTGRES_DB,
             format!("the schema does not fit: {reason}; {place}"),
-            "have the owner of the tables mend them; the service would not start".to_owned(),
+            "have the owner of the tables fix them; the service would not start".to_owned(),
         ),
         error => (&keys::POSTGRES_DB, error.to_string(), "see the server's log".to_owned()),
     };

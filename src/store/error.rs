@@ -12,10 +12,10 @@ pub enum StartError {
     /// The database is down, starting up or busy: retried.
     #[error("{0}")]
     Unavailable(Fault),
-    #[error("PostgreSQL refuses us: {fault}; {place}. {advice}")]
+    #[error("PostgreSQL refuses the login or a permission: {fault}; {place}. {advice}")]
     Credentials { fault: Fault, place: String, advice: String },
     /// The server does not take our certificate, or asks for one.
-    #[error("PostgreSQL refuses us: {0}")]
+    #[error("PostgreSQL refuses our certificate, or requires one: {0}")]
     Certificate(Fault),
     /// We refuse the server, or there is no TLS to be had.
     #[error("no encrypted connection to PostgreSQL: {0}")]
@@ -54,7 +54,7 @@ pub enum StartError {
     )]
     NoStandby { place: String },
     /// Not at a start, but in what a command does once it is connected.
-    #[error("PostgreSQL can't do it: {fault}; {place}")]
+    #[error("PostgreSQL failed: {fault}; {place}")]
     Failed { fault: Fault, place: String },
 }
 

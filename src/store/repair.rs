@@ -37,7 +37,7 @@ pub struct Progress {
 /// enough, and so is a standby.
 ///
 /// # Errors
-/// [`StartError`]: what waiting does not mend.
+/// [`StartError`]: what is not retried, and what was retried for too long.
 pub async fn recount(
     config: &Config,
     patience: Patience,
@@ -81,7 +81,7 @@ pub struct Correction {
 /// sees all that was counted before it.
 ///
 /// # Errors
-/// [`StartError`]: what waiting does not mend.
+/// [`StartError`]: what is not retried, and what was retried for too long.
 pub async fn correct(
     config: &Config,
     patience: Patience,

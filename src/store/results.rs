@@ -71,7 +71,7 @@ impl<'c> Results<'c> {
 /// Reads the results once, and waits for the database as long as `patience` lasts.
 ///
 /// # Errors
-/// [`StartError`]: what waiting does not mend.
+/// [`StartError`]: what is not retried, and what was retried for too long.
 pub async fn results(
     config: &Config,
     laws: &[String],

@@ -215,7 +215,7 @@ async fn a_session_that_lasted_starts_the_backoff_over() {
     assert_delays(&waits(&[0, 0, 0, 3_600, 0]).await, &[1, 2, 4, 1, 2]);
 }
 
-/// Semantics of a start: what waiting does not mend ends it, and later on somebody may be mending
+/// Semantics of a start: what a retry cannot help ends it, and later on an operator may be fixing
 /// the same.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_is_fatal_before_the_first_session_and_waited_for_after_it() {

@@ -154,9 +154,9 @@ async fn a_manager_that_is_not_there_or_does_not_listen_is_no_reason_not_to_coun
         let first = u64::try_from(began).expect("a count");
         stage.publish_votes(&votes(first, 1_000)).await;
         stage.until_counted(usize::try_from(first).expect("small") + 1_000).await;
-        service.until_logged("the service manager cannot be told").await;
+        service.until_logged("the service manager cannot be notified").await;
         // Ends with 0, so within the deadline of a stop.
         let log = service.stop().await;
-        assert_eq!(log.matches("the service manager cannot be told").count(), 1, "{log}");
+        assert_eq!(log.matches("the service manager cannot be notified").count(), 1, "{log}");
     }
 }

@@ -151,34 +151,26 @@ fn may_not_create(
     caller: Caller,
 ) -> StartError {
     let role = &config.postgres.user;
-    let (message, advice) = match (&looked.schema, &looked.tables_owner) {
-        (None, _) => (
-            "no schema of this role's search_path exists".to_owned(),
-            "Create the schema, or set the role's search_path".to_owned(),
-        ),
+    let message = match &looked.schema {
+        None => "no schema of this role's search_path exists".to_owned(),
+        Some(schema) => format!("this role may not create tables in schema {schema}"),
+    };
+    let advice = match (&looked.schema, &looked.tables_owner) {
+        (None, _) => "Create the schema, or set the role's search_path".to_owned(),
         // A role with what it takes to count alone, after an upgrade.
-        (Some(schema), owner) if caller == Caller::Start => (
-            format!("this role may not create tables in schema {schema}"),
-            format!(
-                "Run `vote-aggregator migrate` as {}, then roles.sql",
-                owner.as_ref().map_or_else(
-                    || "the role that will own the tables".to_owned(),
-                    |owner| format!("the owner of the tables, {owner:?}")
-                )
-            ),
+        (_, owner) if caller == Caller::Start => format!(
+            "Run `vote-aggregator migrate` as {}, then roles.sql",
+            owner.as_ref().map_or_else(
+                || "the role that will own the tables".to_owned(),
+                |owner| format!("the owner of the tables, {owner:?}")
+            )
         ),
-        (Some(schema), Some(owner)) if owner != role => (
-            format!("this role may not create tables in schema {schema}"),
-            format!(
-                "The tables belong to {owner:?}: run this command as that role (POSTGRES_USER)"
-            ),
-        ),
-        (Some(schema), _) => (
-            format!("this role may not create tables in schema {schema}"),
-            format!(
-                "As the owner of the schema, or of the database: GRANT CREATE ON SCHEMA {schema} TO \
-                 \"{role}\""
-            ),
+        (_, Some(owner)) if owner != role => {
+            format!("The tables belong to {owner:?}: run this command as that role (POSTGRES_USER)")
+        }
+        (Some(schema), _) => format!(
+            "As the owner of the schema, or of the database: GRANT CREATE ON SCHEMA {schema} TO \
+             \"{role}\""
         ),
     };
     let fault = Fault { class: Class::Pause, sqlstate: Some("42501".to_owned()), message };
