@@ -27,7 +27,8 @@ pub use self::lines::{LONGEST_LINE, Position};
 use self::progress::Length;
 pub use self::run::publish;
 pub use self::sample::{Expected, Samples, Shape};
-use crate::ports::OpenError;
+use crate::broker::NotPublished;
+use crate::ports::{Lost, OpenError};
 
 /// The source of the messages.
 pub enum Source {
@@ -179,10 +180,23 @@ pub enum PublishError {
     QueueGone,
     #[error(transparent)]
     Unsuitable(#[from] Unsuitable),
+    /// Never returned by [`publish`], which opens another connection.
+    #[error(transparent)]
+    Lost(#[from] Lost),
     #[error("RabbitMQ is away for {} s, longer than --retry-for: {reason}", away.as_secs())]
     GaveUp { away: Duration, reason: String },
     #[error("stopped by a signal")]
     Stopped,
     #[error("{0}")]
     Checkpoint(#[from] CheckpointError),
+}
+
+impl From<NotPublished> for PublishError {
+    fn from(not: NotPublished) -> Self {
+        match not {
+            NotPublished::Lost(lost) => Self::Lost(lost),
+            NotPublished::Returned => Self::QueueGone,
+            NotPublished::Refused(error) => Self::Refused(error),
+        }
+    }
 }

@@ -3,7 +3,6 @@
 mod act;
 mod look;
 
-use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -219,14 +218,4 @@ async fn finish(queue: DeadLetterQueue, bar: &ProgressBar, tally: &Tally) -> Res
         ));
     }
     Ok(())
-}
-
-fn needs_yes(yes: bool, command: &str) -> Result<(), Failed> {
-    if yes || io::stdin().is_terminal() {
-        return Ok(());
-    }
-    Err(Failed::Usage(format!(
-        "{command} asks before it does anything, and standard input is not a terminal: add --yes, or \
-         --dry-run"
-    )))
 }

@@ -229,6 +229,7 @@ fn code(error: &PublishError) -> ExitCode {
         PublishError::Checkpoint(CheckpointError::Read { .. })
         | PublishError::Read { .. }
         | PublishError::TooLong { .. }
+        | PublishError::Lost(_)
         | PublishError::GaveUp { .. }
         | PublishError::QueueGone
         | PublishError::Stopped => exit::FINDINGS,

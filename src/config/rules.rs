@@ -76,7 +76,7 @@ pub(super) fn contradicted_scheme(own: &Figment) -> Option<Problem> {
     let alone = layers::find(own, key).filter(|alone| !alone.shipped)?;
     let url = layers::find(own, url_key)?;
     let says = urls::amqp(&url.text).ok()?.contains(&(key, true.to_string()));
-    if truth(&alone.text).ok()? == says {
+    if truth(&alone.text) == Ok(says) {
         return None;
     }
     let scheme = if says { "amqps" } else { "amqp" };

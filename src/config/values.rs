@@ -174,7 +174,7 @@ pub(super) fn word<'de, T: FromStr + VariantNames, D: Deserializer<'de>>(
 ) -> Result<T, D::Error> {
     checked(setting, |text| {
         let help = || format!("give one of {}", T::VARIANTS.join(", "));
-        text.trim().parse().map_err(|_| Refusal::new("is not one of the known words", help()))
+        text.trim().parse().map_err(|_| Refusal::new("is not an accepted value", help()))
     })
 }
 

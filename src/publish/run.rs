@@ -4,15 +4,15 @@ use std::pin::pin;
 use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::lines::Position;
 use super::progress::bar;
 use super::rate::Rate;
 use super::{Checkpoint, Pace, PublishError, Report, Source};
-use crate::broker::{Confirm, NotPublished, Publisher, RabbitMq};
-use crate::ports::{Lost, OpenError};
+use crate::broker::{Confirm, Publisher, RabbitMq};
+use crate::ports::OpenError;
 use crate::retry::{Backoff, Jitter};
 
 /// A batch ends with the first of these; its bodies are kept until it is confirmed.
@@ -105,29 +105,6 @@ impl Batch {
     }
 }
 
-/// Why one connection's work ended.
-enum Over {
-    Lost(Lost),
-    /// Another connection would not help.
-    Ended(PublishError),
-}
-
-impl From<Lost> for Over {
-    fn from(lost: Lost) -> Self {
-        Self::Lost(lost)
-    }
-}
-
-impl From<NotPublished> for Over {
-    fn from(not: NotPublished) -> Self {
-        match not {
-            NotPublished::Lost(lost) => Self::Lost(lost),
-            NotPublished::Returned => Self::Ended(PublishError::QueueGone),
-            NotPublished::Refused(error) => Self::Ended(PublishError::Refused(error)),
-        }
-    }
-}
-
 /// Publishes all of `source` to `queue`, with a progress bar on a terminal. When the connection is
 /// lost it opens another one and publishes again what was not confirmed, which counts nothing
 /// twice. A message that is returned, because its queue is gone, ends it. `checkpoint` is written about
@@ -206,8 +183,8 @@ impl Run<'_> {
                     }
                     return self.ended.take().unwrap_or(Ok(()));
                 }
-                Err(Over::Ended(error)) => return Err(error),
-                Err(Over::Lost(lost)) => self.back_off(lost.to_string()).await?,
+                Err(PublishError::Lost(lost)) => self.back_off(lost.to_string()).await?,
+                Err(error) => return Err(error),
             }
         }
     }
@@ -245,7 +222,7 @@ impl Run<'_> {
     }
 
     /// Publishes batch after batch on one connection, to the end of the source.
-    async fn work(&mut self, publisher: &Publisher) -> Result<(), Over> {
+    async fn work(&mut self, publisher: &Publisher) -> Result<(), PublishError> {
         if self.batch.messages.is_empty() {
             self.away_since = None;
         }
@@ -273,13 +250,13 @@ impl Run<'_> {
         &mut self,
         publisher: &Publisher,
         confirms: &mut Vec<(usize, Confirm)>,
-    ) -> Result<(), Over> {
+    ) -> Result<(), PublishError> {
         for index in 0..self.batch.messages.len() {
             if !self.batch.messages[index].confirmed {
                 confirms.push((index, self.send(publisher, index).await?));
             }
         }
-        let mut deadline = (!confirms.is_empty()).then(|| Instant::now() + MAX_AGE);
+        let mut deadline = Instant::now() + MAX_AGE;
         while self.ended.is_none() && self.batch.has_room() {
             let (source, rate, end) = (&mut self.source, &self.rate, self.batch.end());
             let next = async {
@@ -290,8 +267,8 @@ impl Run<'_> {
             };
             let next = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Err(Over::Ended(PublishError::Stopped)),
-                () = until(deadline) => return Ok(()),
+                () = self.stop.cancelled() => return Err(PublishError::Stopped),
+                () = sleep_until(deadline), if !confirms.is_empty() => return Ok(()),
                 next = next => next,
             };
             match next {
@@ -299,7 +276,9 @@ impl Run<'_> {
                     if let Some(rate) = &mut self.rate {
                         rate.sent();
                     }
-                    deadline.get_or_insert_with(|| Instant::now() + MAX_AGE);
+                    if confirms.is_empty() {
+                        deadline = Instant::now() + MAX_AGE;
+                    }
                     self.batch.push(body, end);
                     let index = self.batch.messages.len() - 1;
                     confirms.push((index, self.send(publisher, index).await?));
@@ -311,7 +290,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn send(&self, publisher: &Publisher, index: usize) -> Result<Confirm, Over> {
+    async fn send(&self, publisher: &Publisher, index: usize) -> Result<Confirm, PublishError> {
         let body = &self.batch.messages[index].body;
         Ok(self.answered(publisher.publish_vote(self.queue, body)).await??)
     }
@@ -320,59 +299,57 @@ impl Run<'_> {
     async fn confirm_batch(
         &mut self,
         confirms: Vec<(usize, Confirm)>,
-        mut over: Option<Over>,
-    ) -> Result<(), Over> {
+        mut failed: Option<PublishError>,
+    ) -> Result<(), PublishError> {
         let (mut deadline, mut certain) = (Instant::now() + DRAIN, true);
         for (index, mut confirm) in confirms {
             let mut outcome = None;
-            if over.is_none() {
+            if failed.is_none() {
                 match self.answered(&mut confirm).await {
                     Ok(answer) => outcome = Some(answer),
-                    Err(stopped) => (over, deadline) = (Some(stopped), Instant::now() + DRAIN),
+                    Err(stopped) => (failed, deadline) = (Some(stopped), Instant::now() + DRAIN),
                 }
             }
-            let outcome = match outcome {
-                Some(outcome) => outcome,
-                None => match timeout_at(deadline, &mut confirm).await {
-                    Ok(outcome) => outcome,
-                    Err(_) => {
-                        certain = false;
-                        continue;
-                    }
-                },
-            };
-            let outcome = outcome.map_err(Over::from);
-            certain &= !matches!(outcome, Err(Over::Ended(_)));
-            match (outcome, &over) {
-                (Ok(()), _) => {
+            if outcome.is_none() {
+                outcome = timeout_at(deadline, &mut confirm).await.ok();
+            }
+            match outcome.map(|outcome| outcome.map_err(PublishError::from)) {
+                Some(Ok(())) => {
                     self.batch.messages[index].confirmed = true;
                     self.away_since = None;
                     self.backoff.reset();
                 }
-                (Err(error), None) => (over, deadline) = (Some(error), Instant::now() + DRAIN),
-                // The confirms in flight say why the broker closed the channel.
-                (Err(error @ Over::Ended(_)), Some(Over::Lost(_))) => over = Some(error),
-                (Err(_), _) => {}
+                Some(Err(error)) => {
+                    let lost = matches!(error, PublishError::Lost(_));
+                    certain &= lost;
+                    match &failed {
+                        None => (failed, deadline) = (Some(error), Instant::now() + DRAIN),
+                        // The confirms in flight say why the broker closed the channel.
+                        Some(PublishError::Lost(_)) if !lost => failed = Some(error),
+                        Some(_) => {}
+                    }
+                }
+                None => certain = false,
             }
         }
         // After a lost connection nothing is in flight, and a return would have ended everything.
-        if certain || matches!(over, Some(Over::Lost(_))) {
+        if certain || matches!(failed, Some(PublishError::Lost(_))) {
             self.batch.take_confirmed();
         }
         if self.batch.messages.is_empty() && matches!(self.ended, Some(Ok(()))) {
             // Blank lines after the last message.
             self.batch.reached = self.source.end(self.batch.reached);
         }
-        over.map_or(Ok(()), Err)
+        failed.map_or(Ok(()), Err)
     }
 
     /// Waits for the broker's answer, with a warning when it takes long.
-    async fn answered<T>(&self, answer: impl Future<Output = T>) -> Result<T, Over> {
+    async fn answered<T>(&self, answer: impl Future<Output = T>) -> Result<T, PublishError> {
         let mut answer = pin!(answer);
         loop {
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Err(Over::Ended(PublishError::Stopped)),
+                () = self.stop.cancelled() => return Err(PublishError::Stopped),
                 answer = timeout(SILENCE, &mut answer) => match answer {
                     Ok(answer) => return Ok(answer),
                     Err(_) => self.bar.suspend(|| {
@@ -427,13 +404,6 @@ impl Run<'_> {
             checkpoint.save(self.batch.reached)?;
         }
         Ok(())
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }
 

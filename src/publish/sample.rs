@@ -1,4 +1,4 @@
-//! Made-up votes, repeatable by seed, and what counting them must come to.
+//! Sample votes, repeatable by seed, and the result that counting them must have.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ const FIRST_CAST: OffsetDateTime = datetime!(2025-11-14 12:00 UTC);
 /// A duplicate repeats one of this many votes before it.
 const MEMORY: usize = 10_000;
 
-/// What the votes are like.
+/// How many votes of which kinds.
 #[derive(Clone, Debug)]
 pub struct Shape {
     /// Messages in all, duplicates and malformed ones among them.
@@ -37,7 +37,7 @@ impl Shape {
     }
 }
 
-/// What counting must come to, when the votes are counted in the order they were published.
+/// The result of counting the votes in the order they were published.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Expected {
     /// `law_id` → `[oui, non]`.
@@ -80,7 +80,7 @@ impl Samples {
         Self { shape, rng, made: 0, recent: Vec::new(), expected: Expected::default() }
     }
 
-    /// What counting the votes made so far must come to.
+    /// Returns the result that counting the votes made so far must have.
     pub fn into_expected(self) -> Expected {
         self.expected
     }

@@ -2,13 +2,14 @@
 //! what the question was about.
 
 use std::collections::BTreeSet;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::HumanCount;
-use vote_aggregator::broker::{RabbitMq, Republisher};
+use indicatif::{HumanCount, ProgressBar};
+use vote_aggregator::broker::{DeadLetterQueue, RabbitMq, Republisher};
 use vote_aggregator::config::Config;
 use vote_aggregator::dlq::{
     self, Ended, Fingerprint, Outcome, PurgeArchive, PurgeError, Reader, Selection, Tally, Target,
@@ -18,7 +19,7 @@ use vote_aggregator::telemetry::Health;
 use vote_aggregator::terminal::printable;
 
 use super::super::{agreed, output};
-use super::{Failed, Filters, finish, limit, needs_yes, open, read};
+use super::{Failed, Filters, finish, limit, open, read};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -105,15 +106,11 @@ pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, 
         max: limit(*max),
         ..Selection::of(config, &filter)
     };
-    let words = Words { done: "put back", max_replays: *max_replays };
+    let words = Words { command: "replay", done: "put back", max_replays: *max_replays };
     let preview = Preview { config, selection: &selection, filters, words: &words };
-    if *dry_run {
-        return preview.print().await;
-    }
-    needs_yes(*yes, "replay")?;
     let question =
         |tally: &Tally| format!("Put {} messages back into {votes}?", HumanCount(tally.taken));
-    let seen = match preview.ask(*yes, question).await? {
+    let seen = match preview.ask(*dry_run, *yes, question).await? {
         Answer::Yes(seen) => seen,
         Answer::No { complete } => return Ok(complete),
     };
@@ -142,13 +139,8 @@ pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, 
     tally.matched += tried.sent();
     tally.taken += tried.sent() - tried.came_back();
     tally.held_back += tried.came_back();
-    let finished = finish(queue, &bar, &tally).await;
     republisher.close().await;
-    let reported = output::report(&words.outcome(&tally, words.done));
-    ended?;
-    finished?;
-    reported?;
-    Ok(tally.taken == tally.matched && tally.ended != Ended::Full)
+    conclude(queue, &bar, &tally, &words, ended.map_err(Failed::from)).await
 }
 
 fn trial_note(cause: &str, outcome: Option<Outcome>, queue: &str, seconds: u32) -> String {
@@ -177,12 +169,8 @@ pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<bool, Fa
     let Purge { filters, max, save, dry_run, yes } = arguments;
     let filter = filters.filter();
     let mut selection = Selection { max: limit(*max), ..Selection::of(config, &filter) };
-    let words = Words { done: "removed", max_replays: 0 };
+    let words = Words { command: "purge", done: "removed", max_replays: 0 };
     let preview = Preview { config, selection: &selection, filters, words: &words };
-    if *dry_run {
-        return preview.print().await;
-    }
-    needs_yes(*yes, "purge")?;
     // Before the question; a file that appears after it is refused when the archive is created.
     if let Some(path) = save.as_ref().filter(|path| path.exists()) {
         let problem = format!("--save {}: there is such a file; name a new one", path.display());
@@ -196,7 +184,7 @@ pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<bool, Fa
         let kept = if save.is_some() { "" } else { " and keep no copy" };
         format!("Remove {} messages{valid}{kept}?", HumanCount(tally.taken))
     };
-    let seen = match preview.ask(*yes, question).await? {
+    let seen = match preview.ask(*dry_run, *yes, question).await? {
         Answer::Yes(seen) => seen,
         Answer::No { complete } => return Ok(complete),
     };
@@ -210,8 +198,19 @@ pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<bool, Fa
     let mut reader = Reader::new(&mut queue, &selection, &bar);
     let ended = dlq::purge(&mut reader, archive.as_mut()).await;
     let tally = reader.tally;
-    let finished = finish(queue, &bar, &tally).await;
-    let reported = output::report(&words.outcome(&tally, words.done));
+    conclude(queue, &bar, &tally, &words, ended.map_err(Failed::from)).await
+}
+
+/// Requeues the rest and reports. Returns whether everything that matches is done.
+async fn conclude(
+    queue: DeadLetterQueue,
+    bar: &ProgressBar,
+    tally: &Tally,
+    words: &Words,
+    ended: Result<(), Failed>,
+) -> Result<bool, Failed> {
+    let finished = finish(queue, bar, tally).await;
+    let reported = output::report(&words.outcome(tally, words.done));
     ended?;
     finished?;
     reported?;
@@ -221,7 +220,7 @@ pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<bool, Fa
 enum Answer {
     /// Go on with these messages; `None`: nobody was asked, so with all.
     Yes(Option<BTreeSet<Fingerprint>>),
-    /// Refused, or nothing is selected; `complete` if nothing matched at all.
+    /// Refused, a dry run, or nothing is selected; `complete` if that is no finding.
     No { complete: bool },
 }
 
@@ -234,28 +233,33 @@ struct Preview<'a> {
 }
 
 impl Preview<'_> {
-    /// Returns what would be done, in words and in numbers, and the messages.
-    async fn read(&self) -> Result<(String, Tally, BTreeSet<Fingerprint>), Failed> {
+    async fn ask(
+        &self,
+        dry_run: bool,
+        yes: bool,
+        question: impl Fn(&Tally) -> String,
+    ) -> Result<Answer, Failed> {
+        if yes {
+            return Ok(Answer::Yes(None));
+        }
+        if !dry_run && !io::stdin().is_terminal() {
+            return Err(Failed::Usage(format!(
+                "{} asks before it does anything, and standard input is not a terminal: add --yes, \
+                 or --dry-run",
+                self.words.command
+            )));
+        }
         let mut seen = BTreeSet::new();
         let each = |message: &_, examined: dlq::Examined| {
             seen.insert(fingerprint(message, examined.replays));
         };
         let tally = read(self.config, self.filters.max_held(), self.selection, each).await?;
-        Ok((self.words.preview(&tally), tally, seen))
-    }
-
-    async fn print(&self) -> Result<bool, Failed> {
-        let (text, ..) = self.read().await?;
-        output::print(text)?;
-        Ok(true)
-    }
-
-    async fn ask(&self, yes: bool, question: impl Fn(&Tally) -> String) -> Result<Answer, Failed> {
-        if yes {
-            return Ok(Answer::Yes(None));
+        let preview = self.words.preview(&tally);
+        if dry_run {
+            output::print(preview)?;
+            return Ok(Answer::No { complete: true });
         }
-        let (text, tally, seen) = self.read().await?;
-        output::note(text.trim_end());
+        output::note(preview.trim_end());
         if tally.taken == 0 {
             return Ok(Answer::No { complete: tally.matched == 0 });
         }
@@ -269,6 +273,7 @@ impl Preview<'_> {
 
 /// Words for a command's work.
 struct Words {
+    command: &'static str,
     done: &'static str,
     max_replays: u32,
 }

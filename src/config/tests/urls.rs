@@ -81,7 +81,7 @@ fn a_database_url_may_carry_the_parameters_of_tls() {
 
 #[test]
 fn tls_that_contradicts_the_scheme_is_refused() {
-    for (url, tls) in [("amqp://mq", "true"), ("amqps://mq", "false")] {
+    for (url, tls) in [("amqp://mq", "true"), ("amqps://mq", "false"), ("amqps://mq", "no idea")] {
         let problem = problem(&[("RABBITMQ_URL", url), ("RABBITMQ_TLS", tls)]);
         assert_eq!(problem.key, "rabbitmq.tls");
         assert!(problem.wrong.contains("environment variable RABBITMQ_URL"), "{problem}");
