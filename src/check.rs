@@ -3,12 +3,14 @@
 //!
 //! Architecture invariant: knows the configuration and nothing else; it only looks.
 
+mod database;
 mod offline;
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+pub use self::database::database;
 pub use self::offline::configuration;
 use crate::config::{Config, Problem, keys::Key};
 

@@ -4,12 +4,12 @@
 //! stays behind [`PgStore`] and its errors.
 
 mod acknowledged;
-mod check;
 pub mod columns;
 mod connection;
 mod durability;
 mod error;
 mod fault;
+mod look;
 mod migrate;
 mod misfits;
 mod reconcile;
@@ -29,17 +29,20 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout};
 
 pub use self::acknowledged::{LookUp, LostVotes};
-pub use self::check::check;
 pub use self::connection::options;
 use self::connection::{Address, Generation};
-pub use self::error::StartError;
-pub use self::migrate::init_script;
+pub use self::durability::Risk;
+pub use self::error::{StartError, describe};
+pub use self::look::{Clocks, DatabaseFacts, Rehearsal, Server, Skipped, look};
+pub use self::migrate::{ForeignObject, SchemaState, Surroundings, init_script};
+pub use self::misfits::Misfits;
 pub use self::reconcile::{PAUSES, Reconciled, Shared};
 pub use self::recount::{Comparison, LawCounts};
 pub use self::repair::{Correction, Progress, correct, recount};
 pub use self::results::{Results, results};
+pub use self::sessions::{Session, pids};
 pub use self::sqlstate::{classify, fatal_at_start};
-pub use self::start::{Migrated, Patience, migrate, prepare};
+pub use self::start::{Migrated, Patience, migrate, prepare, unfit};
 use crate::config::Postgres;
 use crate::ports::{Class, Counted, Fault, Store, Votes};
 use crate::telemetry::PoolUse;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
+use vote_aggregator::broker;
 use vote_aggregator::check::{self, Finding, Report, Severity};
 use vote_aggregator::config::{Config, ConfigErrors};
 use vote_aggregator::terminal::{colours, printable};
-use vote_aggregator::{broker, store};
 
 use super::{exit, output};
 
@@ -51,7 +51,7 @@ pub(super) async fn check(config: &Config, arguments: &Arguments) -> ExitCode {
     if arguments.connect {
         let (broker, database) = {
             let limit = Duration::from_secs(arguments.rehearse.into());
-            tokio::join!(broker::check(config), store::check(config, limit))
+            tokio::join!(broker::check(config), check::database(config, limit))
         };
         report.absorb(broker);
         report.absorb(database);

@@ -22,10 +22,10 @@ const STANDBYS: &str = "
 
 /// A setting or a table that can lose committed votes.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
-pub(super) struct Risk {
+pub struct Risk {
     /// As in `fsync=off`, or `unlogged table vote_audit`.
-    pub(super) risk: String,
-    pub(super) remedy: String,
+    pub risk: String,
+    pub remedy: String,
 }
 
 /// Reads what could lose a commit. With `synchronous_commit=off`, 10–25 acknowledged commits were

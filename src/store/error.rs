@@ -93,7 +93,7 @@ impl StartError {
     }
 
     /// The refusal behind a fault, where its SQLSTATE names one that lasts until an operator acts.
-    pub(super) fn classified(self, config: &Config) -> Self {
+    pub fn classified(self, config: &Config) -> Self {
         let Self::Unavailable(fault) = self else { return self };
         let place = describe(&config.postgres);
         match fault.sqlstate.as_deref() {
@@ -126,7 +126,7 @@ pub(super) fn failed(config: &Config, fault: Fault, doing: &str) -> StartError {
 }
 
 /// Where and as whom we connect, for messages: never the password.
-pub(super) fn describe(config: &Postgres) -> String {
+pub fn describe(config: &Postgres) -> String {
     let Postgres { host, port, database, user, .. } = config;
     format!("database {database:?} on {host}:{port} as user {user:?}")
 }

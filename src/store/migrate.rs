@@ -9,7 +9,8 @@ use std::time::Duration;
 use sqlx::migrate::{Migration, Migrator};
 
 pub(super) use self::apply::{NotApplied, apply_next, close_schema, open_schema, rehearse_pending};
-pub(super) use self::foreign::{ForeignObject, Surroundings, list};
+pub(super) use self::foreign::list;
+pub use self::foreign::{ForeignObject, Surroundings};
 pub(super) use self::read::{Examined, examine};
 
 /// The migrations and their checksums. They are not run by sqlx: its lock belongs to a session,
@@ -29,7 +30,7 @@ const VERSIONS_TABLE: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
 
 /// How the database's schema relates to the one that this release knows.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum SchemaState {
+pub enum SchemaState {
     /// All migrations of this release are applied, and no others.
     Current,
     /// All are applied, and these later ones, which this release can run on.

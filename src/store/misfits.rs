@@ -9,14 +9,14 @@ const MISFITS: &str = include_str!("misfits.sql");
 
 /// What the catalogue says of columns and keys. Names only, and no value of any row.
 #[derive(Debug, Default)]
-pub(super) struct Misfits {
+pub struct Misfits {
     /// Columns that the statements cannot work with, each with what is wrong.
-    pub(super) unusable: Vec<String>,
+    pub unusable: Vec<String>,
     /// Columns of type `timestamp without time zone`, which the service writes and reads in UTC.
-    pub(super) zoneless: Vec<String>,
+    pub zoneless: Vec<String>,
     /// The server's `log_timezone`: as a rule the time zone of its machine, which sessions that set
     /// none write such columns in.
-    pub(super) zone: String,
+    pub zone: String,
 }
 
 impl Misfits {
@@ -38,7 +38,7 @@ impl Misfits {
     }
 
     /// What zoneless columns mean, and what to do; `None` where there are none.
-    pub(super) fn zones(&self) -> Option<(String, String)> {
+    pub fn zones(&self) -> Option<(String, String)> {
         (!self.zoneless.is_empty()).then(|| {
             (
                 format!(

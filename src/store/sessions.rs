@@ -2,51 +2,56 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Error, FromRow};
 
 const SESSIONS: &str = include_str!("sessions.sql");
 
+/// A transaction that counts is over by then, and one that is not keeps counting waiting. Seen twice,
+/// since the age of another role's transaction is hidden from a role without pg_monitor.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
 /// Most sessions that are named.
 const NAMED: usize = 3;
 
 /// A session, or a prepared transaction, as far as our role may see it.
 #[derive(Clone, Debug, Default, PartialEq, FromRow)]
-pub(super) struct Session {
+pub struct Session {
     /// `None` for a prepared transaction.
-    pub(super) pid: Option<i32>,
+    pub pid: Option<i32>,
     /// The identifier of a prepared transaction.
-    pub(super) gid: Option<String>,
+    pub gid: Option<String>,
     /// Which transaction it is in.
     #[sqlx(rename = "virtualtransaction")]
-    pub(super) transaction: String,
-    pub(super) role: Option<String>,
+    pub transaction: String,
+    pub role: Option<String>,
     #[sqlx(rename = "application_name")]
-    pub(super) application: Option<String>,
-    pub(super) client: Option<String>,
-    pub(super) state: Option<String>,
-    pub(super) wait_event: Option<String>,
+    pub application: Option<String>,
+    pub client: Option<String>,
+    pub state: Option<String>,
+    pub wait_event: Option<String>,
     /// In seconds.
-    pub(super) age: Option<f64>,
+    pub age: Option<f64>,
     /// Client, state, age and wait event are not shown to our role.
-    pub(super) hidden: bool,
+    pub hidden: bool,
     /// Only a superuser may end it.
-    pub(super) superuser: bool,
+    pub superuser: bool,
     /// Modes and tables.
-    pub(super) holds: Option<String>,
+    pub holds: Option<String>,
     /// It holds a lock that counting may have to wait for.
-    pub(super) exclusive: bool,
+    pub exclusive: bool,
     /// It holds the lock of migrations.
-    pub(super) migrates: bool,
-    pub(super) waits_for: Vec<i32>,
+    pub migrates: bool,
+    pub waits_for: Vec<i32>,
     /// Sessions that wait for it, at first or second hand.
-    pub(super) blocks: Vec<i32>,
+    pub blocks: Vec<i32>,
 }
 
 impl Session {
     /// Whether it is one of this service's, by its application name.
-    pub(super) fn is_ours(&self) -> bool {
+    pub fn is_ours(&self) -> bool {
         self.application.as_deref().is_some_and(|name| name.starts_with("vote-aggregator"))
     }
 }
@@ -84,7 +89,7 @@ impl fmt::Display for Session {
 }
 
 /// Process ids in one text. PostgreSQL calls a prepared transaction 0.
-pub(super) fn pids(pids: &[i32]) -> String {
+pub fn pids(pids: &[i32]) -> String {
     let name = |pid: &i32| match pid {
         0 => "a prepared transaction".to_owned(),
         pid => format!("pid {pid}"),
@@ -93,9 +98,36 @@ pub(super) fn pids(pids: &[i32]) -> String {
 }
 
 /// All sessions that hold a lock on our tables, or that sessions which use them wait for.
-pub(super) async fn sessions(connection: &mut PgConnection) -> Result<Vec<Session>, Error> {
+async fn sessions(connection: &mut PgConnection) -> Result<Vec<Session>, Error> {
     let rows = sqlx::raw_sql(SESSIONS).fetch_all(connection).await?;
     rows.iter().map(Session::from_row).collect()
+}
+
+/// Sessions that keep counting waiting, or would: seen twice, a moment apart, in the same transaction.
+pub(super) async fn blockers(connection: &mut PgConnection) -> Result<Vec<Session>, Error> {
+    let before = sessions(connection).await?;
+    if !before.iter().any(in_the_way) {
+        return Ok(Vec::new());
+    }
+    tokio::time::sleep(A_MOMENT).await;
+    let after = sessions(connection).await?;
+    Ok(staying(&before, &after).cloned().collect())
+}
+
+/// Ours that wait for a lock are what is blocked.
+fn in_the_way(session: &Session) -> bool {
+    let is_blocked = session.is_ours() && !session.waits_for.is_empty();
+    !is_blocked && (session.exclusive || !session.blocks.is_empty())
+}
+
+/// In the way both times, in the same transaction.
+fn staying<'a>(before: &[Session], after: &'a [Session]) -> impl Iterator<Item = &'a Session> {
+    after.iter().filter(|session| in_the_way(session)).filter(|session| {
+        before.iter().any(|earlier| {
+            in_the_way(earlier)
+                && (earlier.pid, &earlier.transaction) == (session.pid, &session.transaction)
+        })
+    })
 }
 
 /// Who holds a lock that a migration waits for, the oldest transactions first: the lock of migrations
@@ -108,4 +140,32 @@ pub(super) async fn holders(
     sessions.retain(|session| session.migrates || !lock_of_migrations);
     sessions.sort_by(|a, b| b.age.partial_cmp(&a.age).unwrap_or(Ordering::Equal));
     Ok(sessions.iter().take(NAMED).map(ToString::to_string).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(pid: i32, transaction: &str) -> Session {
+        Session {
+            pid: Some(pid),
+            transaction: transaction.to_owned(),
+            exclusive: true,
+            ..Session::default()
+        }
+    }
+
+    #[test]
+    fn only_what_stays_in_one_transaction_is_in_the_way() {
+        let reader = Session { exclusive: false, ..session(3, "5/1") };
+        let waiting = Session {
+            application: Some("vote-aggregator".to_owned()),
+            waits_for: vec![1],
+            ..session(4, "6/1")
+        };
+        let before = [session(1, "3/1"), session(2, "4/1"), reader.clone(), waiting.clone()];
+        let after = [session(1, "3/1"), session(2, "4/2"), reader, waiting];
+        let pids: Vec<_> = staying(&before, &after).map(|session| session.pid).collect();
+        assert_eq!(pids, [Some(1)]);
+    }
 }

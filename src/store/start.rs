@@ -18,9 +18,10 @@ use crate::retry::{Backoff, Jitter};
 use crate::telemetry::Health;
 
 pub use self::patience::Patience;
+pub(super) use self::schema::not_applied;
+pub use self::schema::unfit;
 use self::schema::{Caller, migrated};
 pub use self::schema::{Migrated, migrate};
-pub(super) use self::schema::{not_applied, unfit};
 
 /// Waits for the database and prepares it: applies migrations when `migrate_on_start` says so,
 /// refuses settings that lose commits, rehearses a batch. May be dropped half-way: an attempt's

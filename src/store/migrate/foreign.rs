@@ -34,14 +34,14 @@ const OURS: [(&str, &str); 20] = [
 
 /// An object that the migrating role must not touch, and why.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
-pub(in crate::store) struct ForeignObject {
+pub struct ForeignObject {
     /// Kind and name.
-    pub(in crate::store) object: String,
-    pub(in crate::store) problem: String,
+    pub object: String,
+    pub problem: String,
     /// Another role owns it, or it is of another kind: refused also when no migration is pending.
-    pub(in crate::store) ownership: bool,
+    pub ownership: bool,
     /// Reading it may run code of its owner's.
-    pub(in crate::store) unreadable: bool,
+    pub unreadable: bool,
 }
 
 impl fmt::Display for ForeignObject {
@@ -52,14 +52,14 @@ impl fmt::Display for ForeignObject {
 
 /// What the catalogue says of the schema in which tables are created.
 #[derive(Debug)]
-pub(in crate::store) struct Surroundings {
+pub struct Surroundings {
     /// The schema; `None` when no schema of the search path exists.
-    pub(in crate::store) schema: Option<String>,
+    pub schema: Option<String>,
     /// This role may create tables in it.
-    pub(in crate::store) may_create: bool,
+    pub may_create: bool,
     /// Who owns vote_audit, if it exists.
-    pub(in crate::store) tables_owner: Option<String>,
-    pub(in crate::store) foreign: Vec<ForeignObject>,
+    pub tables_owner: Option<String>,
+    pub foreign: Vec<ForeignObject>,
 }
 
 impl Surroundings {

@@ -113,7 +113,7 @@ fn misfit(config: &Config, state: &SchemaState) -> StartError {
 }
 
 /// Why a schema does not fit that is not migrated, and what to do.
-pub(in crate::store) fn unfit(state: &SchemaState) -> (String, &'static str) {
+pub fn unfit(state: &SchemaState) -> (String, &'static str) {
     match state {
         SchemaState::Current | SchemaState::Newer(_) => ("it is up to date".to_owned(), "nothing"),
         SchemaState::Pending(versions) => (

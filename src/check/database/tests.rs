@@ -1,4 +1,4 @@
-//! What the figures mean; where they come from is tested against real servers.
+//! What the facts mean; where they come from is tested against real servers.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use time::macros::datetime;
 
 use super::*;
 use crate::config::Sources;
-use crate::ports::Class;
+use crate::ports::{Class, Fault};
+use crate::store::Server;
 
 fn config(variables: &[(&str, &str)]) -> Config {
     let environment =
@@ -42,7 +43,7 @@ fn good() -> Server {
 
 /// What is worse than a note: severity, subject, value.
 fn told(server: &Server) -> Vec<(Severity, String, String)> {
-    let found = findings(&config(&[]), server).into_iter();
+    let found = server::findings(&config(&[]), server).into_iter();
     found
         .filter(|finding| finding.severity != Info)
         .inspect(|finding| assert!(!finding.meaning.is_empty() && !finding.remedy.is_empty()))
@@ -53,7 +54,7 @@ fn told(server: &Server) -> Vec<(Severity, String, String)> {
 #[test]
 fn a_server_as_it_should_be_gives_notes_only() {
     assert_eq!(told(&good()), []);
-    let version = findings(&config(&[]), &good());
+    let version = server::findings(&config(&[]), &good());
     assert_eq!(version[0].value.as_deref(), Some("PostgreSQL 15.20"));
 }
 
@@ -104,7 +105,7 @@ fn each_rule_sees_what_it_is_about() {
 fn a_connection_in_clear_is_told_where_it_leaves_the_machine() {
     let value = |host, tls: Option<&str>| {
         let server = Server { tls: tls.map(str::to_owned), ..good() };
-        let found = findings(&config(&[("POSTGRES_HOST", host)]), &server);
+        let found = server::findings(&config(&[("POSTGRES_HOST", host)]), &server);
         found.get(1).and_then(|finding| finding.value.clone())
     };
     assert_eq!(value("localhost", None), None);
@@ -117,7 +118,7 @@ fn pending_migrations_are_for_the_start_if_it_may_and_can() {
     let pending = SchemaState::Pending(vec![2]);
     let severity = |start: &str, server: &Server, state: &SchemaState| {
         let config = config(&[("MIGRATE_ON_START", start)]);
-        finding(&config, server, state, &Rehearsal::Tried(None)).severity
+        migrations::finding(&config, server, state, &Rehearsal::Done(Ok(()))).severity
     };
     let owner = Server { may_create: true, owns_tables: true, ..good() };
     assert_eq!(severity("true", &owner, &pending), Info);
@@ -133,7 +134,7 @@ fn pending_migrations_are_for_the_start_if_it_may_and_can() {
 fn losses_that_are_accepted_are_warned_of() {
     let severity = |allowed| {
         let risk = Risk { risk: "fsync=off".to_owned(), remedy: "set fsync to on".to_owned() };
-        lossy_finding(&config(&[("POSTGRES_ALLOW_LOSSY", allowed)]), &risk).severity
+        lossy(&config(&[("POSTGRES_ALLOW_LOSSY", allowed)]), &risk).severity
     };
     assert_eq!((severity("false"), severity("true")), (Error, Warning));
 }
@@ -143,7 +144,7 @@ fn a_standby_that_no_commit_waits_for_is_a_warning_and_where_one_is_required_an_
     let severity = |required, connected, named| {
         let standbys = Standbys { connected, named, waited_for: named };
         let config = config(&[("POSTGRES_REQUIRE_STANDBY", required)]);
-        standby_finding(&config, standbys).map(|finding| finding.severity)
+        standby(&config, standbys).map(|finding| finding.severity)
     };
     assert_eq!(severity("false", 0, false), None);
     assert_eq!(severity("false", 1, false), Some(Warning));
@@ -158,7 +159,8 @@ fn clocks_differ_only_by_more_than_the_round_trip_explains() {
     let here = datetime!(2026-11-25 20:00 UTC);
     let told = |seconds: i64, round_trip| {
         let there = here + time::Duration::seconds(seconds);
-        clocks(here, there, Duration::from_secs(round_trip)).and_then(|finding| finding.value)
+        let clocks = Clocks { here, server: there, round_trip: Duration::from_secs(round_trip) };
+        clock(clocks).and_then(|finding| finding.value)
     };
     assert_eq!(told(0, 0), None);
     assert_eq!(told(5, 0), None);

@@ -1,50 +1,19 @@
 //! Who keeps counting waiting: sessions that hold locks on the tables for longer than a moment.
 
-use std::time::Duration;
-
-use sqlx::postgres::PgConnection;
-
 use crate::check::{Finding, Severity};
 use crate::config::Config;
-use crate::ports::Fault;
-use crate::store::sessions::{Session, pids, sessions};
+use crate::store::{Session, pids};
 use crate::telemetry::Standbys;
 
 use Severity::{Error, Warning};
 
-/// A transaction that counts is over by then, and one that is not keeps counting waiting. Seen twice,
-/// since the age of another role's transaction is hidden from a role without pg_monitor.
-const A_MOMENT: Duration = Duration::from_secs(1);
-
 /// One finding for each session that keeps counting waiting, or would.
-pub(super) async fn blockers(
-    connection: &mut PgConnection,
+pub(super) fn findings(
     config: &Config,
     standbys: Standbys,
-) -> Result<Vec<Finding>, Fault> {
-    let before = sessions(connection).await?;
-    if !before.iter().any(in_the_way) {
-        return Ok(Vec::new());
-    }
-    tokio::time::sleep(A_MOMENT).await;
-    let after = sessions(connection).await?;
-    Ok(staying(&before, &after).map(|session| finding(config, standbys, session)).collect())
-}
-
-/// Ours that wait for a lock are what is blocked.
-fn in_the_way(session: &Session) -> bool {
-    let is_blocked = session.is_ours() && !session.waits_for.is_empty();
-    !is_blocked && (session.exclusive || !session.blocks.is_empty())
-}
-
-/// In the way both times, in the same transaction.
-fn staying<'a>(before: &[Session], after: &'a [Session]) -> impl Iterator<Item = &'a Session> {
-    after.iter().filter(|session| in_the_way(session)).filter(|session| {
-        before.iter().any(|earlier| {
-            in_the_way(earlier)
-                && (earlier.pid, &earlier.transaction) == (session.pid, &session.transaction)
-        })
-    })
+    sessions: &[Session],
+) -> impl Iterator<Item = Finding> {
+    sessions.iter().map(move |session| finding(config, standbys, session))
 }
 
 fn finding(config: &Config, standbys: Standbys, session: &Session) -> Finding {
@@ -131,20 +100,6 @@ mod tests {
             exclusive: true,
             ..Session::default()
         }
-    }
-
-    #[test]
-    fn only_what_stays_in_one_transaction_is_in_the_way() {
-        let reader = Session { exclusive: false, ..session(3, "5/1") };
-        let waiting = Session {
-            application: Some("vote-aggregator".to_owned()),
-            waits_for: vec![1],
-            ..session(4, "6/1")
-        };
-        let before = [session(1, "3/1"), session(2, "4/1"), reader.clone(), waiting.clone()];
-        let after = [session(1, "3/1"), session(2, "4/2"), reader, waiting];
-        let pids: Vec<_> = staying(&before, &after).map(|session| session.pid).collect();
-        assert_eq!(pids, [Some(1)]);
     }
 
     #[test]

@@ -1,16 +1,12 @@
-//! What the server tells of itself and of our role, and what that means.
+//! What the facts about the server and our role mean.
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
-
 use crate::check::{Finding, Severity, is_local};
 use crate::config::{Config, keys};
-use crate::ports::Fault;
+use crate::store::Server;
 
 use Severity::{Error, Info, Warning};
-
-const SERVER: &str = include_str!("../check.sql");
 
 /// The first that reads a table by ranges of pages, as `recount` does, and that ends a statement
 /// whose client has gone.
@@ -18,43 +14,6 @@ const WHOLE_FROM: i32 = 140_000;
 /// Connections of an instance beside its pool: for the totals, a probe, and the comparison of
 /// totals with the audit.
 const BESIDE_THE_POOL: i64 = 3;
-
-/// One row of check.sql.
-#[derive(Clone, Debug, sqlx::FromRow)]
-pub(super) struct Server {
-    pub(super) version: String,
-    pub(super) version_number: i32,
-    pub(super) standby: bool,
-    pub(super) read_only: bool,
-    pub(super) encoding: String,
-    /// Protocol and cipher; `None` for a connection in clear.
-    pub(super) tls: Option<String>,
-    pub(super) superuser: bool,
-    pub(super) audit_privileges: Vec<String>,
-    pub(super) may_create: bool,
-    pub(super) owns_tables: bool,
-    pub(super) max_connections: i64,
-    pub(super) reserved: i64,
-    /// Connections that there are, ours included.
-    pub(super) used: i64,
-    /// Those of this role and this service, the one that asks included.
-    pub(super) ours: i64,
-    pub(super) role_limit: Option<i64>,
-    pub(super) database_limit: Option<i64>,
-    /// In milliseconds; 0: none.
-    pub(super) transaction_timeout: i64,
-    pub(super) logs_votes: Vec<String>,
-}
-
-impl Server {
-    pub(super) async fn ask(connection: &mut PgConnection) -> Result<Self, Fault> {
-        Ok(sqlx::query_as(SERVER).fetch_one(connection).await?)
-    }
-
-    pub(super) fn may_migrate(&self) -> bool {
-        self.superuser || (self.may_create && self.owns_tables)
-    }
-}
 
 /// Everything that there is to say of it.
 pub(super) fn findings(config: &Config, server: &Server) -> Vec<Finding> {

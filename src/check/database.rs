@@ -1,4 +1,4 @@
-//! The database's side of `vote-aggregator check`: looks, and leaves nothing behind.
+//! What the facts about the database mean for counting.
 
 mod blockers;
 mod migrations;
@@ -6,24 +6,12 @@ mod server;
 
 use std::time::Duration;
 
-use sqlx::Connection;
-use sqlx::postgres::PgConnection;
-use time::OffsetDateTime;
-use tokio::time::Instant;
-
-use self::blockers::blockers;
-use self::migrations::{Rehearsal, finding, misfits, rehearse};
-use self::server::{Server, findings};
-use super::connection::{Address, options, with_session_limits};
-use super::durability::{Risk, risks, standbys};
-use super::error::{StartError, describe};
-use super::migrate::{Examined, ForeignObject, SchemaState, Surroundings, examine};
-use super::misfits::Misfits;
-use super::start::fits;
-use super::{transaction, within};
 use crate::check::{Finding, Report, Severity};
 use crate::config::{Config, keys};
-use crate::ports::Fault;
+use crate::store::{
+    Clocks, DatabaseFacts, ForeignObject, Rehearsal, Risk, SchemaState, StartError, Surroundings,
+    describe, look,
+};
 use crate::telemetry::Standbys;
 
 use Severity::{Error, Info, Warning};
@@ -31,77 +19,72 @@ use Severity::{Error, Info, Warning};
 /// Clocks further apart than this make latencies and time stamps hard to believe.
 const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(5);
 
-/// Finds out about the database that `config` names: whether it takes us, keeps what it confirms,
-/// has the schema, and lets this role count. Never waits for one that is down. A batch is counted
-/// as at start, and rolled back, and so are pending migrations before it: no statement of theirs runs,
-/// or waits for a lock, for longer than `limit`, and with zero they are not tried.
-pub async fn check(config: &Config, limit: Duration) -> Report {
+/// Checks the database that `config` names, as [`look`] does; `limit` bounds the rehearsal of pending
+/// migrations.
+pub async fn database(config: &Config, limit: Duration) -> Report {
+    let facts = look(config, limit).await;
     let mut report = Report::default();
     report.looked_at(format!("PostgreSQL, {}", describe(&config.postgres)));
-    let deadline = config.postgres.transaction_deadline() + 4 * limit;
-    let looked = within(deadline, look(config, limit, &mut report)).await;
-    report.findings.extend(looked.err().map(|error| refusal(config, error)));
+    if facts.blockers.is_some() {
+        report.looked_at("sessions that hold locks on the tables");
+    }
+    if facts.surroundings.is_some() {
+        report.looked_at("the schema");
+    }
+    let rehearsed = match (&facts.schema, &facts.rehearsal) {
+        (Some(SchemaState::Pending(versions)), Some(Rehearsal::Done(Ok(())))) => {
+            report.looked_at(format!("migrations {versions:?}, applied and rolled back"));
+            true
+        }
+        (Some(SchemaState::Pending(_)), _) => false,
+        (_, rehearsal) => matches!(rehearsal, Some(Rehearsal::Done(_))),
+    };
+    if rehearsed {
+        report.looked_at("a batch, counted and rolled back");
+    }
+    report.findings.extend(findings(config, facts));
     report
 }
 
-async fn look(config: &Config, limit: Duration, report: &mut Report) -> Result<(), StartError> {
-    let limited = with_session_limits(options(&config.postgres), config.postgres.statement_timeout);
-    let address = Address::new(&config.postgres, limited).session("vote-aggregator check", []);
-    let mut connection = address.connect().await?;
-
-    let server = Server::ask(&mut connection).await?;
-    report.findings.extend(findings(config, &server));
-    let risks = risks(&mut connection).await?;
-    report.findings.extend(risks.iter().map(|risk| lossy_finding(config, risk)));
-    let standbys = standbys(&mut connection).await?;
-    report.findings.extend(standby_finding(config, standbys));
-    report.findings.extend(clock(&mut connection).await?);
-
-    report.looked_at("sessions that hold locks on the tables");
-    report.findings.extend(blockers(&mut connection, config, standbys).await?);
-
-    report.looked_at("the schema");
-    let examined = examine(&mut connection, config.postgres.migrate_on_start).await;
-    let Examined { surroundings, state } = examined?;
-    let foreign = |object| foreign_finding(config, &surroundings, object);
-    report.findings.extend(surroundings.foreign.iter().map(foreign));
-    // Reading the schema could run another role's code.
-    let Some(state) = state else {
-        connection.close().await.ok();
-        return Ok(());
-    };
-    if let SchemaState::Newer(versions) = &state {
-        report.findings.push(newer_finding(config, versions));
+fn findings(config: &Config, facts: DatabaseFacts) -> Vec<Finding> {
+    let DatabaseFacts { server, risks, standbys, clocks, blockers, surroundings, .. } = facts;
+    let mut found = Vec::new();
+    if let Some(server) = &server {
+        found.extend(server::findings(config, server));
     }
-    let found = Misfits::of(&mut connection).await?;
-    report.findings.extend(
-        found
-            .zones()
-            .map(|(meaning, remedy)| Finding::new(Warning, database(config), meaning, remedy)),
-    );
-    if matches!(state, SchemaState::Current | SchemaState::Newer(_)) {
-        // A server that takes no writes has been told of.
-        if !server.read_only {
-            report.looked_at("a batch, counted and rolled back");
-            let rehearsed = transaction::rehearse(&mut connection).await;
-            fits(config, rehearsed)?;
+    found.extend(risks.iter().map(|risk| lossy(config, risk)));
+    if let Some(standbys) = standbys {
+        found.extend(standby(config, standbys));
+        found.extend(blockers::findings(config, standbys, &blockers.unwrap_or_default()));
+    }
+    found.extend(clocks.and_then(clock));
+    if let Some(surroundings) = &surroundings {
+        let foreign = |object| foreign(config, surroundings, object);
+        found.extend(surroundings.foreign.iter().map(foreign));
+    }
+    if let Some(misfits) = &facts.misfits {
+        let zones = misfits.zones().into_iter();
+        found.extend(
+            zones.map(|(meaning, remedy)| Finding::new(Warning, subject(config), meaning, remedy)),
+        );
+    }
+    if let (Some(server), Some(state), Some(rehearsal)) = (&server, &facts.schema, &facts.rehearsal)
+    {
+        match state {
+            SchemaState::Current => {}
+            SchemaState::Newer(versions) => found.push(newer(config, versions)),
+            _ => found.push(migrations::finding(config, server, state, rehearsal)),
         }
-    } else {
-        let rehearsal = match &state {
-            SchemaState::Pending(versions) => {
-                let looked = (&server, &surroundings);
-                rehearse(&mut connection, config, looked, versions, limit, report).await?
-            }
-            _ => Rehearsal::NotTried(Info, "the schema has to fit first".to_owned()),
-        };
-        report.findings.push(finding(config, &server, &state, &rehearsal));
-        match rehearsal {
-            Rehearsal::Tried(failed) => report.findings.extend(failed),
-            Rehearsal::NotTried(..) => report.findings.extend(misfits(config, &found)),
+        let fits = matches!(state, SchemaState::Current | SchemaState::Newer(_));
+        if let (Rehearsal::Skipped(_), Some(misfits), false) = (rehearsal, &facts.misfits, fits) {
+            found.extend(migrations::misfits(config, misfits));
         }
     }
-    connection.close().await.ok();
-    Ok(())
+    if let Some(Rehearsal::Done(Err(error))) = facts.rehearsal {
+        found.push(refusal(config, error));
+    }
+    found.extend(facts.refused.map(|error| refusal(config, error)));
+    found
 }
 
 /// What a start would end with, or wait for.
@@ -160,7 +143,7 @@ fn refusal(config: &Config, error: StartError) -> Finding {
     Finding::of_setting(Error, config, key, meaning, remedy)
 }
 
-fn lossy_finding(config: &Config, Risk { risk, remedy }: &Risk) -> Finding {
+fn lossy(config: &Config, Risk { risk, remedy }: &Risk) -> Finding {
     let (severity, consequence) = if config.postgres.allow_lossy {
         (Warning, "accepted by POSTGRES_ALLOW_LOSSY")
     } else {
@@ -175,7 +158,7 @@ fn lossy_finding(config: &Config, Risk { risk, remedy }: &Risk) -> Finding {
     };
     Finding::new(
         severity,
-        database(config),
+        subject(config),
         format!(
             "a crash of PostgreSQL may lose votes that were committed and acked; {consequence}"
         ),
@@ -185,7 +168,7 @@ fn lossy_finding(config: &Config, Risk { risk, remedy }: &Risk) -> Finding {
 }
 
 /// Whether a failover loses acknowledged votes.
-fn standby_finding(config: &Config, standbys: Standbys) -> Option<Finding> {
+fn standby(config: &Config, standbys: Standbys) -> Option<Finding> {
     let remedy =
         "set synchronous_standby_names on the server, so that a commit waits for a standby";
     if config.postgres.require_standby && !standbys.named {
@@ -200,7 +183,7 @@ fn standby_finding(config: &Config, standbys: Standbys) -> Option<Finding> {
     (standbys.connected > 0 && !standbys.named).then(|| {
         Finding::new(
             Warning,
-            database(config),
+            subject(config),
             "synchronous_standby_names is empty while a standby is connected: a failover to it loses \
              acknowledged votes",
             remedy,
@@ -210,7 +193,7 @@ fn standby_finding(config: &Config, standbys: Standbys) -> Option<Finding> {
 }
 
 /// An object of another role, which a migration refuses to touch.
-fn foreign_finding(config: &Config, looked: &Surroundings, object: &ForeignObject) -> Finding {
+fn foreign(config: &Config, looked: &Surroundings, object: &ForeignObject) -> Finding {
     let enforced = config.postgres.migrate_on_start && looked.may_create && object.ownership;
     let (severity, meaning) = if enforced || object.unreadable {
         (Error, "it can run code of its owner's as this role: the service would not start")
@@ -219,7 +202,7 @@ fn foreign_finding(config: &Config, looked: &Surroundings, object: &ForeignObjec
     };
     Finding::new(
         severity,
-        database(config),
+        subject(config),
         meaning,
         "find out who made it and why; then drop it, or give it to the owner of the tables (ALTER \
          ... OWNER TO)",
@@ -228,41 +211,26 @@ fn foreign_finding(config: &Config, looked: &Surroundings, object: &ForeignObjec
 }
 
 /// Later migrations that this release can run on.
-fn newer_finding(config: &Config, versions: &[i64]) -> Finding {
+fn newer(config: &Config, versions: &[i64]) -> Finding {
     Finding::new(
         Info,
-        database(config),
+        subject(config),
         "a later release was here; none of its migrations requires it, so this release runs on them",
         "nothing",
     )
     .with_value(format!("later migrations {versions:?}"))
 }
 
-fn database(config: &Config) -> String {
+fn subject(config: &Config) -> String {
     format!("database {:?}", config.postgres.database)
 }
 
-/// How far this machine's clock is from the server's, taking the way there and back for equally
-/// long. A difference that the round trip could explain is none.
-async fn clock(connection: &mut PgConnection) -> Result<Option<Finding>, Fault> {
-    let ask = async |connection: &mut PgConnection| {
-        let asked = sqlx::query_scalar::<_, OffsetDateTime>("SELECT clock_timestamp()");
-        asked.fetch_one(connection).await
-    };
-    // Prepares the statement, so that the next one is a single round trip.
-    ask(connection).await?;
-    let (here, began) = (OffsetDateTime::now_utc(), Instant::now());
-    let there = ask(connection).await?;
-    Ok(clocks(here, there, began.elapsed()))
-}
-
-fn clocks(
-    here: OffsetDateTime,
-    there: OffsetDateTime,
-    round_trip: std::time::Duration,
-) -> Option<Finding> {
+/// How far this machine's clock is from the server's, assuming equal times for the way there and back. A
+/// difference that the round trip explains is none.
+fn clock(clocks: Clocks) -> Option<Finding> {
+    let Clocks { here, server, round_trip } = clocks;
     let half = time::Duration::try_from(round_trip / 2).unwrap_or(time::Duration::ZERO);
-    let ahead = there - (here + half);
+    let ahead = server - (here + half);
     (ahead.abs() - half > CLOCK_TOLERANCE).then(|| {
         let direction = if ahead.is_negative() { "behind" } else { "ahead of" };
         Finding::new(
