@@ -118,11 +118,11 @@ async fn a_dead_letter_that_cannot_be_published_is_kept_and_tried_again() {
     mixed.insert(30, vote(1_000, "law-x", Choice::Oui));
     stage.publish_votes(&mixed).await;
     let service = stage.spawn(&[]).await;
-    service.until_logged("can't be dead-lettered").await;
+    service.until_logged("cannot be dead-lettered").await;
     stage.until_counted(good.len()).await;
     service.until_not_ready().await;
     assert_eq!(stage.ready(&stage.queue).await, Some(61), "given back, not lost");
-    assert_eq!(service.logged("can't be dead-lettered"), 1, "no storm");
+    assert_eq!(service.logged("cannot be dead-lettered"), 1, "no storm");
     stage.delete(&stage.dead_letter_queue()).await;
     // The service creates it anew; the longest wait before it tries is what this takes.
     eventually("dead-lettered at last", async || {
