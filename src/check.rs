@@ -1,14 +1,17 @@
-//! What `vote-aggregator check` finds: findings, and the rules over the configuration that need no
-//! server. Broker and store each find out about their own side.
+//! What `vote-aggregator check` finds: the rules over the configuration, which need no server, and what
+//! the broker's facts mean. The store finds out about its own side.
 //!
-//! Architecture invariant: knows the configuration and nothing else; it only looks.
+//! Architecture invariant: only looks; AMQP and SQL are elsewhere.
 
+mod broker;
 mod offline;
+pub mod queue;
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+pub use self::broker::broker;
 pub use self::offline::configuration;
 use crate::config::{Config, Problem, keys::Key};
 

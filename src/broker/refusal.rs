@@ -91,7 +91,7 @@ pub(super) fn access(config: &Config, error: &Error) -> String {
 }
 
 /// Returns the command that gives a user what the service needs.
-pub(super) fn grant(config: &Config) -> String {
+pub fn grant(config: &Config) -> String {
     let Config { vhost, user, queue, dead_letter_queue, .. } = config;
     let queues = format!("^({}|{})$", escaped(queue), escaped(dead_letter_queue));
     format!(

@@ -7,8 +7,8 @@ use clap::Args;
 use serde_json::json;
 use vote_aggregator::check::{self, Finding, Report, Severity};
 use vote_aggregator::config::{Config, ConfigErrors};
+use vote_aggregator::store;
 use vote_aggregator::terminal::{colours, printable};
-use vote_aggregator::{broker, store};
 
 use super::{exit, output};
 
@@ -51,7 +51,7 @@ pub(super) async fn check(config: &Config, arguments: &Arguments) -> ExitCode {
     if arguments.connect {
         let (broker, database) = {
             let limit = Duration::from_secs(arguments.rehearse.into());
-            tokio::join!(broker::check(config), store::check(config, limit))
+            tokio::join!(check::broker(config), store::check(config, limit))
         };
         report.absorb(broker);
         report.absorb(database);

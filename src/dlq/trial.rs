@@ -229,7 +229,7 @@ async fn until_settled(watch: &mut QueueWatch, patience: Patience) -> Result<boo
     let mut taken = None;
     let mut consumers = 0;
     loop {
-        let seen = watch.standing().await?;
+        let seen = watch.status().await?;
         let now = Instant::now();
         if seen.consumers < consumers {
             taken = None;

@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::transaction::fault;
-use crate::config::{self, Password};
+use crate::config::{self, Password, keys};
 use crate::ports::{Class, Fault};
-use crate::tls::{Side, Trouble, Variables, Verdict};
+use crate::tls::{TlsFailure, TlsFailureKind, TlsSettings, Variables};
 
 /// Longest wait for a connection: to open one, or to get one from the pool.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -108,6 +108,15 @@ pub(super) fn pool(
         .connect_lazy_with(options)
 }
 
+static VARIABLES: Variables = Variables {
+    host: keys::POSTGRES_HOST.variable,
+    port: keys::POSTGRES_PORT.variable,
+    mode: keys::POSTGRES_SSLMODE.variable,
+    ca_file: keys::POSTGRES_SSLROOTCERT.variable,
+    cert_file: keys::POSTGRES_SSLCERT.variable,
+    key_file: keys::POSTGRES_SSLKEY.variable,
+};
+
 /// Where connections outside the pool lead, and what there is to say of it when they fail.
 #[derive(Clone)]
 pub(super) struct Address {
@@ -115,7 +124,8 @@ pub(super) struct Address {
     password: Option<Password>,
     place: String,
     ssl_mode: config::SslMode,
-    side: Side,
+    has_certificate: bool,
+    tls: TlsSettings,
 }
 
 /// Why there is no connection.
@@ -126,7 +136,7 @@ pub(super) struct NotConnected {
 }
 
 pub(super) enum Blame {
-    Tls(Verdict),
+    Tls(TlsFailureKind),
     /// The driver can't use the settings.
     Settings,
 }
@@ -145,25 +155,14 @@ impl From<NotConnected> for Fault {
 
 impl Address {
     pub(super) fn new(config: &config::Postgres, options: PgConnectOptions) -> Self {
-        let side = Side {
-            host: config.host.clone(),
-            ca_file: config.ssl.root_cert.clone(),
-            cert_file: config.ssl.cert.clone(),
-            variables: Variables {
-                host: "POSTGRES_HOST",
-                port: "POSTGRES_PORT",
-                mode: "POSTGRES_SSLMODE",
-                ca_file: "POSTGRES_SSLROOTCERT",
-                cert_file: "POSTGRES_SSLCERT",
-                key_file: "POSTGRES_SSLKEY",
-            },
-        };
+        let tls = TlsSettings { authorities: config.ssl.root_cert.clone(), variables: &VARIABLES };
         Self {
             options,
             password: config.password.clone(),
             place: describe(config),
             ssl_mode: config.ssl.mode,
-            side,
+            has_certificate: config.ssl.cert.is_some(),
+            tls,
         }
     }
 
@@ -209,17 +208,35 @@ impl Address {
                 blame: Some(Blame::Settings),
             });
         }
-        let trouble = self.trouble(&error);
-        let message = match (&trouble, &error) {
-            (Some(trouble), _) => trouble.at(&self.place),
-            (None, Error::Protocol(_)) => format!(
-                "{}; {}. What answers there is no PostgreSQL, or asks for a login other than a \
-                 password: check POSTGRES_HOST, POSTGRES_PORT and the server's pg_hba.conf",
-                fault.message, self.place
-            ),
-            (None, _) => format!("{}; {}", fault.message, self.place),
+        let failure = match &error {
+            Error::Io(error) => TlsFailure::of(error),
+            Error::Tls(error) => TlsFailure::of(&**error),
+            _ => None,
         };
-        let blame = trouble.map(|trouble| Blame::Tls(trouble.verdict));
+        if let Some(failure) = failure {
+            let message = failure.message(&self.place, &self.tls);
+            let blame = Some(Blame::Tls(failure.kind));
+            return Err(NotConnected { fault: Fault { message, ..fault }, blame });
+        }
+        let (message, blame) = match &error {
+            Error::Tls(cause) => {
+                let message = format!(
+                    "no TLS with the server ({cause}); {}. POSTGRES_SSLMODE={} needs a server with \
+                     ssl = on: check POSTGRES_HOST and POSTGRES_PORT, and the server's settings",
+                    self.place, self.ssl_mode
+                );
+                (message, Some(Blame::Tls(TlsFailureKind::Plaintext)))
+            }
+            Error::Protocol(_) => {
+                let message = format!(
+                    "{}; {}. What answers there is no PostgreSQL, or asks for a login other than a \
+                     password: check POSTGRES_HOST, POSTGRES_PORT and the server's pg_hba.conf",
+                    fault.message, self.place
+                );
+                (message, None)
+            }
+            _ => (format!("{}; {}", fault.message, self.place), None),
+        };
         Err(NotConnected { fault: Fault { message, ..fault }, blame })
     }
 
@@ -229,29 +246,13 @@ impl Address {
         let is_ascii = |password: &Password| password.current().expose_secret().is_ascii();
         let plain =
             self.options.get_username().is_ascii() && self.password.as_ref().is_none_or(is_ascii);
-        if plain && self.side.cert_file.is_some() {
+        if plain && self.has_certificate {
             return cause.to_string();
         }
         "the user name or the password has a character that a login by SCRAM-SHA-256 cannot have, a \
          control character or an emoji for example (RFC 4013): change it on the server (ALTER ROLE ... \
          PASSWORD) and in POSTGRES_PASSWORD, POSTGRES_PASSWORD_FILE or DATABASE_URL"
             .to_owned()
-    }
-
-    fn trouble(&self, error: &Error) -> Option<Trouble> {
-        match error {
-            Error::Io(error) => self.side.trouble(error),
-            Error::Tls(error) => Some(self.side.trouble(&**error).unwrap_or_else(|| Trouble {
-                verdict: Verdict::Mismatch,
-                what: format!("no TLS with the server ({error})"),
-                advice: format!(
-                    "POSTGRES_SSLMODE={} needs a server with ssl = on: check POSTGRES_HOST and \
-                     POSTGRES_PORT, and the server's settings",
-                    self.ssl_mode
-                ),
-            })),
-            _ => None,
-        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::config::{Config, Postgres};
 use crate::ports::{Class, Fault};
 use crate::retry::{Backoff, Jitter};
 use crate::telemetry::Health;
-use crate::tls::Verdict;
+use crate::tls::TlsFailureKind;
 
 pub use self::patience::Patience;
 use self::schema::{Caller, migrated};
@@ -195,10 +195,12 @@ fn refuse_lossy(config: &Config, risks: &[Risk]) -> Result<(), Attempt> {
 pub(super) fn not_connected(config: &Config, not: NotConnected) -> Attempt {
     match not.blame {
         Some(Blame::Settings) => Attempt::Fatal(StartError::Settings(not.fault)),
-        Some(Blame::Tls(Verdict::Mismatch)) => Attempt::Fatal(StartError::Tls(not.fault)),
-        Some(Blame::Tls(Verdict::Refused)) => Attempt::Fatal(StartError::Certificate(not.fault)),
-        // A server whose certificate is renewed is one that comes back.
-        Some(Blame::Tls(Verdict::OutOfDate)) => Attempt::Wait(not.fault),
+        Some(Blame::Tls(TlsFailureKind::ClientCertificate)) => {
+            Attempt::Fatal(StartError::Certificate(not.fault))
+        }
+        // A certificate can be renewed while the service waits.
+        Some(Blame::Tls(TlsFailureKind::OutOfDate)) => Attempt::Wait(not.fault),
+        Some(Blame::Tls(_)) => Attempt::Fatal(StartError::Tls(not.fault)),
         None => gone(config, not.fault),
     }
 }

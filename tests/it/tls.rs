@@ -143,9 +143,8 @@ async fn refuses_servers_that_do_not_verify(encrypted: &Encrypted, stage: &Stage
     let clear = Servers::shared();
     let clear_port = clear.get("POSTGRES_PORT");
 
-    let untrusted =
-        "not signed by an authority that we trust (invalid peer certificate: UnknownIssuer)";
-    let misnamed = "does not name the host";
+    let untrusted = "invalid peer certificate: UnknownIssuer";
+    let misnamed = "certificate not valid for name";
     let cases = [
         (
             set(&[("RABBITMQ_TLS_CA_FILE", stranger.as_str())]),
@@ -280,7 +279,7 @@ async fn outlives_a_certificate_that_expires(
 
     encrypted.renew(Validity::Past);
     stage.publish_votes(&votes(150, 50)).await;
-    let expired = ["has expired on 20", "certificate expired", "Renew it on the server"];
+    let expired = ["certificate expired", "Renew it on the server"];
     let for_postgres = spawn(stage, &[&verified]).await;
     let for_rabbitmq = spawn(stage, &[&verified, &unchecked]).await;
     let words = |place| [&expired[..], &[place]].concat();

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,7 +13,6 @@ use vote_aggregator::dlq::{
     self, Ended, Fingerprint, Outcome, Patience, Removed, Selection, Tally, Tried, Verdict,
     fingerprint,
 };
-use vote_aggregator::telemetry::Health;
 use vote_aggregator::terminal::printable;
 
 use super::super::{agreed, output};
@@ -117,7 +115,7 @@ pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, 
     };
     let selection = Selection { agreed: seen.as_ref(), ..selection.clone() };
 
-    let rabbitmq = RabbitMq::new(config.rabbitmq.clone(), Arc::new(Health::default()));
+    let rabbitmq = RabbitMq::new(config.rabbitmq.clone());
     let publisher = rabbitmq.publisher().await?;
     let mut plan = dlq::Replay { selection, queue: votes, rate: *rate };
     let tried = match no_trial {

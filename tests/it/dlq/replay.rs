@@ -277,7 +277,7 @@ async fn no_letter_leaves_while_its_queue_is_gone() {
     const LETTERS: usize = 300;
     let stage = Stage::migrated(Servers::shared(), "dlq_gone").await;
     let config = stage.config(&[]);
-    let broker = RabbitMq::new(config.rabbitmq.clone(), Arc::new(Health::default()));
+    let broker = RabbitMq::new(config.rabbitmq.clone());
     let publisher = broker.publisher().await.expect("RabbitMQ takes a publisher");
     let mut confirms = Vec::new();
     for message in messages(&votes(0, LETTERS as u64)) {
