@@ -136,8 +136,9 @@ impl TlsFailure {
                  {cert_file}, too"
             ),
             TlsFailureKind::ClientCertificate => format!(
-                "Set {cert_file} and {key_file} to a certificate that is valid today and signed by \
-                 an authority that the server trusts for clients"
+                "The server refuses our certificate, or requires one: set {cert_file} and \
+                 {key_file} to a certificate that is valid today and signed by an authority that the \
+                 server trusts for clients"
             ),
             TlsFailureKind::KeyMismatch => format!("Check {cert_file} and {key_file}"),
             TlsFailureKind::InvalidHost => format!("Check {host}"),
@@ -230,7 +231,7 @@ mod tests {
             (
                 TlsError::AlertReceived(AlertDescription::UnknownCA),
                 TlsFailureKind::ClientCertificate,
-                "Set THE_CERT and THE_KEY",
+                "set THE_CERT and THE_KEY",
             ),
         ] {
             let text = error.to_string();
