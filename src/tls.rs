@@ -7,33 +7,21 @@ mod files;
 
 use std::error::Error;
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 
 use rustls::{AlertDescription, CertificateError, Error as TlsError, InvalidMessage};
 
 pub use self::files::{authorities, check_identity, check_key};
 
-/// Why a handshake failed.
+/// What a failed handshake calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsFailureKind {
-    /// No trusted authority signed the server's certificate.
-    UnknownIssuer,
-    /// The server's certificate is for other names than the configured host.
-    WrongName,
-    /// The server's certificate has expired or is not valid yet.
-    OutOfDate,
-    /// The server's certificate is not acceptable for another reason.
-    InvalidCertificate,
-    /// The server does not speak TLS on this port.
-    Plaintext,
-    /// Client and server have no TLS version or cipher in common.
-    NoCommonVersion,
+    /// We refuse the server, or have no protocol in common with it: settings have to change.
+    Untrusted,
     /// The server requires a client certificate, or does not accept ours.
     ClientCertificate,
-    /// Our private key does not belong to our certificate.
-    KeyMismatch,
-    /// The configured host is not a name that a certificate can have.
-    InvalidHost,
+    /// The server's certificate has expired or is not valid yet. It can be renewed meanwhile.
+    OutOfDate,
 }
 
 /// A failed handshake.
@@ -44,16 +32,7 @@ pub struct TlsFailure {
     pub text: String,
 }
 
-/// The settings of one server's connection, for a remedy that names them.
-#[derive(Clone, Debug)]
-pub struct TlsSettings {
-    /// The configured authorities, beside the system's.
-    pub authorities: Option<PathBuf>,
-    /// The names of the variables.
-    pub variables: &'static Variables,
-}
-
-/// The variables of one server's connection.
+/// The variables of one server's connection, for remedies.
 #[derive(Debug)]
 pub struct Variables {
     pub host: &'static str,
@@ -65,83 +44,66 @@ pub struct Variables {
     pub key_file: &'static str,
 }
 
-impl TlsFailureKind {
-    fn of(error: &TlsError) -> Option<Self> {
-        use AlertDescription::{HandshakeFailure, InsufficientSecurity, ProtocolVersion};
-        use CertificateError as E;
-        Some(match error {
-            TlsError::InvalidCertificate(reason) => match reason {
-                E::UnknownIssuer => Self::UnknownIssuer,
-                E::NotValidForName | E::NotValidForNameContext { .. } => Self::WrongName,
-                E::Expired
-                | E::ExpiredContext { .. }
-                | E::NotValidYet
-                | E::NotValidYetContext { .. } => Self::OutOfDate,
-                _ => Self::InvalidCertificate,
-            },
-            // A first answer that is not a TLS record.
-            TlsError::InvalidMessage(InvalidMessage::InvalidContentType) => Self::Plaintext,
-            TlsError::PeerIncompatible(_)
-            | TlsError::AlertReceived(ProtocolVersion | InsufficientSecurity | HandshakeFailure) => {
-                Self::NoCommonVersion
-            }
-            TlsError::AlertReceived(alert) if is_about_our_certificate(*alert) => {
-                Self::ClientCertificate
-            }
-            TlsError::InconsistentKeys(_) => Self::KeyMismatch,
-            TlsError::UnsupportedNameType => Self::InvalidHost,
-            _ => return None,
-        })
-    }
-}
-
 impl TlsFailure {
     /// Returns the failure if `error` is about TLS.
     pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
+        use CertificateError as E;
         let error = tls_error(error)?;
-        Some(Self { kind: TlsFailureKind::of(error)?, text: error.to_string() })
+        let kind = match error {
+            TlsError::InvalidCertificate(
+                E::Expired
+                | E::ExpiredContext { .. }
+                | E::NotValidYet
+                | E::NotValidYetContext { .. },
+            ) => TlsFailureKind::OutOfDate,
+            TlsError::AlertReceived(alert) if is_about_our_certificate(*alert) => {
+                TlsFailureKind::ClientCertificate
+            }
+            TlsError::InvalidCertificate(_)
+            // A first answer that is not a TLS record.
+            | TlsError::InvalidMessage(InvalidMessage::InvalidContentType)
+            | TlsError::PeerIncompatible(_)
+            | TlsError::AlertReceived(
+                AlertDescription::ProtocolVersion
+                | AlertDescription::InsufficientSecurity
+                | AlertDescription::HandshakeFailure,
+            )
+            | TlsError::InconsistentKeys(_)
+            | TlsError::UnsupportedNameType => TlsFailureKind::Untrusted,
+            _ => return None,
+        };
+        Some(Self { kind, text: error.to_string() })
     }
 
-    /// Returns the whole message: what failed, for which server, and what to do.
-    pub fn message(&self, place: &str, settings: &TlsSettings) -> String {
-        let Variables { host, port, mode, ca_file, cert_file, key_file } = settings.variables;
+    /// Returns the whole message: what failed, for which server, and what to do. `authorities` is the
+    /// configured file.
+    pub fn message(
+        &self,
+        place: &str,
+        variables: &Variables,
+        authorities: Option<&Path>,
+    ) -> String {
+        let Variables { host, port, mode, ca_file, cert_file, key_file } = variables;
         let remedy = match self.kind {
-            TlsFailureKind::UnknownIssuer => match &settings.authorities {
-                Some(path) => format!(
-                    "Check that {ca_file} ({}) holds the authority that signed the server's \
-                     certificate",
-                    path.display()
-                ),
-                None => format!(
-                    "Set {ca_file} to the certificate of the authority that signed the server's \
-                     certificate; now only the system's authorities are trusted"
-                ),
-            },
-            TlsFailureKind::WrongName => {
-                format!("Check {host}, or have the server's certificate issued for that name")
+            TlsFailureKind::Untrusted => {
+                let authorities = match authorities {
+                    Some(path) => format!("those of {ca_file} ({})", path.display()),
+                    None => format!("the system's alone, since {ca_file} is not set"),
+                };
+                format!(
+                    "Check that {host} is a name in the server's certificate, that the server \
+                     listens with TLS 1.2 or 1.3 on {port} ({mode}), and that a trusted authority \
+                     signed its certificate; trusted are {authorities}"
+                )
             }
-            TlsFailureKind::OutOfDate => "Renew it on the server, and check this machine's clock; \
-                                          the service retries until then"
-                .to_owned(),
-            TlsFailureKind::InvalidCertificate => format!(
-                "Have the server's certificate issued again, by an authority in {ca_file} and for \
-                 use by a server"
-            ),
-            TlsFailureKind::Plaintext => format!(
-                "The server does not speak TLS on this port: check {port}, {mode}, and that the \
-                 server listens with TLS there"
-            ),
-            TlsFailureKind::NoCommonVersion => format!(
-                "Allow TLS 1.2 or 1.3 on the server; if it asks for a client certificate, check \
-                 {cert_file}, too"
-            ),
             TlsFailureKind::ClientCertificate => format!(
                 "The server refuses our certificate, or requires one: set {cert_file} and \
                  {key_file} to a certificate that is valid today and signed by an authority that the \
                  server trusts for clients"
             ),
-            TlsFailureKind::KeyMismatch => format!("Check {cert_file} and {key_file}"),
-            TlsFailureKind::InvalidHost => format!("Check {host}"),
+            TlsFailureKind::OutOfDate => "Renew it on the server, and check this machine's clock; \
+                                          the service retries until then"
+                .to_owned(),
         };
         format!("{}; {place}. {remedy}", self.text)
     }
@@ -199,53 +161,33 @@ mod tests {
 
     #[test]
     fn a_message_says_what_failed_where_and_what_to_do() {
+        use TlsFailureKind::{ClientCertificate, OutOfDate, Untrusted};
         let certificate = TlsError::InvalidCertificate;
+        let not_tls = TlsError::InvalidMessage(InvalidMessage::InvalidContentType);
         for (error, kind, named) in [
-            (
-                certificate(CertificateError::UnknownIssuer),
-                TlsFailureKind::UnknownIssuer,
-                "Set THE_CA",
-            ),
-            (
-                certificate(CertificateError::NotValidForName),
-                TlsFailureKind::WrongName,
-                "Check THE_HOST",
-            ),
-            (
-                certificate(CertificateError::Revoked),
-                TlsFailureKind::InvalidCertificate,
-                "authority in THE_CA",
-            ),
-            (certificate(CertificateError::Expired), TlsFailureKind::OutOfDate, "Renew"),
-            (certificate(CertificateError::NotValidYet), TlsFailureKind::OutOfDate, "clock"),
-            (
-                TlsError::InvalidMessage(InvalidMessage::InvalidContentType),
-                TlsFailureKind::Plaintext,
-                "THE_PORT, THE_MODE",
-            ),
-            (
-                TlsError::AlertReceived(AlertDescription::HandshakeFailure),
-                TlsFailureKind::NoCommonVersion,
-                "TLS 1.2",
-            ),
+            (certificate(CertificateError::UnknownIssuer), Untrusted, "THE_CA (/etc/ca.pem)"),
+            (certificate(CertificateError::NotValidForName), Untrusted, "THE_HOST"),
+            (certificate(CertificateError::Revoked), Untrusted, "THE_CA"),
+            (certificate(CertificateError::Expired), OutOfDate, "Renew"),
+            (certificate(CertificateError::NotValidYet), OutOfDate, "clock"),
+            (not_tls, Untrusted, "THE_PORT (THE_MODE)"),
+            (TlsError::AlertReceived(AlertDescription::HandshakeFailure), Untrusted, "TLS 1.2"),
             (
                 TlsError::AlertReceived(AlertDescription::UnknownCA),
-                TlsFailureKind::ClientCertificate,
+                ClientCertificate,
                 "set THE_CERT and THE_KEY",
             ),
         ] {
             let text = error.to_string();
             let failure = failure(error);
             assert_eq!(failure.kind, kind);
-            let settings = TlsSettings { authorities: None, variables: &VARIABLES };
-            let message = failure.message("RabbitMQ on mq.example", &settings);
+            let ca_file = Some(Path::new("/etc/ca.pem"));
+            let message = failure.message("RabbitMQ on mq.example", &VARIABLES, ca_file);
             assert!(message.starts_with(&format!("{text}; RabbitMQ on mq.example. ")), "{message}");
             assert!(message.contains(named), "{message}");
         }
         let unknown = failure(certificate(CertificateError::UnknownIssuer));
-        let path = Some(PathBuf::from("/etc/ca.pem"));
-        let settings = TlsSettings { authorities: path, variables: &VARIABLES };
-        assert!(unknown.message("", &settings).contains("THE_CA (/etc/ca.pem)"));
+        assert!(unknown.message("", &VARIABLES, None).contains("THE_CA is not set"));
     }
 
     #[test]

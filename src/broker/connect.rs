@@ -14,7 +14,7 @@ use super::screen::FRAME_MAX;
 use super::{refusal, runtime};
 use crate::config::{RabbitMq as Config, keys};
 use crate::ports::OpenError;
-use crate::tls::{self, TlsFailure, TlsFailureKind, TlsSettings, Variables};
+use crate::tls::{self, TlsFailure, TlsFailureKind, Variables};
 
 /// Longest wait for TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,13 +54,12 @@ fn not_opened(config: &Config, error: &Error) -> OpenError {
     if let ErrorKind::IOError(cause) = error.kind()
         && let Some(failure) = TlsFailure::of(&**cause)
     {
-        let authorities = config.tls.as_ref().and_then(|tls| tls.ca_file.clone());
-        let settings = TlsSettings { authorities, variables: &VARIABLES };
-        let message = failure.message(&describe(config), &settings);
+        let ca_file = config.tls.as_ref().and_then(|tls| tls.ca_file.as_deref());
+        let message = failure.message(&describe(config), &VARIABLES, ca_file);
         return match failure.kind {
             TlsFailureKind::ClientCertificate => OpenError::Credentials(message),
             TlsFailureKind::OutOfDate => OpenError::Unavailable(message),
-            _ => OpenError::Configuration(message),
+            TlsFailureKind::Untrusted => OpenError::Configuration(message),
         };
     }
     let Variables { host, port, mode, cert_file, .. } = VARIABLES;

@@ -1,6 +1,7 @@
 //! Connections: their settings, the pool, and which of them are no longer trusted.
 
 use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::transaction::fault;
 use crate::config::{self, Password, keys};
 use crate::ports::{Class, Fault};
-use crate::tls::{TlsFailure, TlsFailureKind, TlsSettings, Variables};
+use crate::tls::{TlsFailure, TlsFailureKind, Variables};
 
 /// Longest wait for a connection: to open one, or to get one from the pool.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -125,7 +126,7 @@ pub(super) struct Address {
     place: String,
     ssl_mode: config::SslMode,
     has_certificate: bool,
-    tls: TlsSettings,
+    authorities: Option<PathBuf>,
 }
 
 /// Why there is no connection.
@@ -155,14 +156,13 @@ impl From<NotConnected> for Fault {
 
 impl Address {
     pub(super) fn new(config: &config::Postgres, options: PgConnectOptions) -> Self {
-        let tls = TlsSettings { authorities: config.ssl.root_cert.clone(), variables: &VARIABLES };
         Self {
             options,
             password: config.password.clone(),
             place: describe(config),
             ssl_mode: config.ssl.mode,
             has_certificate: config.ssl.cert.is_some(),
-            tls,
+            authorities: config.ssl.root_cert.clone(),
         }
     }
 
@@ -214,7 +214,7 @@ impl Address {
             _ => None,
         };
         if let Some(failure) = failure {
-            let message = failure.message(&self.place, &self.tls);
+            let message = failure.message(&self.place, &VARIABLES, self.authorities.as_deref());
             let blame = Some(Blame::Tls(failure.kind));
             return Err(NotConnected { fault: Fault { message, ..fault }, blame });
         }
@@ -225,7 +225,7 @@ impl Address {
                      ssl = on: check POSTGRES_HOST and POSTGRES_PORT, and the server's settings",
                     self.place, self.ssl_mode
                 );
-                (message, Some(Blame::Tls(TlsFailureKind::Plaintext)))
+                (message, Some(Blame::Tls(TlsFailureKind::Untrusted)))
             }
             Error::Protocol(_) => {
                 let message = format!(

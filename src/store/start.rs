@@ -200,7 +200,7 @@ pub(super) fn not_connected(config: &Config, not: NotConnected) -> Attempt {
         }
         // A certificate can be renewed while the service waits.
         Some(Blame::Tls(TlsFailureKind::OutOfDate)) => Attempt::Wait(not.fault),
-        Some(Blame::Tls(_)) => Attempt::Fatal(StartError::Tls(not.fault)),
+        Some(Blame::Tls(TlsFailureKind::Untrusted)) => Attempt::Fatal(StartError::Tls(not.fault)),
         None => gone(config, not.fault),
     }
 }
