@@ -101,23 +101,25 @@ fn is_hang_up(error: &Error) -> bool {
     }
 }
 
-/// What an error of the broker means for whoever wanted to open something.
+/// Returns what an error of the broker means for opening something.
 pub(super) fn refused(config: &Config, error: &Error) -> OpenError {
-    let told = format!("{error}; {}", describe(config));
-    if let Some(occupied) = refusal::occupied(error, &told) {
+    let message = format!("{error}; {}", describe(config));
+    if let Some(occupied) = refusal::occupied(error, &message) {
         return occupied;
     }
     match amqp_code(error) {
-        Some(403) => OpenError::Credentials(format!("{told}. {}", refusal::access(config, error))),
+        Some(403) => {
+            OpenError::Credentials(format!("{message}. {}", refusal::access(config, error)))
+        }
         Some(530) => OpenError::Configuration(format!(
-            "{told}. Check RABBITMQ_VHOST and the user's access to it"
+            "{message}. Check RABBITMQ_VHOST and the user's access to it"
         )),
         // RabbitMQ 3.10, killed just after a start, can come back with a queue that stays without a
         // leader: its dead-letter supervisor has given up and is not started again.
         Some(541) => OpenError::Unavailable(format!(
-            "{told}. RabbitMQ failed inside, its log says why; when this goes on, restart it"
+            "{message}. RabbitMQ failed inside, its log says why; when this goes on, restart it"
         )),
-        _ => OpenError::Unavailable(told),
+        _ => OpenError::Unavailable(message),
     }
 }
 

@@ -42,52 +42,39 @@ pub async fn broker(config: &Config) -> Report {
 }
 
 fn report(config: &Config, facts: &BrokerFacts) -> Report {
-    let rabbitmq = &config.rabbitmq;
+    let RabbitMq { queue, dead_letter_queue, .. } = &config.rabbitmq;
     let mut report = Report::default();
-    report.looked_at(broker::describe(rabbitmq));
-    report.findings.extend(facts.version.as_ref().map(|version| of_version(rabbitmq, version)));
-    let version = facts.version.as_ref().and_then(|version| version.as_deref().ok());
+    report.looked_at(broker::describe(&config.rabbitmq));
+    let Report { checked, findings } = &mut report;
+    let version = facts.version.as_ref();
+    findings.extend(version.map(|version| of_version(&config.rabbitmq, version)));
     let mut route = None;
     if let Some(QueueLook { state, permitted }) = &facts.queue {
-        report.looked_at(subject(&rabbitmq.queue));
-        if let QueueState::Exists(_, found) = state {
-            route = found.target.as_ref();
+        checked.push(subject(queue));
+        if let QueueState::Exists(_, facts) = state {
+            route = facts.target.as_ref();
         }
-        report.findings.extend(queue(config, state, version));
+        let version = version.and_then(|version| version.as_deref().ok());
+        findings.extend(of_state(config, state, version));
         if !permitted {
-            report.findings.push(match state {
-                QueueState::Exists(..) => lacks(
-                    config,
-                    Error,
-                    &format!("read permission on the queue {:?}", rabbitmq.queue),
-                    "the service can't consume: it ends with 77",
-                ),
-                _ => cannot_create(config, &rabbitmq.queue),
-            });
+            let meaning = "the service can't consume: it ends with 77";
+            findings.push(not_permitted(config, Error, queue, state, meaning));
         }
-        report.findings.extend(elsewhere(rabbitmq, route));
+        findings.extend(elsewhere(&config.rabbitmq, route));
     }
     if let Some(QueueLook { state, permitted }) = &facts.dead_letter_queue {
-        let name = &rabbitmq.dead_letter_queue;
-        report.looked_at(subject(name));
-        let told = matches!(route, Some(DeadLetterTarget::MissingQueue(_)));
-        report.findings.extend(dead_letter_queue(name, state, told));
+        checked.push(subject(dead_letter_queue));
+        let is_reported = matches!(route, Some(DeadLetterTarget::MissingQueue(_)));
+        findings.extend(of_dead_letters(dead_letter_queue, state, is_reported));
         if !permitted {
-            report.findings.push(match state {
-                QueueState::Exists(..) => lacks(
-                    config,
-                    Warning,
-                    &format!("read permission on the queue {name:?}"),
-                    "`dlq` commands of this user can't read dead letters",
-                ),
-                _ => cannot_create(config, name),
-            });
+            let meaning = "`dlq` commands of this user can't read dead letters";
+            findings.push(not_permitted(config, Warning, dead_letter_queue, state, meaning));
         }
-        report.findings.extend(prefetch(config));
+        findings.extend(prefetch(config));
     }
     if let Some(publishing) = facts.publishing {
-        report.looked_at("permissions on both queues and on the default exchange");
-        report.findings.extend(of_publishing(config, publishing));
+        checked.push("permissions on both queues and on the default exchange".to_owned());
+        findings.extend(of_publishing(config, publishing));
     }
     report
 }
@@ -156,7 +143,7 @@ fn is_at_least(version: &str, wanted: (u32, u32)) -> bool {
     }
 }
 
-fn queue(config: &Config, state: &QueueState, version: Option<&str>) -> Vec<Finding> {
+fn of_state(config: &Config, state: &QueueState, version: Option<&str>) -> Vec<Finding> {
     let RabbitMq { queue, dead_letter_queue, .. } = &config.rabbitmq;
     let (status, facts) = match state {
         QueueState::Exclusive => return vec![exclusive(queue)],
@@ -178,11 +165,11 @@ fn queue(config: &Config, state: &QueueState, version: Option<&str>) -> Vec<Find
     findings
 }
 
-/// `told`: whether it is an error already that the queue's own route leads nowhere.
-fn dead_letter_queue(queue: &str, state: &QueueState, told: bool) -> Vec<Finding> {
+/// `is_reported`: whether it is an error already that the queue's own route leads nowhere.
+fn of_dead_letters(queue: &str, state: &QueueState, is_reported: bool) -> Vec<Finding> {
     let (QueueStatus { ready, .. }, facts) = match state {
         QueueState::Exclusive => return vec![exclusive(queue)],
-        QueueState::Missing if told => return Vec::new(),
+        QueueState::Missing if is_reported => return Vec::new(),
         QueueState::Missing => {
             let meaning = "it does not exist: the service creates it, a quorum queue, when it \
                            starts. Nothing was created now";
@@ -227,19 +214,14 @@ fn messages(ready: u32) -> String {
 }
 
 fn depth(queue: &str, QueueStatus { ready, consumers }: QueueStatus) -> Finding {
-    let (taken, remedy) = match consumers {
-        0 => (
-            "no consumer takes from it now".to_owned(),
-            "nothing: what is there is counted once the service runs",
-        ),
-        1 => (
-            "one consumer takes from it".to_owned(),
-            "nothing, if this consumer is an instance of this service",
-        ),
-        n => (
-            format!("{n} consumers take from it"),
-            "nothing, if these consumers are instances of this service",
-        ),
+    let taken = match consumers {
+        0 => "no consumer takes from it now".to_owned(),
+        1 => "one consumer takes from it".to_owned(),
+        n => format!("{n} consumers take from it"),
+    };
+    let remedy = match consumers {
+        0 => "nothing: what is there is counted once the service runs",
+        _ => "nothing, if every consumer is an instance of this service",
     };
     Finding::new(Info, subject(queue), taken, remedy).with_value(messages(ready))
 }
@@ -358,7 +340,18 @@ fn of_publishing(config: &Config, publishing: Publishing) -> Option<Finding> {
     }
 }
 
-fn cannot_create(config: &Config, queue: &str) -> Finding {
+/// What the user may not do with a queue; `meaning` is that of a queue which can't be read.
+fn not_permitted(
+    config: &Config,
+    severity: Severity,
+    queue: &str,
+    state: &QueueState,
+    meaning: &str,
+) -> Finding {
+    if let QueueState::Exists(..) = state {
+        let permission = format!("read permission on the queue {queue:?}");
+        return lacks(config, severity, &permission, meaning);
+    }
     let permission = format!("permission to create the queue {queue:?}");
     lacks(config, Error, &permission, "it does not exist, and the service ends with 77")
 }

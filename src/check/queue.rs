@@ -131,6 +131,9 @@ fn unknown(queue: &str, facts: &QueueFacts) -> Option<QueueFinding> {
 fn no_route(queue: &str, facts: &QueueFacts) -> Option<QueueFinding> {
     const CREATE: &str = "create it, durable, before another message is rejected (the service creates \
                           RABBITMQ_DEAD_LETTER_QUEUE when it starts), or name another by a policy";
+    let does_not_exist = |kind: &str, name: &str| {
+        format!("rejected messages go to the {kind} {name:?}, which does not exist: they vanish")
+    };
     let (meaning, remedy) = match facts.target.as_ref()? {
         DeadLetterTarget::Queue(_) => return None,
         DeadLetterTarget::Exchange(name) => (
@@ -153,20 +156,8 @@ fn no_route(queue: &str, facts: &QueueFacts) -> Option<QueueFinding> {
                 .to_owned(),
             "set x-dead-letter-routing-key",
         ),
-        DeadLetterTarget::MissingQueue(name) => (
-            format!(
-                "rejected messages are routed to the queue {name:?}, which does not exist: they \
-                 vanish"
-            ),
-            CREATE,
-        ),
-        DeadLetterTarget::MissingExchange(name) => (
-            format!(
-                "rejected messages are routed to the exchange {name:?}, which does not exist: they \
-                 vanish"
-            ),
-            CREATE,
-        ),
+        DeadLetterTarget::MissingQueue(name) => (does_not_exist("queue", name), CREATE),
+        DeadLetterTarget::MissingExchange(name) => (does_not_exist("exchange", name), CREATE),
         DeadLetterTarget::Nowhere if facts.arguments.policies => (
             "the queue has no dead-letter exchange: a rejected message vanishes".to_owned(),
             SET_ROUTE,
@@ -185,43 +176,49 @@ fn no_route(queue: &str, facts: &QueueFacts) -> Option<QueueFinding> {
     Some(QueueFinding::new(severity, queue, summary, meaning, remedy))
 }
 
-/// What takes messages out of a queue that nobody has dealt with.
+/// What takes messages out of a queue that are not dealt with.
 fn what_drops(queue: &str, what: &str, arguments: &QueueArguments) -> Vec<QueueFinding> {
-    let error = |summary: &'static str, meaning: String, remedy: &str| {
-        QueueFinding::new(Error, queue, summary, meaning, remedy)
-    };
     let mut findings = Vec::new();
+    let mut add = |summary, value: Option<String>, meaning: String, remedy: &str| {
+        let mut finding = QueueFinding::new(Error, queue, summary, meaning, remedy);
+        finding.finding.value = value;
+        findings.push(finding);
+    };
     if let Some(ttl) = arguments.number("x-message-ttl") {
-        let summary = "x-message-ttl: old messages are dropped";
-        let finding = error(summary, format!("{what} older than {ttl} ms are dropped"), RECREATE);
-        findings.push(finding.with_value(format!("x-message-ttl={ttl}")));
+        add(
+            "x-message-ttl: old messages are dropped",
+            Some(format!("x-message-ttl={ttl}")),
+            format!("{what} older than {ttl} ms are dropped"),
+            RECREATE,
+        );
     }
     if let Some(expires) = arguments.number("x-expires") {
-        let summary = "x-expires: an unused queue is deleted";
-        let meaning = format!("unused for {expires} ms, the queue is deleted");
-        let finding = error(summary, meaning, RECREATE);
-        findings.push(finding.with_value(format!("x-expires={expires}")));
+        add(
+            "x-expires: an unused queue is deleted",
+            Some(format!("x-expires={expires}")),
+            format!("unused for {expires} ms, the queue is deleted"),
+            RECREATE,
+        );
     }
-    let drops_oldest = arguments.text("x-overflow").is_none_or(|overflow| overflow == "drop-head");
+    let overflow = arguments.text("x-overflow");
+    let drops_oldest = overflow == Some("drop-head") || arguments.is_unset("x-overflow");
     for name in ["x-max-length", "x-max-length-bytes"] {
         if let Some(length) = arguments.number(name).filter(|_| drops_oldest) {
-            let finding = error(
+            add(
                 "x-max-length: a full queue drops its oldest messages",
+                Some(format!("{name}={length} with drop-head")),
                 format!("a full queue drops its oldest {what}"),
                 "let it refuse publishes instead: x-overflow=reject-publish, by a policy",
             );
-            findings.push(finding.with_value(format!("{name}={length} with drop-head")));
         }
     }
-    if !arguments.durable {
-        let meaning = "the queue is not durable: a restart of the broker empties it";
-        let summary = "the queue is not durable";
-        findings.push(error(summary, meaning.to_owned(), recreate!("it")));
-    }
-    if arguments.auto_delete {
-        let meaning = "the queue is auto-delete: it goes with its last consumer";
-        let summary = "the queue is auto-delete";
-        findings.push(error(summary, meaning.to_owned(), recreate!("it")));
+    for (loses, summary, when) in [
+        (!arguments.durable, "the queue is not durable", "a restart of the broker empties it"),
+        (arguments.auto_delete, "the queue is auto-delete", "it goes with its last consumer"),
+    ] {
+        if loses {
+            add(summary, None, format!("{summary}: {when}"), recreate!("it"));
+        }
     }
     findings
 }

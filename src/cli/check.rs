@@ -27,8 +27,8 @@ Examples:
 
 Exit code 0: no error; 1: errors, with --strict also warnings; 78: the configuration can't be used.
 --connect creates and changes nothing: the queue's arguments are read from the broker's refusals of
-declares that differ (each right behind a passive declare, so that no queue comes into being), and a
-made-up batch is counted in PostgreSQL and rolled back. Pending migrations are applied before that and
+declares that differ (each has an argument that RabbitMQ refuses for a new queue, so that none is created),
+and a made-up batch is counted in PostgreSQL and rolled back. Pending migrations are applied before that and
 rolled back with it, where this role may: meanwhile whoever counts on these tables waits, a moment as a
 rule, and never longer than --rehearse for a lock and for each statement.")]
 pub(super) struct Arguments {
