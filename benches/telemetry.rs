@@ -16,14 +16,12 @@ mod median;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
 use tokio::process::Command;
 use vote_aggregator::broker::RabbitMq;
 use vote_aggregator::publish::{Samples, Shape};
-use vote_aggregator::telemetry::Health;
 
 use self::it::support::{Collector, PATIENCE, Servers, Service, Stage, eventually_within};
 use self::median::median;
@@ -200,7 +198,7 @@ async fn measure(
 
 /// The votes, each in a trace of its own as its publisher would have begun it.
 async fn publish(stage: &Stage<'_>, votes: &[Vec<u8>]) {
-    let rabbitmq = RabbitMq::new(stage.config(&[]).rabbitmq, Arc::new(Health::default()));
+    let rabbitmq = RabbitMq::new(stage.config(&[]).rabbitmq);
     let publisher = rabbitmq.publisher().await.expect("RabbitMQ takes a publisher");
     let mut confirms = VecDeque::new();
     for body in votes {

@@ -4,11 +4,12 @@
 //! 4.12.3 its stream waits for ever after a channel-level close, and ends silently when its
 //! retries do), the supervisor opens a new session instead.
 
-mod check;
+mod arguments;
 mod connect;
 mod dead_letters;
 mod depth;
 mod headers;
+mod look;
 mod management;
 mod permissions;
 mod publisher;
@@ -18,7 +19,6 @@ mod screen;
 mod session;
 mod topology;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::Connection;
@@ -27,24 +27,25 @@ use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-pub use self::check::check;
+pub use self::arguments::QueueArguments;
+pub use self::connect::describe;
 pub use self::dead_letters::{
     Confirmed, DeadLetterMessage, DeadLetterQueue, DeliveryLimit, Republisher, RequeueReport,
 };
-pub use self::depth::{QueueStanding, QueueWatch};
-use self::permissions::Publishing;
+pub use self::depth::QueueWatch;
+pub use self::look::{BrokerFacts, Publishing, QueueLook, QueueState, look};
 pub use self::publisher::{Confirm, NotPublished, Publisher};
+pub use self::refusal::grant;
 pub use self::screen::Frames;
 pub use self::session::{RabbitChannel, RabbitSession};
-use self::topology::{Assessment, Found};
+pub use self::topology::{DeadLetterTarget, QueueFacts, QueueStatus};
 use crate::config::RabbitMq as Config;
 use crate::ports::{Broker, DeadLetter, DeadLetters, Lost, OpenError};
-use crate::telemetry::Health;
 
 /// From the first byte to consuming, without the examination of the queue; a broker that takes
 /// longer is not well.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest examination of the queue: dozens of round trips, or some to the management API.
+/// Longest examination of the queue; the management API has five seconds for each answer.
 const EXAMINE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A queue may be made anew with other arguments while we are away.
 const EXAMINED_FOR: Duration = Duration::from_secs(60);
@@ -52,84 +53,74 @@ const EXAMINED_FOR: Duration = Duration::from_secs(60);
 /// the broker) takes no publishes at all.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
+type Observer = Box<dyn Fn(&QueueFacts) + Send + Sync>;
+
 /// The broker, as configured.
 pub struct RabbitMq {
     config: Config,
-    health: Arc<Health>,
-    /// Examining costs a dozen channels, each answered by an error: not done at every reconnect.
-    examined: Mutex<Option<(Instant, Vec<String>)>>,
+    observe: Observer,
+    /// Each examination may leave errors in the broker's log: not done at every reconnect.
+    examined: Mutex<Option<Instant>>,
     /// On a connection of its own: a blocked connection must not hold up acks.
     dead_letters: Mutex<Option<Publisher>>,
 }
 
 impl RabbitMq {
-    /// A broker that tells `health` what it finds out about its queue. Connects on first use.
-    pub fn new(config: Config, health: Arc<Health>) -> Self {
-        Self { config, health, examined: Mutex::new(None), dead_letters: Mutex::new(None) }
+    /// Connects on first use.
+    pub fn new(config: Config) -> Self {
+        Self::observed(config, |_| ())
     }
 
-    async fn connect(&self) -> Result<(Connection, Found), OpenError> {
+    /// Passes what sessions find out about their queue to `observe`.
+    pub fn observed(config: Config, observe: impl Fn(&QueueFacts) + Send + Sync + 'static) -> Self {
+        let (examined, dead_letters) = (Mutex::new(None), Mutex::new(None));
+        Self { config, observe: Box::new(observe), examined, dead_letters }
+    }
+
+    fn refused(&self, error: &lapin::Error) -> OpenError {
+        connect::refused(&self.config, error)
+    }
+
+    /// Returns also whether the queue was created.
+    async fn connect(&self) -> Result<(Connection, bool), OpenError> {
         let connection = connect::open(&self.config, "consumer").await?;
-        let found = topology::ensure(&connection, &self.config).await;
-        Ok((connection, found.map_err(|e| connect::refused(&self.config, &e))?))
+        let created = topology::ensure(&connection, &self.config).await;
+        Ok((connection, created.map_err(|error| self.refused(&error))?))
     }
 
-    async fn consume(
-        &self,
-        connection: Connection,
-        prefetch: u16,
-    ) -> Result<RabbitSession, OpenError> {
-        let config = &self.config;
-        let refused = |error: &lapin::Error| connect::refused(config, error);
-        let channel = connection.create_channel().await.map_err(|e| refused(&e))?;
+    async fn consume(&self, connection: Connection, prefetch: u16) -> lapin::Result<RabbitSession> {
+        let channel = connection.create_channel().await?;
         let each_consumer = BasicQosOptions { global: false };
-        channel.basic_qos(prefetch, each_consumer).await.map_err(|e| refused(&e))?;
-        let consumer = channel
-            .basic_consume(
-                config.queue.as_str().into(),
-                "".into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
-            .await
-            .map_err(|e| refused(&e))?;
+        channel.basic_qos(prefetch, each_consumer).await?;
+        let queue = self.config.queue.as_str().into();
+        let options = BasicConsumeOptions::default();
+        let consumer =
+            channel.basic_consume(queue, "".into(), options, FieldTable::default()).await?;
         Ok(RabbitSession::new(connection, channel, consumer))
     }
 
-    /// Warns of what can lose votes; of the same only once.
+    /// Finds out what can lose votes, and passes it on.
     ///
     /// # Errors
     /// [`OpenError::Configuration`] for a type of queue that votes can't be taken from.
-    async fn examine(&self, connection: &Connection, found: Found) -> Result<(), OpenError> {
+    async fn examine(&self, connection: &Connection, created: bool) -> Result<(), OpenError> {
         let mut last = self.examined.lock().await;
-        let recently = last.as_ref().is_some_and(|(when, _)| when.elapsed() < EXAMINED_FOR);
-        if found == Found::Existing && recently {
+        if !created && last.is_some_and(|when| when.elapsed() < EXAMINED_FOR) {
             return Ok(());
         }
-        let queue = &self.config.queue;
-        let examining = topology::examine(connection, &self.config);
-        let assessment = match timeout(EXAMINE_TIMEOUT, examining).await {
-            Ok(assessment) => assessment,
-            Err(_) => Assessment::unfinished(queue, EXAMINE_TIMEOUT),
-        };
-        let Assessment { route, noted, management_failed, unsuitable_type, .. } = assessment;
-        if let Some(error) = management_failed {
-            tracing::warn!("RABBITMQ_MANAGEMENT_URL: {error}");
+        let examining = topology::examine(connection, &self.config, arguments::AT_START);
+        let facts = timeout(EXAMINE_TIMEOUT, examining).await.unwrap_or_default();
+        if let Some(kind) = facts.arguments.unsuitable_type() {
+            return Err(OpenError::Configuration(format!(
+                "the queue {:?} has x-queue-type={kind}: acks and rejects remove and dead-letter \
+                 nothing there, so that votes would be counted never or again; {}. Name a quorum \
+                 queue in RABBITMQ_QUEUE; the service creates one that does not exist",
+                self.config.queue,
+                describe(&self.config)
+            )));
         }
-        let told = noted.iter().filter(|noted| noted.at_start);
-        let shown = told.clone().map(|noted| noted.shown).collect();
-        let warnings: Vec<String> = told.map(|noted| noted.finding.line()).collect();
-        if unsuitable_type.is_some() {
-            self.health.queue_examined(route, shown);
-            return Err(OpenError::Configuration(warnings.join("; ")));
-        }
-        for warning in &warnings {
-            if last.as_ref().is_none_or(|(_, told)| !told.contains(warning)) {
-                tracing::warn!(queue, "{warning}");
-            }
-        }
-        self.health.queue_examined(route, shown);
-        *last = Some((Instant::now(), warnings));
+        (self.observe)(&facts);
+        *last = Some(Instant::now());
         Ok(())
     }
 
@@ -191,33 +182,24 @@ impl RabbitMq {
             Some(kept) => kept,
             None => self.open_dead_letters().await?,
         };
-        let probed = if publisher.is_blocked() {
-            Ok(Publishing::Unanswered)
-        } else {
-            publisher.probe().await
-        };
+        let probed = if publisher.is_blocked() { Ok(false) } else { publisher.probe().await };
+        let answered = probed.map_err(|error| self.refused(&error))?;
         // Kept where it is blocked: its end could not be sent, and every session would leave one more.
-        match probed {
-            Ok(Publishing::Allowed) => *slot = Some(publisher),
-            Ok(Publishing::Unanswered) => {
-                *slot = Some(publisher);
-                return Err(OpenError::Unavailable(
-                    "the broker takes no publishes; is it blocked by a memory or disk alarm?"
-                        .to_owned(),
-                ));
-            }
-            Err(error) => return Err(connect::refused(&self.config, &error)),
+        *slot = Some(publisher);
+        if answered {
+            return Ok(());
         }
-        Ok(())
+        Err(OpenError::Unavailable(
+            "the broker takes no publishes; is it blocked by a memory or disk alarm?".to_owned(),
+        ))
     }
 
     async fn open_dead_letters(&self) -> Result<Publisher, OpenError> {
         let connection = connect::open(&self.config, "dead letters").await?;
-        topology::ensure_dead_letter_queue(&connection, &self.config)
-            .await
-            .map_err(|error| connect::refused(&self.config, &error))?;
+        let ensured = topology::ensure_dead_letter_queue(&connection, &self.config).await;
+        ensured.map_err(|error| self.refused(&error))?;
         let opened = Publisher::on(connection, &self.config).await;
-        opened.map_err(|error| connect::refused(&self.config, &error))
+        opened.map_err(|error| self.refused(&error))
     }
 
     /// A confirming publisher to the queue on a connection of its own; creates the queue, with its
@@ -227,10 +209,11 @@ impl RabbitMq {
     /// [`OpenError`] with what was refused.
     pub async fn publisher(&self) -> Result<Publisher, OpenError> {
         let connection = connect::open(&self.config, "publisher").await?;
-        let refused = |error: &lapin::Error| connect::refused(&self.config, error);
-        let found = topology::ensure(&connection, &self.config).await.map_err(|e| refused(&e))?;
-        let publisher = Publisher::on(connection, &self.config).await.map_err(|e| refused(&e))?;
-        Ok(publisher.with_queue(found))
+        let opening = async {
+            let created = topology::ensure(&connection, &self.config).await?;
+            Ok(Publisher::on(connection, &self.config).await?.with_made_queue(created))
+        };
+        opening.await.map_err(|error| self.refused(&error))
     }
 }
 
@@ -245,11 +228,12 @@ impl Broker for RabbitMq {
             ))
         };
         let began = Instant::now();
-        let (connection, found) = timeout(OPEN_TIMEOUT, self.connect()).await.map_err(late)??;
+        let (connection, created) = timeout(OPEN_TIMEOUT, self.connect()).await.map_err(late)??;
         let left = OPEN_TIMEOUT.saturating_sub(began.elapsed());
         self.prepare_dead_letters().await?;
-        self.examine(&connection, found).await?;
-        timeout(left, self.consume(connection, prefetch)).await.map_err(late)?
+        self.examine(&connection, created).await?;
+        let consuming = timeout(left, self.consume(connection, prefetch)).await.map_err(late)?;
+        consuming.map_err(|error| self.refused(&error))
     }
 }
 

@@ -1,21 +1,23 @@
-//! What `vote-aggregator check` finds: findings, and the rules over the configuration that need no
-//! server. Broker and store each find out about their own side.
+//! What `vote-aggregator check` finds: the rules over the configuration, which need no server, and what
+//! the broker's facts mean. The store finds out about its own side.
 //!
-//! Architecture invariant: knows the configuration and nothing else; it only looks.
+//! Architecture invariant: only looks; AMQP and SQL are elsewhere.
 
+mod broker;
 mod database;
 mod offline;
+pub mod queue;
 
-use std::fmt;
+use serde::Serialize;
 
-use serde::{Serialize, Serializer};
-
+pub use self::broker::broker;
 pub use self::database::database;
 pub use self::offline::configuration;
 use crate::config::{Config, Problem, keys::Key};
 
 /// How bad a finding is; the worst first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Votes would be lost or not counted, or the service would not start.
     Error,
@@ -35,19 +37,7 @@ impl Severity {
     }
 }
 
-impl fmt::Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Serialize for Severity {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-/// One thing that somebody should know about. Holds no password and nothing of a vote.
+/// One thing that an operator should know about. Holds no password and nothing of a vote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub severity: Severity,

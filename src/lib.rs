@@ -17,7 +17,7 @@
 //! | [`http`] | `/metrics`, `/livez`, `/readyz`, `/startupz` | the pipeline's inside |
 //! | [`service_manager`] | `sd_notify` | the pipeline's inside |
 //! | [`config`] | every setting | everything else |
-//! | [`check`] | findings, rules over the configuration | AMQP, SQL |
+//! | [`check`] | findings: rules over the configuration, what the broker's facts mean | AMQP, SQL |
 //! | [`dlq`] | why a message is a dead letter, and which are meant | AMQP, SQL |
 //! | [`publish`] | sample votes, files of votes | how votes are counted |
 //! | [`results`] | sums, shares, rates | where a reading comes from |

@@ -2,6 +2,7 @@
 
 mod acknowledged;
 mod background;
+mod queue_warnings;
 mod reconciler;
 
 use std::net::SocketAddr;
@@ -178,7 +179,8 @@ async fn count(
     let queues = QueueWatch::new(config.rabbitmq.clone());
     background.spawn("queue depths", watch_queues(queues, instruments.clone()));
 
-    let broker = RabbitMq::new(config.rabbitmq.clone(), Arc::clone(&health));
+    let observer = queue_warnings::observer(config.rabbitmq.queue.clone(), Arc::clone(&health));
+    let broker = RabbitMq::observed(config.rabbitmq.clone(), observer);
     let supervisor = Supervisor {
         broker: &broker,
         store: &store,

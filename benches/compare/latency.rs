@@ -55,7 +55,7 @@ async fn latency(bench: &Bench, rate: u32, votes: u32, round: &mut Round) {
     let (service, started) = consuming(bench).await;
     round.insert("start to consuming".to_owned(), millis(started));
 
-    let rabbitmq = RabbitMq::new(stage.config(&[]).rabbitmq, Default::default());
+    let rabbitmq = RabbitMq::new(stage.config(&[]).rabbitmq);
     let publisher = rabbitmq.publisher().await.expect("RabbitMQ takes a publisher");
     let mut ticks = interval(Duration::from_secs(1) / rate);
     let mut confirms = Vec::new();

@@ -12,12 +12,21 @@ use tokio::time::timeout;
 
 use super::screen::FRAME_MAX;
 use super::{refusal, runtime};
-use crate::config::RabbitMq as Config;
+use crate::config::{RabbitMq as Config, keys};
 use crate::ports::OpenError;
-use crate::tls::{self, Side, Variables, Verdict};
+use crate::tls::{self, TlsFailure, TlsFailureKind, Variables};
 
 /// Longest wait for TCP, TLS and the AMQP handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+static VARIABLES: Variables = Variables {
+    host: keys::RABBITMQ_HOST.variable,
+    port: keys::RABBITMQ_PORT.variable,
+    mode: keys::RABBITMQ_TLS.variable,
+    ca_file: keys::RABBITMQ_TLS_CA_FILE.variable,
+    cert_file: keys::RABBITMQ_TLS_CERT_FILE.variable,
+    key_file: keys::RABBITMQ_TLS_KEY_FILE.variable,
+};
 
 /// Opens a connection that `purpose` names in the broker's listings.
 pub(super) async fn open(config: &Config, purpose: &str) -> Result<Connection, OpenError> {
@@ -35,51 +44,45 @@ pub(super) async fn open(config: &Config, purpose: &str) -> Result<Connection, O
 }
 
 /// Where and as whom we connect, for messages: never the password.
-pub(super) fn describe(config: &Config) -> String {
+pub fn describe(config: &Config) -> String {
     let Config { host, port, vhost, user, .. } = config;
     format!("RabbitMQ on {host}:{port}, virtual host {vhost:?}, user {user:?}")
 }
 
-/// What an error means that came before the broker said a word of AMQP.
+/// Returns what an error before the AMQP handshake means.
 fn not_opened(config: &Config, error: &Error) -> OpenError {
     if let ErrorKind::IOError(cause) = error.kind()
-        && let Some(trouble) = side(config).trouble(&**cause)
+        && let Some(failure) = TlsFailure::of(&**cause)
     {
-        let told = trouble.at(&describe(config));
-        return match trouble.verdict {
-            Verdict::Mismatch => OpenError::Configuration(told),
-            Verdict::Refused => OpenError::Credentials(told),
-            Verdict::OutOfDate => OpenError::Unavailable(told),
+        let message = failure.message(&describe(config), &VARIABLES, config.tls_ca_file.as_deref());
+        return match failure.kind {
+            TlsFailureKind::ClientCertificate => OpenError::Credentials(message),
+            TlsFailureKind::OutOfDate => OpenError::Unavailable(message),
+            TlsFailureKind::Untrusted => OpenError::Configuration(message),
         };
     }
-    if is_unusable(error) {
-        return OpenError::Configuration(format!(
-            "{error}; {}. Check what listens there (RABBITMQ_HOST, RABBITMQ_PORT) and the login",
-            describe(config)
-        ));
-    }
-    match (refused(config, error), is_hang_up(error)) {
-        (OpenError::Unavailable(told), true) => OpenError::Unavailable(match config.tls {
-            // What a port with TLS does to a client without, and a broker that is stopping, too.
-            false => format!("{told}. If that port takes TLS only, set RABBITMQ_TLS=true"),
-            true => format!(
-                "{told}. If that goes on, the broker may refuse our certificate or the lack of one \
-                 (RABBITMQ_TLS_CERT_FILE) without saying so; see its log"
-            ),
-        }),
-        (other, _) => other,
-    }
-}
-
-/// Whether the client can't use the settings, or speak to what answers, at any time.
-fn is_unusable(error: &Error) -> bool {
-    matches!(
-        error.kind(),
+    let Variables { host, port, mode, cert_file, .. } = VARIABLES;
+    match error.kind() {
+        // The client can't use the settings, or speak to what answers, at any time.
         ErrorKind::InvalidProtocolVersion(_)
-            | ErrorKind::SerialisationError(_)
-            | ErrorKind::AuthProviderError(_)
-            | ErrorKind::NoDefaultRuntime
-    )
+        | ErrorKind::SerialisationError(_)
+        | ErrorKind::AuthProviderError(_)
+        | ErrorKind::NoDefaultRuntime => OpenError::Configuration(format!(
+            "{error}; {}. Check what listens there ({host}, {port}) and the login",
+            describe(config)
+        )),
+        _ => match (refused(config, error), is_hang_up(error)) {
+            (OpenError::Unavailable(message), true) => OpenError::Unavailable(match config.tls {
+                // What a port with TLS does to a client without, and a broker that is stopping, too.
+                false => format!("{message}. If that port takes TLS only, set {mode}=true"),
+                true => format!(
+                    "{message}. If that goes on, the broker may refuse our certificate or the lack \
+                     of one ({cert_file}) without saying so; see its log"
+                ),
+            }),
+            (other, _) => other,
+        },
+    }
 }
 
 /// Whether the other end hung up, or answered in another protocol.
@@ -97,40 +100,25 @@ fn is_hang_up(error: &Error) -> bool {
     }
 }
 
-fn side(config: &Config) -> Side {
-    let variables = Variables {
-        host: "RABBITMQ_HOST",
-        port: "RABBITMQ_PORT",
-        mode: "RABBITMQ_TLS",
-        ca_file: "RABBITMQ_TLS_CA_FILE",
-        cert_file: "RABBITMQ_TLS_CERT_FILE",
-        key_file: "RABBITMQ_TLS_KEY_FILE",
-    };
-    Side {
-        host: config.host.clone(),
-        ca_file: config.tls_ca_file.clone(),
-        cert_file: config.tls_cert_file.clone(),
-        variables,
-    }
-}
-
-/// What an error of the broker means for whoever wanted to open something.
+/// Returns what an error of the broker means for opening something.
 pub(super) fn refused(config: &Config, error: &Error) -> OpenError {
-    let told = format!("{error}; {}", describe(config));
-    if let Some(occupied) = refusal::occupied(error, &told) {
+    let message = format!("{error}; {}", describe(config));
+    if let Some(occupied) = refusal::occupied(error, &message) {
         return occupied;
     }
     match amqp_code(error) {
-        Some(403) => OpenError::Credentials(format!("{told}. {}", refusal::access(config, error))),
+        Some(403) => {
+            OpenError::Credentials(format!("{message}. {}", refusal::access(config, error)))
+        }
         Some(530) => OpenError::Configuration(format!(
-            "{told}. Check RABBITMQ_VHOST and the user's access to it"
+            "{message}. Check RABBITMQ_VHOST and the user's access to it"
         )),
         // RabbitMQ 3.10, killed just after a start, can come back with a queue that stays without a
         // leader: its dead-letter supervisor has given up and is not started again.
         Some(541) => OpenError::Unavailable(format!(
-            "{told}. RabbitMQ failed inside, its log says why; when this goes on, restart it"
+            "{message}. RabbitMQ failed inside, its log says why; when this goes on, restart it"
         )),
-        _ => OpenError::Unavailable(told),
+        _ => OpenError::Unavailable(message),
     }
 }
 
@@ -173,7 +161,7 @@ fn tls(config: &Config) -> Result<OwnedTLSConfig, OpenError> {
     let read = |variable: &str, path: &Path| {
         std::fs::read(path).map_err(|e| wrong(variable, path, format!("cannot be read ({e})")))
     };
-    let Variables { ca_file, cert_file, key_file, .. } = side(config).variables;
+    let Variables { ca_file, cert_file, key_file, .. } = VARIABLES;
     let cert_chain = match &config.tls_ca_file {
         None => None,
         Some(path) => {

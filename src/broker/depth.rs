@@ -4,17 +4,17 @@
 use std::time::Duration;
 
 use lapin::Connection;
-use lapin::types::FieldTable;
 use tokio::time::Instant;
 
 use super::connect;
-use super::topology::{self, Standing};
+use super::topology::{self, QueueStatus};
 use crate::config::RabbitMq as Config;
 use crate::ports::OpenError;
 use crate::retry::Backoff;
 use crate::telemetry::QueueDepths;
 
-/// AMQP's reply codes for a queue that can't be seen: no permission, no such queue, somebody's own.
+/// AMQP's reply codes for a queue that can't be seen: no permission, its node is down, another
+/// connection's own.
 const UNSEEN: [u16; 3] = [403, 404, 405];
 
 /// Before a queue that was not seen is asked for again: soon at first, since a service that starts
@@ -28,32 +28,32 @@ pub struct QueueWatch {
     config: Config,
     connection: Option<Connection>,
     /// The queue and the dead-letter queue.
-    sights: [Sight; 2],
+    polls: [PollState; 2],
 }
 
-/// Whether a queue is worth a question.
-struct Sight {
+/// Whether a queue is to be asked for now.
+struct PollState {
     pauses: Backoff,
-    unseen_until: Option<Instant>,
-    /// Whether it was there at the last look.
+    not_before: Option<Instant>,
+    /// Whether it was there the last time.
     seen: bool,
 }
 
-impl Sight {
+impl PollState {
     fn new() -> Self {
-        Self { pauses: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), unseen_until: None, seen: false }
+        Self { pauses: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), not_before: None, seen: false }
     }
 
     fn is_due(&self) -> bool {
-        self.unseen_until.is_none_or(|until| Instant::now() >= until)
+        self.not_before.is_none_or(|until| Instant::now() >= until)
     }
 
-    fn looked(&mut self, seen: bool) {
+    fn asked(&mut self, seen: bool) {
         if seen {
             *self = Self { seen: true, ..Self::new() };
         } else {
             self.seen = false;
-            self.unseen_until = Some(Instant::now() + self.pauses.next_delay());
+            self.not_before = Some(Instant::now() + self.pauses.next_delay());
         }
     }
 }
@@ -61,7 +61,7 @@ impl Sight {
 impl QueueWatch {
     /// Connects on first use.
     pub fn new(config: Config) -> Self {
-        Self { config, connection: None, sights: [Sight::new(), Sight::new()] }
+        Self { config, connection: None, polls: [PollState::new(), PollState::new()] }
     }
 
     /// The depths as they are now.
@@ -72,13 +72,13 @@ impl QueueWatch {
         let connection = self.connected().await?;
         let queues = [&self.config.queue, &self.config.dead_letter_queue];
         let mut depths = [None; 2];
-        for ((queue, depth), sight) in queues.into_iter().zip(&mut depths).zip(&mut self.sights) {
-            if sight.is_due() {
+        for ((queue, depth), poll) in queues.into_iter().zip(&mut depths).zip(&mut self.polls) {
+            if poll.is_due() {
                 *depth = depth_of(&self.config, &connection, queue).await?;
-                if depth.is_none() && sight.seen && *queue == self.config.dead_letter_queue {
+                if depth.is_none() && poll.seen && *queue == self.config.dead_letter_queue {
                     restore(&self.config, &connection).await;
                 }
-                sight.looked(depth.is_some());
+                poll.asked(depth.is_some());
             }
         }
         self.connection = Some(connection);
@@ -90,15 +90,15 @@ impl QueueWatch {
     ///
     /// # Errors
     /// As [`QueueWatch::look`].
-    pub async fn standing(&mut self) -> Result<QueueStanding, OpenError> {
+    pub async fn status(&mut self) -> Result<QueueStatus, OpenError> {
         let connection = self.connected().await?;
-        let standing = topology::standing(&connection, &self.config.queue).await;
-        let standing = standing.map_err(|error| connect::refused(&self.config, &error))?;
+        let status = match topology::status(&connection, &self.config.queue).await {
+            Ok(status) => status.unwrap_or_default(),
+            Err(error) if connect::amqp_code(&error) == Some(405) => QueueStatus::default(),
+            Err(error) => return Err(connect::refused(&self.config, &error)),
+        };
         self.connection = Some(connection);
-        Ok(match standing {
-            Standing::There { ready, consumers } => QueueStanding { ready, consumers },
-            Standing::Missing | Standing::Exclusive => QueueStanding::default(),
-        })
+        Ok(status)
     }
 
     /// The connection, taken out: a look that fails or is dropped leaves no doubtful one behind.
@@ -108,14 +108,6 @@ impl QueueWatch {
             _ => connect::open(&self.config, "queue depths").await,
         }
     }
-}
-
-/// How the queues are found at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueStanding {
-    /// Messages ready in the queue.
-    pub ready: u32,
-    pub consumers: u32,
 }
 
 /// Creates the dead-letter queue anew when it was deleted: a queue's route that leads to it goes on,
@@ -138,24 +130,18 @@ async fn restore(config: &Config, connection: &Connection) {
     }
 }
 
-/// `None` for a queue that does not exist or is not ours to see.
+/// `None` for a queue that does not exist or that this user can't see.
 async fn depth_of(
     config: &Config,
     connection: &Connection,
     queue: &str,
 ) -> Result<Option<u32>, OpenError> {
-    let refused = |error: &lapin::Error| connect::refused(config, error);
-    // One channel a question: a refusal closes it.
-    let channel = connection.create_channel().await.map_err(|e| refused(&e))?;
-    match channel.queue_declare(queue.into(), topology::PASSIVE, FieldTable::default()).await {
-        Ok(declared) => {
-            channel.close(200, "OK".into()).await.map_err(|e| refused(&e))?;
-            Ok(Some(declared.message_count()))
-        }
+    match topology::status(connection, queue).await {
+        Ok(status) => Ok(status.map(|status| status.ready)),
         Err(error) if connect::amqp_code(&error).is_some_and(|code| UNSEEN.contains(&code)) => {
             Ok(None)
         }
-        Err(error) => Err(refused(&error)),
+        Err(error) => Err(connect::refused(config, &error)),
     }
 }
 
@@ -165,20 +151,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_is_not_there_is_asked_for_ever_more_seldom() {
-        let mut sight = Sight::new();
+        let mut poll = PollState::new();
         let mut questions = 0;
         for _ in 0..360 {
-            if sight.is_due() {
+            if poll.is_due() {
                 questions += 1;
-                sight.looked(false);
+                poll.asked(false);
             }
             tokio::time::advance(Duration::from_secs(10)).await;
         }
         assert!((12..=20).contains(&questions), "{questions} questions in an hour");
-        sight.looked(true);
-        assert!(sight.is_due(), "one that is seen is asked for each time");
-        sight.looked(false);
+        poll.asked(true);
+        assert!(poll.is_due(), "one that is seen is asked for each time");
+        poll.asked(false);
         tokio::time::advance(FIRST_PAUSE).await;
-        assert!(sight.is_due(), "and soon again when it goes");
+        assert!(poll.is_due(), "and soon again when it goes");
     }
 }

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lapin::types::AMQPValue;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
-use super::long_string;
+use super::arguments::QueueArguments;
 use crate::config::ManagementUrl;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,8 +18,6 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 struct Queue {
     durable: bool,
     auto_delete: bool,
-    #[serde(default)]
-    exclusive: bool,
     /// Also where no argument says it.
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -36,16 +33,7 @@ struct Overview {
     rabbitmq_version: String,
 }
 
-/// What the API tells of a queue.
-pub(super) struct Told {
-    /// With what policies add to them, under the arguments' names.
-    pub(super) arguments: BTreeMap<String, AMQPValue>,
-    pub(super) durable: bool,
-    pub(super) auto_delete: bool,
-    pub(super) exclusive: bool,
-}
-
-/// A queue's arguments and flags.
+/// Returns a queue's arguments and flags, with what policies add.
 ///
 /// # Errors
 /// What went wrong, for a person; the URL's credentials are not in it.
@@ -53,23 +41,24 @@ pub(super) async fn queue(
     management: &ManagementUrl,
     vhost: &str,
     queue: &str,
-) -> Result<Told, String> {
+) -> Result<QueueArguments, String> {
     let path = format!("queues/{}/{}", encoded(vhost), encoded(queue));
     let queue: Queue = ask(management, &path)
         .await
         .map_err(|error| format!("the management API did not tell about the queue: {error}"))?;
 
-    let mut effective = BTreeMap::new();
+    let mut arguments = BTreeMap::new();
     if let Value::Object(policy) = queue.effective_policy_definition {
         // A policy's keys are the arguments' without the prefix; an argument wins over a policy.
-        effective.extend(policy.into_iter().map(|(name, value)| (format!("x-{name}"), value)));
+        arguments.extend(policy.into_iter().map(|(name, value)| (format!("x-{name}"), value)));
     }
-    effective.extend(queue.kind.map(|kind| ("x-queue-type".to_owned(), Value::String(kind))));
-    effective.extend(queue.arguments);
-    let arguments =
-        effective.into_iter().filter_map(|(name, value)| Some((name, amqp(&value)?))).collect();
-    let Queue { durable, auto_delete, exclusive, .. } = queue;
-    Ok(Told { arguments, durable, auto_delete, exclusive })
+    arguments.extend(queue.kind.map(|kind| ("x-queue-type".to_owned(), Value::String(kind))));
+    arguments.extend(queue.arguments);
+    let mut arguments = QueueArguments::all(arguments);
+    arguments.durable = queue.durable;
+    arguments.auto_delete = queue.auto_delete;
+    arguments.policies = true;
+    Ok(arguments)
 }
 
 /// Whether nothing is bound to an exchange for certain: what it is given vanishes.
@@ -112,13 +101,4 @@ fn basic(user: &str, password: &str) -> String {
     let credentials =
         base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
     format!("Basic {credentials}")
-}
-
-fn amqp(value: &Value) -> Option<AMQPValue> {
-    match value {
-        Value::String(text) => Some(long_string(text)),
-        Value::Number(number) => number.as_i64().map(AMQPValue::LongLongInt),
-        Value::Bool(on) => Some(AMQPValue::Boolean(*on)),
-        _ => None,
-    }
 }

@@ -18,21 +18,14 @@ use super::long_string;
 /// A connection that a memory or disk alarm blocks takes no publish at all.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What came of trying to publish to the default exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Publishing {
-    Allowed,
-    /// No answer: a blocked connection, which is not to be used again.
-    Unanswered,
-}
-
 /// Publishes to the default exchange under a name that no queue has, so that the broker returns the
 /// message and keeps nothing. Never on the connection that consumes: a broker with an alarm stops
-/// reading from a connection that publishes, acks included.
+/// reading from a connection that publishes, acks included. Returns false without an answer: the
+/// connection is blocked then, and not to be used again.
 ///
 /// # Errors
 /// AMQP 403 without write permission on `amq.default`.
-pub(super) async fn write(connection: &Connection) -> Result<Publishing, Error> {
+pub(super) async fn write(connection: &Connection) -> Result<bool, Error> {
     let channel = connection.create_channel().await?;
     let publishing = async {
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -45,8 +38,8 @@ pub(super) async fn write(connection: &Connection) -> Result<Publishing, Error> 
         channel.close(200, "OK".into()).await
     };
     match timeout(PUBLISH_TIMEOUT, publishing).await {
-        Ok(done) => done.map(|()| Publishing::Allowed),
-        Err(_) => Ok(Publishing::Unanswered),
+        Ok(done) => done.map(|()| true),
+        Err(_) => Ok(false),
     }
 }
 

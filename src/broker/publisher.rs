@@ -11,8 +11,7 @@ use lapin::{BasicProperties, Confirmation, Connection, PublisherConfirm};
 use tracing::Instrument;
 
 use super::connect::{amqp_code, describe};
-use super::permissions::{self, Publishing};
-use super::topology::Found;
+use super::permissions;
 use super::{headers, long_string};
 use crate::config::RabbitMq as Config;
 use crate::ports::{Lost, OpenError};
@@ -66,8 +65,8 @@ impl Publisher {
         self.made_queue
     }
 
-    pub(super) fn with_queue(self, found: Found) -> Self {
-        Self { made_queue: found == Found::Created, ..self }
+    pub(super) fn with_made_queue(self, made_queue: bool) -> Self {
+        Self { made_queue, ..self }
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -79,8 +78,9 @@ impl Publisher {
         self.connection.status().blocked()
     }
 
-    /// Tries whether this user may publish to the default exchange, as every publish here does.
-    pub(super) async fn probe(&self) -> lapin::Result<Publishing> {
+    /// Tries whether this user may publish to the default exchange, as every publish here does; false
+    /// without an answer.
+    pub(super) async fn probe(&self) -> lapin::Result<bool> {
         permissions::write(&self.connection).await
     }
 

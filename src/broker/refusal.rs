@@ -11,71 +11,63 @@ const NEEDED: &str = "The service needs configure and read on its queue and its 
                       and write on the default exchange (amq.default), which dead letters are \
                       published to";
 
-/// Something that is occupied or not up yet, and that only time or its holder frees.
-struct Occupied {
-    phrase: &'static str,
-    remedy: &'static str,
+/// Returns what is occupied or not up yet, and how to free it, by the reply code and text of RabbitMQ
+/// 3.10 to 4.3. Only time or its holder frees it.
+fn occupied_by(code: u16, text: &str) -> Option<(&'static str, &'static str)> {
+    // Names of users, queues and virtual hosts are quoted; one may be called "limit reached".
+    let words: String = text.split('\'').step_by(2).collect();
+    let has = |part: &str| words.contains(part);
+    Some(match code {
+        530 if has("channel") && has("limit") && has("reached") => (
+            "the broker's limit of channels is reached",
+            "Find who holds them (`rabbitmqctl list_connections user peer_host channels`), or \
+             raise the limit (`rabbitmqctl set_user_limits`)",
+        ),
+        530 if has("limit") && has("reached") => (
+            "the broker's limit of connections is reached; see rabbitmqctl list_connections",
+            "Find who holds them (`rabbitmqctl list_connections user vhost peer_host state`), \
+             or raise the limit (`rabbitmqctl set_user_limits`, `set_vhost_limits`, \
+             connection_max of the node)",
+        ),
+        530 if has("is down") => (
+            "the virtual host is down; see the broker's log",
+            "It may be coming up; if it stays down, see the broker's log and \
+             `rabbitmqctl restart_vhost`",
+        ),
+        403 if has("in exclusive use") => (
+            "another consumer has the queue to itself; see rabbitmqctl list_consumers",
+            "Another consumer takes from this queue exclusively, the predecessor perhaps: find \
+             it (`rabbitmqctl list_consumers queue_name channel_pid`, \
+             `rabbitmqctl list_connections pid user peer_host`) and stop it",
+        ),
+        405 if has("exclusive access") => (
+            "another connection has declared the queue exclusive; see rabbitmqctl list_queues",
+            "Another connection declared this queue exclusive, and takes it along when it ends: \
+             find it (`rabbitmqctl list_queues name owner_pid`, \
+             `rabbitmqctl list_connections pid user peer_host`) and have it declare a durable one",
+        ),
+        404 if has("is down or inaccessible") => (
+            "the node that has the queue is down; see rabbitmqctl cluster_status",
+            "Start that node; the queue and its messages are on its disk",
+        ),
+        406 if has("queue limit") && has("reached") => (
+            "the virtual host's limit of queues is reached; see rabbitmqctl list_vhost_limits",
+            "Delete queues that are not needed, or raise it (`rabbitmqctl set_vhost_limits`)",
+        ),
+        _ => return None,
+    })
 }
 
-impl Occupied {
-    /// By the reply code and text of RabbitMQ 3.10 to 4.3.
-    fn of(code: u16, text: &str) -> Option<Self> {
-        // Names of users, queues and virtual hosts are quoted; one may be called "limit reached".
-        let words: String = text.split('\'').step_by(2).collect();
-        let has = |part: &str| words.contains(part);
-        let (phrase, remedy) = match code {
-            530 if has("channel") && has("limit") && has("reached") => (
-                "the broker's limit of channels is reached",
-                "Find who holds them (`rabbitmqctl list_connections user peer_host channels`), or \
-                 raise the limit (`rabbitmqctl set_user_limits`)",
-            ),
-            530 if has("limit") && has("reached") => (
-                "the broker's limit of connections is reached; see rabbitmqctl list_connections",
-                "Find who holds them (`rabbitmqctl list_connections user vhost peer_host state`), \
-                 or raise the limit (`rabbitmqctl set_user_limits`, `set_vhost_limits`, \
-                 connection_max of the node)",
-            ),
-            530 if has("is down") => (
-                "the virtual host is down; see the broker's log",
-                "It may be coming up; if it stays down, see the broker's log and \
-                 `rabbitmqctl restart_vhost`",
-            ),
-            403 if has("in exclusive use") => (
-                "another consumer has the queue to itself; see rabbitmqctl list_consumers",
-                "Another consumer takes from this queue exclusively, the predecessor perhaps: find \
-                 it (`rabbitmqctl list_consumers queue_name channel_pid`, \
-                 `rabbitmqctl list_connections pid user peer_host`) and stop it",
-            ),
-            405 if has("exclusive access") => (
-                "another connection has declared the queue exclusive; see rabbitmqctl list_queues",
-                "Another connection declared this queue exclusive, and takes it along when it ends: \
-                 find it (`rabbitmqctl list_queues name owner_pid`, \
-                 `rabbitmqctl list_connections pid user peer_host`) and have it declare a durable one",
-            ),
-            404 if has("is down or inaccessible") => (
-                "the node that has the queue is down; see rabbitmqctl cluster_status",
-                "Start that node; the queue and its messages are on its disk",
-            ),
-            406 if has("queue limit") && has("reached") => (
-                "the virtual host's limit of queues is reached; see rabbitmqctl list_vhost_limits",
-                "Delete queues that are not needed, or raise it (`rabbitmqctl set_vhost_limits`)",
-            ),
-            _ => return None,
-        };
-        Some(Self { phrase, remedy })
-    }
-}
-
-/// Returns the error for what waiting mends; `told` is the refusal as it is reported.
-pub(super) fn occupied(error: &Error, told: &str) -> Option<OpenError> {
-    let Occupied { phrase, remedy } = Occupied::of(amqp_code(error)?, &error.to_string())?;
-    let told = format!("{told}. {remedy}. The service waits for it");
+/// Returns the error for what waiting resolves; `message` is the refusal as it is reported.
+pub(super) fn occupied(error: &Error, message: &str) -> Option<OpenError> {
+    let (phrase, remedy) = occupied_by(amqp_code(error)?, &error.to_string())?;
+    let told = format!("{message}. {remedy}. The service waits for it");
     Some(OpenError::Occupied { phrase, told })
 }
 
 /// Whether a queue is there, on a node that is down.
 pub(super) fn is_out_of_reach(error: &Error) -> bool {
-    amqp_code(error) == Some(404) && Occupied::of(404, &error.to_string()).is_some()
+    amqp_code(error) == Some(404) && occupied_by(404, &error.to_string()).is_some()
 }
 
 /// Returns what to do about a refused access (AMQP 403).
@@ -91,7 +83,7 @@ pub(super) fn access(config: &Config, error: &Error) -> String {
 }
 
 /// Returns the command that gives a user what the service needs.
-pub(super) fn grant(config: &Config) -> String {
+pub fn grant(config: &Config) -> String {
     let Config { vhost, user, queue, dead_letter_queue, .. } = config;
     let queues = format!("^({}|{})$", escaped(queue), escaped(dead_letter_queue));
     format!(
@@ -168,9 +160,9 @@ mod tests {
                 "limit of queues",
             ),
         ] {
-            let occupied = Occupied::of(code, text).unwrap_or_else(|| panic!("{text}"));
-            assert!(occupied.phrase.contains(phrase), "{text}: {}", occupied.phrase);
-            assert!(occupied.remedy.contains('`') || code == 404, "{text}: whom to look for");
+            let (found, remedy) = occupied_by(code, text).unwrap_or_else(|| panic!("{text}"));
+            assert!(found.contains(phrase), "{text}: {found}");
+            assert!(remedy.contains('`') || code == 404, "{text}: whom to look for");
         }
         for (code, text) in [
             (530, "vhost 'no such' not found"),
@@ -181,7 +173,7 @@ mod tests {
             (404, "no queue 'votes' in vhost '/'"),
             (406, "inequivalent arg 'durable' for queue 'votes'"),
         ] {
-            assert!(Occupied::of(code, text).is_none(), "{text}");
+            assert!(occupied_by(code, text).is_none(), "{text}");
         }
     }
 

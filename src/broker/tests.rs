@@ -13,7 +13,7 @@ async fn waiting_for_other_dead_letters_does_not_count_against_a_confirm() {
     let mut config = Whole::load(&Sources::default()).expect("the defaults are good").rabbitmq;
     "127.0.0.1".clone_into(&mut config.host);
     config.port = listener.local_addr().expect("an address").port();
-    let broker = RabbitMq::new(config, Arc::new(Health::default()));
+    let broker = RabbitMq::new(config);
     let letter = DeadLetter {
         body: Vec::new(),
         vote_hash: "h".to_owned(),

@@ -1,18 +1,12 @@
 //! The queue: used as it is when it exists, created safe when it does not, and examined, because
 //! a queue without a dead-letter route or with a TTL loses votes quietly.
 
-mod assess;
-mod learn;
-
-use std::collections::BTreeMap;
-
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, Error};
+use serde_json::Value;
 
-pub(super) use self::assess::{Assessment, Noted, Target};
-use self::assess::{assess, assess_dead_letters};
-use self::learn::{Known, Learned};
+use super::arguments::{self, QueueArguments};
 use super::connect::amqp_code;
 use super::refusal::is_out_of_reach;
 use super::{DeliveryLimit, long_string, management};
@@ -22,39 +16,53 @@ use crate::config::RabbitMq as Config;
 /// drops at the first requeue.
 const DELIVERY_LIMIT: i64 = 1000;
 
-/// Whether the queue was there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    Existing,
-    Created,
+/// What a passive declare says of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStatus {
+    /// Messages ready in the queue.
+    pub ready: u32,
+    pub consumers: u32,
 }
 
-/// How a queue is found, without touching it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    There {
-        ready: u32,
-        consumers: u32,
-    },
-    Missing,
-    /// Another connection has it to itself.
-    Exclusive,
+/// What is known of a queue that exists.
+#[derive(Clone, Debug, Default)]
+pub struct QueueFacts {
+    pub arguments: QueueArguments,
+    /// Where rejected messages go, when that is known.
+    pub target: Option<DeadLetterTarget>,
+    /// Why the management API did not answer, when it was asked.
+    pub management_error: Option<String>,
 }
 
-/// Makes sure of the queue. Declared passively first, each time on a channel of its own, since a
-/// refusal closes the channel.
-pub(super) async fn ensure(connection: &Connection, config: &Config) -> Result<Found, Error> {
-    if exists(connection, &config.queue).await? {
-        return Ok(Found::Existing);
+/// Where rejected messages go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeadLetterTarget {
+    Queue(String),
+    /// Through an exchange, whose bindings AMQP does not show.
+    Exchange(String),
+    /// To an exchange that the management API shows without any binding.
+    UnboundExchange(String),
+    /// To the default exchange under the key they came with: into this very queue.
+    SameQueue,
+    MissingQueue(String),
+    MissingExchange(String),
+    Nowhere,
+}
+
+/// Makes sure of the queue, and returns whether it was created. Declared passively first, each time on
+/// a channel of its own, since a refusal closes the channel.
+pub(super) async fn ensure(connection: &Connection, config: &Config) -> Result<bool, Error> {
+    if status(connection, &config.queue).await?.is_some() {
+        return Ok(false);
     }
     ensure_dead_letter_queue(connection, config).await?;
-    declare(connection, &config.queue, Flags::DURABLE, queue_arguments(config)).await?;
+    declare(connection, &config.queue, Flags::default(), queue_arguments(config)).await?;
     tracing::info!(
         queue = config.queue,
         dead_letter_queue = config.dead_letter_queue,
         "queue created: quorum, dead-lettering"
     );
-    Ok(Found::Created)
+    Ok(true)
 }
 
 /// Makes sure of the dead-letter queue.
@@ -62,49 +70,40 @@ pub(super) async fn ensure_dead_letter_queue(
     connection: &Connection,
     config: &Config,
 ) -> Result<(), Error> {
-    if !exists(connection, &config.dead_letter_queue).await? {
+    if status(connection, &config.dead_letter_queue).await?.is_none() {
         let arguments = dead_letter_arguments();
-        declare(connection, &config.dead_letter_queue, Flags::DURABLE, arguments).await?;
+        declare(connection, &config.dead_letter_queue, Flags::default(), arguments).await?;
     }
     Ok(())
 }
 
-type Arguments = BTreeMap<String, AMQPValue>;
-
-fn queue_arguments(config: &Config) -> Arguments {
-    let arguments = [
-        ("x-queue-type", long_string("quorum")),
-        ("x-dead-letter-exchange", long_string("")),
-        ("x-dead-letter-routing-key", long_string(&config.dead_letter_queue)),
-        ("x-dead-letter-strategy", long_string("at-least-once")),
+/// In the order in which RabbitMQ compares them.
+fn queue_arguments(config: &Config) -> Vec<(&'static str, Value)> {
+    vec![
+        ("x-dead-letter-exchange", "".into()),
+        ("x-dead-letter-routing-key", config.dead_letter_queue.as_str().into()),
+        ("x-dead-letter-strategy", "at-least-once".into()),
         // At-least-once dead-lettering works with this overflow only.
-        ("x-overflow", long_string("reject-publish")),
-        ("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT)),
-    ];
-    arguments.map(|(name, value)| (name.to_owned(), value)).into()
+        ("x-overflow", "reject-publish".into()),
+        ("x-queue-type", "quorum".into()),
+        ("x-delivery-limit", DELIVERY_LIMIT.into()),
+    ]
 }
 
-fn dead_letter_arguments() -> Arguments {
-    BTreeMap::from([("x-queue-type".to_owned(), long_string("quorum"))])
+fn dead_letter_arguments() -> Vec<(&'static str, Value)> {
+    vec![("x-queue-type", "quorum".into())]
 }
 
+/// A queue's flags besides its arguments.
 #[derive(Clone, Copy, Debug)]
-struct Flags {
-    durable: bool,
-    auto_delete: bool,
-    exclusive: bool,
+pub(super) struct Flags {
+    pub(super) durable: bool,
+    pub(super) auto_delete: bool,
 }
 
-impl Flags {
-    const DURABLE: Self = Self { durable: true, auto_delete: false, exclusive: false };
-}
-
-async fn exists(connection: &Connection, queue: &str) -> Result<bool, Error> {
-    let channel = connection.create_channel().await?;
-    match channel.queue_declare(queue.into(), PASSIVE, FieldTable::default()).await {
-        Ok(_) => channel.close(200, "OK".into()).await.map(|()| true),
-        Err(error) if amqp_code(&error) == Some(404) && !is_out_of_reach(&error) => Ok(false),
-        Err(error) => Err(error),
+impl Default for Flags {
+    fn default() -> Self {
+        Self { durable: true, auto_delete: false }
     }
 }
 
@@ -117,105 +116,131 @@ pub(super) const PASSIVE: QueueDeclareOptions = QueueDeclareOptions {
     nowait: false,
 };
 
-/// Looks at a queue by a passive declare, which creates and changes nothing.
-pub(super) async fn standing(connection: &Connection, queue: &str) -> Result<Standing, Error> {
+/// Looks at a queue by a passive declare; `None` when it does not exist.
+pub(super) async fn status(
+    connection: &Connection,
+    queue: &str,
+) -> Result<Option<QueueStatus>, Error> {
     let channel = connection.create_channel().await?;
     match channel.queue_declare(queue.into(), PASSIVE, FieldTable::default()).await {
         Ok(found) => {
             channel.close(200, "OK".into()).await?;
             let (ready, consumers) = (found.message_count(), found.consumer_count());
-            Ok(Standing::There { ready, consumers })
+            Ok(Some(QueueStatus { ready, consumers }))
         }
-        Err(error) => match amqp_code(&error) {
-            Some(404) if !is_out_of_reach(&error) => Ok(Standing::Missing),
-            Some(405) => Ok(Standing::Exclusive),
-            _ => Err(error),
-        },
+        Err(error) if amqp_code(&error) == Some(404) && !is_out_of_reach(&error) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-async fn declare(
+pub(super) async fn declare(
     connection: &Connection,
     queue: &str,
-    flags: Flags,
-    arguments: Arguments,
+    Flags { durable, auto_delete }: Flags,
+    arguments: impl IntoIterator<Item = (impl Into<String>, Value)>,
 ) -> Result<(), Error> {
-    let channel = connection.create_channel().await?;
-    declare_on(&channel, queue, flags, arguments).await?;
-    channel.close(200, "OK".into()).await
-}
-
-async fn declare_on(
-    channel: &lapin::Channel,
-    queue: &str,
-    flags: Flags,
-    arguments: Arguments,
-) -> Result<(), Error> {
-    let Flags { durable, auto_delete, exclusive } = flags;
-    let options =
-        QueueDeclareOptions { durable, auto_delete, exclusive, ..QueueDeclareOptions::default() };
     let mut table = FieldTable::default();
     for (name, value) in arguments {
-        table.insert(name.into(), value);
+        let value = match value {
+            Value::String(text) => long_string(&text),
+            Value::Bool(on) => AMQPValue::Boolean(on),
+            other => AMQPValue::LongLongInt(other.as_i64().unwrap_or_default()),
+        };
+        table.insert(name.into().into(), value);
     }
-    channel.queue_declare(queue.into(), options, table).await.map(drop)
+    let options = QueueDeclareOptions { durable, auto_delete, ..QueueDeclareOptions::default() };
+    let channel = connection.create_channel().await?;
+    channel.queue_declare(queue.into(), options, table).await?;
+    channel.close(200, "OK".into()).await
 }
 
 /// Finds out what can lose votes: from the management API where one is configured, else by
 /// redeclaring. Creates nothing.
-pub(super) async fn examine(connection: &Connection, config: &Config) -> Assessment {
-    let learned = learn::queue(connection, config, &config.queue, queue_arguments(config)).await;
-    let Learned { known, management_failed } = learned;
-    let mut assessment = match known {
-        None => Assessment::of_unknown(&config.queue),
-        Some(known) => {
-            let target = existing(connection, config, &known).await;
-            assess(&config.queue, &known, target)
-        }
-    };
-    assessment.management_failed = management_failed;
-    assessment
+pub(super) async fn examine(
+    connection: &Connection,
+    config: &Config,
+    redeclares: usize,
+) -> QueueFacts {
+    let expected = queue_arguments(config);
+    let mut facts = learn(connection, config, &config.queue, expected, redeclares).await;
+    facts.target = target(connection, config, &facts.arguments).await;
+    facts
 }
 
 /// Finds out what can lose dead letters, in the same way.
-pub(super) async fn examine_dead_letters(connection: &Connection, config: &Config) -> Vec<Noted> {
+pub(super) async fn examine_dead_letters(
+    connection: &Connection,
+    config: &Config,
+    redeclares: usize,
+) -> QueueFacts {
     let queue = &config.dead_letter_queue;
-    let learned = learn::queue(connection, config, queue, dead_letter_arguments()).await;
-    learned.known.map_or_else(Vec::new, |known| assess_dead_letters(queue, &known))
+    learn(connection, config, queue, dead_letter_arguments(), redeclares).await
 }
 
-/// How often the dead-letter queue lets a message be given back, by all that can be learned.
+async fn learn(
+    connection: &Connection,
+    config: &Config,
+    queue: &str,
+    expected: Vec<(&str, Value)>,
+    redeclares: usize,
+) -> QueueFacts {
+    let mut facts = QueueFacts::default();
+    if let Some(url) = &config.management_url {
+        match management::queue(url, &config.vhost, queue).await {
+            Ok(arguments) => return QueueFacts { arguments, ..facts },
+            Err(error) => facts.management_error = Some(error),
+        }
+    }
+    facts.arguments = arguments::learn(connection, queue, expected, redeclares).await;
+    facts
+}
+
+/// Returns how often the dead-letter queue lets a message be given back.
 pub(super) async fn delivery_limit(connection: &Connection, config: &Config) -> DeliveryLimit {
-    let queue = &config.dead_letter_queue;
-    let learned = learn::queue(connection, config, queue, dead_letter_arguments()).await;
-    match learned.known {
+    let facts = examine_dead_letters(connection, config, arguments::AT_START).await;
+    match facts.arguments.number("x-delivery-limit") {
+        Some(limit) => DeliveryLimit::Set(limit),
+        None if facts.arguments.policies => DeliveryLimit::Unset,
         None => DeliveryLimit::Unknown,
-        Some(known) => match known.number("x-delivery-limit") {
-            Some(limit) => DeliveryLimit::Set(limit),
-            None if known.policies => DeliveryLimit::Unset,
-            None => DeliveryLimit::Unknown,
-        },
     }
 }
 
-/// The target of a queue's dead letters, if it leads anywhere.
-async fn existing(connection: &Connection, config: &Config, known: &Known) -> Target {
-    match known.target() {
-        Target::Queue(name) if matches!(exists(connection, &name).await, Ok(false)) => {
-            Target::Missing(format!("the queue {name:?}"))
-        }
-        Target::Exchange(name) if exchange_is_missing(connection, &name).await => {
-            Target::Missing(format!("the exchange {name:?}"))
-        }
-        // Only of an API that has just told of the queue.
-        Target::Exchange(name) if known.policies => match &config.management_url {
-            Some(url) if management::is_unbound(url, &config.vhost, &name).await => {
-                Target::Unbound(name)
-            }
-            _ => Target::Exchange(name),
-        },
-        target => target,
+/// The target of a queue's dead letters, and whether it is there.
+async fn target(
+    connection: &Connection,
+    config: &Config,
+    arguments: &QueueArguments,
+) -> Option<DeadLetterTarget> {
+    const KEY: &str = "x-dead-letter-routing-key";
+    let Some(exchange) = arguments.text("x-dead-letter-exchange") else {
+        let unset = arguments.is_unset("x-dead-letter-exchange");
+        return unset.then_some(DeadLetterTarget::Nowhere);
+    };
+    if exchange.is_empty() {
+        let Some(queue) = arguments.text(KEY) else {
+            return arguments.is_unset(KEY).then_some(DeadLetterTarget::SameQueue);
+        };
+        let missing = matches!(status(connection, queue).await, Ok(None));
+        let queue = queue.to_owned();
+        return Some(if missing {
+            DeadLetterTarget::MissingQueue(queue)
+        } else {
+            DeadLetterTarget::Queue(queue)
+        });
     }
+    let name = exchange.to_owned();
+    if exchange_is_missing(connection, exchange).await {
+        return Some(DeadLetterTarget::MissingExchange(name));
+    }
+    Some(match &config.management_url {
+        // Only of an API that has just answered about the queue.
+        Some(url)
+            if arguments.policies && management::is_unbound(url, &config.vhost, exchange).await =>
+        {
+            DeadLetterTarget::UnboundExchange(name)
+        }
+        _ => DeadLetterTarget::Exchange(name),
+    })
 }
 
 async fn exchange_is_missing(connection: &Connection, exchange: &str) -> bool {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use vote_aggregator::broker;
 use vote_aggregator::check::{self, Finding, Report, Severity};
 use vote_aggregator::config::{Config, ConfigErrors};
 use vote_aggregator::terminal::{colours, printable};
@@ -27,8 +26,8 @@ Examples:
 
 Exit code 0: no error; 1: errors, with --strict also warnings; 78: the configuration can't be used.
 --connect creates and changes nothing: the queue's arguments are read from the broker's refusals of
-declares that differ (each right behind a passive declare, so that no queue comes into being), and a
-made-up batch is counted in PostgreSQL and rolled back. Pending migrations are applied before that and
+declares that differ (each has an argument that RabbitMQ refuses for a new queue, so that none is created),
+and a made-up batch is counted in PostgreSQL and rolled back. Pending migrations are applied before that and
 rolled back with it, where this role may: meanwhile whoever counts on these tables waits, a moment as a
 rule, and never longer than --rehearse for a lock and for each statement.")]
 pub(super) struct Arguments {
@@ -51,7 +50,7 @@ pub(super) async fn check(config: &Config, arguments: &Arguments) -> ExitCode {
     if arguments.connect {
         let (broker, database) = {
             let limit = Duration::from_secs(arguments.rehearse.into());
-            tokio::join!(broker::check(config), check::database(config, limit))
+            tokio::join!(check::broker(config), check::database(config, limit))
         };
         report.absorb(broker);
         report.absorb(database);

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -16,7 +15,6 @@ use vote_aggregator::publish::{
     self, Check, Checkpoint, CheckpointError, Pace, Position, PublishError, Report, Samples, Shape,
     Source, files,
 };
-use vote_aggregator::telemetry::Health;
 
 use super::signals::{Signals, leave};
 use super::{RETRY_FOR, exit, output};
@@ -105,7 +103,7 @@ pub(super) async fn publish(config: &Config, arguments: Arguments) -> ExitCode {
         }
     };
     let queue = &config.rabbitmq.queue;
-    let rabbitmq = RabbitMq::new(config.rabbitmq.clone(), Arc::new(Health::default()));
+    let rabbitmq = RabbitMq::new(config.rabbitmq.clone());
     let retry_for = Duration::from_secs(arguments.retry_for.into());
     let pace = Pace { rate: arguments.rate, retry_for };
     let stop = CancellationToken::new();

@@ -192,7 +192,7 @@ async fn until_settled(config: &Config, timeouts: TrialTimeouts) -> Result<bool,
     let mut empty_since = None;
     let mut consumers = 0;
     loop {
-        let queue = watch.standing().await?;
+        let queue = watch.status().await?;
         let now = Instant::now();
         if queue.consumers < consumers {
             empty_since = None;

@@ -1,6 +1,7 @@
 //! Connections: their settings, the pool and its generations.
 
 use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,9 +13,9 @@ use tokio::time::{Instant, timeout};
 
 use super::CONNECT_TIMEOUT;
 use super::error::{StartError, describe};
-use crate::config::{self, Password};
+use crate::config::{self, Password, keys};
 use crate::ports::{Class, Fault};
-use crate::tls::{Side, Trouble, Variables, Verdict};
+use crate::tls::{TlsFailure, TlsFailureKind, Variables};
 
 /// The server ends a transaction whose client has gone quiet, and with it the zombie's locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -105,6 +106,15 @@ pub(super) fn pool(
         .connect_lazy_with(options)
 }
 
+static VARIABLES: Variables = Variables {
+    host: keys::POSTGRES_HOST.variable,
+    port: keys::POSTGRES_PORT.variable,
+    mode: keys::POSTGRES_SSLMODE.variable,
+    ca_file: keys::POSTGRES_SSLROOTCERT.variable,
+    cert_file: keys::POSTGRES_SSLCERT.variable,
+    key_file: keys::POSTGRES_SSLKEY.variable,
+};
+
 /// Where connections outside the pool lead, and what there is to say of it when they fail.
 #[derive(Clone)]
 pub(super) struct Address {
@@ -112,30 +122,19 @@ pub(super) struct Address {
     password: Option<Password>,
     place: String,
     ssl_mode: config::SslMode,
-    side: Side,
+    has_certificate: bool,
+    authorities: Option<PathBuf>,
 }
 
 impl Address {
     pub(super) fn new(config: &config::Postgres, options: PgConnectOptions) -> Self {
-        let side = Side {
-            host: config.host.clone(),
-            ca_file: config.sslrootcert.clone(),
-            cert_file: config.sslcert.clone(),
-            variables: Variables {
-                host: "POSTGRES_HOST",
-                port: "POSTGRES_PORT",
-                mode: "POSTGRES_SSLMODE",
-                ca_file: "POSTGRES_SSLROOTCERT",
-                cert_file: "POSTGRES_SSLCERT",
-                key_file: "POSTGRES_SSLKEY",
-            },
-        };
         Self {
             options,
             password: config.password.clone(),
             place: describe(config),
             ssl_mode: config.sslmode,
-            side,
+            has_certificate: config.sslcert.is_some(),
+            authorities: config.sslrootcert.clone(),
         }
     }
 
@@ -178,22 +177,42 @@ impl Address {
             let message = format!("{}; {}", self.unusable(&**cause), self.place);
             return Err(StartError::Settings(Fault { message, ..fault }));
         }
-        let trouble = self.trouble(&error);
-        let message = match (&trouble, &error) {
-            (Some(trouble), _) => trouble.at(&self.place),
-            (None, Error::Protocol(_)) => format!(
-                "{}; {}. What answers there is no PostgreSQL, or asks for a login other than a \
-                 password: check POSTGRES_HOST, POSTGRES_PORT and the server's pg_hba.conf",
-                fault.message, self.place
-            ),
-            (None, _) => format!("{}; {}", fault.message, self.place),
+        let failure = match &error {
+            Error::Io(error) => TlsFailure::of(error),
+            Error::Tls(error) => TlsFailure::of(&**error),
+            _ => None,
         };
-        let fault = Fault { message, ..fault };
-        Err(match trouble.map(|trouble| trouble.verdict) {
-            Some(Verdict::Mismatch) => StartError::Tls(fault),
-            Some(Verdict::Refused) => StartError::Certificate(fault),
-            // A server whose certificate is renewed is one that comes back.
-            Some(Verdict::OutOfDate) | None => StartError::Unavailable(fault),
+        if let Some(failure) = failure {
+            let message = failure.message(&self.place, &VARIABLES, self.authorities.as_deref());
+            let fault = Fault { message, ..fault };
+            return Err(match failure.kind {
+                TlsFailureKind::Untrusted => StartError::Tls(fault),
+                TlsFailureKind::ClientCertificate => StartError::Certificate(fault),
+                // A certificate can be renewed while the service waits.
+                TlsFailureKind::OutOfDate => StartError::Unavailable(fault),
+            });
+        }
+        Err(match &error {
+            Error::Tls(cause) => {
+                let message = format!(
+                    "no TLS with the server ({cause}); {}. POSTGRES_SSLMODE={} needs a server with \
+                     ssl = on: check POSTGRES_HOST and POSTGRES_PORT, and the server's settings",
+                    self.place, self.ssl_mode
+                );
+                StartError::Tls(Fault { message, ..fault })
+            }
+            Error::Protocol(_) => {
+                let message = format!(
+                    "{}; {}. What answers there is no PostgreSQL, or asks for a login other than a \
+                     password: check POSTGRES_HOST, POSTGRES_PORT and the server's pg_hba.conf",
+                    fault.message, self.place
+                );
+                Fault { message, ..fault }.into()
+            }
+            _ => {
+                let message = format!("{}; {}", fault.message, self.place);
+                Fault { message, ..fault }.into()
+            }
         })
     }
 
@@ -203,29 +222,13 @@ impl Address {
         let is_ascii = |password: &Password| password.current().expose_secret().is_ascii();
         let plain =
             self.options.get_username().is_ascii() && self.password.as_ref().is_none_or(is_ascii);
-        if plain && self.side.cert_file.is_some() {
+        if plain && self.has_certificate {
             return cause.to_string();
         }
         "the user name or the password has a character that a login by SCRAM-SHA-256 cannot have, a \
          control character or an emoji for example (RFC 4013): change it on the server (ALTER ROLE ... \
          PASSWORD) and in POSTGRES_PASSWORD, POSTGRES_PASSWORD_FILE or DATABASE_URL"
             .to_owned()
-    }
-
-    fn trouble(&self, error: &Error) -> Option<Trouble> {
-        match error {
-            Error::Io(error) => self.side.trouble(error),
-            Error::Tls(error) => Some(self.side.trouble(&**error).unwrap_or_else(|| Trouble {
-                verdict: Verdict::Mismatch,
-                what: format!("no TLS with the server ({error})"),
-                advice: format!(
-                    "POSTGRES_SSLMODE={} needs a server with ssl = on: check POSTGRES_HOST and \
-                     POSTGRES_PORT, and the server's settings",
-                    self.ssl_mode
-                ),
-            })),
-            _ => None,
-        }
     }
 }
 

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -19,7 +18,6 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::time::timeout;
 use vote_aggregator::broker::RabbitMq;
-use vote_aggregator::telemetry::Health;
 use vote_aggregator::vote::{Choice, Vote};
 
 use crate::support::{
@@ -80,7 +78,7 @@ async fn until_dead(stage: &Stage<'_>, count: usize) {
 /// Publishes straight into the dead-letter queue, which exists.
 async fn put(stage: &Stage<'_>, bodies: &[Vec<u8>], headers: &[(&str, &str)]) {
     let config = stage.config(&[]);
-    let rabbitmq = RabbitMq::new(config.rabbitmq, Arc::new(Health::default()));
+    let rabbitmq = RabbitMq::new(config.rabbitmq);
     let publisher = rabbitmq.publisher().await.expect("RabbitMQ takes a publisher");
     let mut confirms = Vec::new();
     for body in bodies {

@@ -143,9 +143,8 @@ async fn refuses_servers_that_do_not_verify(encrypted: &Encrypted, stage: &Stage
     let clear = Servers::shared();
     let clear_port = clear.get("POSTGRES_PORT");
 
-    let untrusted =
-        "not signed by an authority that we trust (invalid peer certificate: UnknownIssuer)";
-    let misnamed = "does not name the host";
+    let untrusted = "invalid peer certificate: UnknownIssuer";
+    let misnamed = "certificate not valid for name";
     let cases = [
         (
             set(&[("RABBITMQ_TLS_CA_FILE", stranger.as_str())]),
@@ -156,7 +155,7 @@ async fn refuses_servers_that_do_not_verify(encrypted: &Encrypted, stage: &Stage
         (
             set(&[("RABBITMQ_TLS_CA_FILE", "")]),
             78,
-            vec![untrusted, "Set RABBITMQ_TLS_CA_FILE"],
+            vec![untrusted, "RABBITMQ_TLS_CA_FILE is not set"],
             rabbitmq(HOST, tls_port),
         ),
         (
@@ -173,7 +172,7 @@ async fn refuses_servers_that_do_not_verify(encrypted: &Encrypted, stage: &Stage
         (
             set(&[("RABBITMQ_PORT", amqp_port)]),
             78,
-            vec!["does not speak TLS on this port", "InvalidContentType", "RABBITMQ_PORT"],
+            vec!["InvalidContentType", "RABBITMQ_PORT"],
             rabbitmq(HOST, amqp_port),
         ),
         (
@@ -185,7 +184,7 @@ async fn refuses_servers_that_do_not_verify(encrypted: &Encrypted, stage: &Stage
         (
             set(&[("POSTGRES_SSLROOTCERT", "")]),
             78,
-            vec![untrusted, "Set POSTGRES_SSLROOTCERT"],
+            vec![untrusted, "POSTGRES_SSLROOTCERT is not set"],
             postgres(HOST),
         ),
         (
@@ -280,7 +279,7 @@ async fn outlives_a_certificate_that_expires(
 
     encrypted.renew(Validity::Past);
     stage.publish_votes(&votes(150, 50)).await;
-    let expired = ["has expired on 20", "certificate expired", "Renew it on the server"];
+    let expired = ["certificate expired", "Renew it on the server"];
     let for_postgres = spawn(stage, &[&verified]).await;
     let for_rabbitmq = spawn(stage, &[&verified, &unchecked]).await;
     let words = |place| [&expired[..], &[place]].concat();
@@ -332,7 +331,12 @@ async fn both_sides_may_ask_for_a_clients_certificate() {
     let words = ["valid client certificate", "POSTGRES_SSLCERT is not set", &postgres];
     assert_refused(none, 77, &words).await;
     let stranger = spawn(&stage, &[&verified, &unknown]).await;
-    let words = ["refuses our certificate", "stranger.pem", "POSTGRES_SSLCERT", &postgres];
+    let words = [
+        "received fatal alert: UnknownCA",
+        "refuses our certificate",
+        "POSTGRES_SSLCERT",
+        &postgres,
+    ];
     assert_refused(stranger, 77, &words).await;
     // Past PostgreSQL, to see what RabbitMQ says. It closes the socket behind its alert, over which
     // the alert may be lost: then it is tried again, and the log says what it may be.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -12,7 +11,6 @@ use rustix::process::Signal;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use vote_aggregator::broker::RabbitMq;
-use vote_aggregator::telemetry::Health;
 
 use crate::support::collector::texts;
 use crate::support::{Collector, Servers, Service, Stage, message, votes};
@@ -23,7 +21,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Publishes `count` votes, each in a trace of its own; the ids of these traces.
 async fn publish_traced(stage: &Stage<'_>, count: u64) -> BTreeSet<String> {
-    let rabbitmq = RabbitMq::new(stage.config(&[]).rabbitmq, Arc::new(Health::default()));
+    let rabbitmq = RabbitMq::new(stage.config(&[]).rabbitmq);
     let publisher = rabbitmq.publisher().await.expect("RabbitMQ takes a publisher");
     let mut traces = BTreeSet::new();
     for (number, vote) in votes(0, count).iter().enumerate() {

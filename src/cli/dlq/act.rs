@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -15,7 +14,6 @@ use vote_aggregator::dlq::{
     self, Ended, Fingerprint, Outcome, PurgeArchive, PurgeError, Reader, Selection, Tally, Target,
     TrialResults, TrialTimeouts, fingerprint,
 };
-use vote_aggregator::telemetry::Health;
 use vote_aggregator::terminal::printable;
 
 use super::super::{agreed, output};
@@ -116,7 +114,7 @@ pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, 
     };
     selection.agreed = seen.as_ref();
 
-    let rabbitmq = RabbitMq::new(config.rabbitmq.clone(), Arc::new(Health::default()));
+    let rabbitmq = RabbitMq::new(config.rabbitmq.clone());
     let mut republisher = Republisher::new(rabbitmq.publisher().await?);
     let tried = match no_trial {
         true => TrialResults::default(),

@@ -1,9 +1,12 @@
 //! What `check` finds out about the queues.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use lapin::types::AMQPValue;
 
 use super::{check, closed_port, everything};
-use crate::support::{Servers, Stage, eventually};
+use crate::support::{Interceptor, Pass, Servers, Stage, eventually};
 
 fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
@@ -100,7 +103,40 @@ async fn a_queue_that_another_connection_has_to_itself_is_an_error() {
     let stage = Stage::migrated(Servers::shared(), "checkexclusive").await;
     let _connection = stage.exclusive_queue(&stage.queue).await;
     let ended = check(&stage, &["--connect", "--json"], &[]).await;
-    assert_eq!((ended.code, ended.severity("has it to itself").as_str()), (Some(1), "error"));
+    assert_eq!(
+        (ended.code, ended.severity("has declared it exclusive").as_str()),
+        (Some(1), "error")
+    );
+}
+
+/// Arguments are learnt by redeclares: one of a queue that has just vanished must not create it.
+#[tokio::test]
+async fn a_queue_that_vanishes_while_it_is_looked_at_is_not_created() {
+    for (name, arguments) in [
+        ("vanishquorum", vec![("x-queue-type", text("quorum"))]),
+        ("vanishclassic", vec![("x-message-ttl", AMQPValue::LongInt(60_000))]),
+    ] {
+        let stage = Arc::new(Stage::migrated(Servers::shared(), name).await);
+        stage.declare(true, &arguments).await;
+        let (hooked, redeclares) = (Arc::clone(&stage), Arc::new(AtomicUsize::new(0)));
+        let seen = Arc::clone(&redeclares);
+        let interceptor = Interceptor::start(&stage, "RABBITMQ", move |part| {
+            let (stage, redeclares) = (Arc::clone(&hooked), Arc::clone(&seen));
+            Box::pin(async move {
+                let is_redeclare = part.windows(9).any(|window| window == b"x-max-age");
+                // The first one finds the queue; those behind it find none.
+                if is_redeclare && redeclares.fetch_add(1, Ordering::Relaxed) == 1 {
+                    stage.delete(&stage.queue).await;
+                }
+                Pass::Forward
+            })
+        })
+        .await;
+        let port = [("RABBITMQ_PORT", interceptor.port.as_str())];
+        let ended = check(&stage, &["--connect", "--json"], &port).await;
+        assert_eq!(redeclares.load(Ordering::Relaxed), 2, "{name}: {}", ended.stdout);
+        assert_eq!(stage.ready(&stage.queue).await, None, "{name}");
+    }
 }
 
 /// What only the management API shows: a policy, and RabbitMQ's version.

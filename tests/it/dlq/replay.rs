@@ -278,7 +278,7 @@ async fn no_message_is_acked_while_its_queue_is_gone() {
     const LETTERS: usize = 300;
     let stage = Stage::migrated(Servers::shared(), "dlq_gone").await;
     let config = stage.config(&[]);
-    let broker = RabbitMq::new(config.rabbitmq.clone(), Arc::new(Health::default()));
+    let broker = RabbitMq::new(config.rabbitmq.clone());
     put(&stage, &messages(&votes(0, LETTERS as u64)), &[]).await;
     let publisher = broker.publisher().await.expect("RabbitMQ takes a publisher");
     let mut republisher = Republisher::new(publisher);

@@ -41,7 +41,7 @@ async fn swapped(
         "{SWAP}; ALTER VIEW _sqlx_migrations OWNER TO {role}; \
          ALTER VIEW schema_compatibility OWNER TO {role}"
     );
-    let interceptor = Interceptor::start(stage, move |part| {
+    let interceptor = Interceptor::start(stage, "POSTGRES", move |part| {
         over.fetch_or(contains(&part, last), Relaxed);
         let now = parts.fetch_add(1, Relaxed) == nth && !over.load(Relaxed);
         note.fetch_or(now, Relaxed);
@@ -106,7 +106,7 @@ async fn a_connection_that_no_longer_answers_does_not_hold_up_a_migration() {
         let stage = Stage::new(Servers::shared(), &format!("halfopen{number}")).await;
         execute(&stage, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
         let lost = AtomicBool::new(false);
-        let interceptor = Interceptor::start(&stage, move |part| {
+        let interceptor = Interceptor::start(&stage, "POSTGRES", move |part| {
             let pass = if contains(&part, step) && !lost.swap(true, Relaxed) {
                 Pass::HalfOpen
             } else {

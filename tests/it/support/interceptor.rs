@@ -1,4 +1,4 @@
-//! Stands between a command and a stage's PostgreSQL, and acts on what the command sends.
+//! Stands between a command and one of a stage's servers, and acts on what the command sends.
 
 use std::sync::Arc;
 
@@ -26,15 +26,17 @@ pub struct Interceptor {
 }
 
 impl Interceptor {
-    /// `hook` is called with each part that a client sends, before the server has it.
+    /// `hook` is called with each part that a client sends, before `server` (`POSTGRES` or
+    /// `RABBITMQ`) has it.
     pub async fn start(
         stage: &Stage<'_>,
+        server: &str,
         hook: impl Fn(Vec<u8>) -> BoxFuture<'static, Pass> + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("an address").port().to_string();
         let [host, to] =
-            ["HOST", "PORT"].map(|name| stage.servers.get(&format!("POSTGRES_{name}")));
+            ["HOST", "PORT"].map(|name| stage.servers.get(&format!("{server}_{name}")));
         let server = format!("{host}:{to}");
         let hook: Arc<Hook> = Arc::new(hook);
         let mut task = JoinSet::new();

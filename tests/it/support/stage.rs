@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lapin::options::{BasicGetOptions, QueueDeclareOptions};
@@ -155,7 +154,7 @@ impl<'s> Stage<'s> {
     /// As [`Stage::publish`], of bodies that need not all be in memory at the same time.
     pub async fn publish_each(&self, bodies: impl IntoIterator<Item = impl AsRef<[u8]>>) {
         let config = self.config(&[]);
-        let rabbitmq = RabbitMq::new(config.rabbitmq, Arc::new(Health::default()));
+        let rabbitmq = RabbitMq::new(config.rabbitmq);
         let publisher = rabbitmq.publisher().await.expect("RabbitMQ takes a publisher");
         let mut confirms = VecDeque::new();
         for body in bodies {

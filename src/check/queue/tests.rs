@@ -1,0 +1,123 @@
+//! What of a queue is told, to whom, and how bad it is.
+
+use serde_json::Value;
+
+use super::*;
+
+type Argument = (&'static str, Value);
+
+fn facts(arguments: Vec<Argument>, policies: bool, target: DeadLetterTarget) -> QueueFacts {
+    let known = arguments.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let mut arguments = QueueArguments::all(known);
+    arguments.policies = policies;
+    QueueFacts { arguments, target: Some(target), management_error: None }
+}
+
+/// Our queue with other values of some arguments.
+fn with(changed: &[Argument]) -> QueueFacts {
+    let mut arguments = vec![
+        ("x-queue-type", "quorum".into()),
+        ("x-dead-letter-strategy", "at-least-once".into()),
+        ("x-overflow", "reject-publish".into()),
+        ("x-delivery-limit", 1_000.into()),
+    ];
+    arguments.extend_from_slice(changed);
+    facts(arguments, true, DeadLetterTarget::Queue("votes.dlq".to_owned()))
+}
+
+/// A finding's value and how bad it is.
+fn found(facts: &QueueFacts) -> Vec<(Option<String>, Severity)> {
+    let findings = of_queue("votes", facts).into_iter();
+    findings.map(|QueueFinding { finding, .. }| (finding.value, finding.severity)).collect()
+}
+
+#[test]
+fn the_queue_we_create_gives_no_finding() {
+    assert_eq!((route(&with(&[])), found(&with(&[]))), (DeadLetterRoute::Yes, vec![]));
+}
+
+#[test]
+fn each_argument_that_loses_votes_is_reported() {
+    for (argument, value, severity) in [
+        (("x-message-ttl", 60_000.into()), "x-message-ttl=60000", Error),
+        (("x-expires", 1_000.into()), "x-expires=1000", Error),
+        (("x-delivery-limit", (-1).into()), "x-delivery-limit=-1", Error),
+        (("x-delivery-limit", 0.into()), "x-delivery-limit=0", Error),
+        (("x-delivery-limit", 1.into()), "x-delivery-limit=1", Warning),
+        (("x-delivery-limit", 20.into()), "x-delivery-limit=20", Warning),
+        // Acks of these mean something else; nothing else matters then.
+        (("x-queue-type", "stream".into()), "x-queue-type=stream", Error),
+        (("x-queue-type", "jms".into()), "x-queue-type=jms", Error),
+    ] {
+        let facts = with(std::slice::from_ref(&argument));
+        assert_eq!(found(&facts), [(Some(value.to_owned()), severity)]);
+        assert!(of_queue("votes", &facts)[0].at_start, "{value}");
+    }
+    for harmless in [("x-delivery-limit", 21.into()), ("x-max-length", 10.into())] {
+        assert_eq!(found(&with(std::slice::from_ref(&harmless))), [], "{harmless:?}");
+    }
+    let dropping = with(&[("x-max-length", 10.into()), ("x-overflow", "drop-head".into())]);
+    let value = Some("x-max-length=10 with drop-head".to_owned());
+    assert!(found(&dropping).contains(&(value, Error)), "{:?}", found(&dropping));
+    let mut flags = with(&[]);
+    (flags.arguments.durable, flags.arguments.auto_delete) = (false, true);
+    assert_eq!(found(&flags), [(None, Error), (None, Error)]);
+}
+
+#[test]
+fn a_route_that_is_missing_for_certain_is_an_error() {
+    use DeadLetterTarget::{
+        Exchange, MissingExchange, MissingQueue, Nowhere, SameQueue, UnboundExchange,
+    };
+    let name = || "dlx".to_owned();
+    for (target, policies, expected) in [
+        (Nowhere, true, DeadLetterRoute::No),
+        // A policy may set one.
+        (Nowhere, false, DeadLetterRoute::Unknown),
+        (SameQueue, false, DeadLetterRoute::No),
+        (MissingQueue(name()), false, DeadLetterRoute::No),
+        (MissingExchange(name()), false, DeadLetterRoute::No),
+        (UnboundExchange(name()), true, DeadLetterRoute::No),
+        // Its bindings can't be seen.
+        (Exchange(name()), false, DeadLetterRoute::Unknown),
+    ] {
+        let facts = facts(vec![("x-queue-type", "quorum".into())], policies, target);
+        assert_eq!(route(&facts), expected, "{facts:?}");
+        let severity = if expected == DeadLetterRoute::No { Error } else { Warning };
+        assert_eq!(found(&facts)[0].1, severity, "{facts:?}");
+    }
+}
+
+#[test]
+fn what_is_not_known_is_one_warning_and_no_guess() {
+    let nothing = QueueFacts::default();
+    assert_eq!(route(&nothing), DeadLetterRoute::Unknown);
+    let [finding] = &of_queue("votes", &nothing)[..] else { panic!("{nothing:?}") };
+    assert_eq!(finding.finding.severity, Warning);
+    assert!(finding.finding.remedy.contains("RABBITMQ_MANAGEMENT_URL"), "{finding:?}");
+    let mut some = with(&[]);
+    some.arguments.complete = false;
+    assert_eq!(found(&some).len(), 1, "the route is known, what drops votes is not");
+}
+
+#[test]
+fn what_only_a_crash_can_cost_is_not_reported_at_start() {
+    for (argument, value) in [
+        (("x-queue-type", "classic"), "x-queue-type=classic"),
+        // At-least-once needs both.
+        (("x-dead-letter-strategy", "at-most-once"), "dead-lettering at most once"),
+        (("x-overflow", "drop-head"), "dead-lettering at most once"),
+    ] {
+        let facts = with(&[(argument.0, argument.1.into())]);
+        assert_eq!(found(&facts), [(Some(value.to_owned()), Warning)]);
+        assert!(!of_queue("votes", &facts)[0].at_start, "{value}");
+    }
+}
+
+#[test]
+fn dead_letters_are_not_to_be_dropped_either() {
+    let plain = facts(vec![("x-queue-type", "classic".into())], true, DeadLetterTarget::Nowhere);
+    assert_eq!(of_dead_letter_queue("votes.dlq", &plain), []);
+    let dropping = of_dead_letter_queue("votes.dlq", &with(&[("x-message-ttl", 1.into())]));
+    assert!(dropping[0].finding.meaning.contains("dead letters older than"), "{dropping:?}");
+}
