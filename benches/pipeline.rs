@@ -10,18 +10,18 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio_util::sync::CancellationToken;
-use vote_aggregator::pipeline::{
+use vote_aggregator::adapters::store::columns::DedupedBatch;
+use vote_aggregator::counting::pipeline::{
     self, Acknowledged, IsolationBudget, Limits, Mode, RetryPolicy, Tools,
 };
-use vote_aggregator::ports::{
+use vote_aggregator::model::ports::{
     Channel, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store,
     Votes,
 };
-use vote_aggregator::publish::{Samples, Shape};
-use vote_aggregator::retry::Jitter;
-use vote_aggregator::store::columns::DedupedBatch;
-use vote_aggregator::telemetry::{Health, Metrics};
-use vote_aggregator::vote;
+use vote_aggregator::model::vote;
+use vote_aggregator::operator::publish::{Samples, Shape};
+use vote_aggregator::platform::retry::Jitter;
+use vote_aggregator::platform::telemetry::{Health, Metrics};
 
 const VOTES: usize = 10_000;
 

@@ -14,9 +14,9 @@ use criterion::{Criterion, Throughput};
 use futures::StreamExt;
 use futures::stream;
 use tokio::time::Instant;
-use vote_aggregator::ports::{Store, Votes};
-use vote_aggregator::publish::{Samples, Shape};
-use vote_aggregator::vote;
+use vote_aggregator::model::ports::{Store, Votes};
+use vote_aggregator::model::vote;
+use vote_aggregator::operator::publish::{Samples, Shape};
 
 use crate::it::support::{Servers, Stage};
 

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
 use tokio::process::Command;
-use vote_aggregator::broker::RabbitMq;
-use vote_aggregator::publish::{Samples, Shape};
+use vote_aggregator::adapters::broker::RabbitMq;
+use vote_aggregator::operator::publish::{Samples, Shape};
 
 use self::it::support::{Collector, PATIENCE, Servers, Service, Stage, eventually_within};
 use self::median::median;

@@ -23,8 +23,8 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use tracing::Level;
-use vote_aggregator::config::{Config, Overrides, Sources, exposed_passwords};
-use vote_aggregator::telemetry::{self, Traces};
+use vote_aggregator::platform::config::{Config, Overrides, Sources, exposed_passwords};
+use vote_aggregator::platform::telemetry::{self, Traces};
 
 /// How long the last spans may take on their way to the collector.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -204,7 +204,7 @@ fn agreed(question: &str) -> bool {
 fn embedded(command: &Command) -> Option<ExitCode> {
     match command {
         Command::Migrate(arguments) if arguments.print => {
-            Some(output::answer(vote_aggregator::store::init_script(), 0))
+            Some(output::answer(vote_aggregator::adapters::store::init_script(), 0))
         }
         Command::Completions(arguments) => {
             Some(completions::completions(Arguments::command(), arguments))

@@ -17,16 +17,16 @@ use self::acknowledged::{AcknowledgedWatch, Seen};
 use self::background::{Background, supervised};
 pub use self::background::{NamedTask, TaskEnded};
 use self::reconciler::Reconciler;
-use crate::broker::{QueueWatch, RabbitMq};
-use crate::config::Config;
-use crate::http;
-use crate::pipeline::{Acknowledged, Limits, RetryPolicy};
-use crate::ports::{Fault, OpenError};
-use crate::retry::Jitter;
-use crate::service_manager::ServiceManager;
-use crate::store::{self, PgStore, StartError, Totals};
-use crate::supervisor::Supervisor;
-use crate::telemetry::{
+use crate::adapters::broker::{QueueWatch, RabbitMq};
+use crate::adapters::store::{self, PgStore, StartError, Totals};
+use crate::counting::pipeline::{Acknowledged, Limits, RetryPolicy};
+use crate::counting::supervisor::Supervisor;
+use crate::model::ports::{Fault, OpenError};
+use crate::platform::config::Config;
+use crate::platform::http;
+use crate::platform::retry::Jitter;
+use crate::platform::service_manager::ServiceManager;
+use crate::platform::telemetry::{
     Health, Instruments, Metrics, MetricsError, QueueDepths, Spans, Suppressed, dropped_lines,
     metrics_wanted, seconds,
 };

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use vote_aggregator::store::{self, Patience};
+use vote_aggregator::adapters::store::{self, Patience};
 
 use crate::contender::{Contender, Peers};
 use crate::measure::{Bench, Run};

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, interval, sleep};
-use vote_aggregator::broker::{Publisher, RabbitMq};
-use vote_aggregator::publish::{Samples, Shape};
+use vote_aggregator::adapters::broker::{Publisher, RabbitMq};
+use vote_aggregator::operator::publish::{Samples, Shape};
 
 use crate::contender::{Contender, Peers};
 use crate::it::support::{Service, eventually};
@@ -88,7 +88,7 @@ async fn publish_now(
     publisher: &Publisher,
     queue: &str,
     number: u32,
-) -> vote_aggregator::broker::Confirm {
+) -> vote_aggregator::adapters::broker::Confirm {
     let now = OffsetDateTime::now_utc().format(&Rfc3339).expect("a year of four digits");
     let body = json!({
         "vote_hash": format!("{:032x}{number:032x}", fastrand::u128(..)),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 use tokio::time::{Instant, sleep, timeout};
-use vote_aggregator::publish::{Samples, Shape};
+use vote_aggregator::operator::publish::{Samples, Shape};
 
 use crate::it::support::{Servers, Service, Stage};
 use crate::meter::{cpu_seconds, peak_memory};

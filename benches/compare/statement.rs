@@ -5,14 +5,14 @@ use futures::future::join_all;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use time::OffsetDateTime;
 use tokio::time::Instant;
-use vote_aggregator::vote::{self, Vote};
+use vote_aggregator::model::vote::{self, Vote};
 
 use crate::measure::{Bench, Run};
 use crate::report::{Figures, Report};
-use vote_aggregator::publish::{Samples, Shape};
+use vote_aggregator::operator::publish::{Samples, Shape};
 
 /// The service's own.
-const COUNT: &str = include_str!("../../src/store/count.sql");
+const COUNT: &str = include_str!("../../src/adapters/store/count.sql");
 
 /// As one writes it at first: a serial number for a key, the hash UNIQUE in the database's own
 /// collation (C.UTF-8 here, as in any database that is not made with C), rows in order of arrival.

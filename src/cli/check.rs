@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use vote_aggregator::check::{self, Finding, Report, Severity};
-use vote_aggregator::config::{Config, ConfigErrors};
-use vote_aggregator::terminal::{colours, printable};
+use vote_aggregator::operator::check::{self, Finding, Report, Severity};
+use vote_aggregator::platform::config::{Config, ConfigErrors};
+use vote_aggregator::platform::terminal::{colours, printable};
 
 use super::{exit, output};
 

@@ -7,13 +7,13 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use indicatif::{HumanCount, ProgressBar};
-use vote_aggregator::broker::{DeadLetterMessage, DeadLetterQueue, DeliveryLimit};
-use vote_aggregator::config::Config;
-use vote_aggregator::dlq::{
+use vote_aggregator::adapters::broker::{DeadLetterMessage, DeadLetterQueue, DeliveryLimit};
+use vote_aggregator::model::ports::{Lost, OpenError};
+use vote_aggregator::operator::dlq::{
     self, Ended, Examined, Filter, PurgeError, Selection, Tally, TrialError,
 };
-use vote_aggregator::ports::{Lost, OpenError};
-use vote_aggregator::publish::progress::{self, Length};
+use vote_aggregator::operator::publish::progress::{self, Length};
+use vote_aggregator::platform::config::Config;
 
 use super::exit;
 use super::output::{self, note};

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use vote_aggregator::ports::OpenError;
-use vote_aggregator::store::StartError;
+use vote_aggregator::adapters::store::StartError;
+use vote_aggregator::model::ports::OpenError;
 
 /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no;
 /// for `dlq`: not everything that matches was put back or removed.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use vote_aggregator::config::Config;
+use vote_aggregator::platform::config::Config;
 
 use super::{exit, output};
 

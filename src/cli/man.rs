@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Command};
 use clap_mangen::Man;
 
-use vote_aggregator::publish::files;
+use vote_aggregator::operator::publish::files;
 
 use super::exit;
 use super::output::{answer, note};

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use vote_aggregator::config::Config;
-use vote_aggregator::store::{self, Migrated, Patience};
+use vote_aggregator::adapters::store::{self, Migrated, Patience};
+use vote_aggregator::platform::config::Config;
 
 use super::{RETRY_FOR, exit, output};
 

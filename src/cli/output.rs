@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
-use vote_aggregator::telemetry::with_priority;
+use vote_aggregator::platform::telemetry::with_priority;
 
 use super::exit;
 

@@ -9,12 +9,12 @@ use clap::Args;
 use comfy_table::Table;
 use indicatif::HumanCount;
 use tokio_util::sync::CancellationToken;
-use vote_aggregator::broker::RabbitMq;
-use vote_aggregator::config::Config;
-use vote_aggregator::publish::{
+use vote_aggregator::adapters::broker::RabbitMq;
+use vote_aggregator::operator::publish::{
     self, Check, Checkpoint, CheckpointError, Pace, Position, PublishError, Report, Samples, Shape,
     Source, files,
 };
+use vote_aggregator::platform::config::Config;
 
 use super::signals::{Signals, leave};
 use super::{RETRY_FOR, exit, output};

@@ -9,10 +9,10 @@ use comfy_table::Table;
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use vote_aggregator::config::Config;
-use vote_aggregator::store::{
+use vote_aggregator::adapters::store::{
     self, Comparison, Correction, LawCounts, Patience, Progress, StartError,
 };
+use vote_aggregator::platform::config::Config;
 
 use super::{RETRY_FOR, agreed, exit, output};
 

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
-use vote_aggregator::config::Config;
-use vote_aggregator::results::{self, LawResult, Order, Reading, grouped, moment, printable};
-use vote_aggregator::store::{self, Patience};
-use vote_aggregator::terminal;
+use vote_aggregator::adapters::store::{self, Patience};
+use vote_aggregator::model::results::{
+    self, LawResult, Order, Reading, grouped, moment, printable,
+};
+use vote_aggregator::platform::config::Config;
+use vote_aggregator::platform::terminal;
 
 use super::{RETRY_FOR, exit, output, watch};
 

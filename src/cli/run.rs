@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use futures::{FutureExt, future};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use vote_aggregator::config::{Config, Problem, Suspicions};
+use vote_aggregator::platform::config::{Config, Problem, Suspicions};
+use vote_aggregator::platform::service_manager::ServiceManager;
+use vote_aggregator::platform::telemetry::{Traces, seconds};
 use vote_aggregator::service::{self, NamedTask, ServiceError};
-use vote_aggregator::service_manager::ServiceManager;
-use vote_aggregator::telemetry::{Traces, seconds};
 
 use super::signals::{Signals, leave};
 use super::{FLUSH_TIMEOUT, exit};
@@ -139,7 +139,7 @@ fn settings(config: &Config) -> String {
 
 #[cfg(test)]
 mod tests {
-    use vote_aggregator::config::Sources;
+    use vote_aggregator::platform::config::Sources;
 
     use super::*;
 

@@ -3,7 +3,7 @@
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vote_aggregator::telemetry;
+use vote_aggregator::platform::telemetry;
 
 /// Ends the process with everything that is still under way in it.
 pub(super) fn leave(code: u8) -> ! {

@@ -11,9 +11,9 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, Ke
 use time::OffsetDateTime;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::{Instant, MissedTickBehavior};
-use vote_aggregator::config::Config;
-use vote_aggregator::results::Reading;
-use vote_aggregator::store::{Results, StartError};
+use vote_aggregator::adapters::store::{Results, StartError};
+use vote_aggregator::model::results::Reading;
+use vote_aggregator::platform::config::Config;
 
 pub(super) use self::screen::View;
 use super::signals::Signals;

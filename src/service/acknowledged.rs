@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::pipeline::Acknowledged;
-use crate::ports::Fault;
-use crate::store::{LookUp, LostVotes, PgStore};
-use crate::telemetry::{Health, Instruments};
+use crate::adapters::store::{LookUp, LostVotes, PgStore};
+use crate::counting::pipeline::Acknowledged;
+use crate::model::ports::Fault;
+use crate::platform::telemetry::{Health, Instruments};
 
 /// Looks up what was acknowledged, and raises the alarm.
 pub(super) struct AcknowledgedWatch {

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::broker::QueueFacts;
-use crate::check::queue;
-use crate::config::keys;
-use crate::telemetry::Health;
+use crate::adapters::broker::QueueFacts;
+use crate::operator::check::queue;
+use crate::platform::config::keys;
+use crate::platform::telemetry::Health;
 
 /// Returns an observer of a queue's facts that warns of what can lose votes, of the same only once.
 pub(super) fn observer(name: String, health: Arc<Health>) -> impl Fn(&QueueFacts) + Send + Sync {

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::ports::Fault;
-use crate::retry::Jitter;
-use crate::store::{Comparison, PAUSES, PgStore, Reconciled, Shared};
-use crate::telemetry::{Instruments, seconds};
+use crate::adapters::store::{Comparison, PAUSES, PgStore, Reconciled, Shared};
+use crate::model::ports::Fault;
+use crate::platform::retry::Jitter;
+use crate::platform::telemetry::{Instruments, seconds};
 
 /// Laws that a log line names.
 const TOLD: usize = 10;
@@ -131,7 +131,7 @@ fn tell(comparison: &Comparison, differed: bool, elapsed: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ports::Class;
+    use crate::model::ports::Class;
 
     #[test]
     fn comparing_takes_at_most_a_twentieth_of_the_time() {

@@ -3,7 +3,7 @@
 use futures::FutureExt;
 
 use super::*;
-use crate::config::Sources;
+use crate::platform::config::Sources;
 
 /// Nothing listens on port 1.
 fn without_servers() -> Config {

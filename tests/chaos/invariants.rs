@@ -11,7 +11,7 @@ use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use tokio::time::Instant;
-use vote_aggregator::vote::{Choice, Vote, decode};
+use vote_aggregator::model::vote::{Choice, Vote, decode};
 
 use crate::Result;
 use crate::instances::Seen;

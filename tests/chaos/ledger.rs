@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::json;
 use tokio::time::Instant;
-use vote_aggregator::vote::Vote;
+use vote_aggregator::model::vote::Vote;
 
 use crate::Result;
 use crate::traffic::Message;

@@ -4,7 +4,7 @@ use serde_json::json;
 use time::format_description::well_known::Rfc3339;
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime, UtcOffset};
-use vote_aggregator::vote::{self, Choice, Vote};
+use vote_aggregator::model::vote::{self, Choice, Vote};
 
 use crate::Result;
 

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use vote_aggregator::config::{Config, Overrides, Sources, keys};
+use vote_aggregator::platform::config::{Config, Overrides, Sources, keys};
 
 /// Stands in every password that is given.
 const PASSWORD: &str = "correct-horse-battery-staple";

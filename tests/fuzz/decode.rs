@@ -9,7 +9,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use vote_aggregator::vote::{self, Choice, Reason, Vote};
+use vote_aggregator::model::vote::{self, Choice, Reason, Vote};
 
 /// The limit of a body unless it is configured otherwise.
 pub const MAX_BYTES: usize = 16_384;

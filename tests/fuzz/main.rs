@@ -67,7 +67,8 @@ fn a_hundred_thousand_brackets_are_no_stack_overflow() {
     let depth = 100_000;
     for (open, inner, close) in [("[", "", "]"), ("{\"k\":", "1", "}"), ("[{\"k\":", "1", "}]")] {
         let deep = [&open.repeat(depth), inner, &close.repeat(depth)].concat();
-        let decoded = |body: &str| vote_aggregator::vote::decode(body.as_bytes(), usize::MAX);
+        let decoded =
+            |body: &str| vote_aggregator::model::vote::decode(body.as_bytes(), usize::MAX);
         assert!(decoded(&format!("{valid}{deep}}}")).is_ok(), "ignored, {depth} deep");
         assert!(decoded(&format!("{valid}{}}}", open.repeat(depth))).is_err(), "never closed");
         assert!(decoded(&valid.replace("\"oui\"", &deep)).is_err());

@@ -4,7 +4,7 @@
 
 use amq_protocol::frame::{AMQPContentHeader, AMQPFrame, parse_frame};
 use amq_protocol::protocol::{AMQPClass, basic};
-use vote_aggregator::broker::Frames;
+use vote_aggregator::adapters::broker::Frames;
 
 const MARK: &str = "vote-aggregator: invalid properties";
 /// RabbitMQ's and the client's.

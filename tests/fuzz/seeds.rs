@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use serde_json::Value;
-use vote_aggregator::config::keys;
+use vote_aggregator::platform::config::keys;
 
 use super::config::PART;
 use super::hostile;

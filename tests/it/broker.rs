@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use lapin::types::AMQPValue;
 use serde_json::Value;
-use vote_aggregator::vote::{Choice, Vote};
+use vote_aggregator::model::vote::{Choice, Vote};
 
 use crate::support::{Servers, Stage, eventually, message, messages, vote, votes};
 
@@ -70,7 +70,7 @@ async fn the_corpus_ends_up_counted_or_dead_lettered_and_nothing_is_lost() {
     let log = service.stop().await;
     let expected: Vec<Vote> = good
         .iter()
-        .map(|(name, body, _)| vote_aggregator::vote::decode(body, 16_384).expect(name))
+        .map(|(name, body, _)| vote_aggregator::model::vote::decode(body, 16_384).expect(name))
         .collect();
     for vote in expected.iter().filter(|vote| vote.citizen_id.len() > 3) {
         assert!(!log.contains(vote.citizen_id.as_str()), "a citizen_id in the log");

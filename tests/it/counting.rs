@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sqlx::{AssertSqlSafe, Row};
 use time::OffsetDateTime;
-use vote_aggregator::ports::{Class, Counted, Store, Votes};
-use vote_aggregator::store::PgStore;
-use vote_aggregator::vote::{self, Choice, Vote};
+use vote_aggregator::adapters::store::PgStore;
+use vote_aggregator::model::ports::{Class, Counted, Store, Votes};
+use vote_aggregator::model::vote::{self, Choice, Vote};
 
 use crate::support::{Servers, Stage, eventually, message, vote, votes};
 

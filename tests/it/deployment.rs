@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use vote_aggregator::config::{Config, Sources, keys};
+use vote_aggregator::platform::config::{Config, Sources, keys};
 
 use crate::support::repository::{ROOT, files_below, read};
 

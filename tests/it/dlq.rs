@@ -17,8 +17,8 @@ use lapin::types::AMQPValue;
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::time::timeout;
-use vote_aggregator::broker::RabbitMq;
-use vote_aggregator::vote::{Choice, Vote};
+use vote_aggregator::adapters::broker::RabbitMq;
+use vote_aggregator::model::vote::{Choice, Vote};
 
 use crate::support::{
     BINARY, Ended, PATIENCE, Servers, Service, Stage, command, ended, eventually, execute, message,

@@ -6,7 +6,7 @@ mod properties;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use vote_aggregator::vote::{Choice, Vote};
+use vote_aggregator::model::vote::{Choice, Vote};
 
 use crate::support::{Servers, Service, Stage, eventually_within, message, vote, votes};
 

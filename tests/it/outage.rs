@@ -1,7 +1,7 @@
 //! Servers that stop and come back, under load.
 
 use rustix::process::{Pid, Signal, kill_process};
-use vote_aggregator::vote::Vote;
+use vote_aggregator::model::vote::Vote;
 
 use crate::support::{PATIENCE, Servers, Service, Stage, eventually, eventually_within, votes};
 

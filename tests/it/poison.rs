@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lapin::types::AMQPValue;
-use vote_aggregator::vote::{Choice, Vote};
+use vote_aggregator::model::vote::{Choice, Vote};
 
 use crate::support::{Servers, Stage, eventually, message, vote, votes};
 

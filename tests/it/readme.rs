@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::process::Command;
 use tokio::time::timeout;
-use vote_aggregator::config::{keys, shipped_default};
-use vote_aggregator::vote;
+use vote_aggregator::model::vote;
+use vote_aggregator::platform::config::{keys, shipped_default};
 
 use crate::support::{Servers, Stage, eventually, votes};
 

@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use sqlx::AssertSqlSafe;
 
-use vote_aggregator::store::{PgStore, Reconciled, options};
+use vote_aggregator::adapters::store::{PgStore, Reconciled, options};
 
 use crate::support::{Pooler, Servers, Service, Stage, eventually, votes};
 

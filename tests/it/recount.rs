@@ -7,9 +7,9 @@ use serde_json::json;
 use sqlx::Row;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use vote_aggregator::ports::{Class, Store, Votes};
-use vote_aggregator::store::{self, Patience};
-use vote_aggregator::vote::Choice;
+use vote_aggregator::adapters::store::{self, Patience};
+use vote_aggregator::model::ports::{Class, Store, Votes};
+use vote_aggregator::model::vote::Choice;
 
 use crate::support::{
     BINARY, Ended, PATIENCE, Servers, Stage, command, ended, eventually, execute, run, vote, votes,

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 
 use sqlx::AssertSqlSafe;
 use sqlx::Row;
-use vote_aggregator::ports::{Store, Votes};
-use vote_aggregator::store::StartError;
-use vote_aggregator::vote::Choice;
+use vote_aggregator::adapters::store::StartError;
+use vote_aggregator::model::ports::{Store, Votes};
+use vote_aggregator::model::vote::Choice;
 
 use crate::support::{Servers, Stage, eventually, vote, votes};
 

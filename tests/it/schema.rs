@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use sqlx::Row;
-use vote_aggregator::ports::{Store, Votes};
-use vote_aggregator::store::{self, StartError};
-use vote_aggregator::vote::Choice;
+use vote_aggregator::adapters::store::{self, StartError};
+use vote_aggregator::model::ports::{Store, Votes};
+use vote_aggregator::model::vote::Choice;
 
 use crate::support::{Servers, Stage, execute, run, vote, votes};
 

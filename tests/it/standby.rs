@@ -1,7 +1,7 @@
 //! A PostgreSQL with a synchronous standby that goes away, and a failover to it.
 
 use sqlx::Row;
-use vote_aggregator::ports::{Store, Votes};
+use vote_aggregator::model::ports::{Store, Votes};
 
 use crate::support::{Servers, Service, Stage, eventually, votes};
 

@@ -2,7 +2,7 @@
 
 use lapin::types::AMQPValue;
 use sqlx::AssertSqlSafe;
-use vote_aggregator::store::StartError;
+use vote_aggregator::adapters::store::StartError;
 
 use crate::support::{Pooler, Servers, Service, Stage, eventually, run, votes};
 

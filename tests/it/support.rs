@@ -16,7 +16,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
-use vote_aggregator::vote::{Choice, Vote};
+use vote_aggregator::model::vote::{Choice, Vote};
 
 pub use self::certificates::{Authority, Files, Validity};
 pub use self::collector::Collector;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use vote_aggregator::vote::{Choice, Reason};
+use vote_aggregator::model::vote::{Choice, Reason};
 
 use crate::support::{Servers, Stage, eventually, message, messages, vote, votes};
 

@@ -10,7 +10,7 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use rustix::process::Signal;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
-use vote_aggregator::broker::RabbitMq;
+use vote_aggregator::adapters::broker::RabbitMq;
 
 use crate::support::collector::texts;
 use crate::support::{Collector, Servers, Service, Stage, message, votes};

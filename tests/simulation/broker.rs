@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use vote_aggregator::ports::{Delivery, DeliveryTag, Lost};
+use vote_aggregator::model::ports::{Delivery, DeliveryTag, Lost};
 
 use crate::plan::Plan;
 use crate::world::World;

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use time::macros::datetime;
-use vote_aggregator::pipeline::{Limits, RetryPolicy};
-use vote_aggregator::vote::{Choice, Vote};
+use vote_aggregator::counting::pipeline::{Limits, RetryPolicy};
+use vote_aggregator::model::vote::{Choice, Vote};
 
 use crate::plan::{Faults, Item, POISON, Plan, Publication, item, malformed_item};
 use crate::run::run;

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
-use vote_aggregator::ports::{DeadLetter, DeliveryTag};
-use vote_aggregator::vote::{Choice, Vote};
+use vote_aggregator::model::ports::{DeadLetter, DeliveryTag};
+use vote_aggregator::model::vote::{Choice, Vote};
 
 use crate::broker::{How, SessionId};
 use crate::plan::POISON;

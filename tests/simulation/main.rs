@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use vote_aggregator::telemetry::{Health, Instruments, Metrics};
+use vote_aggregator::platform::telemetry::{Health, Instruments, Metrics};
 
 use crate::plan::Plan;
 use crate::run::{Outcome, run};

@@ -8,8 +8,8 @@ use fastrand::Rng;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::datetime;
-use vote_aggregator::pipeline::{Limits, RetryPolicy};
-use vote_aggregator::vote::{Choice, Vote};
+use vote_aggregator::counting::pipeline::{Limits, RetryPolicy};
+use vote_aggregator::model::vote::{Choice, Vote};
 
 const FIRST_CAST: OffsetDateTime = datetime!(2025-11-14 12:00 UTC);
 /// The citizen whose votes the model store refuses for ever.

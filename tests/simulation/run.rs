@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use vote_aggregator::pipeline::Acknowledged;
-use vote_aggregator::retry::Jitter;
-use vote_aggregator::supervisor::Supervisor;
-use vote_aggregator::telemetry::{Health, Instruments};
+use vote_aggregator::counting::pipeline::Acknowledged;
+use vote_aggregator::counting::supervisor::Supervisor;
+use vote_aggregator::platform::retry::Jitter;
+use vote_aggregator::platform::telemetry::{Health, Instruments};
 
 use crate::broker::SessionId;
 use crate::invariants;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::Stream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
-use vote_aggregator::ports::{
+use vote_aggregator::model::ports::{
     Broker, Channel, DeadLetter, DeadLetters, Delivery, DeliveryTag, Lost, OpenError, Session,
 };
 

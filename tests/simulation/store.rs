@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
-use vote_aggregator::ports::{Class, Counted, Fault, LawCount, Store, Votes};
-use vote_aggregator::store::classify;
-use vote_aggregator::vote::{Choice, Vote};
+use vote_aggregator::adapters::store::classify;
+use vote_aggregator::model::ports::{Class, Counted, Fault, LawCount, Store, Votes};
+use vote_aggregator::model::vote::{Choice, Vote};
 
 use crate::plan::{Mishap, Outage, POISON, Trouble};
 use crate::world::{Process, World, lock};
@@ -136,7 +136,7 @@ impl Database {
 
     /// PostgreSQL waits for standbys only if a transaction wrote WAL.
     fn writes(&self, votes: &[Vote]) -> bool {
-        include_str!("../../src/store/classify.sql").contains(REPLAYS_WRITE)
+        include_str!("../../src/adapters/store/classify.sql").contains(REPLAYS_WRITE)
             || votes.iter().any(|vote| !self.has(vote))
     }
 }

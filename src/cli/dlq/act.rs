@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{HumanCount, ProgressBar};
-use vote_aggregator::broker::{DeadLetterQueue, RabbitMq, Republisher};
-use vote_aggregator::config::Config;
-use vote_aggregator::dlq::{
+use vote_aggregator::adapters::broker::{DeadLetterQueue, RabbitMq, Republisher};
+use vote_aggregator::operator::dlq::{
     self, Ended, Fingerprint, Outcome, PurgeArchive, PurgeError, Reader, Selection, Tally, Target,
     TrialResults, TrialTimeouts, fingerprint,
 };
-use vote_aggregator::terminal::printable;
+use vote_aggregator::platform::config::Config;
+use vote_aggregator::platform::terminal::printable;
 
 use super::super::{agreed, output};
 use super::{Failed, Filters, finish, limit, open, read};

@@ -9,10 +9,10 @@ use clap::Args;
 use comfy_table::Table;
 use indicatif::HumanCount;
 use serde_json::{Map, Value, json};
-use vote_aggregator::broker::DeadLetterMessage;
-use vote_aggregator::config::Config;
-use vote_aggregator::dlq::{self, DeadLetterReason, Examined, Selection, Shown, Tally};
-use vote_aggregator::terminal::{json_line, printable};
+use vote_aggregator::adapters::broker::DeadLetterMessage;
+use vote_aggregator::operator::dlq::{self, DeadLetterReason, Examined, Selection, Shown, Tally};
+use vote_aggregator::platform::config::Config;
+use vote_aggregator::platform::terminal::{json_line, printable};
 
 use super::super::output;
 use super::{Failed, Filters, limit, read};

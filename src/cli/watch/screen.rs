@@ -10,7 +10,7 @@ use ratatui::text::{Line, Text};
 use ratatui::widgets::{Cell, Paragraph, Row, Table, Wrap};
 use time::OffsetDateTime;
 use tokio::time::Instant;
-use vote_aggregator::results::{
+use vote_aggregator::model::results::{
     LawResult, Order, Reading, Span, Trend, grouped, moment, percentages, printable,
 };
 

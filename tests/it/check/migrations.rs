@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use vote_aggregator::ports::{Store, Votes};
+use vote_aggregator::model::ports::{Store, Votes};
 
 use super::{as_role, check, login};
 use crate::deployment::sql_block;

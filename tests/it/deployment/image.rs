@@ -68,8 +68,10 @@ fn its_instructions_need_no_shell_and_no_root() {
     assert_eq!(health_check()[..2], [entry[0].as_str(), "health-check"]);
     assert_eq!(
         only("EXPOSE"),
-        vote_aggregator::config::shipped_default(&vote_aggregator::config::keys::PROMETHEUS_PORT)
-            .expect("a default")
+        vote_aggregator::platform::config::shipped_default(
+            &vote_aggregator::platform::config::keys::PROMETHEUS_PORT
+        )
+        .expect("a default")
     );
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vote_aggregator::config::{keys, shipped_default};
+use vote_aggregator::platform::config::{keys, shipped_default};
 
 use super::{ROOT, Scratch, is_known, read};
 use crate::support::{Servers, Service, Stage, votes};

@@ -1,8 +1,8 @@
 //! `dlq replay`: what is put back is counted once, and what is not stays.
 
 use indicatif::ProgressBar;
-use vote_aggregator::broker::{DeadLetterQueue, Republisher};
-use vote_aggregator::dlq::{Filter, Reader, Selection, Target, replay};
+use vote_aggregator::adapters::broker::{DeadLetterQueue, Republisher};
+use vote_aggregator::operator::dlq::{Filter, Reader, Selection, Target, replay};
 
 use super::*;
 use crate::support::messages;

@@ -6,13 +6,13 @@ use std::time::Duration;
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use vote_aggregator::vote::Vote;
+use vote_aggregator::model::vote::Vote;
 
 use self::corpus::{Hostile, corpus};
 use crate::support::{
     RawPublisher, Servers, Stage, eventually, eventually_within, message, run, vote, votes,
 };
-use vote_aggregator::vote::Choice;
+use vote_aggregator::model::vote::Choice;
 
 #[path = "../../fuzz/hostile.rs"]
 mod corpus;

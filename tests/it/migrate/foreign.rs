@@ -1,8 +1,8 @@
 //! Objects under our names that another role made.
 
 use sqlx::Row;
-use vote_aggregator::ports::{Store, Votes};
-use vote_aggregator::store::StartError;
+use vote_aggregator::adapters::store::StartError;
+use vote_aggregator::model::ports::{Store, Votes};
 
 use super::pending;
 use crate::support::{BINARY, Servers, Stage, command, ended, execute, run, votes};

@@ -11,12 +11,12 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Row};
 use time::OffsetDateTime;
 use tokio::time::timeout;
-use vote_aggregator::broker::RabbitMq;
-use vote_aggregator::config::{Config, Sources};
-use vote_aggregator::retry::Jitter;
-use vote_aggregator::store::{self, PgStore, StartError};
-use vote_aggregator::telemetry::Health;
-use vote_aggregator::vote::{Choice, Vote};
+use vote_aggregator::adapters::broker::RabbitMq;
+use vote_aggregator::adapters::store::{self, PgStore, StartError};
+use vote_aggregator::model::vote::{Choice, Vote};
+use vote_aggregator::platform::config::{Config, Sources};
+use vote_aggregator::platform::retry::Jitter;
+use vote_aggregator::platform::telemetry::Health;
 
 use super::{PATIENCE, Servers, Service, eventually, message};
 

@@ -1,0 +1,241 @@
+//! One AMQP connection: address, TLS, heartbeat, and what a refusal means.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::{Connection, ConnectionProperties, Error, ErrorKind};
+use secrecy::ExposeSecret;
+use tokio::time::timeout;
+
+use super::screen::FRAME_MAX;
+use super::{refusal, runtime};
+use crate::model::ports::OpenError;
+use crate::platform::config::{RabbitMq as Config, keys};
+use crate::platform::tls::{self, TlsFailure, TlsFailureKind, Variables};
+
+/// Longest wait for TCP, TLS and the AMQP handshake together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+static VARIABLES: Variables = Variables {
+    host: keys::RABBITMQ_HOST.variable,
+    port: keys::RABBITMQ_PORT.variable,
+    mode: keys::RABBITMQ_TLS.variable,
+    ca_file: keys::RABBITMQ_TLS_CA_FILE.variable,
+    cert_file: keys::RABBITMQ_TLS_CERT_FILE.variable,
+    key_file: keys::RABBITMQ_TLS_KEY_FILE.variable,
+};
+
+/// Opens a connection that `purpose` names in the broker's listings.
+pub(super) async fn open(config: &Config, purpose: &str) -> Result<Connection, OpenError> {
+    let properties = ConnectionProperties::default()
+        .with_connection_name(format!("vote-aggregator: {purpose}").into());
+    let connecting = runtime::connect(uri(config), properties, tls(config)?);
+    match timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(not_opened(config, &error)),
+        Err(_) => Err(OpenError::Unavailable(format!(
+            "{} did not answer within {CONNECT_TIMEOUT:?}",
+            describe(config)
+        ))),
+    }
+}
+
+/// Where and as whom we connect, for messages: never the password.
+pub fn describe(config: &Config) -> String {
+    let Config { host, port, vhost, user, .. } = config;
+    format!("RabbitMQ on {host}:{port}, virtual host {vhost:?}, user {user:?}")
+}
+
+/// Returns what an error before the AMQP handshake means.
+fn not_opened(config: &Config, error: &Error) -> OpenError {
+    if let ErrorKind::IOError(cause) = error.kind()
+        && let Some(failure) = TlsFailure::of(&**cause)
+    {
+        let message = failure.message(&describe(config), &VARIABLES, config.tls_ca_file.as_deref());
+        return match failure.kind {
+            TlsFailureKind::ClientCertificate => OpenError::Credentials(message),
+            TlsFailureKind::OutOfDate => OpenError::Unavailable(message),
+            TlsFailureKind::Untrusted => OpenError::Configuration(message),
+        };
+    }
+    let Variables { host, port, mode, cert_file, .. } = VARIABLES;
+    match error.kind() {
+        // The client can't use the settings, or speak to what answers, at any time.
+        ErrorKind::InvalidProtocolVersion(_)
+        | ErrorKind::SerialisationError(_)
+        | ErrorKind::AuthProviderError(_)
+        | ErrorKind::NoDefaultRuntime => OpenError::Configuration(format!(
+            "{error}; {}. Check what listens there ({host}, {port}) and the login",
+            describe(config)
+        )),
+        _ => match (refused(config, error), is_hang_up(error)) {
+            (OpenError::Unavailable(message), true) => OpenError::Unavailable(match config.tls {
+                // What a port with TLS does to a client without, and a broker that is stopping, too.
+                false => format!("{message}. If that port takes TLS only, set {mode}=true"),
+                true => format!(
+                    "{message}. If that goes on, the broker may refuse our certificate or the lack \
+                     of one ({cert_file}) without saying so; see its log"
+                ),
+            }),
+            (other, _) => other,
+        },
+    }
+}
+
+/// Whether the other end hung up, or answered in another protocol.
+fn is_hang_up(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::IOError(cause) => matches!(
+            cause.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+        ),
+        ErrorKind::ParsingError(_) => true,
+        _ => false,
+    }
+}
+
+/// Returns what an error of the broker means for opening something.
+pub(super) fn refused(config: &Config, error: &Error) -> OpenError {
+    let message = format!("{error}; {}", describe(config));
+    if let Some(occupied) = refusal::occupied(error, &message) {
+        return occupied;
+    }
+    match amqp_code(error) {
+        Some(403) => {
+            OpenError::Credentials(format!("{message}. {}", refusal::access(config, error)))
+        }
+        Some(530) => OpenError::Configuration(format!(
+            "{message}. Check RABBITMQ_VHOST and the user's access to it"
+        )),
+        // RabbitMQ 3.10, killed just after a start, can come back with a queue that stays without a
+        // leader: its dead-letter supervisor has given up and is not started again.
+        Some(541) => OpenError::Unavailable(format!(
+            "{message}. RabbitMQ failed inside, its log says why; when this goes on, restart it"
+        )),
+        _ => OpenError::Unavailable(message),
+    }
+}
+
+/// The AMQP reply code, when the broker gave one.
+pub(super) fn amqp_code(error: &Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(protocol) => Some(protocol.get_id()),
+        _ => None,
+    }
+}
+
+/// Reads the password's file anew, as [`tls()`] does its files.
+fn uri(config: &Config) -> AMQPUri {
+    AMQPUri {
+        scheme: if config.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+        authority: AMQPAuthority {
+            userinfo: AMQPUserInfo {
+                username: config.user.clone(),
+                password: config.password.current().expose_secret().to_owned(),
+            },
+            host: config.host.clone(),
+            port: config.port,
+        },
+        vhost: config.vhost.clone(),
+        query: AMQPQueryString {
+            // A dead peer shows after twice the heartbeat.
+            heartbeat: Some(u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX)),
+            frame_max: Some(FRAME_MAX),
+            ..AMQPQueryString::default()
+        },
+    }
+}
+
+/// Reads the files anew for each connection, so that renewed ones need no restart. They were in
+/// order at start; what replaced them may not be.
+fn tls(config: &Config) -> Result<OwnedTLSConfig, OpenError> {
+    let wrong = |variable: &str, path: &Path, what: String| {
+        OpenError::Configuration(format!("{variable}: {} {what}", path.display()))
+    };
+    let read = |variable: &str, path: &Path| {
+        std::fs::read(path).map_err(|e| wrong(variable, path, format!("cannot be read ({e})")))
+    };
+    let Variables { ca_file, cert_file, key_file, .. } = VARIABLES;
+    let cert_chain = match &config.tls_ca_file {
+        None => None,
+        Some(path) => {
+            let pem = read(ca_file, path)?;
+            tls::authorities(&pem).map_err(|what| wrong(ca_file, path, what))?;
+            // Only comments can be anything but ASCII.
+            Some(String::from_utf8_lossy(&pem).into_owned())
+        }
+    };
+    let identity = match (&config.tls_cert_file, &config.tls_key_file) {
+        (Some(cert), Some(key)) => {
+            let (pem, private) = (read(cert_file, cert)?, read(key_file, key)?);
+            tls::check_key(&private).map_err(|what| wrong(key_file, key, what))?;
+            tls::check_identity(&pem, &private).map_err(|what| wrong(cert_file, cert, what))?;
+            Some(OwnedIdentity::PKCS8 { pem, key: private })
+        }
+        _ => None,
+    };
+    Ok(OwnedTLSConfig { identity, cert_chain })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{AlertDescription, CertificateError, Error as TlsError};
+
+    use super::*;
+    use crate::platform::config::{Config as Whole, Sources};
+
+    fn judged(tls: TlsError) -> OpenError {
+        let config = Whole::load(&Sources::default()).expect("the defaults are good");
+        let error = Error::from(io::Error::new(io::ErrorKind::InvalidData, tls));
+        not_opened(&config.rabbitmq, &error)
+    }
+
+    #[test]
+    fn tls_is_fatal_at_start_unless_a_certificate_can_be_renewed() {
+        let unknown = judged(TlsError::InvalidCertificate(CertificateError::UnknownIssuer));
+        assert!(matches!(unknown, OpenError::Configuration(_)), "{unknown:?}");
+        let refused = judged(TlsError::AlertReceived(AlertDescription::CertificateRequired));
+        assert!(matches!(refused, OpenError::Credentials(_)), "{refused:?}");
+        let expired = judged(TlsError::InvalidCertificate(CertificateError::Expired));
+        assert!(matches!(expired, OpenError::Unavailable(_)), "{expired:?}");
+        for error in [unknown, refused, expired] {
+            let told = error.to_string();
+            assert!(told.contains("RabbitMQ on localhost:5672"), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_the_client_cannot_use_is_never_waited_for() {
+        let config = Whole::load(&Sources::default()).expect("the defaults are good");
+        for kind in [
+            ErrorKind::InvalidProtocolVersion(amq_protocol::frame::ProtocolVersion::amqp_0_9_1()),
+            ErrorKind::AuthProviderError("no such mechanism".to_owned()),
+            ErrorKind::NoDefaultRuntime,
+        ] {
+            let told = not_opened(&config.rabbitmq, &Error::from(kind));
+            assert!(
+                matches!(&told, OpenError::Configuration(text) if text.contains("RABBITMQ_HOST")),
+                "{told:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broker_that_hangs_up_is_waited_for_with_a_hint() {
+        let config = Whole::load(&Sources::default()).expect("the defaults are good");
+        let reset = Error::from(io::Error::from(io::ErrorKind::ConnectionReset));
+        let told = not_opened(&config.rabbitmq, &reset);
+        assert!(
+            matches!(&told, OpenError::Unavailable(text) if text.contains("RABBITMQ_TLS=true"))
+        );
+        let refused = Error::from(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let told = not_opened(&config.rabbitmq, &refused);
+        assert!(matches!(&told, OpenError::Unavailable(text) if !text.contains("RABBITMQ_TLS")));
+    }
+}

@@ -1,0 +1,170 @@
+//! How many messages wait in the queues, asked on a connection of its own: a question that the
+//! broker answers by closing the channel must not meet the one that consumes.
+
+use std::time::Duration;
+
+use lapin::Connection;
+use tokio::time::Instant;
+
+use super::connect;
+use super::topology::{self, QueueStatus};
+use crate::model::ports::OpenError;
+use crate::platform::config::RabbitMq as Config;
+use crate::platform::retry::Backoff;
+use crate::platform::telemetry::QueueDepths;
+
+/// AMQP's reply codes for a queue that can't be seen: no permission, its node is down, another
+/// connection's own.
+const UNSEEN: [u16; 3] = [403, 404, 405];
+
+/// Before a queue that was not seen is asked for again: soon at first, since a service that starts
+/// may be about to create it; seldom in the end, since each such question is an error in the
+/// broker's log.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Looks at the depths of the queue and of its dead-letter queue.
+pub struct QueueWatch {
+    config: Config,
+    connection: Option<Connection>,
+    /// The queue and the dead-letter queue.
+    polls: [PollState; 2],
+}
+
+/// Whether a queue is to be asked for now.
+struct PollState {
+    pauses: Backoff,
+    not_before: Option<Instant>,
+    /// Whether it was there the last time.
+    seen: bool,
+}
+
+impl PollState {
+    fn new() -> Self {
+        Self { pauses: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), not_before: None, seen: false }
+    }
+
+    fn is_due(&self) -> bool {
+        self.not_before.is_none_or(|until| Instant::now() >= until)
+    }
+
+    fn asked(&mut self, seen: bool) {
+        if seen {
+            *self = Self { seen: true, ..Self::new() };
+        } else {
+            self.seen = false;
+            self.not_before = Some(Instant::now() + self.pauses.next_delay());
+        }
+    }
+}
+
+impl QueueWatch {
+    /// Connects on first use.
+    pub fn new(config: Config) -> Self {
+        Self { config, connection: None, polls: [PollState::new(), PollState::new()] }
+    }
+
+    /// The depths as they are now.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the broker does not tell; the next look connects anew.
+    pub async fn look(&mut self) -> Result<QueueDepths, OpenError> {
+        let connection = self.connected().await?;
+        let queues = [&self.config.queue, &self.config.dead_letter_queue];
+        let mut depths = [None; 2];
+        for ((queue, depth), poll) in queues.into_iter().zip(&mut depths).zip(&mut self.polls) {
+            if poll.is_due() {
+                *depth = depth_of(&self.config, &connection, queue).await?;
+                if depth.is_none() && poll.seen && *queue == self.config.dead_letter_queue {
+                    restore(&self.config, &connection).await;
+                }
+                poll.asked(depth.is_some());
+            }
+        }
+        self.connection = Some(connection);
+        let [queue, dead_letters] = depths;
+        Ok(QueueDepths { queue, dead_letters })
+    }
+
+    /// Looks at the queue alone, whenever it is called; all zero where there is none.
+    ///
+    /// # Errors
+    /// As [`QueueWatch::look`].
+    pub async fn status(&mut self) -> Result<QueueStatus, OpenError> {
+        let connection = self.connected().await?;
+        let status = match topology::status(&connection, &self.config.queue).await {
+            Ok(status) => status.unwrap_or_default(),
+            Err(error) if connect::amqp_code(&error) == Some(405) => QueueStatus::default(),
+            Err(error) => return Err(connect::refused(&self.config, &error)),
+        };
+        self.connection = Some(connection);
+        Ok(status)
+    }
+
+    /// The connection, taken out: a look that fails or is dropped leaves no doubtful one behind.
+    async fn connected(&mut self) -> Result<Connection, OpenError> {
+        match self.connection.take() {
+            Some(connection) if connection.status().connected() => Ok(connection),
+            _ => connect::open(&self.config, "queue depths").await,
+        }
+    }
+}
+
+/// Creates the dead-letter queue anew when it was deleted: a queue's route that leads to it goes on,
+/// and what is rejected until then vanishes.
+async fn restore(config: &Config, connection: &Connection) {
+    let queue = &config.dead_letter_queue;
+    match topology::ensure_dead_letter_queue(connection, config).await {
+        Ok(()) => tracing::error!(
+            queue,
+            "the dead-letter queue was deleted and has been created anew: dead letters that were in it, \
+             and messages rejected meanwhile, are lost"
+        ),
+        Err(error) => {
+            tracing::error!(
+                queue,
+                "the dead-letter queue can't be seen and can't be created anew: {error}; rejected \
+                 messages may be lost"
+            );
+        }
+    }
+}
+
+/// `None` for a queue that does not exist or that this user can't see.
+async fn depth_of(
+    config: &Config,
+    connection: &Connection,
+    queue: &str,
+) -> Result<Option<u32>, OpenError> {
+    match topology::status(connection, queue).await {
+        Ok(status) => Ok(status.map(|status| status.ready)),
+        Err(error) if connect::amqp_code(&error).is_some_and(|code| UNSEEN.contains(&code)) => {
+            Ok(None)
+        }
+        Err(error) => Err(connect::refused(config, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_is_not_there_is_asked_for_ever_more_seldom() {
+        let mut poll = PollState::new();
+        let mut questions = 0;
+        for _ in 0..360 {
+            if poll.is_due() {
+                questions += 1;
+                poll.asked(false);
+            }
+            tokio::time::advance(Duration::from_secs(10)).await;
+        }
+        assert!((12..=20).contains(&questions), "{questions} questions in an hour");
+        poll.asked(true);
+        assert!(poll.is_due(), "one that is seen is asked for each time");
+        poll.asked(false);
+        tokio::time::advance(FIRST_PAUSE).await;
+        assert!(poll.is_due(), "and soon again when it goes");
+    }
+}

@@ -1,0 +1,174 @@
+//! What a message tells beside its body, in headers and properties.
+
+use std::time::{Duration, SystemTime};
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::long_string;
+use crate::model::ports::TraceContext;
+
+/// Microseconds since the Unix epoch at which the message was published.
+const PUBLISHED_AT: &str = "x-published-at-us";
+/// Votes may wait for an outage to end, and dead letters for somebody to look.
+const OLDEST: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// A publisher's clock may be ahead by so much.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(3_600);
+/// W3C trace context.
+const TRACEPARENT: &str = "traceparent";
+/// Why PostgreSQL refused a vote that the service dead-lettered.
+pub(super) const SQLSTATE: &str = "x-sqlstate";
+/// The vote_hash of such a vote.
+pub(super) const VOTE_HASH: &str = "x-vote-hash";
+/// When that was, as RFC 3339.
+pub(super) const REFUSED_AT: &str = "x-refused-at";
+/// On a copy of a dead letter whose properties were invalid: the copy's own are valid.
+pub(super) const INVALID_PROPERTIES: &str = "x-invalid-properties";
+/// How often a message was put back from the dead-letter queue by `dlq replay`.
+pub(super) const REPLAYS: &str = "x-replays";
+
+/// Notes that the message is published now.
+pub(super) fn stamp(headers: &mut FieldTable) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    if let Ok(micros) = i64::try_from(now.as_micros()) {
+        headers.insert(PUBLISHED_AT.into(), AMQPValue::LongLongInt(micros));
+    }
+}
+
+/// When the message was published: by the header, to the microsecond; by the `timestamp` property,
+/// to the second, when there is no such header or nothing in it makes sense.
+pub(super) fn published_at(properties: &BasicProperties) -> Option<SystemTime> {
+    let header = properties.headers().as_ref().and_then(|all| all.inner().get(PUBLISHED_AT));
+    let header = header.and_then(whole).map(Duration::from_micros).and_then(recent);
+    let property = || properties.timestamp().map(Duration::from_secs).and_then(recent);
+    header.or_else(property)
+}
+
+/// A time that a message in the queue can have. Seconds or milliseconds where microseconds belong, or
+/// the reverse, are none: a single one would spoil the sum and the quantiles of the latency.
+fn recent(since_epoch: Duration) -> Option<SystemTime> {
+    let at = SystemTime::UNIX_EPOCH.checked_add(since_epoch)?;
+    let now = SystemTime::now();
+    let past = now.duration_since(at).unwrap_or_default();
+    let future = at.duration_since(now).unwrap_or_default();
+    (past <= OLDEST && future <= CLOCKS_DIFFER).then_some(at)
+}
+
+/// The time as a header tells it.
+pub(super) fn now() -> String {
+    OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
+}
+
+/// How often an operator put the message back from the dead-letter queue. A number beyond all
+/// sense is as good as the largest.
+pub(super) fn replays(properties: &BasicProperties) -> u32 {
+    let header = properties.headers().as_ref().and_then(|all| all.inner().get(REPLAYS));
+    header.and_then(whole).map_or(0, |replays| u32::try_from(replays).unwrap_or(u32::MAX))
+}
+
+/// Makes the message part of a trace.
+pub(super) fn join(headers: &mut FieldTable, trace: &TraceContext) {
+    if let Some(traceparent) = trace.traceparent() {
+        headers.insert(TRACEPARENT.into(), long_string(traceparent));
+    }
+}
+
+/// The trace that the message is part of.
+pub(super) fn trace(properties: &BasicProperties) -> TraceContext {
+    let header = properties.headers().as_ref().and_then(|all| all.inner().get(TRACEPARENT));
+    match header {
+        Some(AMQPValue::LongString(text)) => {
+            TraceContext::new(std::str::from_utf8(text.as_bytes()).unwrap_or_default())
+        }
+        _ => TraceContext::default(),
+    }
+}
+
+/// A positive whole number, whichever of AMQP's types a client library chose for it.
+fn whole(value: &AMQPValue) -> Option<u64> {
+    let number = match value {
+        AMQPValue::LongLongInt(number) => u64::try_from(*number).ok(),
+        AMQPValue::LongInt(number) => u64::try_from(*number).ok(),
+        AMQPValue::LongUInt(number) => Some((*number).into()),
+        AMQPValue::Timestamp(number) => Some(*number),
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.parse().ok(),
+        _ => None,
+    };
+    number.filter(|number| *number > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn second() -> u64 {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.expect("after 1970").as_secs() - 10
+    }
+
+    fn with(header: Option<AMQPValue>, timestamp: Option<u64>) -> BasicProperties {
+        let mut properties = BasicProperties::default();
+        if let Some(value) = header {
+            let mut headers = FieldTable::default();
+            headers.insert(PUBLISHED_AT.into(), value);
+            properties = properties.with_headers(headers);
+        }
+        match timestamp {
+            Some(seconds) => properties.with_timestamp(seconds),
+            None => properties,
+        }
+    }
+
+    fn micros(properties: &BasicProperties) -> Option<u128> {
+        let at = published_at(properties)?;
+        Some(at.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_micros())
+    }
+
+    #[test]
+    fn the_header_wins_over_the_property_and_the_property_over_nothing() {
+        let second = second();
+        let exact = i64::try_from(second * 1_000_000 + 123_456).expect("a time");
+        let header = AMQPValue::LongLongInt(exact);
+        assert_eq!(micros(&with(Some(header.clone()), None)), Some(exact as u128));
+        assert_eq!(micros(&with(Some(header), Some(second - 7))), Some(exact as u128));
+        assert_eq!(micros(&with(None, Some(second))), Some(u128::from(second) * 1_000_000));
+        assert_eq!(micros(&with(None, None)), None);
+    }
+
+    #[test]
+    fn a_time_that_makes_no_sense_is_as_good_as_none() {
+        let second = second();
+        for odd in [
+            AMQPValue::LongLongInt(-1),
+            AMQPValue::LongLongInt(0),
+            AMQPValue::Boolean(true),
+            AMQPValue::LongString("yesterday".into()),
+            AMQPValue::Void,
+            // Seconds, milliseconds and nanoseconds where microseconds belong.
+            AMQPValue::Timestamp(second),
+            AMQPValue::Timestamp(second * 1_000),
+            AMQPValue::Timestamp(second * 1_000_000_000),
+            AMQPValue::Timestamp(u64::MAX),
+        ] {
+            assert_eq!(micros(&with(Some(odd.clone()), None)), None, "{odd:?}");
+            assert!(micros(&with(Some(odd), Some(second))).is_some());
+        }
+        for odd in [0, 1, second * 1_000, second + 7_200, second - 31 * 86_400, u64::MAX] {
+            assert_eq!(micros(&with(None, Some(odd))), None, "{odd}");
+        }
+        for good in [second + 60, second - 29 * 86_400] {
+            assert!(micros(&with(None, Some(good))).is_some(), "{good}");
+        }
+    }
+
+    #[test]
+    fn a_stamp_is_read_back_as_now() {
+        let mut headers = FieldTable::default();
+        stamp(&mut headers);
+        let read = published_at(&BasicProperties::default().with_headers(headers));
+        let age = SystemTime::now().duration_since(read.expect("stamped"));
+        assert!(age.expect("not in the future") < Duration::from_secs(60));
+    }
+}

@@ -1,0 +1,109 @@
+//! What `vote-aggregator check` needs to know of the broker. Creates and changes nothing, and asks for no
+//! more permissions than the service needs.
+
+use lapin::{Connection, Error};
+
+use super::connect::{self, amqp_code};
+use super::permissions;
+use super::topology::{self, QueueFacts, QueueStatus};
+use super::{arguments, management};
+use crate::model::ports::OpenError;
+use crate::platform::config::RabbitMq as Config;
+
+/// What [`look`] found out; `None` for what it has not looked at.
+#[derive(Debug, Default)]
+pub struct BrokerFacts {
+    /// RabbitMQ's version, or why the management API does not answer.
+    pub version: Option<Result<String, String>>,
+    pub queue: Option<QueueLook>,
+    pub dead_letter_queue: Option<QueueLook>,
+    pub publishing: Option<Publishing>,
+}
+
+/// One queue, and whether the user may do with it what the service needs: read it, or create it when it
+/// is missing.
+#[derive(Debug)]
+pub struct QueueLook {
+    pub state: QueueState,
+    pub permitted: bool,
+}
+
+/// Whether a queue is there.
+#[derive(Debug)]
+pub enum QueueState {
+    Exists(QueueStatus, QueueFacts),
+    Missing,
+    /// Another connection has declared it exclusive.
+    Exclusive,
+}
+
+/// Whether dead letters could be published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publishing {
+    Allowed,
+    /// The user has no permission to.
+    Refused,
+    /// The broker takes no publishes now.
+    Blocked,
+}
+
+/// Looks at the broker, its queues and the user's permissions; adds to `facts` as it goes.
+///
+/// # Errors
+/// [`OpenError`] with what was refused.
+pub async fn look(config: &Config, facts: &mut BrokerFacts) -> Result<(), OpenError> {
+    let connection = connect::open(config, "check").await?;
+    if let Some(url) = &config.management_url {
+        facts.version = Some(management::version(url).await);
+    }
+    let refused = |error: Error| connect::refused(config, &error);
+    let examining = topology::examine(&connection, config, arguments::FOR_CHECK);
+    let queue = look_at(&connection, &config.queue, Some(""), examining).await;
+    facts.queue = Some(queue.map_err(refused)?);
+    let examining = topology::examine_dead_letters(&connection, config, arguments::FOR_CHECK);
+    let dead_letters = look_at(&connection, &config.dead_letter_queue, None, examining).await;
+    facts.dead_letter_queue = Some(dead_letters.map_err(refused)?);
+    close(&connection).await;
+
+    // On a connection of its own: see there.
+    let connection = connect::open(config, "check, publishing").await?;
+    let publishing = match permissions::write(&connection).await {
+        Ok(true) => Publishing::Allowed,
+        Ok(false) => Publishing::Blocked,
+        Err(error) if amqp_code(&error) == Some(403) => Publishing::Refused,
+        Err(error) => return Err(refused(error)),
+    };
+    facts.publishing = Some(publishing);
+    // A blocked connection does not take its own end either.
+    if publishing != Publishing::Blocked {
+        close(&connection).await;
+    }
+    Ok(())
+}
+
+async fn look_at(
+    connection: &Connection,
+    queue: &str,
+    dead_letter_exchange: Option<&str>,
+    examining: impl Future<Output = QueueFacts>,
+) -> Result<QueueLook, Error> {
+    let (state, permitted) = match topology::status(connection, queue).await {
+        Ok(Some(status)) => {
+            let state = QueueState::Exists(status, examining.await);
+            (state, permissions::may_read(connection, queue).await?)
+        }
+        Ok(None) => {
+            let may = permissions::may_configure(connection, queue, dead_letter_exchange).await?;
+            (QueueState::Missing, may)
+        }
+        Err(error) if amqp_code(&error) == Some(405) => (QueueState::Exclusive, true),
+        Err(error) => return Err(error),
+    };
+    Ok(QueueLook { state, permitted })
+}
+
+async fn close(connection: &Connection) {
+    if let Err(error) = connection.close(200, "OK".into()).await {
+        tracing::debug!("the connection did not close cleanly: {error}");
+    }
+}

@@ -1,0 +1,189 @@
+//! What the broker refuses: what frees itself in time, and which permission is missing.
+
+use lapin::Error;
+
+use super::connect::amqp_code;
+use crate::model::ports::OpenError;
+use crate::platform::config::RabbitMq as Config;
+
+/// What the service needs, in the words of `rabbitmqctl list_permissions`.
+const NEEDED: &str = "The service needs configure and read on its queue and its dead-letter queue, \
+                      and write on the default exchange (amq.default), which dead letters are \
+                      published to";
+
+/// Returns what is occupied or not up yet, and how to free it, by the reply code and text of RabbitMQ
+/// 3.10 to 4.3. Only time or its holder frees it.
+fn occupied_by(code: u16, text: &str) -> Option<(&'static str, &'static str)> {
+    // Names of users, queues and virtual hosts are quoted; one may be called "limit reached".
+    let words: String = text.split('\'').step_by(2).collect();
+    let has = |part: &str| words.contains(part);
+    Some(match code {
+        530 if has("channel") && has("limit") && has("reached") => (
+            "the broker's limit of channels is reached",
+            "Find who holds them (`rabbitmqctl list_connections user peer_host channels`), or \
+             raise the limit (`rabbitmqctl set_user_limits`)",
+        ),
+        530 if has("limit") && has("reached") => (
+            "the broker's limit of connections is reached; see rabbitmqctl list_connections",
+            "Find who holds them (`rabbitmqctl list_connections user vhost peer_host state`), \
+             or raise the limit (`rabbitmqctl set_user_limits`, `set_vhost_limits`, \
+             connection_max of the node)",
+        ),
+        530 if has("is down") => (
+            "the virtual host is down; see the broker's log",
+            "It may be coming up; if it stays down, see the broker's log and \
+             `rabbitmqctl restart_vhost`",
+        ),
+        403 if has("in exclusive use") => (
+            "another consumer has the queue to itself; see rabbitmqctl list_consumers",
+            "Another consumer takes from this queue exclusively, the predecessor perhaps: find \
+             it (`rabbitmqctl list_consumers queue_name channel_pid`, \
+             `rabbitmqctl list_connections pid user peer_host`) and stop it",
+        ),
+        405 if has("exclusive access") => (
+            "another connection has declared the queue exclusive; see rabbitmqctl list_queues",
+            "Another connection declared this queue exclusive, and takes it along when it ends: \
+             find it (`rabbitmqctl list_queues name owner_pid`, \
+             `rabbitmqctl list_connections pid user peer_host`) and have it declare a durable one",
+        ),
+        404 if has("is down or inaccessible") => (
+            "the node that has the queue is down; see rabbitmqctl cluster_status",
+            "Start that node; the queue and its messages are on its disk",
+        ),
+        406 if has("queue limit") && has("reached") => (
+            "the virtual host's limit of queues is reached; see rabbitmqctl list_vhost_limits",
+            "Delete queues that are not needed, or raise it (`rabbitmqctl set_vhost_limits`)",
+        ),
+        _ => return None,
+    })
+}
+
+/// Returns the error for what waiting resolves; `message` is the refusal as it is reported.
+pub(super) fn occupied(error: &Error, message: &str) -> Option<OpenError> {
+    let (phrase, remedy) = occupied_by(amqp_code(error)?, &error.to_string())?;
+    let told = format!("{message}. {remedy}. The service waits for it");
+    Some(OpenError::Occupied { phrase, told })
+}
+
+/// Whether a queue is there, on a node that is down.
+pub(super) fn is_out_of_reach(error: &Error) -> bool {
+    amqp_code(error) == Some(404) && occupied_by(404, &error.to_string()).is_some()
+}
+
+/// Returns what to do about a refused access (AMQP 403).
+pub(super) fn access(config: &Config, error: &Error) -> String {
+    let text = error.to_string();
+    if text.contains("refused for user") {
+        return format!("{NEEDED}. {}", grant(config));
+    }
+    // RabbitMQ tells its log alone why it refuses a login.
+    "Check RABBITMQ_USER and RABBITMQ_PASSWORD (or RABBITMQ_URL), and the user's permissions on the \
+     virtual host"
+        .to_owned()
+}
+
+/// Returns the command that gives a user what the service needs.
+pub fn grant(config: &Config) -> String {
+    let Config { vhost, user, queue, dead_letter_queue, .. } = config;
+    let queues = format!("^({}|{})$", escaped(queue), escaped(dead_letter_queue));
+    format!(
+        "To grant that, in place of what the user has now: `rabbitmqctl set_permissions -p {} {} \
+         {queues} {} {queues}`",
+        quoted(vhost),
+        quoted(user),
+        quoted(r"^amq\.default$"),
+        queues = quoted(&queues),
+    )
+}
+
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// A name as a regular expression that matches it alone.
+fn escaped(name: &str) -> String {
+    let mut pattern = String::with_capacity(name.len());
+    for c in name.chars() {
+        if r".^$*+?()[]{}|\".contains(c) {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::config::{Config as Whole, Sources};
+
+    #[test]
+    fn what_time_mends_is_told_apart_from_what_is_configured() {
+        for (code, text, phrase) in [
+            (
+                530,
+                "access to vhost '/' refused for user 'votes': connection limit (1) is reached",
+                "limit of connections",
+            ),
+            (
+                530,
+                "connection refused for user 'votes': user connection limit (1) is reached",
+                "limit of connections",
+            ),
+            (
+                530,
+                "connection refused: node connection limit (9) is reached",
+                "limit of connections",
+            ),
+            (
+                530,
+                "number of channels opened for user 'votes' has reached the maximum allowed user \
+                 limit of (4)",
+                "limit of channels",
+            ),
+            (530, "access to vhost 'v' refused for user 'u': vhost 'v' is down", "is down"),
+            (403, "queue 'votes' in vhost '/' in exclusive use", "another consumer"),
+            (
+                405,
+                "cannot obtain exclusive access to locked queue 'votes' in vhost '/'. It could be \
+                 originally declared on another connection",
+                "another connection",
+            ),
+            (
+                404,
+                "home node 'rabbit@b' of durable queue 'votes' in vhost '/' is down or inaccessible",
+                "the node",
+            ),
+            (
+                406,
+                "cannot declare queue 'votes': queue limit in vhost '/' (1) is reached",
+                "limit of queues",
+            ),
+        ] {
+            let (found, remedy) = occupied_by(code, text).unwrap_or_else(|| panic!("{text}"));
+            assert!(found.contains(phrase), "{text}: {found}");
+            assert!(remedy.contains('`') || code == 404, "{text}: whom to look for");
+        }
+        for (code, text) in [
+            (530, "vhost 'no such' not found"),
+            (530, "access to vhost '/' refused for user 'guest'"),
+            (530, "access to vhost 'limit reached' refused for user 'vhost is down'"),
+            (403, "access to queue 'in exclusive use' in vhost '/' refused for user 'u'"),
+            (403, "Login was refused using authentication mechanism PLAIN"),
+            (404, "no queue 'votes' in vhost '/'"),
+            (406, "inequivalent arg 'durable' for queue 'votes'"),
+        ] {
+            assert!(occupied_by(code, text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_command_to_grant_permissions_can_be_typed_as_it_is() {
+        let mut config = Whole::load(&Sources::default()).expect("the defaults are good").rabbitmq;
+        "o'neill".clone_into(&mut config.user);
+        let told = grant(&config);
+        let queues = r"'^(votes\.aggregation|votes\.aggregation\.dlq)$'";
+        let expected = format!(r"-p '/' 'o'\''neill' {queues} '^amq\.default$' {queues}`");
+        assert!(told.ends_with(&expected), "{told}");
+    }
+}

@@ -1,0 +1,246 @@
+use amq_protocol::frame::{AMQPFrame, parse_frame};
+use amq_protocol::protocol::{AMQPClass, basic, channel};
+use futures::AsyncReadExt;
+
+use super::*;
+
+fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(payload.len()).expect("no frame is that long");
+    [&[kind][..], &channel.to_be_bytes(), &size.to_be_bytes(), payload, &[0xce]].concat()
+}
+
+fn header(channel: u16, properties: &[u8]) -> Vec<u8> {
+    frame(2, channel, &[&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9], properties].concat())
+}
+
+fn short(text: &[u8]) -> Vec<u8> {
+    [&[u8::try_from(text.len()).expect("short")], text].concat()
+}
+
+/// The frames that the client parses.
+fn parsed(sent: &[u8]) -> Vec<AMQPFrame> {
+    parsed_within(FRAME_MAX, sent)
+}
+
+fn parsed_within(frame_max: u32, sent: &[u8]) -> Vec<AMQPFrame> {
+    let given = screened(&mut Frames::new(), sent);
+    let (mut rest, mut found) = (given.as_slice(), Vec::new());
+    while !rest.is_empty() {
+        let (behind, frame) = parse_frame(rest).expect("a frame that the client takes");
+        assert!(rest.len() - behind.len() <= frame_max as usize);
+        rest = behind;
+        found.push(frame);
+    }
+    found
+}
+
+fn screened(frames: &mut Frames, sent: &[u8]) -> Vec<u8> {
+    let mut given = Vec::new();
+    let mut unread = sent;
+    while !unread.is_empty() {
+        let space = frames.space();
+        let read = space.len().min(unread.len()).min(1_000);
+        space[..read].copy_from_slice(&unread[..read]);
+        unread = &unread[read..];
+        frames.filled(read).expect("a frame that can be held");
+        let mut buffer = [0; 2_000];
+        while let count @ 1.. = frames.give(&mut buffer) {
+            given.extend_from_slice(&buffer[..count]);
+        }
+    }
+    given
+}
+
+/// A table with one header whose text has this length, as it stands in the properties.
+fn headers(length: usize) -> Vec<u8> {
+    let size = |length: usize| u32::try_from(length).expect("small").to_be_bytes();
+    let entries = [&short(b"a")[..], b"S", &size(length), &vec![b'x'; length]].concat();
+    [&size(entries.len())[..], &entries].concat()
+}
+
+fn tune(frame_max: u32) -> Vec<u8> {
+    frame(1, 0, &[&[0, 10, 0, 30, 7, 255][..], &frame_max.to_be_bytes(), &[0, 60]].concat())
+}
+
+fn properties(frame: &AMQPFrame) -> &BasicProperties {
+    let AMQPFrame::Header(_, header) = frame else { panic!("no header frame: {frame:?}") };
+    assert_eq!(header.body_size, 9);
+    &header.properties
+}
+
+#[test]
+fn an_invalid_routing_key_marks_the_message_on_its_own_channel() {
+    let deliver = |key: &[u8]| {
+        [&[0, 60, 0, 60][..], &short(b"ctag"), &[0; 9], &short(b"ex"), &short(key)].concat()
+    };
+    let get_ok = [&[0, 60, 0, 71][..], &[0; 9], &short(b"\xff"), &short(b"key"), &[0; 4]].concat();
+    let returned =
+        [&[0, 60, 0, 50, 1, 56][..], &short(b"NO_ROUTE"), &short(b""), &short(b"a\xe9")].concat();
+    let frames = parsed(
+        &[
+            frame(1, 1, &deliver(b"vote.\xe9t\xe9")),
+            frame(1, 2, &deliver(b"vote")),
+            header(2, &[0, 0]),
+            header(1, &[0, 0]),
+            frame(1, 1, &get_ok),
+            header(1, &[0, 0]),
+            frame(1, 3, &returned),
+            header(3, &[0, 0]),
+            header(3, &[0, 0]),
+        ]
+        .concat(),
+    );
+    let AMQPFrame::Method(1, AMQPClass::Basic(basic::AMQPMethod::Deliver(deliver))) = &frames[0]
+    else {
+        panic!("{:?}", frames[0]);
+    };
+    assert_eq!(deliver.routing_key.as_str(), "vote.?t?");
+    let marked = [2, 3, 5, 7, 8].map(|index| is_invalid(properties(&frames[index])));
+    assert_eq!(marked, [false, true, true, true, false]);
+}
+
+/// RabbitMQ cuts a long text off behind 252 bytes, wherever that is.
+#[test]
+fn a_reply_text_that_is_cut_off_within_a_character_is_readable() {
+    let close = [&[0, 20, 0, 40, 1, 148][..], &short(b"no queue '\xc3"), &[0, 50, 0, 10]].concat();
+    let AMQPFrame::Method(1, AMQPClass::Channel(channel::AMQPMethod::Close(close))) =
+        &parsed(&frame(1, 1, &close))[0]
+    else {
+        panic!("no channel.close");
+    };
+    assert_eq!((close.reply_code, close.reply_text.as_str()), (404, "no queue '?"));
+}
+
+#[test]
+fn a_frame_that_the_broker_made_too_long_loses_its_headers_and_stays_valid() {
+    for (length, too_long) in [(100, false), (130_000, false), (131_100, true), (400_000, true)] {
+        let sent = header(1, &[&[0x20, 0x80][..], &headers(length), &short(b"id")].concat());
+        let frames = parsed(&sent);
+        let found = properties(&frames[0]);
+        assert!(!is_invalid(found), "{length}");
+        let kept = found.headers().as_ref().expect("headers").inner().len();
+        assert_eq!(kept, usize::from(!too_long), "{length}");
+        assert_eq!(found.message_id().as_ref().map(|id| id.as_str()), Some("id"));
+    }
+}
+
+#[test]
+fn a_header_frame_too_long_to_be_held_is_a_marked_message_and_what_is_behind_it_arrives() {
+    let valid = |length| header(1, &[&[0x20, 0][..], &headers(length)].concat());
+    // The last length that is held, the first that is not, and one of many reads. Head of the content,
+    // flags, and of the table: its length, name and length of the text.
+    let held = 4 * FRAME_MAX as usize - 12 - 2 - 4 - 7;
+    for (length, too_long) in [(held, false), (held + 1, true), (3_000_000, true)] {
+        let sent = [
+            frame(3, 2, b"before"),
+            valid(length),
+            frame(3, 1, b"body"),
+            header(1, &[0, 0]),
+            frame(8, 0, b""),
+        ]
+        .concat();
+        let found = parsed(&sent);
+        assert_eq!(found.len(), 5, "{length}");
+        assert_eq!(is_invalid(properties(&found[1])), too_long, "{length}");
+        assert_eq!(found[2], AMQPFrame::Body(1, b"body".to_vec()));
+        assert!(!is_invalid(properties(&found[3])), "another message");
+    }
+    // However much is announced, nothing is held.
+    let mut frames = Frames::new();
+    let head = [&[2, 0, 1, 0x7f, 0, 0, 0][..], &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]].concat();
+    let given = screened(&mut frames, &head);
+    let (rest, frame) = parse_frame(given.as_slice()).expect("a whole frame");
+    assert!(rest.is_empty() && is_invalid(properties(&frame)));
+    assert!(screened(&mut frames, &vec![0; 2_000_000]).is_empty());
+    assert_eq!(frames.space().len(), Frames::new().space().len());
+    // RabbitMQ has no method that long.
+    let mut frames = Frames::new();
+    frames.space()[..7].copy_from_slice(&[1, 0, 1, 0x7f, 0, 0, 0]);
+    assert!(frames.filled(7).is_err());
+}
+
+#[test]
+fn a_header_frame_too_long_to_be_held_ends_the_mark_of_its_method() {
+    let deliver = [&[0, 60, 0, 60][..], &short(b"ctag"), &[0; 9], &short(b""), &short(b"\xff")];
+    let too_long = header(1, &[&[0x20, 0][..], &headers(600_000)].concat());
+    let found = parsed(&[frame(1, 1, &deliver.concat()), too_long, header(1, &[0, 0])].concat());
+    let marked = [1, 2].map(|index| is_invalid(properties(&found[index])));
+    assert_eq!(marked, [true, false]);
+}
+
+#[test]
+fn no_frame_is_longer_than_what_the_broker_announced() {
+    for (announced, frame_max) in [
+        (0, FRAME_MAX),
+        (8_192, 8_192),
+        (1_000, 4_096),
+        (FRAME_MAX, FRAME_MAX),
+        (1 << 20, FRAME_MAX),
+    ] {
+        for (length, kept) in [(frame_max - 1_100, true), (frame_max - 900, false)] {
+            let sent = [&[0x20, 0x80][..], &headers(length as usize), &short(b"id")].concat();
+            let sent = [tune(announced), header(1, &sent)].concat();
+            let frames = parsed_within(frame_max, &sent);
+            let found = properties(&frames[1]);
+            assert!(!is_invalid(found), "{announced}, {length}");
+            let headers = found.headers().as_ref().expect("headers").inner().len();
+            assert_eq!(headers, usize::from(kept), "{announced}, {length}");
+        }
+    }
+}
+
+/// A replaced payload is shorter or longer than the one that arrived; reads must stay long, and the
+/// buffer short.
+#[test]
+fn the_buffer_keeps_its_length_when_payloads_are_replaced() {
+    let length = Frames::new().space().len();
+    // Not as long as it says, and a name that is not UTF-8.
+    let unparsable = header(1, &[&[0x20, 0][..], &[0xff; 1_000]].concat());
+    let invalid = header(1, &[&[0x80, 0][..], &short(b"\xe9")].concat());
+    for sent in [unparsable, invalid] {
+        let mut frames = Frames::new();
+        for _ in 0..300 {
+            let given = screened(&mut frames, &sent);
+            let (_, frame) = parse_frame(given.as_slice()).expect("a frame");
+            assert!(is_invalid(properties(&frame)));
+            assert_eq!(frames.space().len(), length);
+        }
+    }
+}
+
+#[test]
+fn nesting_is_cut_at_a_depth_and_keeps_what_is_beside_it() {
+    for (depth, cut) in [(31, false), (32, true), (500, true)] {
+        let mut deep = Vec::new();
+        for _ in 0..depth {
+            let size = u32::try_from(deep.len()).expect("small").to_be_bytes();
+            deep = [&b"A"[..], &size, &deep].concat();
+        }
+        let entries = [&short(b"deep")[..], &deep, &short(b"x-replays"), b"b\x02"].concat();
+        let size = u32::try_from(entries.len()).expect("small").to_be_bytes();
+        let sent = header(1, &[&[0x20, 0][..], &size, &entries].concat());
+        let frames = parsed(&sent);
+        let found = properties(&frames[0]);
+        assert!(!is_invalid(found), "what is cut is harmless");
+        assert_eq!(crate::adapters::broker::headers::replays(found), 0, "of another type");
+        let headers = found.headers().as_ref().expect("headers").inner();
+        assert_eq!(headers.len(), 2);
+        assert_eq!(format!("{headers:?}").contains("ByteArray"), cut, "{depth}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_gives_everything_and_then_ends() {
+    let sent =
+        [b"AMQP\0\0\x09\x01".to_vec(), frame(8, 0, b""), frame(3, 1, &[7; 100_000])].concat();
+    let mut screen = Screen::new(futures::io::Cursor::new(sent.clone()));
+    let mut given = Vec::new();
+    screen.read_to_end(&mut given).await.expect("read");
+    assert!(given == sent);
+    // Neither AMQP nor held back: the client says what is wrong.
+    let sent = b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
+    let mut screen = Screen::new(futures::io::Cursor::new(sent.clone()));
+    let mut given = Vec::new();
+    screen.read_to_end(&mut given).await.expect("read");
+    assert_eq!(given, sent);
+}

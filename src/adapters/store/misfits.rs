@@ -1,0 +1,77 @@
+//! Tables in place that are not as the statements need them.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{Row, raw_sql};
+
+use crate::model::ports::Fault;
+
+const MISFITS: &str = include_str!("misfits.sql");
+
+/// What the catalogue says of columns and keys. Names only, and no value of any row.
+#[derive(Debug, Default)]
+pub struct Misfits {
+    /// Columns that the statements cannot work with, each with what is wrong.
+    pub unusable: Vec<String>,
+    /// Columns of type `timestamp without time zone`, which the service writes and reads in UTC.
+    pub zoneless: Vec<String>,
+    /// The server's `log_timezone`: as a rule the time zone of its machine, which sessions that set
+    /// none write such columns in.
+    pub zone: String,
+}
+
+impl Misfits {
+    /// Reads the catalogue; tables that do not exist have no misfits.
+    pub(super) async fn of(connection: &mut PgConnection) -> Result<Self, Fault> {
+        let mut misfits = Self::default();
+        for row in raw_sql(MISFITS).fetch_all(connection).await? {
+            let place: String = row.try_get("place")?;
+            let problem: String = row.try_get("problem")?;
+            match row.try_get("zone")? {
+                Some(zone) => {
+                    misfits.zone = zone;
+                    misfits.zoneless.push(place);
+                }
+                None => misfits.unusable.push(format!("{place} {problem}")),
+            }
+        }
+        Ok(misfits)
+    }
+
+    /// What zoneless columns mean, and what to do; `None` where there are none.
+    pub fn zones(&self) -> Option<(String, String)> {
+        (!self.zoneless.is_empty()).then(|| {
+            (
+                format!(
+                    "{} without time zone: the service writes and reads UTC there. Times that an \
+                     earlier service wrote in another zone are shown shifted, and a counted vote \
+                     that comes again is recorded as an attempt",
+                    self.zoneless.join(", ")
+                ),
+                format!(
+                    "before this service counts, convert them to timestamptz from the zone in \
+                     which they were written (log_timezone of the server is {}): docs/runbook.md, \
+                     \"Times without a time zone\"",
+                    self.zone
+                ),
+            )
+        })
+    }
+}
+
+/// `fault` with the columns that explain it, if it is one that tables explain. PostgreSQL names no
+/// column where a value is too long (22001) and no table where a key is missing (42P10).
+pub(super) async fn explained(connection: &mut PgConnection, fault: Fault) -> Fault {
+    let by_tables = |code: &str| {
+        code.starts_with("42") && code != "42501" || code.starts_with("22") || code == "23502"
+    };
+    if !fault.sqlstate.as_deref().is_some_and(by_tables) {
+        return fault;
+    }
+    match Misfits::of(connection).await {
+        Ok(misfits) if !misfits.unusable.is_empty() => {
+            let message = format!("{}; {}", fault.message, misfits.unusable.join("; "));
+            Fault { message, ..fault }
+        }
+        _ => fault,
+    }
+}

@@ -1,0 +1,156 @@
+//! Getting the database ready: reachable, durable, the right schema, the grants to count.
+
+mod patience;
+mod schema;
+
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use super::connection::{Address, options, with_session_limits};
+use super::durability::{Risk, listed, risks, standbys, warn_of_standbys};
+use super::error::{StartError, describe};
+use super::misfits::Misfits;
+use super::transaction::{Rehearsed, rehearse};
+use super::{PgStore, within};
+use crate::model::ports::{Class, Fault};
+use crate::platform::config::Config;
+use crate::platform::retry::{Backoff, Jitter};
+use crate::platform::telemetry::Health;
+
+pub use self::patience::Patience;
+pub(super) use self::schema::not_applied;
+pub use self::schema::unfit;
+use self::schema::{Caller, migrated};
+pub use self::schema::{Migrated, migrate};
+
+/// Waits for the database and prepares it: applies migrations when `migrate_on_start` says so,
+/// refuses settings that lose commits, rehearses a batch. May be dropped half-way: an attempt's
+/// connection is closed with it.
+///
+/// # Errors
+/// [`StartError`]: what is not retried.
+pub async fn prepare(
+    config: &Config,
+    jitter: &Jitter,
+    health: &Health,
+) -> Result<PgStore, StartError> {
+    let limited = with_session_limits(options(&config.postgres), config.postgres.statement_timeout);
+    let address = Address::new(&config.postgres, limited.clone());
+    let deadline = config.postgres.transaction_deadline();
+    let ready = async || {
+        let newer = migrated(config, Caller::Start, &AtomicUsize::new(0)).await?;
+        let checking = async {
+            let mut connection = address.connect().await?;
+            let risks = risks(&mut connection).await?;
+            let standbys = standbys(&mut connection).await?;
+            let misfits = Misfits::of(&mut connection).await?;
+            Ok((risks, standbys, misfits, rehearse(&mut connection).await))
+        };
+        let (risks, standbys, misfits, rehearsed) =
+            within::<_, StartError>(deadline, checking).await?;
+        refuse_lossy(config, &risks)?;
+        if config.postgres.require_standby && !standbys.named {
+            let place = describe(&config.postgres);
+            return Err(StartError::NoStandby { place });
+        }
+        fits(config, rehearsed)?;
+        Ok((newer, standbys, misfits))
+    };
+    let (newer, standbys, misfits) = wait(config, jitter, ready, |fault, delay| {
+        tracing::warn!(sqlstate = fault.sqlstate, "waiting for PostgreSQL: {fault}");
+        health.postgres_failed(fault);
+        Ok(delay)
+    })
+    .await?;
+    if !newer.is_empty() {
+        tracing::info!(?newer, "the database has later migrations, which this release can run on");
+    }
+    warn_of_standbys(config, standbys);
+    if let Some((meaning, remedy)) = misfits.zones() {
+        tracing::warn!("{meaning}; {remedy}");
+    }
+    Ok(PgStore::new(&config.postgres, limited))
+}
+
+/// Tries until it succeeds, as long as `patience` lasts.
+pub(super) async fn retry<R>(
+    config: &Config,
+    patience: Patience,
+    attempt: impl AsyncFn() -> Result<R, StartError>,
+) -> Result<R, StartError> {
+    let mut waiting = patience.of(config);
+    wait(config, &Jitter::from_entropy(), attempt, |fault, delay| {
+        let left = waiting.left(fault)?;
+        tracing::warn!(
+            sqlstate = fault.sqlstate,
+            "waiting for PostgreSQL, for {:.0} s more at most: {fault}",
+            left.as_secs_f64()
+        );
+        Ok(delay.min(left))
+    })
+    .await
+}
+
+/// Tries until it succeeds; `failed` is given each fault with the delay before the next try, and returns
+/// the delay to wait.
+async fn wait<R>(
+    config: &Config,
+    jitter: &Jitter,
+    attempt: impl AsyncFn() -> Result<R, StartError>,
+    mut failed: impl FnMut(&Fault, Duration) -> Result<Duration, StartError>,
+) -> Result<R, StartError> {
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    loop {
+        match attempt().await.map_err(|error| error.classified(config)) {
+            Err(StartError::Unavailable(fault)) => {
+                let delay = jitter.stretch(backoff.next_delay());
+                tokio::time::sleep(failed(&fault, delay)?).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+fn refuse_lossy(config: &Config, risks: &[Risk]) -> Result<(), StartError> {
+    if risks.is_empty() {
+        return Ok(());
+    }
+    let (settings, remedy) = listed(risks);
+    if config.postgres.allow_lossy {
+        tracing::warn!(
+            settings,
+            "POSTGRES_ALLOW_LOSSY: a crash of PostgreSQL may lose counted votes"
+        );
+        return Ok(());
+    }
+    let place = describe(&config.postgres);
+    Err(StartError::Lossy { settings, remedy, place })
+}
+
+/// Whether a batch can be counted: tables that are not as the statements need them are fatal.
+pub(super) fn fits(config: &Config, rehearsed: Result<Rehearsed, Fault>) -> Result<(), StartError> {
+    let fault = match rehearsed {
+        Ok(Rehearsed::Counted) => return Ok(()),
+        // A column too short, or one that we do not know and that must not be NULL: good votes
+        // would be dead-lettered. Whatever else refuses made-up votes may take real ones.
+        Ok(Rehearsed::Refused(fault)) => match fault.sqlstate.as_deref() {
+            Some(code) if code.starts_with("22") || code == "23502" => fault,
+            _ => return Ok(()),
+        },
+        Err(fault) => {
+            let misfit = match fault.sqlstate.as_deref() {
+                // 42P05: a pooler's, and not the tables'.
+                Some("42501" | "42P05") => false,
+                Some(code) => code.starts_with("42"),
+                // A column of a type that the statement's rows can't be read from.
+                None => fault.class == Class::Bug,
+            };
+            if !misfit {
+                return Err(fault.into());
+            }
+            fault
+        }
+    };
+    let reason = format!("counting a vote fails: {fault}; compare it with init_db.sql");
+    Err(StartError::schema(config, reason))
+}

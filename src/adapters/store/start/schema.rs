@@ -1,0 +1,231 @@
+//! Brings the schema to this release, or says why it does not fit.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use sqlx::postgres::PgConnection;
+
+use super::{Patience, retry};
+use crate::adapters::store::connection::{Address, options};
+use crate::adapters::store::error::{StartError, describe};
+use crate::adapters::store::migrate::{
+    Examined, NotApplied, SchemaState, Surroundings, apply_next, close_schema, examine, list,
+    newest,
+};
+use crate::adapters::store::sqlstate::fatal_at_start;
+use crate::adapters::store::within;
+use crate::model::ports::{Class, Fault};
+use crate::platform::config::Config;
+
+/// Who applies migrations: what is missing for it has another remedy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::adapters::store) enum Caller {
+    /// The command, run by an operator.
+    Migrate,
+    /// A start of the service, where MIGRATE_ON_START says so.
+    Start,
+}
+
+/// What `migrate` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Migrated {
+    /// Migrations that were applied.
+    pub applied: usize,
+    /// Later migrations that are in the database and that this release does not know.
+    pub newer: Vec<i64>,
+}
+
+/// Waits for the database and applies pending migrations, as long as `patience` lasts.
+///
+/// # Errors
+/// [`StartError`]: what is not retried, and what was retried for too long.
+pub async fn migrate(config: &Config, patience: Patience) -> Result<Migrated, StartError> {
+    let applied = AtomicUsize::new(0);
+    let attempt = async || migrated(config, Caller::Migrate, &applied).await;
+    let newer = retry(config, patience, attempt).await?;
+    Ok(Migrated { applied: applied.into_inner(), newer })
+}
+
+/// Brings the schema to this release, or says why not; counts in `applied`. Gives later migrations,
+/// which this release does not know. On a connection without session limits, since a migration of
+/// a large table takes its time; queries have a deadline.
+pub(super) async fn migrated(
+    config: &Config,
+    caller: Caller,
+    applied: &AtomicUsize,
+) -> Result<Vec<i64>, StartError> {
+    let may_migrate = caller == Caller::Migrate || config.postgres.migrate_on_start;
+    let deadline = config.postgres.transaction_deadline();
+    let asking = async {
+        let address = Address::new(&config.postgres, options(&config.postgres));
+        let mut connection = address.connect().await?;
+        let examined = examine(&mut connection, may_migrate).await?;
+        Ok((connection, examined))
+    };
+    let (mut connection, Examined { surroundings, state }) =
+        within::<_, StartError>(deadline, asking).await?;
+    // Not read where that could run another role's code.
+    let Some(state) = state else {
+        return Err(foreign(config, list(surroundings.refused(may_migrate))));
+    };
+    match state {
+        SchemaState::Current => Ok(Vec::new()),
+        SchemaState::Newer(versions) => Ok(versions),
+        SchemaState::Pending(versions) if may_migrate => {
+            tracing::info!(?versions, "applying migrations");
+            if !surroundings.may_create {
+                return Err(may_not_create(config, &surroundings, &versions, caller));
+            }
+            let done = apply(&mut connection, &surroundings, deadline, applied).await;
+            done.map_err(|not| not_applied(config, &versions, not))?;
+            Ok(Vec::new())
+        }
+        other => Err(misfit(config, &other)),
+    }
+}
+
+/// Applies what is pending, one migration a transaction. `deadline` is for everything but the
+/// migrations' own statements.
+async fn apply(
+    connection: &mut PgConnection,
+    looked: &Surroundings,
+    deadline: Duration,
+    applied: &AtomicUsize,
+) -> Result<(), NotApplied> {
+    if !looked.foreign.is_empty() {
+        return Err(NotApplied::Foreign(looked.foreign.clone()));
+    }
+    close_schema(connection, deadline).await?;
+    while let Some(version) = apply_next(connection, deadline).await? {
+        tracing::info!(version, "migration applied");
+        applied.fetch_add(1, Relaxed);
+    }
+    Ok(())
+}
+
+fn foreign(config: &Config, objects: String) -> StartError {
+    StartError::Foreign { objects, place: describe(&config.postgres) }
+}
+
+fn misfit(config: &Config, state: &SchemaState) -> StartError {
+    let (reason, remedy) = unfit(state);
+    StartError::schema(config, format!("{reason}; {remedy}"))
+}
+
+/// Why a schema does not fit that is not migrated, and what to do.
+pub fn unfit(state: &SchemaState) -> (String, &'static str) {
+    match state {
+        SchemaState::Current | SchemaState::Newer(_) => ("it is up to date".to_owned(), "nothing"),
+        SchemaState::Pending(versions) => (
+            format!("migrations {versions:?} are not applied and MIGRATE_ON_START is off"),
+            "run `vote-aggregator migrate` as the owner of the tables",
+        ),
+        SchemaState::Incompatible { migration, requires } => (
+            format!(
+                "the database is at migration {migration}, which needs a release that knows \
+                 migration {requires}; this release knows migrations up to {}",
+                newest()
+            ),
+            "run such a release; to stay with this one, restore the database from before that \
+             migration",
+        ),
+        SchemaState::Unknown(version) => (
+            format!(
+                "migration {version} is applied, which is not one of this release's, and it does \
+                 not follow on all of them"
+            ),
+            "check POSTGRES_DB, and compare the table _sqlx_migrations with init_db.sql",
+        ),
+        SchemaState::Differs(version) => (
+            format!("migration {version} was applied with other content than this release has"),
+            "compare the schema with init_db.sql",
+        ),
+    }
+}
+
+/// This role creates nothing in the schema, and migrations are pending.
+fn may_not_create(
+    config: &Config,
+    looked: &Surroundings,
+    versions: &[i64],
+    caller: Caller,
+) -> StartError {
+    let role = &config.postgres.user;
+    let message = match &looked.schema {
+        None => "no schema of this role's search_path exists".to_owned(),
+        Some(schema) => format!("this role may not create tables in schema {schema}"),
+    };
+    let advice = match (&looked.schema, &looked.tables_owner) {
+        (None, _) => "Create the schema, or set the role's search_path".to_owned(),
+        // A role with what it takes to count alone, after an upgrade.
+        (_, owner) if caller == Caller::Start => format!(
+            "Run `vote-aggregator migrate` as {}, then roles.sql",
+            owner.as_ref().map_or_else(
+                || "the role that will own the tables".to_owned(),
+                |owner| format!("the owner of the tables, {owner:?}")
+            )
+        ),
+        (_, Some(owner)) if owner != role => {
+            format!("The tables belong to {owner:?}: run this command as that role (POSTGRES_USER)")
+        }
+        (Some(schema), _) => format!(
+            "As the owner of the schema, or of the database: GRANT CREATE ON SCHEMA {schema} TO \
+             \"{role}\""
+        ),
+    };
+    let fault = Fault { class: Class::Pause, sqlstate: Some("42501".to_owned()), message };
+    let advice = format!("Migrations {versions:?} are not applied. {advice}");
+    StartError::Credentials { fault, place: describe(&config.postgres), advice }
+}
+
+/// What a migration that failed calls for. `versions` are those that were pending.
+pub(in crate::adapters::store) fn not_applied(
+    config: &Config,
+    versions: &[i64],
+    not: NotApplied,
+) -> StartError {
+    let fault = match not {
+        NotApplied::Fault(fault) => fault,
+        NotApplied::Foreign(objects) => return foreign(config, list(&objects)),
+        NotApplied::Misfit(state) => return misfit(config, &state),
+    };
+    let code = fault.sqlstate.as_deref().unwrap_or_default();
+    match fault.class {
+        Class::Retry | Class::Reconnect | Class::UnknownOutcome => fault.into(),
+        _ if code == "42501" => {
+            let advice = format!(
+                "Migrations {versions:?} are not applied. Run `vote-aggregator migrate` as the role \
+                 that owns the tables and may create in their schema, or have that role grant what \
+                 the message names"
+            );
+            StartError::Credentials { fault, place: describe(&config.postgres), advice }
+        }
+        _ if fatal_at_start(code) => fault.into(),
+        _ => {
+            let reason = format!("a migration failed: {fault}. {}", remedy(code));
+            StartError::schema(config, reason)
+        }
+    }
+}
+
+/// What is to be done about a migration's error. Nothing of the migration is committed.
+fn remedy(sqlstate: &str) -> &'static str {
+    match sqlstate {
+        "0A000" | "2BP01" | "42P16" => {
+            "Views stand in the way: keep their definitions (pg_get_viewdef) and grants, DROP VIEW, \
+             run `vote-aggregator migrate`, and create them again; docs/runbook.md, \"A view is in a \
+             migration's way\""
+        }
+        "23505" => {
+            "Rows repeat each other where each may exist once: find them (GROUP BY the columns of \
+             that index HAVING count(*) > 1), keep a copy, and delete the repetitions"
+        }
+        "57014" => "It took longer than statement_timeout: raise that for this role",
+        code if code.starts_with("42") => {
+            "A table of this name is not as the service's own: compare it with init_db.sql and alter \
+             it; or, if it is another program's, rename it (ALTER TABLE ... RENAME TO ...) or set \
+             POSTGRES_DB to another database"
+        }
+        _ => "Nothing of it was applied; see the server's log",
+    }
+}

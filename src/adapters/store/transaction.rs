@@ -1,0 +1,215 @@
+//! The transactions themselves, and what their errors mean.
+
+use std::collections::BTreeMap;
+
+use compact_str::CompactString;
+use sqlx::postgres::{PgConnection, PgPool, PgRow};
+use sqlx::{Error, Executor, Row};
+use time::OffsetDateTime;
+
+use super::Totals;
+use super::columns::DedupedBatch;
+use super::connection::Lease;
+use super::misfits::explained;
+use crate::model::ports::{Class, Counted, Fault, LawCount};
+use crate::model::vote::{Choice, MAX_CITIZEN_ID, MAX_LAW_ID, Vote};
+
+const COUNT: &str = include_str!("count.sql");
+const CLASSIFY: &str = include_str!("classify.sql");
+const TOTALS: &str = include_str!("totals.sql");
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
+/// Counts a batch in one READ COMMITTED transaction.
+pub(super) async fn count(pool: &PgPool, votes: &[Vote]) -> Result<Counted, Fault> {
+    let batch = DedupedBatch::of(votes);
+    let mut connection = Lease::from(pool).await?;
+    match begin_and_count(&mut connection, &batch).await {
+        Ok(counted) => {
+            // From here on an error with no SQLSTATE, and a cancel, leave the outcome open.
+            run(&mut connection, "COMMIT").await.map_err(unknown_outcome)?;
+            connection.release();
+            Ok(counted)
+        }
+        Err(fault) => {
+            // Worth keeping where it is sure to be tried again at once, since bisecting would open
+            // many. Else a new one: a prepared statement, say, may no longer fit the tables.
+            if matches!(fault.class, Class::Isolate | Class::Split | Class::Retry)
+                && fault.sqlstate.is_some()
+                && run(&mut connection, "ROLLBACK").await.is_ok()
+            {
+                connection.release();
+            }
+            Err(fault)
+        }
+    }
+}
+
+/// What came of a rehearsal that the server answered.
+#[derive(Debug)]
+pub(super) enum Rehearsed {
+    /// A batch would be counted.
+    Counted,
+    /// The made-up votes were refused for what is in them.
+    Refused(Fault),
+}
+
+/// Succeeds when the database takes writes: tables, columns, keys, grants and a writable disk are
+/// all there. A trigger or a foreign key that takes real laws only is no reason to wait.
+pub(super) async fn probe(connection: &mut PgConnection) -> Result<(), Fault> {
+    rehearse(connection).await.map(drop)
+}
+
+/// Counts two made-up votes of one hash, each field as long as it may be, the way a batch is
+/// counted, and rolls back.
+pub(super) async fn rehearse(connection: &mut PgConnection) -> Result<Rehearsed, Fault> {
+    run(connection, BEGIN).await?;
+    let rehearsed = rehearse_in_transaction(connection).await;
+    let undone = run(connection, "ROLLBACK").await;
+    rehearsed.and_then(|rehearsed| undone.map(|()| rehearsed))
+}
+
+/// As [`rehearse`], in the transaction that is open, and takes back only what it did itself.
+pub(super) async fn rehearse_in_transaction(
+    connection: &mut PgConnection,
+) -> Result<Rehearsed, Fault> {
+    let first = Vote {
+        vote_hash: format!("probe-{:x<58}", fastrand::u128(..)).into(),
+        citizen_id: format!("{:c<MAX_CITIZEN_ID$}", "probe-first").into(),
+        law_id: format!("{:l<MAX_LAW_ID$}", "probe").into(),
+        choice: Choice::Oui,
+        timestamp: OffsetDateTime::UNIX_EPOCH,
+    };
+    let citizen_id = format!("{:c<MAX_CITIZEN_ID$}", "probe-second").into();
+    let second = Vote { citizen_id, ..first.clone() };
+    run(connection, "SAVEPOINT rehearsal").await?;
+    let counted = count_batch(connection, &DedupedBatch::of(&[first, second])).await;
+    let undone = run(connection, "ROLLBACK TO SAVEPOINT rehearsal").await;
+    match (counted, undone) {
+        (Ok(_), undone) => undone.map(|()| Rehearsed::Counted),
+        (Err(fault), Ok(())) => match explained(connection, fault).await {
+            fault if fault.class == Class::Isolate => Ok(Rehearsed::Refused(fault)),
+            fault => Err(fault),
+        },
+        (Err(fault), Err(_)) => Err(fault),
+    }
+}
+
+async fn begin_and_count(
+    connection: &mut PgConnection,
+    batch: &DedupedBatch<'_>,
+) -> Result<Counted, Fault> {
+    run(connection, BEGIN).await?;
+    count_batch(connection, batch).await
+}
+
+/// In the transaction that is open.
+async fn count_batch(
+    connection: &mut PgConnection,
+    batch: &DedupedBatch<'_>,
+) -> Result<Counted, Fault> {
+    let firsts = batch.firsts();
+    let hashes = firsts.len() as u64;
+    let marker = firsts.first_hash();
+    let rows = firsts.bind(COUNT).fetch_all(&mut *connection).await?;
+    let laws = law_counts(&rows)?;
+    let mut counted = Counted { laws, replays: 0, attempts: 0, marker };
+
+    // Fast path: every hash was new and came with one content only. Whatever else there is, is a
+    // repeat within the batch.
+    if counted.added() < hashes || (batch.len() as u64) > hashes {
+        let Classified { attempts, marker } = classify_known(connection, batch).await?;
+        counted.attempts = attempts;
+        counted.marker = marker;
+    }
+    // A trigger that adds rows of its own must not turn this into a huge number.
+    counted.replays = batch.deliveries.saturating_sub(counted.added() + counted.attempts);
+    Ok(counted)
+}
+
+/// The votes of a batch against the rows that were stored under their hashes.
+struct Classified {
+    /// Deliveries that differ from the stored vote.
+    attempts: u64,
+    /// See [`Counted::marker`].
+    marker: Option<CompactString>,
+}
+
+/// Compares the batch with what is stored and records what differs.
+async fn classify_known(
+    connection: &mut PgConnection,
+    batch: &DedupedBatch<'_>,
+) -> Result<Classified, Fault> {
+    // Planned anew each time. A plan that was kept from the time when the tables were empty reads all of
+    // vote_audit: 3.2 s at five million rows, by auto_explain, until the next ANALYZE. All columns that
+    // come out have types that sqlx knows: to ask for one, it would replace the unnamed statement.
+    let classify = batch.all().bind(CLASSIFY).persistent(false);
+    let row = classify.fetch_one(connection).await?;
+    let found: i64 = row.try_get("found")?;
+    let differing: Vec<i64> = row.try_get("differing")?;
+    let marker: Option<String> = row.try_get("marker")?;
+    if usize::try_from(found) != Ok(batch.len()) {
+        // Its row vanished between the two statements: nothing of this batch may be assumed.
+        return Err(Fault {
+            class: Class::Retry,
+            sqlstate: None,
+            message: format!(
+                "{found} of {} votes found in vote_audit after counting them; \
+                 is something deleting its rows?",
+                batch.len()
+            ),
+        });
+    }
+    let attempts = differing.into_iter().map(|position| batch.deliveries_at(position)).sum();
+    Ok(Classified { attempts, marker: marker.map(CompactString::from) })
+}
+
+/// Puts together what was added to each law and its totals; in law order.
+fn law_counts(rows: &[PgRow]) -> Result<Vec<LawCount>, Error> {
+    let mut laws: BTreeMap<&str, [Option<[i64; 2]>; 2]> = BTreeMap::new();
+    for row in rows {
+        let is_total: bool = row.try_get("is_total")?;
+        let counts = [row.try_get("oui")?, row.try_get("non")?];
+        laws.entry(row.try_get("law_id")?).or_default()[usize::from(is_total)] = Some(counts);
+    }
+    // A law whose row a trigger kept as it was has no totals.
+    Ok(laws
+        .into_iter()
+        .filter_map(|(law_id, [added, totals])| {
+            let added = added?.map(i64::unsigned_abs);
+            Some(LawCount { law_id: law_id.to_owned(), added, totals: totals? })
+        })
+        .collect())
+}
+
+/// See [`super::PgStore::totals`].
+pub(super) async fn totals(
+    connection: &mut PgConnection,
+    named: &[String],
+    max: usize,
+) -> Result<Totals, Fault> {
+    let rows: Vec<(Option<String>, i64, i64)> = sqlx::query_as(TOTALS)
+        .bind(named)
+        .bind(i64::try_from(max).unwrap_or(i64::MAX))
+        .fetch_all(connection)
+        .await?;
+    let mut totals = Totals::default();
+    for (law_id, oui, non) in rows {
+        match law_id {
+            Some(law_id) => totals.laws.push((law_id, [oui, non])),
+            None => totals.rest = [oui, non],
+        }
+    }
+    Ok(totals)
+}
+
+async fn run(connection: &mut PgConnection, command: &'static str) -> Result<(), Fault> {
+    connection.execute(sqlx::raw_sql(command)).await?;
+    Ok(())
+}
+
+fn unknown_outcome(fault: Fault) -> Fault {
+    match (&fault.sqlstate, fault.class) {
+        (None, _) | (_, Class::Split) => Fault { class: Class::UnknownOutcome, ..fault },
+        _ => fault,
+    }
+}

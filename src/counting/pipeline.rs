@@ -1,0 +1,381 @@
+//! The dataflow, whole: deliveries in, exact counts out, acks behind them.
+//!
+//! ```text
+//! deliveries ─ those that are there ─ take_until(stop)
+//!            ─ track, decode (what is malformed keeps no body) ─ take
+//!            ─ reject what is malformed ─ chunks_timeout(size, timeout)
+//!            ─ map(upsert with retry) ─ buffered(in flight) ─ ack the contiguous settled prefix
+//! ```
+//!
+//! Generic over the session with the broker and over the store. Architecture invariants: nothing
+//! here knows AMQP or SQL; no ack leaves before the votes it covers are committed; the stream is
+//! always run to its end, so a failure drops no transaction half-way.
+
+mod ack_tracker;
+mod acknowledged;
+mod batch_log;
+mod interface;
+mod unacked;
+mod upsert;
+
+use std::future::{Future, pending, ready};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use compact_str::CompactString;
+use futures::FutureExt;
+use futures::channel::mpsc;
+use futures::stream::{self, Stream, StreamExt, TryReadyChunksError, TryStreamExt};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
+
+pub use self::ack_tracker::{AckPoint, AckTracker};
+pub use self::acknowledged::{Acknowledged, Remembered};
+use self::batch_log::BatchLog;
+pub use self::interface::{Ended, Failure, Limits, Mode, Tools};
+use self::unacked::Unacked;
+pub use self::upsert::{IsolationBudget, RetryPolicy};
+use self::upsert::{Unsettled, Upsert};
+use crate::model::ports::{
+    Channel, DeadLetters, Delivery, DeliveryTag, Lost, Session, Store, TraceContext, Votes,
+};
+use crate::model::vote::{self, Rejection, Vote};
+
+/// How long the broker may take to confirm that it stopped delivering.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Most deliveries that are taken in one go. They mostly come many at a time, and what is done
+/// once for all of them (a lock, a look at the stop, a place in a queue) adds up.
+const AT_ONCE: usize = 100;
+/// A half-open chain has proved the queue empty when, so long after its beginning, everything delivered
+/// is settled and nothing came for a second: there is room for a batch, and a broker with messages fills
+/// it at once.
+const EMPTY_AFTER: Duration = Duration::from_secs(5);
+const SILENT_FOR: Duration = Duration::from_secs(1);
+/// What the log says of a message that is no vote; a flood of those is told in fewer lines.
+const MALFORMED: &str = "malformed message rejected";
+
+/// Runs the chain on one session until `stop`, a failure, or the end of a trial.
+pub async fn run<S: Session, T: Store, D: DeadLetters>(
+    session: &mut S,
+    tools: &Tools<'_, T, D>,
+    mode: Mode,
+    stop: &CancellationToken,
+) -> Ended {
+    let (channel, deliveries) = session.split();
+    let flow = Flow::new(channel, tools, mode);
+    let Limits { batch_size, batch_timeout, in_flight, .. } = *tools.limits;
+
+    let chunks = deliveries
+        .try_ready_chunks(AT_ONCE)
+        .take_until(flow.until_stopped(stop))
+        .map_ok(|deliveries| flow.decode(flow.track(deliveries)));
+    let (take, taken) = flow.take(chunks);
+    let valid = taken.then(|chunk| flow.reject_malformed(chunk)).flat_map(stream::iter);
+    let chain = tokio_stream::StreamExt::chunks_timeout(valid, batch_size, batch_timeout)
+        .map(|batch| {
+            let span = tools.instruments.spans.batch(batch.iter().map(|delivery| &delivery.trace));
+            flow.upsert(batch, span.clone()).instrument(span)
+        })
+        .buffered(in_flight)
+        .for_each(|settled| flow.ack(settled));
+    futures::join!(take, chain);
+
+    flow.ended()
+}
+
+/// A valid vote on its way, with what is needed to settle its delivery.
+struct ValidDelivery {
+    tag: DeliveryTag,
+    body: Vec<u8>,
+    vote: Vote,
+    published_at: Option<SystemTime>,
+    trace: TraceContext,
+    replays: u32,
+    taken: Instant,
+}
+
+/// A malformed message, with all that may be logged of it. Its body is dropped: it may be of any size.
+struct Malformed {
+    tag: DeliveryTag,
+    size: usize,
+    rejection: Rejection,
+}
+
+/// Deliveries that were taken at once, decoded.
+struct DecodedChunk {
+    valid: Vec<ValidDelivery>,
+    malformed: Vec<Malformed>,
+}
+
+/// The stages of one chain and what they share.
+struct Flow<'a, C, T, D> {
+    channel: &'a C,
+    tools: &'a Tools<'a, T, D>,
+    mode: Mode,
+    acks: Mutex<AckTracker>,
+    unacked: Unacked<'a>,
+    /// The first failure; all later ones follow from it.
+    failure: OnceLock<Failure>,
+    halt: CancellationToken,
+    acked: AtomicBool,
+    committed: AtomicBool,
+    last_delivery: Mutex<Instant>,
+    empty: AtomicBool,
+}
+
+/// A committed batch.
+struct Settled {
+    tags: Vec<DeliveryTag>,
+    /// Votes that were counted or found counted; the others were refused and dead-lettered.
+    stored: u64,
+    marker: Option<CompactString>,
+    span: Span,
+}
+
+impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
+    fn new(channel: &'a C, tools: &'a Tools<'a, T, D>, mode: Mode) -> Self {
+        Self {
+            channel,
+            tools,
+            mode,
+            acks: Mutex::default(),
+            unacked: Unacked::new(tools.instruments),
+            failure: OnceLock::new(),
+            halt: CancellationToken::new(),
+            acked: AtomicBool::new(false),
+            committed: AtomicBool::new(false),
+            last_delivery: Mutex::new(Instant::now()),
+            empty: AtomicBool::new(false),
+        }
+    }
+
+    /// Resolves when no further delivery shall be taken. On a stop the consumer is cancelled first, so
+    /// that the broker sends nothing that would only be requeued.
+    async fn until_stopped(&self, stop: &CancellationToken) {
+        tokio::select! {
+            biased;
+            () = self.halt.cancelled() => {}
+            () = stop.cancelled() => self.cancel().await,
+            () = self.proved_empty() => self.cancel().await,
+        }
+    }
+
+    /// Resolves when a half-open chain has found the queue empty: no batch will ever prove that the
+    /// store takes votes again.
+    async fn proved_empty(&self) {
+        if self.mode != Mode::HalfOpen {
+            return pending().await;
+        }
+        sleep(EMPTY_AFTER).await;
+        while self.acks().unsettled() > 0 || self.last_delivery().elapsed() < SILENT_FOR {
+            sleep(SILENT_FOR / 4).await;
+        }
+        self.empty.store(true, Ordering::Relaxed);
+    }
+
+    async fn cancel(&self) {
+        let cancelled = match tokio::time::timeout(CANCEL_TIMEOUT, self.channel.cancel()).await {
+            Ok(cancelled) => cancelled,
+            Err(_) => Err(Lost("the broker did not confirm the end of consuming".to_owned())),
+        };
+        if let Err(lost) = cancelled {
+            self.fail(Failure::Lost(lost));
+        }
+    }
+
+    /// Tracks deliveries as they arrive, in the order of the tags.
+    fn track(&self, deliveries: Vec<Delivery>) -> (Vec<Delivery>, Instant) {
+        let taken = Instant::now();
+        *self.last_delivery() = taken;
+        let mut acks = self.acks();
+        deliveries.iter().for_each(|delivery| acks.track(delivery.tag, taken));
+        self.gauge(&acks);
+        (deliveries, taken)
+    }
+
+    /// Takes chunks as they come, also while the chain is full and polls for none: a full chain
+    /// is waiting for the store, and must learn that its session is lost. At most the prefetch
+    /// waits in between, and of that only votes with their bodies.
+    fn take<V>(
+        &self,
+        chunks: impl Stream<Item = Result<V, TryReadyChunksError<Delivery, Lost>>>,
+    ) -> (impl Future<Output = ()>, impl Stream<Item = V>) {
+        let (sender, taken) = mpsc::unbounded();
+        let take = chunks
+            // What arrived right before the loss is not taken: its session is over.
+            .map_err(|TryReadyChunksError(_, lost)| self.fail(Failure::Lost(lost)))
+            .try_for_each(move |chunk| ready(sender.unbounded_send(chunk).map_err(drop)))
+            .map(drop);
+        (take, taken)
+    }
+
+    fn decode(&self, (deliveries, taken): (Vec<Delivery>, Instant)) -> DecodedChunk {
+        let mut chunk =
+            DecodedChunk { valid: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
+        let max_bytes = self.tools.limits.max_message_bytes;
+        for Delivery { tag, body, published_at, trace, replays, valid_properties } in deliveries {
+            match vote::decode_message(&body, valid_properties, max_bytes) {
+                Ok(vote) => {
+                    let delivery =
+                        ValidDelivery { tag, body, vote, published_at, trace, replays, taken };
+                    chunk.valid.push(delivery);
+                }
+                Err(rejection) => {
+                    chunk.malformed.push(Malformed { tag, size: body.len(), rejection });
+                }
+            }
+        }
+        chunk
+    }
+
+    /// Rejects malformed messages at once; passes valid votes on.
+    async fn reject_malformed(&self, chunk: DecodedChunk) -> Vec<ValidDelivery> {
+        // A lost session takes no rejects: each further one would wait for its time-out.
+        for malformed in chunk.malformed.into_iter().take_while(|_| !self.halt.is_cancelled()) {
+            if let Err(lost) = self.reject(malformed).await {
+                self.fail(Failure::Lost(lost));
+            }
+        }
+        chunk.valid
+    }
+
+    async fn reject(&self, Malformed { tag, size, rejection }: Malformed) -> Result<(), Lost> {
+        self.channel.reject(tag).await?;
+        let mut acks = self.acks();
+        acks.rejected(tag);
+        self.gauge(&acks);
+        drop(acks);
+        self.tools.instruments.rejected(rejection.reason);
+        let reason = rejection.reason.as_str();
+        if self.tools.instruments.log_limiter.admit(MALFORMED, reason) {
+            tracing::warn!(
+                reason,
+                field = rejection.field,
+                detail = rejection.detail,
+                delivery_tag = tag,
+                size,
+                vote_hash = rejection.vote_hash,
+                "{MALFORMED}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Commits one batch; run to its end in any case.
+    async fn upsert(&self, batch: Vec<ValidDelivery>, span: Span) -> Option<Settled> {
+        if self.halt.is_cancelled() {
+            return None;
+        }
+        let began = Instant::now();
+        let taken = batch.first().map_or(began, |first| first.taken);
+        let waited = began.saturating_duration_since(taken);
+        let in_flight = self.tools.instruments.batch_complete(waited);
+        let mut tags = Vec::with_capacity(batch.len());
+        let mut bodies = Vec::with_capacity(batch.len());
+        let mut votes = Vec::with_capacity(batch.len());
+        let mut published = Vec::with_capacity(batch.len());
+        let mut replays = Vec::with_capacity(batch.len());
+        for delivery in batch {
+            tags.push(delivery.tag);
+            bodies.push(delivery.body);
+            votes.push(delivery.vote);
+            published.extend(delivery.published_at);
+            replays.push(delivery.replays);
+        }
+        let Tools { store, dead_letters, limits, budget, jitter, instruments, health, .. } =
+            *self.tools;
+        let retry = &limits.retry;
+        let votes = Votes::new(votes);
+        let batch_log = &BatchLog::new(in_flight.number, votes.clone(), began, instruments);
+        let halt = &self.halt;
+        let stage = Upsert {
+            store,
+            dead_letters,
+            retry,
+            deadline: taken + limits.batch_deadline,
+            budget,
+            jitter,
+            instruments,
+            halt,
+            batch_log,
+            unacked: &self.unacked,
+        };
+        match stage.settle(votes, bodies, &replays).await {
+            Ok(counted) => {
+                instruments.batch_settled(tags.len(), began.elapsed(), &published);
+                let stored = counted.deliveries();
+                if stored > 0 {
+                    health.postgres_answers();
+                }
+                Some(Settled { tags, stored, marker: counted.marker, span })
+            }
+            Err(Unsettled::Halted) => None,
+            Err(Unsettled::Failed(failure)) => {
+                self.fail(failure);
+                None
+            }
+        }
+    }
+
+    /// Acks as far as everything is settled.
+    async fn ack(&self, settled: Option<Settled>) {
+        let Some(Settled { tags, stored, mut marker, span }) = settled else { return };
+        self.acks().done(tags);
+        let next = || self.acks().ack_point(self.tools.limits.most_acked);
+        while let Some(AckPoint { tag, deliveries }) = next() {
+            let acking = self.channel.ack_up_to(tag);
+            if let Err(lost) = self.tools.instruments.spans.ack(&span, acking).await {
+                return self.fail(Failure::Lost(lost));
+            }
+            self.acked.store(true, Ordering::Relaxed);
+            self.unacked.acked(deliveries);
+            self.tools.instruments.acked(deliveries);
+            self.gauge(&self.acks());
+            // Behind the first of several acks: the next may fail.
+            self.tools.acknowledged.remember(marker.take());
+        }
+        // Its ack waits for a delivery before it.
+        self.tools.acknowledged.remember(marker);
+        // A batch of which every vote was refused proves nothing about the store.
+        let first = stored > 0 && !self.committed.swap(true, Ordering::Relaxed);
+        if self.mode == Mode::HalfOpen && first {
+            self.cancel().await;
+        }
+    }
+
+    fn fail(&self, failure: Failure) {
+        // Losing the race means another failure came first, and this one follows from it.
+        let _later = self.failure.set(failure);
+        self.halt.cancel();
+    }
+
+    fn acks(&self) -> MutexGuard<'_, AckTracker> {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_delivery(&self) -> MutexGuard<'_, Instant> {
+        self.last_delivery.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gauge(&self, acks: &AckTracker) {
+        self.tools.instruments.unacked(acks.unsettled(), acks.oldest());
+    }
+
+    fn ended(self) -> Ended {
+        let held = self.acks().unsettled();
+        // The tags end with the session, one way or the other.
+        self.tools.instruments.unacked(0, None);
+        Ended {
+            held,
+            failure: self.failure.into_inner(),
+            acked: self.acked.into_inner(),
+            committed: self.committed.into_inner(),
+            empty: self.empty.into_inner(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

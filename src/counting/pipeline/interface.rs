@@ -1,0 +1,76 @@
+//! What a chain is given, and how it ends.
+
+use std::time::Duration;
+
+use super::acknowledged::Acknowledged;
+use super::upsert::{IsolationBudget, RetryPolicy};
+use crate::model::ports::{Fault, Lost};
+use crate::platform::retry::Jitter;
+use crate::platform::telemetry::{Health, Instruments};
+
+/// Sizes and times of the chain.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Votes in a full batch.
+    pub batch_size: usize,
+    /// How long the first vote of a batch waits for the others.
+    pub batch_timeout: Duration,
+    /// Longest time from the first delivery of a batch until the last thing is begun for it: a
+    /// transaction, a dead letter. Past it the batch pauses (semantics, section 6).
+    pub batch_deadline: Duration,
+    /// Batches being committed at the same time.
+    pub in_flight: usize,
+    /// Longest message body, in bytes.
+    pub max_message_bytes: usize,
+    /// Most deliveries that one ack covers.
+    pub most_acked: u64,
+    pub retry: RetryPolicy,
+}
+
+/// What the chain works with besides the session, for as long as the process lives.
+pub struct Tools<'a, T, D> {
+    pub store: &'a T,
+    pub dead_letters: &'a D,
+    pub limits: &'a Limits,
+    pub budget: &'a IsolationBudget,
+    pub jitter: &'a Jitter,
+    pub instruments: &'a Instruments,
+    /// Told of each committed batch: the database answers.
+    pub health: &'a Health,
+    pub acknowledged: &'a Acknowledged,
+}
+
+/// Whether the chain runs freely or proves that the store takes batches again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Flowing,
+    /// Ends, drained, behind the first batch that commits, or once the queue proves empty.
+    HalfOpen,
+}
+
+/// Why a chain came down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The session with the broker is over; what was not acked will be delivered again.
+    Lost(Lost),
+    /// The store takes no votes for now; what is held has to be given back.
+    Paused(Fault),
+    /// A vote that the store refuses can't be published to the dead-letter queue; neither it nor
+    /// what is behind it may be acked.
+    DeadLetterFailed(Lost),
+}
+
+/// How a chain ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// `None`: it was asked to stop, or, half-open, it proved that the store takes votes; all it took is settled.
+    pub failure: Option<Failure>,
+    /// Deliveries taken and not settled: with the session they go back to the queue.
+    pub held: usize,
+    /// Something of the session was acked: it was of use.
+    pub acked: bool,
+    /// A batch committed in which at least one vote was counted or found counted.
+    pub committed: bool,
+    /// Half-open, and the queue proved empty.
+    pub empty: bool,
+}

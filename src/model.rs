@@ -1,0 +1,5 @@
+//! What a vote is, what a result is, and what counting asks of a broker and of a store.
+
+pub mod ports;
+pub mod results;
+pub mod vote;

@@ -1,0 +1,97 @@
+//! What pending migrations and their rehearsal mean.
+
+use super::subject;
+use crate::adapters::store::{Misfits, Rehearsal, SchemaState, Server, Skipped, unfit};
+use crate::operator::check::{Finding, Severity};
+use crate::platform::config::Config;
+
+use Severity::{Error, Info, Warning};
+
+/// How bad it is that nothing was rehearsed, and what to do to have it rehearsed.
+fn skipped(skipped: &Skipped) -> (Severity, String) {
+    let reason = match skipped {
+        Skipped::ReadOnly => "the server takes no writes",
+        Skipped::NotOwner => "run check --connect as the owner of the tables, too",
+        Skipped::Disabled => "--rehearse 0",
+        Skipped::Foreign => "objects of another role are in the way",
+        Skipped::Applied => "another instance has just applied them: check again",
+        Skipped::Unfit => "the schema has to fit first",
+        Skipped::OpenSchema(schema) => {
+            let reason = format!(
+                "every role may create objects in schema {schema}; migrate takes that right from \
+                 PUBLIC: do it now (REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC) and check again"
+            );
+            return (Warning, reason);
+        }
+        Skipped::TimedOut(limit, fault) => {
+            let reason = format!(
+                "the tables were not free, or a statement took longer than {} s, for which \
+                 counting would have to wait: {fault}; check again when less is going on, or \
+                 allow more with --rehearse SECONDS",
+                limit.as_secs_f64()
+            );
+            return (Warning, reason);
+        }
+    };
+    (Info, reason.to_owned())
+}
+
+/// What the catalogue alone shows, where nothing was rehearsed.
+pub(super) fn misfits(config: &Config, misfits: &Misfits) -> impl Iterator<Item = Finding> {
+    misfits.unusable.iter().map(|misfit| {
+        Finding::new(
+            Error,
+            subject(config),
+            "counting would fail, and no migration changes that: the service would not start",
+            "alter the table, or rename it if it is another program's; compare it with init_db.sql",
+        )
+        .with_value(misfit)
+    })
+}
+
+/// Anything but a schema that is up to date.
+pub(super) fn finding(
+    config: &Config,
+    server: &Server,
+    state: &SchemaState,
+    rehearsal: &Rehearsal,
+) -> Finding {
+    let (severity, rehearsed) = match rehearsal {
+        Rehearsal::Done(Ok(())) => {
+            (Info, "rehearsed on these tables, with a batch counted, and rolled back".to_owned())
+        }
+        Rehearsal::Done(Err(_)) => (Info, "rehearsed, and it failed".to_owned()),
+        Rehearsal::Skipped(why) => {
+            let (severity, reason) = skipped(why);
+            (severity, format!("neither they nor counting were tried: {reason}"))
+        }
+    };
+    if let SchemaState::Pending(versions) = state
+        && config.postgres.migrate_on_start
+    {
+        let value = format!("migrations {versions:?} are not applied");
+        let finding = if server.may_migrate() {
+            Finding::new(
+                severity,
+                subject(config),
+                format!("the service applies them at its start (MIGRATE_ON_START); {rehearsed}"),
+                "nothing; or run vote-aggregator migrate now, and check again",
+            )
+        } else {
+            Finding::new(
+                Error,
+                subject(config),
+                format!(
+                    "the user {:?} may not create tables in this schema, or is not the owner of \
+                     those that are there: the service would not start; {rehearsed}",
+                    config.postgres.user
+                ),
+                "run vote-aggregator migrate as the owner of the tables, then roles.sql",
+            )
+        };
+        return finding.with_value(value);
+    }
+    let (reason, remedy) = unfit(state);
+    let meaning = format!("{reason}: the service would not start; {rehearsed}");
+    Finding::new(Error, subject(config), meaning, remedy).with_value("the schema does not fit")
+}

@@ -1,0 +1,202 @@
+//! Publishing votes to the queue, each confirmed by the broker: sample votes to try the service, or
+//! the lines of a file to count them on the same path as all others.
+
+mod check;
+mod checkpoint;
+pub mod files;
+mod format;
+mod lines;
+pub mod progress;
+pub(crate) mod rate;
+mod run;
+mod sample;
+
+use std::io::Cursor;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+
+pub use self::check::{Check, Rejected, check};
+pub use self::checkpoint::{Checkpoint, CheckpointError};
+pub use self::format::Unsuitable;
+use self::lines::{Input, Line, Lines};
+pub use self::lines::{LONGEST_LINE, Position};
+use self::progress::Length;
+pub use self::run::publish;
+pub use self::sample::{Expected, Samples, Shape};
+use crate::adapters::broker::NotPublished;
+use crate::model::ports::{Lost, OpenError};
+
+/// The source of the messages.
+pub enum Source {
+    /// Sample votes.
+    Samples(Box<Samples>),
+    /// Lines of JSON, published as they are; blank lines are skipped.
+    Lines {
+        lines: Box<Lines>,
+        /// For messages.
+        name: String,
+        /// Bytes, of a file that is one.
+        size: Option<u64>,
+    },
+}
+
+impl Source {
+    /// Opens a file at `position`, or standard input for `-`. Of this, and of a pipe, waits for the first
+    /// line.
+    ///
+    /// # Errors
+    /// [`PublishError::Read`] when the file can't be opened, [`PublishError::Unsuitable`] when it begins
+    /// as a file in another format does.
+    pub async fn lines(path: &Path, position: Position) -> Result<Self, PublishError> {
+        let stdin = path.as_os_str() == "-";
+        let name = if stdin { "standard input".to_owned() } else { path.display().to_string() };
+        let opened = async {
+            let (mut input, size): (Input, _) = match stdin {
+                true => (Box::new(tokio::io::stdin()), None),
+                false => {
+                    let mut file = File::open(path).await?;
+                    let metadata = file.metadata().await?;
+                    if position.bytes > 0 {
+                        file.seek(std::io::SeekFrom::Start(position.bytes)).await?;
+                    }
+                    (Box::new(file), metadata.is_file().then_some(metadata.len()))
+                }
+            };
+            let head = format::head(&mut input).await?;
+            Ok((head, input, size))
+        };
+        let (head, input, size) = match opened.await {
+            Ok(opened) => opened,
+            Err(source) => return Err(PublishError::Read { path: name, source }),
+        };
+        // Later lines were checked with the first one.
+        if position.bytes == 0 {
+            format::check(&head, if stdin { "-" } else { &name })?;
+        }
+        let input = Box::new(Cursor::new(head).chain(input));
+        Ok(Self::Lines { lines: Box::new(Lines::new(input, position)), name, size })
+    }
+
+    fn length(&self) -> Length {
+        match self {
+            Self::Samples(samples) => Length::Messages(samples.len() as u64),
+            Self::Lines { lines, size: Some(all), .. } => {
+                Length::Bytes { from: lines.position().bytes, all: *all }
+            }
+            Self::Lines { size: None, .. } => Length::Unknown,
+        }
+    }
+
+    fn position(&self) -> Position {
+        match self {
+            Self::Samples(_) => Position::default(),
+            Self::Lines { lines, .. } => lines.position(),
+        }
+    }
+
+    /// Where reading has come to: after blank lines, if they are the last.
+    fn end(&self, published: Position) -> Position {
+        match self {
+            Self::Samples(_) => published,
+            Self::Lines { lines, .. } => lines.position(),
+        }
+    }
+
+    /// Returns the next message and where it ends; for a sample, `before` and one more line.
+    async fn next(
+        &mut self,
+        before: Position,
+    ) -> Result<Option<(Vec<u8>, Position)>, PublishError> {
+        match self {
+            Self::Samples(samples) => Ok(samples.next().map(|body| {
+                let bytes = before.bytes + body.len() as u64;
+                (body, Position { bytes, lines: before.lines + 1, blank: 0 })
+            })),
+            Self::Lines { lines, name, .. } => match lines.next().await {
+                Ok(None) => Ok(None),
+                Ok(Some(Line::Body { body, end })) => Ok(Some((body, end))),
+                Ok(Some(Line::TooLong { number })) => {
+                    Err(PublishError::TooLong { path: name.clone(), number })
+                }
+                Err(source) => Err(PublishError::Read { path: name.clone(), source }),
+            },
+        }
+    }
+}
+
+/// How it is published.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Messages a second; `None`: as fast as confirms come.
+    pub rate: Option<u32>,
+    /// How long to retry while the broker is away, since the last confirm.
+    pub retry_for: Duration,
+}
+
+/// The outcome of a run.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether the end was reached and all of it confirmed.
+    pub complete: bool,
+    /// Messages that the broker has confirmed: they will be counted or dead-lettered.
+    pub confirmed: u64,
+    /// Lines, blank lines and bytes of this run, up to which everything is confirmed; a sample vote is
+    /// one line.
+    pub lines: u64,
+    pub blank: u64,
+    pub bytes: u64,
+    pub seconds: f64,
+    /// Where an earlier run ended.
+    pub resumed_from: Option<Position>,
+    /// The result of counting the sample votes; absent for a file.
+    pub expected: Option<Expected>,
+}
+
+impl Report {
+    /// Confirmed messages per second.
+    pub fn rate(&self) -> f64 {
+        if self.seconds > 0.0 { self.confirmed as f64 / self.seconds } else { 0.0 }
+    }
+}
+
+/// Publishing ended before everything was confirmed.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: String, source: std::io::Error },
+    #[error("line {number} of {path} is longer than {LONGEST_LINE} bytes; a vote is one line")]
+    TooLong { path: String, number: u64 },
+    /// A connection at the start (later it is tried again), or a message at any time.
+    #[error("{0}")]
+    Refused(OpenError),
+    /// A message was returned, or the queue was not there after a lost connection.
+    #[error(
+        "the queue was deleted meanwhile: what it held then is lost, although the broker confirmed it"
+    )]
+    QueueGone,
+    #[error(transparent)]
+    Unsuitable(#[from] Unsuitable),
+    /// Never returned by [`publish`], which opens another connection.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    #[error("RabbitMQ is away for {} s, longer than --retry-for: {reason}", away.as_secs())]
+    GaveUp { away: Duration, reason: String },
+    #[error("stopped by a signal")]
+    Stopped,
+    #[error("{0}")]
+    Checkpoint(#[from] CheckpointError),
+}
+
+impl From<NotPublished> for PublishError {
+    fn from(not: NotPublished) -> Self {
+        match not {
+            NotPublished::Lost(lost) => Self::Lost(lost),
+            NotPublished::Returned => Self::QueueGone,
+            NotPublished::Refused(error) => Self::Refused(error),
+        }
+    }
+}

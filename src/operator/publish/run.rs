@@ -1,0 +1,443 @@
+//! One run: read, publish, confirm, and again after a lost connection.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use indicatif::{HumanCount, ProgressBar};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::lines::Position;
+use super::progress::bar;
+use super::rate::Rate;
+use super::{Checkpoint, Pace, PublishError, Report, Source};
+use crate::adapters::broker::{Confirm, Publisher, RabbitMq};
+use crate::model::ports::OpenError;
+use crate::platform::retry::{Backoff, Jitter};
+
+/// A batch ends with the first of these; its bodies are kept until it is confirmed.
+const MAX_MESSAGES: usize = 4_000;
+const MAX_BYTES: usize = 32 * 1_024 * 1_024;
+const MAX_AGE: Duration = Duration::from_secs(1);
+/// Between two writes of the checkpoint.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// How long confirms that are on their way are waited for after a stop or an error.
+const DRAIN: Duration = Duration::from_secs(2);
+/// From the first byte to a channel in confirm mode.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+/// Without an answer from the broker for so long, a warning is logged.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Between two tries to connect.
+const FIRST_DELAY: Duration = Duration::from_millis(500);
+const LONGEST_DELAY: Duration = Duration::from_secs(15);
+
+struct Run<'a> {
+    rabbitmq: &'a RabbitMq,
+    queue: &'a str,
+    source: Source,
+    rate: Option<Rate>,
+    retry_for: Duration,
+    checkpoint: Option<&'a Checkpoint>,
+    stop: &'a CancellationToken,
+    bar: ProgressBar,
+
+    began: Instant,
+    from: Position,
+    batch: Batch,
+    /// Set when nothing more is read: at the end, or on an error.
+    ended: Option<Result<(), PublishError>>,
+
+    connected: bool,
+    away_since: Option<Instant>,
+    backoff: Backoff,
+    jitter: Jitter,
+    saved_at: Instant,
+}
+
+/// Messages that are not certain to be in the queue, in the order of the source.
+///
+/// One confirm alone proves nothing: RabbitMQ also confirms a message that it returns, one frame
+/// confirms many, and lapin may attribute the return to any of those. A message is certain once
+/// nothing is in flight any more and none was returned.
+struct Batch {
+    messages: Vec<Message>,
+    bytes: usize,
+    /// The end of the message before the first one: everything up to here is in the queue.
+    reached: Position,
+}
+
+struct Message {
+    body: Vec<u8>,
+    end: Position,
+    confirmed: bool,
+}
+
+impl Batch {
+    const fn new(reached: Position) -> Self {
+        Self { messages: Vec::new(), bytes: 0, reached }
+    }
+
+    /// The end of the last message.
+    fn end(&self) -> Position {
+        self.messages.last().map_or(self.reached, |last| last.end)
+    }
+
+    const fn has_room(&self) -> bool {
+        self.messages.len() < MAX_MESSAGES && self.bytes < MAX_BYTES
+    }
+
+    fn push(&mut self, body: Vec<u8>, end: Position) {
+        self.bytes += body.len();
+        self.messages.push(Message { body, end, confirmed: false });
+    }
+
+    fn unconfirmed(&self) -> usize {
+        self.messages.iter().filter(|message| !message.confirmed).count()
+    }
+
+    /// Takes the confirms as certain, up to the first message without one.
+    fn take_confirmed(&mut self) {
+        let confirmed = self.messages.iter().take_while(|message| message.confirmed).count();
+        for message in self.messages.drain(..confirmed) {
+            self.bytes -= message.body.len();
+            self.reached = message.end;
+        }
+    }
+}
+
+/// Publishes all of `source` to `queue`, with a progress bar on a terminal. When the connection is
+/// lost it opens another one and publishes again what was not confirmed, which counts nothing
+/// twice. A message that is returned, because its queue is gone, ends it. `checkpoint` is written about
+/// once a second and at the end, however it ends; `stop` ends it once everything in flight is
+/// confirmed, or after two seconds.
+pub async fn publish(
+    rabbitmq: &RabbitMq,
+    queue: &str,
+    source: Source,
+    pace: Pace,
+    checkpoint: Option<&Checkpoint>,
+    stop: &CancellationToken,
+) -> (Report, Result<(), PublishError>) {
+    let (began, from) = (Instant::now(), source.position());
+    let run = Run {
+        rabbitmq,
+        queue,
+        rate: pace.rate.map(Rate::new),
+        retry_for: pace.retry_for,
+        checkpoint,
+        stop,
+        bar: bar("publishing", source.length()),
+        source,
+        began,
+        from,
+        batch: Batch::new(from),
+        ended: None,
+        connected: false,
+        away_since: None,
+        backoff: Backoff::new(FIRST_DELAY, LONGEST_DELAY),
+        jitter: Jitter::from_entropy(),
+        saved_at: began,
+    };
+    run.run().await
+}
+
+impl Run<'_> {
+    async fn run(mut self) -> (Report, Result<(), PublishError>) {
+        let published = self.connections().await;
+        self.bar.finish_and_clear();
+        let published = match (published, self.save()) {
+            (Ok(()), saved) => saved,
+            (Err(error), Ok(())) => Err(error),
+            (Err(error), Err(unsaved)) => {
+                tracing::error!("{unsaved}");
+                Err(error)
+            }
+        };
+        let (from, reached) = (self.from, self.batch.reached);
+        let complete = published.is_ok();
+        let report = Report {
+            complete,
+            confirmed: self.confirmed(),
+            lines: reached.lines - from.lines,
+            blank: reached.blank - from.blank,
+            bytes: reached.bytes - from.bytes,
+            seconds: self.began.elapsed().as_secs_f64(),
+            resumed_from: (from.bytes > 0).then_some(from),
+            expected: match self.source {
+                Source::Samples(samples) if complete => Some(samples.into_expected()),
+                _ => None,
+            },
+        };
+        (report, published)
+    }
+
+    /// One connection after the other, until everything is confirmed.
+    async fn connections(&mut self) -> Result<(), PublishError> {
+        loop {
+            let publisher = self.connect().await?;
+            match self.work(&publisher).await {
+                Ok(()) => {
+                    if let Err(lost) = publisher.close().await {
+                        // Every message is confirmed by now.
+                        tracing::debug!("{lost}");
+                    }
+                    return self.ended.take().unwrap_or(Ok(()));
+                }
+                Err(PublishError::Lost(lost)) => self.back_off(lost.to_string()).await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Publisher, PublishError> {
+        loop {
+            let opened = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(PublishError::Stopped),
+                opened = timeout(OPEN_TIMEOUT, self.rabbitmq.publisher()) => opened,
+            };
+            let error = match opened {
+                Ok(Ok(publisher)) => {
+                    if publisher.made_queue() && self.connected {
+                        return Err(PublishError::QueueGone);
+                    }
+                    if publisher.made_queue() && self.from.bytes > 0 {
+                        tracing::warn!(
+                            queue = self.queue,
+                            "there was no queue: what an earlier run published is counted only if it \
+                             was taken from the queue before that was deleted"
+                        );
+                    }
+                    self.connected = true;
+                    return Ok(publisher);
+                }
+                Ok(Err(error)) => error,
+                Err(_) => OpenError::Unavailable(format!("no channel within {OPEN_TIMEOUT:?}")),
+            };
+            if error.is_fatal_at_start() && !self.connected {
+                return Err(PublishError::Refused(error));
+            }
+            self.back_off(error.to_string()).await?;
+        }
+    }
+
+    /// Publishes batch after batch on one connection, to the end of the source.
+    async fn work(&mut self, publisher: &Publisher) -> Result<(), PublishError> {
+        if self.batch.messages.is_empty() {
+            self.away_since = None;
+        }
+        while self.ended.is_none() || !self.batch.messages.is_empty() {
+            let mut confirms = Vec::new();
+            let sent = self.send_batch(publisher, &mut confirms).await;
+            let confirmed = self.confirm_batch(confirms, sent.err()).await;
+            self.bar.set_position(match self.source {
+                Source::Samples(_) => self.batch.reached.lines,
+                Source::Lines { .. } => self.batch.reached.bytes,
+            });
+            let seconds = self.began.elapsed().as_secs_f64().max(1.0);
+            let rate = HumanCount((self.confirmed() as f64 / seconds) as u64);
+            self.bar.set_message(format!("{} votes, {rate}/s", HumanCount(self.confirmed())));
+            confirmed?;
+            if self.saved_at.elapsed() >= SAVE_EVERY {
+                self.save_or_warn();
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what an earlier connection left unconfirmed, and fills the batch from the source.
+    async fn send_batch(
+        &mut self,
+        publisher: &Publisher,
+        confirms: &mut Vec<(usize, Confirm)>,
+    ) -> Result<(), PublishError> {
+        for index in 0..self.batch.messages.len() {
+            if !self.batch.messages[index].confirmed {
+                confirms.push((index, self.send(publisher, index).await?));
+            }
+        }
+        let mut deadline = Instant::now() + MAX_AGE;
+        while self.ended.is_none() && self.batch.has_room() {
+            let (source, rate, end) = (&mut self.source, &self.rate, self.batch.end());
+            let next = async {
+                if let Some(rate) = rate {
+                    rate.due().await;
+                }
+                source.next(end).await
+            };
+            let next = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(PublishError::Stopped),
+                () = sleep_until(deadline), if !confirms.is_empty() => return Ok(()),
+                next = next => next,
+            };
+            match next {
+                Ok(Some((body, end))) => {
+                    if let Some(rate) = &mut self.rate {
+                        rate.sent();
+                    }
+                    if confirms.is_empty() {
+                        deadline = Instant::now() + MAX_AGE;
+                    }
+                    self.batch.push(body, end);
+                    let index = self.batch.messages.len() - 1;
+                    confirms.push((index, self.send(publisher, index).await?));
+                }
+                Ok(None) => self.ended = Some(Ok(())),
+                Err(error) => self.ended = Some(Err(error)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, publisher: &Publisher, index: usize) -> Result<Confirm, PublishError> {
+        let body = &self.batch.messages[index].body;
+        Ok(self.answered(publisher.publish_vote(self.queue, body)).await??)
+    }
+
+    /// Waits for the confirms; after a stop or an error only as long as they may be on their way.
+    async fn confirm_batch(
+        &mut self,
+        confirms: Vec<(usize, Confirm)>,
+        mut failed: Option<PublishError>,
+    ) -> Result<(), PublishError> {
+        let (mut deadline, mut certain) = (Instant::now() + DRAIN, true);
+        for (index, mut confirm) in confirms {
+            let mut outcome = None;
+            if failed.is_none() {
+                match self.answered(&mut confirm).await {
+                    Ok(answer) => outcome = Some(answer),
+                    Err(stopped) => (failed, deadline) = (Some(stopped), Instant::now() + DRAIN),
+                }
+            }
+            if outcome.is_none() {
+                outcome = timeout_at(deadline, &mut confirm).await.ok();
+            }
+            match outcome.map(|outcome| outcome.map_err(PublishError::from)) {
+                Some(Ok(())) => {
+                    self.batch.messages[index].confirmed = true;
+                    self.away_since = None;
+                    self.backoff.reset();
+                }
+                Some(Err(error)) => {
+                    let lost = matches!(error, PublishError::Lost(_));
+                    certain &= lost;
+                    match &failed {
+                        None => (failed, deadline) = (Some(error), Instant::now() + DRAIN),
+                        // The confirms in flight say why the broker closed the channel.
+                        Some(PublishError::Lost(_)) if !lost => failed = Some(error),
+                        Some(_) => {}
+                    }
+                }
+                None => certain = false,
+            }
+        }
+        // After a lost connection nothing is in flight, and a return would have ended everything.
+        if certain || matches!(failed, Some(PublishError::Lost(_))) {
+            self.batch.take_confirmed();
+        }
+        if self.batch.messages.is_empty() && matches!(self.ended, Some(Ok(()))) {
+            // Blank lines after the last message.
+            self.batch.reached = self.source.end(self.batch.reached);
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Waits for the broker's answer, with a warning when it takes long.
+    async fn answered<T>(&self, answer: impl Future<Output = T>) -> Result<T, PublishError> {
+        let mut answer = pin!(answer);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(PublishError::Stopped),
+                answer = timeout(SILENCE, &mut answer) => match answer {
+                    Ok(answer) => return Ok(answer),
+                    Err(_) => self.bar.suspend(|| {
+                        tracing::warn!(
+                            "RabbitMQ confirms nothing for {SILENCE:?}; is it blocked by a memory or \
+                             disk alarm, or the queue without a majority?"
+                        );
+                    }),
+                },
+            }
+        }
+    }
+
+    /// Messages that are certain to be in the queue.
+    fn confirmed(&self) -> u64 {
+        self.batch.reached.messages() - self.from.messages()
+    }
+
+    /// Waits before the next try, or gives up.
+    async fn back_off(&mut self, reason: String) -> Result<(), PublishError> {
+        let away = self.away_since.get_or_insert_with(Instant::now).elapsed();
+        self.save_or_warn();
+        let Some(left) = self.retry_for.checked_sub(away).filter(|left| !left.is_zero()) else {
+            return Err(PublishError::GaveUp { away, reason });
+        };
+        let delay = self.jitter.stretch(self.backoff.next_delay()).min(left);
+        self.bar.suspend(|| {
+            tracing::warn!(
+                unconfirmed = self.batch.unconfirmed(),
+                "waiting for RabbitMQ, for {} s more at most: {reason}",
+                left.as_secs()
+            );
+        });
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(PublishError::Stopped),
+            () = tokio::time::sleep(delay) => Ok(()),
+        }
+    }
+
+    fn save_or_warn(&mut self) {
+        // The previous one is still there, and the last one has to succeed.
+        if let Err(error) = self.save() {
+            self.bar.suspend(|| tracing::warn!("{error}"));
+        }
+    }
+
+    fn save(&mut self) -> Result<(), PublishError> {
+        self.saved_at = Instant::now();
+        if let Some(checkpoint) = self.checkpoint {
+            // Blocks the only thread until it is on the disk: confirms can wait.
+            checkpoint.save(self.batch.reached)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(lines: u64) -> Position {
+        Position { bytes: lines * 10, lines, blank: 0 }
+    }
+
+    /// A full queue refuses some of those in flight, time and again.
+    #[test]
+    fn only_messages_before_the_first_unconfirmed_one_are_taken() {
+        let mut batch = Batch::new(at(0));
+        (1..=4).for_each(|lines| batch.push(vec![b'x'], at(lines)));
+        batch.messages[0].confirmed = true;
+        batch.messages[2].confirmed = true;
+        batch.take_confirmed();
+        assert_eq!((batch.reached, batch.end(), batch.unconfirmed()), (at(1), at(4), 2));
+        batch.messages.iter_mut().for_each(|message| message.confirmed = true);
+        batch.take_confirmed();
+        assert_eq!((batch.reached, batch.bytes, batch.unconfirmed()), (at(4), 0, 0));
+    }
+
+    #[test]
+    fn a_batch_is_bounded_by_messages_and_by_bytes() {
+        let mut many = Batch::new(at(0));
+        (0..MAX_MESSAGES as u64).for_each(|_| {
+            assert!(many.has_room());
+            many.push(Vec::new(), at(1));
+        });
+        let mut large = Batch::new(at(0));
+        large.push(vec![b'x'; MAX_BYTES], at(1));
+        assert!(!many.has_room() && !large.has_room());
+    }
+}

@@ -1,0 +1,239 @@
+//! Totals per law behind the gauges, and which laws have series of their own.
+//!
+//! Series stay bounded whatever law ids arrive: the first `max` laws get their own, all others
+//! are one, `law_id="other"`. A law that is really called `other` shares that one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use opentelemetry::KeyValue;
+
+use crate::model::ports::LawCount;
+use crate::model::vote::Choice;
+
+/// Label of all laws without a series of their own.
+pub(super) const OTHER: &str = "other";
+
+/// `{law_id, choice}` for oui and for non.
+pub(super) type Labels = [[KeyValue; 2]; 2];
+
+fn labels(law_id: &str) -> Labels {
+    Choice::ALL.map(|choice| {
+        [KeyValue::new("law_id", law_id.to_owned()), KeyValue::new("choice", choice.as_str())]
+    })
+}
+
+#[derive(Debug)]
+pub(super) struct Laws {
+    max: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    named: BTreeMap<String, Series>,
+    other: Series,
+    /// Whether any law had to go without a series of its own.
+    overflown: bool,
+    /// Counts commits; tells which series a commit touched since a refresh began.
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Series {
+    /// Shared with a scrape that is being rendered.
+    labels: Arc<Labels>,
+    totals: [i64; 2],
+    touched: u64,
+}
+
+impl Series {
+    fn new(law_id: &str) -> Self {
+        Self { labels: Arc::new(labels(law_id)), totals: [0; 2], touched: 0 }
+    }
+
+    /// A read of the database replaces the totals, unless a later commit already went further.
+    fn refresh(&mut self, read: [i64; 2], began: u64) {
+        self.totals = if self.touched > began { max(self.totals, read) } else { read };
+    }
+}
+
+fn max(a: [i64; 2], b: [i64; 2]) -> [i64; 2] {
+    [a[0].max(b[0]), a[1].max(b[1])]
+}
+
+fn plus(a: [i64; 2], b: [i64; 2]) -> [i64; 2] {
+    [a[0] + b[0], a[1] + b[1]]
+}
+
+/// When a re-read of the database began.
+#[derive(Clone, Copy, Debug)]
+pub struct RefreshMark(u64);
+
+impl Laws {
+    pub(super) fn new(max: usize) -> Self {
+        let state =
+            State { named: BTreeMap::new(), other: Series::new(OTHER), overflown: false, clock: 0 };
+        Self { max, state: Mutex::new(state) }
+    }
+
+    /// Takes in a commit. `counter` gets the labels and the added votes, law by law.
+    pub(super) fn committed(&self, laws: &[LawCount], mut counter: impl FnMut(&Labels, [u64; 2])) {
+        let mut state = self.state();
+        state.clock += 1;
+        let clock = state.clock;
+        for LawCount { law_id, added, totals } in laws {
+            let series = match state.named(law_id, self.max) {
+                Some(series) => {
+                    // Batches commit out of order, and totals only grow.
+                    series.totals = max(series.totals, *totals);
+                    series.touched = clock;
+                    series
+                }
+                None => &mut state.other,
+            };
+            counter(&series.labels, *added);
+        }
+    }
+
+    /// To be called before the database is read for [`Laws::refreshed`].
+    pub(super) fn refresh_begins(&self) -> RefreshMark {
+        RefreshMark(self.state().clock)
+    }
+
+    /// The laws that have series of their own.
+    pub(super) fn named(&self) -> Vec<String> {
+        self.state().named.keys().cloned().collect()
+    }
+
+    /// Takes in totals as the database has them: authoritative, other instances' votes too. What
+    /// is not among `laws` is summed up in `rest`. `fresh` gets the labels of every new series.
+    pub(super) fn refreshed(
+        &self,
+        mark: RefreshMark,
+        laws: Vec<(String, [i64; 2])>,
+        rest: [i64; 2],
+        mut fresh: impl FnMut(&Labels),
+    ) {
+        let mut state = self.state();
+        let mut other = rest;
+        for (law_id, totals) in laws {
+            let known = state.named.contains_key(&law_id);
+            match state.named(&law_id, self.max) {
+                Some(series) => {
+                    series.refresh(totals, mark.0);
+                    if !known {
+                        fresh(&series.labels);
+                    }
+                }
+                // A batch took the last place for another law meanwhile.
+                None => other = plus(other, totals),
+            }
+        }
+        // Not raised by commits, which can't tell whether a read has seen them already.
+        state.other.totals = other;
+        state.overflown |= other != [0, 0];
+    }
+
+    /// Every series with its totals. `gauge` runs outside the lock: a commit, on another thread,
+    /// waits for a copy of the totals at most, not for a scrape.
+    pub(super) fn for_each(&self, mut gauge: impl FnMut(&Labels, [i64; 2])) {
+        for (labels, totals) in self.copy() {
+            gauge(&labels, totals);
+        }
+    }
+
+    fn copy(&self) -> Vec<(Arc<Labels>, [i64; 2])> {
+        let state = self.state();
+        let other = state.overflown.then_some(&state.other);
+        let series = state.named.values().chain(other);
+        series.map(|series| (Arc::clone(&series.labels), series.totals)).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The law's own series; `None` for a law that is counted among the others.
+    fn named(&mut self, law_id: &str, max: usize) -> Option<&mut Series> {
+        let known = self.named.contains_key(law_id);
+        if law_id == OTHER || (!known && self.named.len() >= max) {
+            self.overflown = true;
+            return None;
+        }
+        Some(self.named.entry(law_id.to_owned()).or_insert_with(|| Series::new(law_id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn law(law_id: &str, added: [u64; 2], totals: [i64; 2]) -> LawCount {
+        LawCount { law_id: law_id.to_owned(), added, totals }
+    }
+
+    fn shown(laws: &Laws) -> BTreeMap<String, [i64; 2]> {
+        let mut shown = BTreeMap::new();
+        laws.for_each(|labels, totals| {
+            shown.insert(labels[0][0].value.as_str().into_owned(), totals);
+        });
+        shown
+    }
+
+    #[test]
+    fn out_of_order_commits_keep_the_highest_total() {
+        let laws = Laws::new(10);
+        laws.committed(&[law("a", [5, 0], [12, 3])], |_, _| {});
+        laws.committed(&[law("a", [7, 3], [7, 3])], |_, _| {});
+        assert_eq!(shown(&laws)["a"], [12, 3]);
+    }
+
+    #[test]
+    fn a_refresh_is_authoritative_but_not_older_than_a_commit() {
+        let laws = Laws::new(10);
+        laws.committed(&[law("a", [9, 0], [9, 0]), law("b", [1, 1], [1, 1])], |_, _| {});
+        let mark = laws.refresh_begins();
+        laws.committed(&[law("a", [1, 0], [10, 0])], |_, _| {});
+        // Read before that commit; meanwhile somebody corrected b downwards.
+        let mut fresh = 0;
+        let read = [("a", [9, 0]), ("b", [1, 0]), ("c", [4, 4])];
+        let read = read.map(|(id, totals)| (id.to_owned(), totals)).to_vec();
+        laws.refreshed(mark, read, [0, 0], |_| fresh += 1);
+        assert_eq!(
+            shown(&laws),
+            BTreeMap::from([
+                ("a".to_owned(), [10, 0]),
+                ("b".to_owned(), [1, 0]),
+                ("c".to_owned(), [4, 4]),
+            ])
+        );
+        assert_eq!(fresh, 1, "only c is new");
+    }
+
+    #[test]
+    fn laws_past_the_bound_and_a_law_called_other_are_one_series() {
+        let laws = Laws::new(2);
+        let mut added = BTreeMap::new();
+        for (id, n) in [("a", 1), ("other", 10), ("b", 2), ("c", 20), ("d", 40), ("c", 1)] {
+            laws.committed(&[law(id, [n, 0], [n as i64, 0])], |labels, votes| {
+                *added.entry(labels[0][0].value.as_str().into_owned()).or_insert(0) += votes[0];
+            });
+        }
+        let expected = [("a", 1), ("b", 2), ("other", 71)];
+        assert_eq!(added, expected.map(|(id, n)| (id.to_owned(), n)).into());
+        // The gauge of the rest is what the database says, no sooner and no later.
+        assert_eq!(shown(&laws)["other"], [0, 0]);
+        let mark = laws.refresh_begins();
+        laws.refreshed(
+            mark,
+            vec![("a".to_owned(), [3, 0]), ("e".to_owned(), [7, 0])],
+            [64, 5],
+            |_| {},
+        );
+        assert_eq!(shown(&laws)["other"], [71, 5]);
+        assert_eq!(shown(&laws)["a"], [3, 0]);
+    }
+}

@@ -1,0 +1,100 @@
+//! The registry that instruments are scraped from, and whether anybody wants it.
+
+use std::sync::Arc;
+
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry_sdk::metrics::{Instrument, SdkMeterProvider, Stream};
+use prometheus::{Registry, TextEncoder};
+
+use super::gauges::CURRENT_VOTE_TOTALS;
+use super::{Instruments, VOTES_AGGREGATED};
+use crate::platform::telemetry::health::Health;
+
+/// The instruments and the registry they are scraped from.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    pub instruments: Instruments,
+    // Dropping the provider shuts its instruments down.
+    _provider: SdkMeterProvider,
+}
+
+impl Metrics {
+    /// Instruments of their own registry, with series for at most `max_laws` laws and `other`.
+    ///
+    /// # Errors
+    /// When the exporter can't be set up: a mistake of this service.
+    pub fn new(max_laws: usize, health: Arc<Health>) -> Result<Self, MetricsError> {
+        let registry = Registry::new();
+        let exporter = opentelemetry_prometheus::exporter()
+            .with_registry(registry.clone())
+            .scope_info_enabled(false)
+            .without_target_info()
+            .build()
+            .map_err(|error| MetricsError(error.to_string()))?;
+        // The SDK folds everything past 2,000 series into one; we bound them ourselves.
+        let cardinality = 2 * (max_laws + 1) + 1;
+        let per_law = move |instrument: &Instrument| {
+            [VOTES_AGGREGATED, CURRENT_VOTE_TOTALS]
+                .contains(&instrument.name())
+                .then(|| Stream::builder().with_cardinality_limit(cardinality).build().ok())
+                .flatten()
+        };
+        let provider = SdkMeterProvider::builder().with_reader(exporter).with_view(per_law).build();
+        Ok(Self::of(registry, provider, max_laws, &health))
+    }
+
+    /// Instruments that measure nothing, and a scrape without series. Health, logs and the shutdown
+    /// summary work as usual.
+    pub fn off(health: Arc<Health>) -> Self {
+        Self::of(Registry::new(), SdkMeterProvider::builder().build(), 0, &health)
+    }
+
+    fn of(
+        registry: Registry,
+        provider: SdkMeterProvider,
+        max_laws: usize,
+        health: &Arc<Health>,
+    ) -> Self {
+        let instruments = Instruments::new(&provider.meter("vote-aggregator"), max_laws, health);
+        Self { registry, instruments, _provider: provider }
+    }
+
+    /// All series in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When a series can't be encoded: a mistake of this service.
+    pub fn scrape(&self) -> Result<String, MetricsError> {
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .map_err(|error| MetricsError(error.to_string()))
+    }
+}
+
+/// The metrics can't be set up or encoded.
+#[derive(Debug, thiserror::Error)]
+#[error("metrics: {0}")]
+pub struct MetricsError(String);
+
+/// False when `OTEL_METRICS_EXPORTER` says `none`. Any other value leaves `/metrics` as it is: a
+/// platform may set `otlp` for all its programs, and Prometheus goes on scraping this one.
+pub fn metrics_wanted() -> bool {
+    wanted(std::env::var("OTEL_METRICS_EXPORTER").ok().as_deref())
+}
+
+fn wanted(exporter: Option<&str>) -> bool {
+    exporter != Some("none")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_none_means_none() {
+        assert!(!wanted(Some("none")));
+        for exporter in [None, Some(""), Some("prometheus"), Some("otlp")] {
+            assert!(wanted(exporter), "{exporter:?}");
+        }
+    }
+}
