@@ -1,4 +1,4 @@
-//! The house as ARCHITECTURE.md has it: modules, whom they use, what each seeded mutant breaks.
+//! The layout of ARCHITECTURE.md: which folder uses which, and what each seeded mutant breaks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -6,81 +6,94 @@ use std::process::Command;
 use crate::support::repository::{files_below, read};
 
 const ARCHITECTURE: &str = include_str!("../../../ARCHITECTURE.md");
-const LIBRARY: &str = include_str!("../../../src/lib.rs");
 
-fn modules() -> BTreeSet<&'static str> {
-    let modules = LIBRARY.lines().filter_map(|line| line.strip_prefix("pub mod "));
-    modules.map(|name| name.trim_end_matches(';')).collect()
-}
+/// The folders of `src`, and which of them each may use; `service` and `cli` put them together.
+const FOLDERS: [(&str, &[&str]); 5] = [
+    ("model", &[]),
+    ("platform", &["model"]),
+    ("adapters", &["model", "platform"]),
+    ("counting", &["model", "platform"]),
+    ("operator", &["adapters", "model", "platform"]),
+];
 
-/// Of each row of the table of modules: its name, and whom it uses.
-fn told() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
-    let (_, table) = ARCHITECTURE.split_once("| module | knows |").expect("a table of modules");
-    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
-    let names = |cell: &'static str| cell.split('`').skip(1).step_by(2);
-    rows.map(|row| {
-        let cells: Vec<&str> = row.trim_matches('|').split('|').collect();
-        let [module, _, _, uses] = cells[..] else { panic!("four columns: {row}") };
-        (names(module).next().expect("a name"), names(uses).collect())
-    })
-    .collect()
-}
-
-/// A module's code without its tests, comments and texts.
-fn code(module: &str) -> String {
-    let (own, folder) = (format!("src/{module}.rs"), format!("src/{module}/"));
+/// A Rust file's code without its tests, comments and texts; empty for a file of tests.
+fn code(file: &str) -> String {
+    if file.ends_with("tests.rs") || file.contains("/tests/") {
+        return String::new();
+    }
+    let text = read(file);
+    let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();
     let mut code = String::new();
-    for file in files_below("src") {
-        let is_test = file.ends_with("tests.rs") || file.contains("/tests/");
-        if is_test || !(file == own || file.starts_with(&folder) && file.ends_with(".rs")) {
-            continue;
-        }
-        let text = read(file);
-        let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();
-        for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
-            line.split('"').step_by(2).for_each(|part| code += part);
-            code.push('\n');
-        }
+    for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+        line.split('"').step_by(2).for_each(|part| code += part);
+        code.push('\n');
     }
     code
 }
 
-/// The library's modules that a module's code names.
-fn used(module: &str, modules: &BTreeSet<&'static str>) -> BTreeSet<&'static str> {
-    let code = code(module);
-    let mut named: BTreeSet<&str> = BTreeSet::new();
+/// The paths below `crate::` that code names, each as far as `depth` names go.
+fn used(code: &str, depth: usize) -> BTreeSet<String> {
+    let mut paths = BTreeSet::new();
     for rest in code.split("crate::").skip(1) {
-        let listed = rest.strip_prefix('{').and_then(|list| list.split('}').next());
-        for path in listed.unwrap_or(rest).split(',').take(if listed.is_some() { 99 } else { 1 }) {
-            let name = path.trim().split(|c: char| !c.is_ascii_lowercase() && c != '_').next();
-            named.extend(name);
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !"_:".contains(c));
+        let path: Vec<&str> = rest[..end.unwrap_or(rest.len())].split("::").collect();
+        let group = rest[end.unwrap_or(rest.len())..].strip_prefix('{');
+        let names = group.and_then(|group| group.split('}').next()).unwrap_or_default();
+        let names = if names.is_empty() { vec![""] } else { names.split(',').collect() };
+        for name in names {
+            let name = name.trim().split("::").next().unwrap_or_default();
+            let whole = path.iter().copied().chain([name]).filter(|part| !part.is_empty());
+            paths.insert(whole.take(depth).collect::<Vec<_>>().join("::"));
         }
     }
-    modules.iter().copied().filter(|name| *name != module && named.contains(name)).collect()
+    paths
+}
+
+fn sources(folder: &str) -> Vec<String> {
+    let (own, below) = (format!("src/{folder}.rs"), format!("src/{folder}/"));
+    let files = files_below("src").into_iter();
+    let files = files.filter(|file| *file == own || file.starts_with(&below));
+    files.filter(|file| file.ends_with(".rs")).collect()
 }
 
 #[test]
-fn the_table_of_modules_is_what_the_code_has() {
-    let (modules, told) = (modules(), told());
-    assert!(modules.len() >= 15, "{modules:?}");
-    assert_eq!(told.keys().copied().collect::<BTreeSet<_>>(), modules);
-    for (module, uses) in &told {
-        assert_eq!(*uses, used(module, &modules), "whom {module} uses");
-        let row = format!("//! | [`{module}`] |");
-        assert!(LIBRARY.contains(&row), "src/lib.rs has a row for {module}");
+fn each_folder_uses_only_those_below_it() {
+    for (folder, may_use) in FOLDERS {
+        assert!(sources(folder).len() > 1, "{folder}");
+        let row = format!("| `{folder}/` |");
+        assert!(ARCHITECTURE.contains(&row), "ARCHITECTURE.md has a row for {folder}");
+        for file in sources(folder) {
+            for used in used(&code(&file), 1) {
+                let allowed = used == folder || may_use.contains(&used.as_str());
+                assert!(allowed, "{file} uses {used}; {folder} may use {may_use:?} only");
+            }
+        }
     }
-    for (client, only) in [("lapin::", "broker"), ("sqlx::", "store")] {
-        for module in &modules {
-            assert_eq!(code(module).contains(client), *module == only, "{client} in {module}");
+    for (client, only) in [("lapin::", "adapters/broker"), ("sqlx::", "adapters/store")] {
+        for file in files_below("src").into_iter().filter(|file| file.ends_with(".rs")) {
+            let at_home = file.starts_with(&format!("src/{only}"));
+            assert!(at_home || !code(&file).contains(client), "{client} in {file}");
         }
     }
 }
 
 #[test]
-fn arrows_run_one_way() {
-    let mut left = told();
+fn modules_do_not_use_each_other_in_a_circle() {
+    let modules = FOLDERS.iter().flat_map(|(folder, _)| {
+        let code = code(&format!("src/{folder}.rs"));
+        let names = code.lines().filter_map(|line| line.strip_prefix("pub mod "));
+        names.map(|name| format!("{folder}::{}", name.trim_end_matches(';'))).collect::<Vec<_>>()
+    });
+    let mut left: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for module in modules {
+        let files = sources(&module.replace("::", "/"));
+        let uses =
+            files.iter().flat_map(|file| used(&code(file), 2)).filter(|used| *used != module);
+        left.insert(module.clone(), uses.collect());
+    }
+    assert!(left.len() >= 15, "{left:?}");
     loop {
-        let names: BTreeSet<&str> = left.keys().copied().collect();
+        let names: BTreeSet<String> = left.keys().cloned().collect();
         let before = left.len();
         left.retain(|_, uses| uses.iter().any(|used| names.contains(used)));
         if left.len() == before {
