@@ -7,8 +7,7 @@ use opentelemetry::metrics::{AsyncInstrument, Meter};
 use strum::VariantArray;
 use tokio::time::Instant;
 
-use super::lock;
-use super::state::State;
+use super::state::{State, lock};
 use crate::telemetry::health::Health;
 use crate::telemetry::laws::Laws;
 use crate::telemetry::logs::dropped_lines;
