@@ -1,6 +1,5 @@
 //! The instruments: OpenTelemetry meters, exported in Prometheus' text format. Name, unit, help text
-//! and buckets of each metric stand here or in `metrics/gauges.rs`, once; `docs/metrics.md` is held to a
-//! scrape by a test.
+//! and buckets of each metric stand here or in `metrics/gauges.rs`, once.
 //!
 //! The exporter puts `_total` behind counters and the unit behind names, so neither is part of a name.
 
@@ -9,7 +8,7 @@ mod gauges;
 mod labels;
 mod state;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use opentelemetry::KeyValue;
@@ -20,8 +19,8 @@ use tokio::time::Instant;
 pub use self::exporter::{Metrics, MetricsError, metrics_wanted};
 pub use self::labels::{BreakerState, SessionState};
 use self::labels::{ErrorType, OUTCOMES, SIDES, SQLSTATE_CLASSES, sqlstate_class};
-use self::state::{Compared, State};
-pub use self::state::{Deliveries, PoolUse, QueueDepths, Standbys};
+use self::state::{Compared, State, lock};
+pub use self::state::{Deliveries, InFlight, PoolUse, QueueDepths, Standbys};
 use super::health::Health;
 use super::laws::{Laws, RefreshMark};
 use super::log_rate_limiter::LogRateLimiter;
@@ -369,8 +368,7 @@ impl Instruments {
         self.laws.named()
     }
 
-    /// Takes in totals as the database has them: `(law_id, [oui, non])`, and of all other laws the
-    /// sum.
+    /// Takes in the database's totals: `(law_id, [oui, non])`, and the sum of all other laws.
     pub fn totals_refreshed(
         &self,
         mark: RefreshMark,
@@ -398,49 +396,5 @@ impl Instruments {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A batch in flight, counted until it is dropped.
-#[must_use]
-pub struct InFlight {
-    /// Its number among the batches of this process, from 1.
-    pub number: u64,
-    state: Arc<Mutex<State>>,
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        lock(&self.state).in_flight -= 1;
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The reply to a commit may be read after the loss of another connection was noticed.
-    #[tokio::test(start_paused = true)]
-    async fn a_reconnect_is_counted_once_and_by_a_later_transaction_only() {
-        let metrics = Metrics::new(1, Arc::default()).expect("metrics");
-        let reconnects = || {
-            let scrape = metrics.scrape().expect("encodable");
-            let line =
-                scrape.lines().find(|line| line.contains("side=\"postgres\"")).map(str::to_owned);
-            line.expect("touched")
-        };
-        let second = || tokio::time::advance(Duration::from_secs(1));
-        let commit = |begun| metrics.instruments.committed(&Counted::default(), begun);
-        let earlier = Instant::now();
-        second().await;
-        metrics.instruments.database_fault(Class::UnknownOutcome);
-        metrics.instruments.database_fault(Class::Reconnect);
-        second().await;
-        commit(earlier);
-        assert!(reconnects().ends_with(" 0"), "{}", reconnects());
-        commit(Instant::now());
-        commit(Instant::now());
-        assert!(reconnects().ends_with(" 1"), "{}", reconnects());
-    }
-}
+mod tests;

@@ -7,8 +7,7 @@ use opentelemetry::metrics::{AsyncInstrument, Meter};
 use strum::VariantArray;
 use tokio::time::Instant;
 
-use super::lock;
-use super::state::State;
+use super::state::{State, lock};
 use crate::platform::telemetry::health::Health;
 use crate::platform::telemetry::laws::Laws;
 use crate::platform::telemetry::logs::dropped_lines;

@@ -1,6 +1,7 @@
 //! What gauges and the shutdown summary show: set where it changes, read at a scrape.
 
 use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -68,6 +69,24 @@ pub(super) struct State {
 impl State {
     pub(super) fn pool(&self) -> PoolUse {
         self.pool.as_ref().map(|pool| pool()).unwrap_or_default()
+    }
+}
+
+pub(super) fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A batch in flight, counted until it is dropped.
+#[must_use]
+pub struct InFlight {
+    /// Its number among the batches of this process, from 1.
+    pub number: u64,
+    pub(super) state: Arc<Mutex<State>>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        lock(&self.state).in_flight -= 1;
     }
 }
 
