@@ -1,6 +1,7 @@
 //! Publishing votes to the queue, each confirmed by the broker: sample votes to try the service, or
 //! the lines of a file to count them on the same path as all others.
 
+mod batch;
 mod check;
 mod checkpoint;
 pub mod files;
