@@ -93,7 +93,8 @@ impl TlsFailure {
                 format!(
                     "Check that {host} is a name in the server's certificate, that the server \
                      listens with TLS 1.2 or 1.3 on {port} ({mode}), and that a trusted authority \
-                     signed its certificate; trusted are {authorities}"
+                     signed its certificate; trusted are {authorities}. If it asks for a client's \
+                     certificate, set {cert_file} and {key_file}"
                 )
             }
             TlsFailureKind::ClientCertificate => format!(

@@ -13,13 +13,14 @@ use super::connect::amqp_code;
 use super::topology::{self, Flags};
 
 /// An argument that RabbitMQ (3.10 to 4.3) ignores when it compares a declare with a quorum or a classic
-/// queue, and that makes it refuse to create either: it is one of streams alone.
-const IMPOSSIBLE: (&str, &str) = ("x-max-age", "impossible");
+/// queue, and that makes it refuse to create either: it is one of streams alone. Of a type that the
+/// broker refuses by itself (406); a text would have to be parsed first.
+const IMPOSSIBLE: (&str, i64) = ("x-max-age", 0);
 
 /// Redeclares at the start of a session: each refusal is an error in the broker's log.
 pub(super) const AT_START: usize = 2;
-/// Redeclares for `check`: more than a queue has arguments.
-pub(super) const FOR_CHECK: usize = 24;
+/// Redeclares for a command, where a person asks: more than a queue has arguments.
+pub(super) const FOR_A_COMMAND: usize = 24;
 
 /// Types of queues that are a list of messages, each gone once it is acked.
 const SUITABLE_TYPES: [&str; 2] = ["quorum", "classic"];

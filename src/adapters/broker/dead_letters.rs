@@ -14,8 +14,8 @@ mod republish;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::stream::SelectAll;
+use futures::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
@@ -159,15 +159,22 @@ impl DeadLetterQueue {
             if self.held.len() >= self.capacity {
                 self.add_consumer().await?;
             }
-            let Ok(next) = timeout(ANSWER_TIMEOUT, self.deliveries.next()).await else {
-                if self.ready().await? == 0 {
-                    // Another consumer took what was counted.
-                    return Ok(None);
+            let next = match timeout(ANSWER_TIMEOUT, self.deliveries.next()).await {
+                Ok(next) => next,
+                Err(_) if self.ready().await? == 0 => {
+                    // Delivered meanwhile, or another consumer took what was counted.
+                    let Some(next) = self.deliveries.next().now_or_never() else {
+                        return Ok(None);
+                    };
+                    next
                 }
-                return Err(Lost(format!(
-                    "the queue has messages, and none was delivered within {ANSWER_TIMEOUT:?}: is \
-                     another consumer the only one allowed (x-single-active-consumer)?"
-                )));
+                Err(_) => {
+                    return Err(Lost(format!(
+                        "the queue has messages, and none was delivered within \
+                         {ANSWER_TIMEOUT:?}: is another consumer the only one allowed \
+                         (x-single-active-consumer)?"
+                    )));
+                }
             };
             let Some(delivery) = next else {
                 return Err(Lost(

@@ -57,12 +57,12 @@ pub async fn look(config: &Config, facts: &mut BrokerFacts) -> Result<(), OpenEr
         facts.version = Some(management::version(url).await);
     }
     let refused = |error: Error| connect::refused(config, &error);
-    let examining = topology::examine(&connection, config, arguments::FOR_CHECK);
-    let queue = look_at(&connection, &config.queue, Some(""), examining).await;
-    facts.queue = Some(queue.map_err(refused)?);
-    let examining = topology::examine_dead_letters(&connection, config, arguments::FOR_CHECK);
-    let dead_letters = look_at(&connection, &config.dead_letter_queue, None, examining).await;
-    facts.dead_letter_queue = Some(dead_letters.map_err(refused)?);
+    let examining = topology::examine(&connection, config, arguments::FOR_A_COMMAND);
+    let looking = look_at(&connection, &config.queue, Some(""), examining, &mut facts.queue);
+    looking.await.map_err(refused)?;
+    let examining = topology::examine_dead_letters(&connection, config, arguments::FOR_A_COMMAND);
+    let (queue, facts_of) = (&config.dead_letter_queue, &mut facts.dead_letter_queue);
+    look_at(&connection, queue, None, examining, facts_of).await.map_err(refused)?;
     close(&connection).await;
 
     // On a connection of its own: see there.
@@ -86,20 +86,27 @@ async fn look_at(
     queue: &str,
     dead_letter_exchange: Option<&str>,
     examining: impl Future<Output = QueueFacts>,
-) -> Result<QueueLook, Error> {
-    let (state, permitted) = match topology::status(connection, queue).await {
+    look: &mut Option<QueueLook>,
+) -> Result<(), Error> {
+    match topology::status(connection, queue).await {
         Ok(Some(status)) => {
-            let state = QueueState::Exists(status, examining.await);
-            (state, permissions::may_read(connection, queue).await?)
+            let look = look.insert(QueueLook {
+                state: QueueState::Exists(status, examining.await),
+                permitted: true,
+            });
+            look.permitted = permissions::may_read(connection, queue).await?;
         }
         Ok(None) => {
-            let may = permissions::may_configure(connection, queue, dead_letter_exchange).await?;
-            (QueueState::Missing, may)
+            let look = look.insert(QueueLook { state: QueueState::Missing, permitted: true });
+            look.permitted =
+                permissions::may_configure(connection, queue, dead_letter_exchange).await?;
         }
-        Err(error) if amqp_code(&error) == Some(405) => (QueueState::Exclusive, true),
+        Err(error) if amqp_code(&error) == Some(405) => {
+            *look = Some(QueueLook { state: QueueState::Exclusive, permitted: true });
+        }
         Err(error) => return Err(error),
-    };
-    Ok(QueueLook { state, permitted })
+    }
+    Ok(())
 }
 
 async fn close(connection: &Connection) {

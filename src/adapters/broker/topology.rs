@@ -197,7 +197,7 @@ async fn learn(
 
 /// Returns how often the dead-letter queue lets a message be given back.
 pub(super) async fn delivery_limit(connection: &Connection, config: &Config) -> DeliveryLimit {
-    let facts = examine_dead_letters(connection, config, arguments::AT_START).await;
+    let facts = examine_dead_letters(connection, config, arguments::FOR_A_COMMAND).await;
     match facts.arguments.number("x-delivery-limit") {
         Some(limit) => DeliveryLimit::Set(limit),
         None if facts.arguments.policies => DeliveryLimit::Unset,

@@ -53,7 +53,7 @@ impl<'a> DedupedBatch<'a> {
         Self { votes: distinct, deliveries: votes.len() as u64 }
     }
 
-    /// DedupedBatch votes, whatever their hash.
+    /// Distinct votes, whatever their hash.
     pub(super) fn len(&self) -> usize {
         self.votes.len()
     }

@@ -145,7 +145,7 @@ async fn supervise(
     store: &impl Store,
     long_enough: Duration,
 ) -> Result<(), OpenError> {
-    supervise_with(broker, store, long_enough, &Arc::default()).await
+    supervise_with(broker, store, long_enough, &Arc::default()).await.0
 }
 
 async fn supervise_with(
@@ -153,7 +153,7 @@ async fn supervise_with(
     store: &impl Store,
     long_enough: Duration,
     health: &Arc<Health>,
-) -> Result<(), OpenError> {
+) -> (Result<(), OpenError>, Metrics) {
     let limits = LIMITS;
     let metrics = Metrics::new(1, Arc::clone(health)).expect("metrics");
     let supervisor = Supervisor {
@@ -171,7 +171,8 @@ async fn supervise_with(
         tokio::time::sleep(long_enough).await;
         stop.cancel();
     };
-    futures::join!(supervisor.run(&stop), stopping).0
+    let (ended, ()) = futures::join!(supervisor.run(&stop), stopping);
+    (ended, metrics)
 }
 
 /// How a supervisor ended that met these openings, and when it opened sessions, or tried to.
@@ -237,6 +238,28 @@ async fn a_refusal_is_fatal_before_the_first_session_and_waited_for_after_it() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_first_connection_is_no_reconnect_and_each_later_one_is_one() {
+    let away = || Err(OpenError::Unavailable("refused".to_owned()));
+    for (script, reconnects) in [
+        (vec![away(), away()], 0),
+        (vec![away(), Ok(Duration::ZERO), away(), away()], 1),
+        (vec![Ok(Duration::ZERO), Ok(Duration::ZERO)], 2),
+    ] {
+        let script = Mutex::new(script.into_iter().collect());
+        let broker = Scripted { script, ..Scripted::default() };
+        let minutes = Duration::from_secs(600);
+        let (ended, metrics) = supervise_with(&broker, &Nothing, minutes, &Arc::default()).await;
+        ended.expect("no refusal is fatal");
+        let scrape = metrics.scrape().expect("encodable");
+        let line = scrape.lines().find(|line| {
+            line.starts_with("reconnects_total{") && line.contains("side=\"rabbitmq\"")
+        });
+        let expected = format!(" {reconnects}");
+        assert!(line.is_some_and(|line| line.ends_with(&expected)), "{reconnects}: {line:?}");
+    }
+}
+
 /// Semantics, section 6: one batch at a time until one commits, and the longest wait when the same
 /// votes fail again.
 #[tokio::test(start_paused = true)]
@@ -282,7 +305,7 @@ async fn half_open_is_not_ready_until_a_batch_commits_or_the_queue_proves_empty(
         }
     };
     let running = supervise_with(&broker, &store, Duration::from_secs(120), &health);
-    futures::join!(running, watching).0.expect("never refused");
+    futures::join!(running, watching).0.0.expect("never refused");
 
     // One batch fails, and from then on nothing is delivered: other instances counted it.
     let broker = Scripted { once: true, ..broker };
@@ -293,5 +316,5 @@ async fn half_open_is_not_ready_until_a_batch_commits_or_the_queue_proves_empty(
         assert!(health.report().is_ready(), "{:?}", health.report());
     };
     let running = supervise_with(&broker, &store, Duration::from_secs(31), &health);
-    futures::join!(running, watching).0.expect("never refused");
+    futures::join!(running, watching).0.0.expect("never refused");
 }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::filter::Filter;
 use super::reason::{DeadLetterReason, Examined};
-use super::scan::{Ended, Fingerprint, Reader, Selection, fingerprint, scan};
+use super::scan::{Fingerprint, Reader, Selection, fingerprint, scan};
 use crate::adapters::broker::{DeadLetterQueue, QueueWatch, Republisher};
 use crate::model::ports::{Lost, OpenError};
 use crate::platform::config::{Config, Postgres};
@@ -109,7 +109,7 @@ fn cause(examined: &Examined) -> Cause {
 
 /// Replays one message of each cause that is selected, a few at a time, and waits for the outcomes;
 /// `report` is called for each cause before and after. Sends no more once a wait timed out. There is no
-/// outcome where nothing else is selected.
+/// outcome where nothing else is selected. While it waits, it holds no dead letter.
 ///
 /// # Errors
 /// [`TrialError`]: what was replayed by then is confirmed in the queue.
@@ -123,44 +123,25 @@ pub async fn trial(
 ) -> Result<TrialResults, TrialError> {
     let mut results = TrialResults::default();
     let mut on_trial: BTreeMap<Cause, Fingerprint> = BTreeMap::new();
-    let (bar, mut left, mut settled) = (ProgressBar::hidden(), 0, true);
-    let mut wave: Vec<Cause> = Vec::new();
-    let mut queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
-    let mut reader = Reader::new(&mut queue, selection, &bar);
-    while let Some((message, examined)) = reader.next().await? {
-        let cause = cause(&examined);
-        let known = on_trial.contains_key(&cause) || on_trial.len() >= MAX_CAUSES;
-        if !known && settled && wave.len() >= MAX_AT_ONCE {
-            wave.drain(..).for_each(|cause| report(&cause, None));
-            settled = until_settled(config, timeouts).await?;
+    let mut settled = true;
+    while settled {
+        let wave = Wave::send(config, republisher, selection, max_held, &on_trial).await?;
+        if wave.sent.is_empty() {
+            break;
         }
-        if known || !settled {
-            left += 1;
-            reader.keep(message).await?;
-            continue;
+        results.sent.extend(wave.sent.values());
+        if on_trial.is_empty() && wave.is_everything {
+            return Ok(results);
         }
-        let replays = examined.replays.saturating_add(1);
-        wave.push(cause.clone());
-        on_trial.insert(cause, fingerprint(&message, replays));
-        republisher.replay(&config.rabbitmq.queue, message, replays).await?;
-        let confirmed = republisher.confirms().await?;
-        for message in confirmed.messages {
-            reader.ack(message.tag).await?;
-        }
-        if let Some(error) = confirmed.error {
-            return Err(error.into());
-        }
+        wave.sent.keys().for_each(|cause| report(cause, None));
+        on_trial.extend(wave.sent);
+        settled = until_settled(config, timeouts).await?;
     }
-    let tally = reader.tally;
-    queue.finish().await?;
-    results.sent.extend(on_trial.values());
-    let all_read = tally.ended == Ended::Enough || tally.read >= tally.depth;
-    if on_trial.is_empty() || (left == 0 && all_read) {
+    if on_trial.is_empty() {
         return Ok(results);
     }
 
-    wave.iter().for_each(|cause| report(cause, None));
-    settled = settled && until_settled(config, timeouts).await?;
+    let bar = ProgressBar::hidden();
     let mut queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
     let mut came_back = BTreeSet::new();
     let everything = Filter::default();
@@ -181,6 +162,58 @@ pub async fn trial(
         results.outcomes.insert(cause, outcome);
     }
     Ok(results)
+}
+
+/// Messages that are on trial at the same time.
+struct Wave {
+    sent: BTreeMap<Cause, Fingerprint>,
+    /// Whether nothing else is selected.
+    is_everything: bool,
+}
+
+impl Wave {
+    /// Reads the dead letters and replays one message each of the first causes that are not
+    /// `on_trial`.
+    async fn send(
+        config: &Config,
+        republisher: &mut Republisher,
+        selection: &Selection<'_>,
+        max_held: usize,
+        on_trial: &BTreeMap<Cause, Fingerprint>,
+    ) -> Result<Self, TrialError> {
+        let max = selection.max.unwrap_or(u64::MAX);
+        // `max` bounds what is sent, not what is read.
+        let all = Selection { max: None, ..selection.clone() };
+        let (mut sent, mut left) = (BTreeMap::new(), 0);
+        let bar = ProgressBar::hidden();
+        let mut queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
+        let mut reader = Reader::new(&mut queue, &all, &bar);
+        while let Some((message, examined)) = reader.next().await? {
+            let cause = cause(&examined);
+            let mark = fingerprint(&message, examined.replays);
+            let known = on_trial.contains_key(&cause) || sent.contains_key(&cause);
+            let causes = on_trial.len() + sent.len();
+            if known || sent.len() >= MAX_AT_ONCE || causes >= MAX_CAUSES || causes as u64 >= max {
+                left += u64::from(!on_trial.values().any(|sent| *sent == mark));
+                reader.keep(message).await?;
+                continue;
+            }
+            let replays = examined.replays.saturating_add(1);
+            sent.insert(cause, fingerprint(&message, replays));
+            republisher.replay(&config.rabbitmq.queue, message, replays).await?;
+            let confirmed = republisher.confirms().await?;
+            for message in confirmed.messages {
+                reader.ack(message.tag).await?;
+            }
+            if let Some(error) = confirmed.error {
+                return Err(error.into());
+            }
+        }
+        let all_read = reader.tally.read >= reader.tally.depth;
+        queue.finish().await?;
+        let remaining = max.saturating_sub((on_trial.len() + sent.len()) as u64);
+        Ok(Self { sent, is_everything: left.min(remaining) == 0 && all_read })
+    }
 }
 
 /// Waits until everything that is in the queue now is consumed and settled: the queue was seen

@@ -197,7 +197,9 @@ pub(super) fn closest_key(written: &str) -> Option<&'static Key> {
         let path = as_variable(key.path);
         // DATABASE_URL suggests DATABASE_HOST and so on.
         let database = path.strip_prefix("POSTGRES_").map(|name| format!("DATABASE_{name}"));
-        let names = [Some(key.variable.to_owned()), database, Some(path)];
+        // CONFIG and PROFILE are variables of many programs.
+        let path = (!key.path.starts_with('-')).then_some(path);
+        let names = [Some(key.variable.to_owned()), database, path];
         names.into_iter().flatten().map(move |name| (name, key))
     });
     closest(written, spellings)
@@ -211,16 +213,24 @@ pub(super) fn closest<T>(
     let written = as_variable(written);
     let near = names.into_iter().filter_map(|(name, beside)| {
         let name = as_variable(name.as_ref());
-        // A first word that all of a section share says nothing of what was meant.
-        let (likeness, least) = match (written.split_once('_'), name.split_once('_')) {
-            (Some((section, written)), Some((same, name))) if section == same => {
-                (strsim::jaro_winkler(written, name), 0.8)
+        let likeness = match (written.split_once('_'), name.split_once('_')) {
+            // The rest decides: a first word that all of a section share says nothing of what was meant.
+            (Some((section, written)), Some((ours, name))) if is_near(section, ours) => {
+                Some(strsim::jaro_winkler(written, name)).filter(|likeness| *likeness > 0.8)
             }
-            _ => (strsim::jaro_winkler(&written, &name), 0.85),
+            (None, None) => {
+                Some(strsim::jaro_winkler(&written, &name)).filter(|likeness| *likeness > 0.85)
+            }
+            _ => (written.replace('_', "") == name.replace('_', "")).then_some(1.0),
         };
-        (likeness > least).then_some((likeness, beside))
+        likeness.map(|likeness| (likeness, beside))
     });
     near.max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, beside)| beside)
+}
+
+/// Whether a first word is ours, or a slip of the keyboard away from it.
+fn is_near(word: &str, ours: &str) -> bool {
+    strsim::osa_distance(word, ours) <= (ours.len() / 4).max(1)
 }
 
 /// In the form that variables have: `rabbitmq.host` and `rabbitmq_host` are near misses, too.

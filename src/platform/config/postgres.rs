@@ -20,7 +20,7 @@ pub struct Postgres {
     /// the server's socket.
     #[serde(deserialize_with = "host_or_socket")]
     pub host: String,
-    /// TCP  also part of the socket's name.
+    /// TCP port, also part of the socket's name.
     #[serde(deserialize_with = "Whole::<1, 65_535>::deserialize")]
     pub port: u16,
     /// Database.
@@ -40,7 +40,7 @@ pub struct Postgres {
     /// How much encryption and proof is asked for.
     #[serde(deserialize_with = "word", serialize_with = "as_text")]
     pub sslmode: SslMode,
-    /// Authorities that may sign the server's  file, beside the system's.
+    /// Authorities that may sign the server's certificate, beside the system's.
     #[serde(default, deserialize_with = "authorities")]
     pub sslrootcert: Option<PathBuf>,
     /// This client's certificate; given together with the key or not at all.

@@ -51,7 +51,7 @@ pub struct RabbitMq {
     /// Whether the connection is encrypted.
     #[serde(deserialize_with = "boolean")]
     pub tls: bool,
-    /// Authorities that may sign the server's  file, beside the system's; none without TLS,
+    /// Authorities that may sign the server's certificate, beside the system's; none without TLS,
     /// as of the two below.
     #[serde(default, deserialize_with = "authorities")]
     pub tls_ca_file: Option<PathBuf>,

@@ -133,7 +133,11 @@ async fn looking_does_not_use_up_a_delivery_limit() {
     let stage = Stage::migrated(Servers::shared(), "dlq_limit").await;
     let quorum = ("x-queue-type", AMQPValue::LongString("quorum".into()));
     let limit = ("x-delivery-limit", AMQPValue::LongLongInt(2));
-    stage.declare_queue(&stage.dead_letter_queue(), true, &[quorum, limit]).await;
+    // The broker names arguments that differ one at a time, these two before the limit.
+    let length = ("x-max-length", AMQPValue::LongLongInt(1_000_000));
+    let overflow = ("x-overflow", AMQPValue::LongString("reject-publish".into()));
+    let arguments = [quorum, length, overflow, limit];
+    stage.declare_queue(&stage.dead_letter_queue(), true, &arguments).await;
     let bodies: Vec<Vec<u8>> = votes(0, 700).iter().map(message).collect();
     put(&stage, &bodies, &[("x-sqlstate", "23514")]).await;
     until_dead(&stage, bodies.len()).await;

@@ -262,12 +262,21 @@ async fn one_of_each_cause_is_tried_and_what_would_come_back_is_left() {
     until_dead(&stage, 30).await;
     assert_eq!(service.logged("consuming stops"), 0, "the breaker stayed closed");
 
+    // Behind more messages of another cause than may be replayed.
+    let behind = on("law-z", 200, 5);
+    put(&stage, &bodies(&behind), &refused).await;
+    until_dead(&stage, 35).await;
+    let tried = expect(&stage, 1, &["replay", "--yes", "--max", "20"]).await;
+    assert_eq!(row(&tried, "put back"), Some("5".to_owned()), "{}", tried.stdout);
+    stage.until_counted(10).await;
+    until_dead(&stage, 30).await;
+
     execute(&stage, ALLOW_LAW_X).await;
     let all = expect(&stage, 0, &["replay", "--yes"]).await;
     assert_eq!(row(&all, "put back"), Some("30".to_owned()));
-    stage.until_counted(35).await;
+    stage.until_counted(40).await;
     service.stop().await;
-    stage.assert_counted_exactly(&[mended, still].concat()).await;
+    stage.assert_counted_exactly(&[mended, still, behind].concat()).await;
     until_dead(&stage, 0).await;
 }
 

@@ -151,7 +151,11 @@ pub(in crate::adapters::store) async fn rehearse_pending<R>(
         if pending.is_empty() {
             return Ok(None);
         }
-        lock_tables(connection, limit).await?;
+        limit_statements(connection, limit).await?;
+        // A migration that only adds tables leaves those that are counted into alone.
+        if pending.iter().any(|migration| migration.sql.as_str().contains("ALTER TABLE")) {
+            lock_tables(connection).await?;
+        }
         for migration in pending {
             let insert = run(connection, migration, step).await?;
             connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(insert))).await?;
@@ -163,25 +167,33 @@ pub(in crate::adapters::store) async fn rehearse_pending<R>(
     attempt(connection, deadline, work).await
 }
 
-/// Locks the tables before a migration takes them one by one, and sets the limits. A writer that takes
-/// them in another order waits for less than the server's `deadlock_timeout`, so that neither side is
-/// cancelled with 40P01.
-async fn lock_tables(connection: &mut PgConnection, limit: Duration) -> Result<(), Error> {
-    const LIMITS: &str = "
-        SELECT pg_catalog.set_config('statement_timeout', $1::pg_catalog.text, true),
-               pg_catalog.set_config('lock_timeout', least($1, setting::pg_catalog.int8 / 2)
-                                                     ::pg_catalog.text, true)
-        FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'";
+/// Bounds each statement of this transaction, and each wait for a lock.
+async fn limit_statements(connection: &mut PgConnection, limit: Duration) -> Result<(), Error> {
+    let limit = limit.as_millis();
+    let limits = format!("SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}");
+    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(limits))).await?;
+    Ok(())
+}
+
+/// Locks the tables before a migration takes them one by one. A writer that takes them in another order
+/// waits for less than the server's `deadlock_timeout`, so that neither side is cancelled with 40P01.
+async fn lock_tables(connection: &mut PgConnection) -> Result<(), Error> {
+    // The limit of before is back afterwards.
+    const LIMIT: &str = "
+        SELECT pg_catalog.set_config('lock_timeout', least(own.setting::pg_catalog.int8,
+                                     deadlock.setting::pg_catalog.int8 / 2)::pg_catalog.text, true),
+               own.setting
+        FROM pg_catalog.pg_settings AS own, pg_catalog.pg_settings AS deadlock
+        WHERE own.name = 'lock_timeout' AND deadlock.name = 'deadlock_timeout'";
     const TABLES: &str = "
         SELECT pg_catalog.string_agg(oid::pg_catalog.regclass::pg_catalog.text, ', ')
         FROM pg_catalog.pg_class
         WHERE relkind IN ('r', 'p')
           AND oid IN (pg_catalog.to_regclass('vote_audit'), pg_catalog.to_regclass('vote_results'),
                       pg_catalog.to_regclass('duplicate_attempts'))";
-    let limit = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX);
-    sqlx::query(LIMITS).bind(limit).persistent(false).execute(&mut *connection).await?;
+    let limit: String = sqlx::raw_sql(LIMIT).fetch_one(&mut *connection).await?.try_get(1)?;
     let tables: Option<String> =
-        sqlx::query_scalar(TABLES).persistent(false).fetch_one(&mut *connection).await?;
+        sqlx::raw_sql(TABLES).fetch_one(&mut *connection).await?.try_get(0)?;
     if let Some(tables) = tables {
         let lock = format!("LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE");
         connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(lock))).await?;

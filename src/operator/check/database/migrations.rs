@@ -24,10 +24,14 @@ fn skipped(skipped: &Skipped) -> (Severity, String) {
             return (Warning, reason);
         }
         Skipped::TimedOut(limit, fault) => {
+            // A lock is never waited for as long as that.
+            let more = match fault.sqlstate.as_deref() {
+                Some("55P03") => "",
+                _ => ", or allow more with --rehearse SECONDS",
+            };
             let reason = format!(
                 "the tables were not free, or a statement took longer than {} s, for which \
-                 counting would have to wait: {fault}; check again when less is going on, or \
-                 allow more with --rehearse SECONDS",
+                 counting would have to wait: {fault}; check again when less is going on{more}",
                 limit.as_secs_f64()
             );
             return (Warning, reason);
