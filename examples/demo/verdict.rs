@@ -166,12 +166,12 @@ fn line(counted: u64, differences: &[String]) -> String {
             "AGREE: {counted} votes counted once each; counts, audit and publisher agree"
         );
     }
-    let told = &differences[..differences.len().min(TOLD)];
-    let more = match differences.len() - told.len() {
+    let message = &differences[..differences.len().min(TOLD)];
+    let more = match differences.len() - message.len() {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
-    format!("DISAGREE: {}{more}", told.join("; "))
+    format!("DISAGREE: {}{more}", message.join("; "))
 }
 
 fn sum(laws: &Laws) -> u64 {

@@ -145,15 +145,18 @@ impl RabbitMq {
 
     async fn publish_on(&self, publisher: &Publisher, letter: &DeadLetter) -> Result<(), Lost> {
         let (now, replays) = (headers::now(), letter.replays.to_string());
-        let mut told = vec![
+        let mut properties = vec![
             (headers::SQLSTATE, &*letter.sqlstate),
             (headers::VOTE_HASH, &letter.vote_hash),
             (headers::REFUSED_AT, &now),
         ];
         if letter.replays > 0 {
-            told.push((headers::REPLAYS, &replays));
+            properties.push((headers::REPLAYS, &replays));
         }
-        Ok(publisher.publish(&self.config.dead_letter_queue, &letter.body, &told).await?.await?)
+        Ok(publisher
+            .publish(&self.config.dead_letter_queue, &letter.body, &properties)
+            .await?
+            .await?)
     }
 
     /// Opens, with each session, what a refused vote will need on a bad day: the connection, the

@@ -29,7 +29,7 @@ Examples:
 
 Reading needs SELECT on vote_results and nothing more (roles.sql: vote_results_reader), and works on
 a standby. Times are in UTC. In the table, shares have one decimal and come to 100.0; what is not
-exactly nothing or all is told as <0.1 or >99.9. JSON and CSV have them unrounded. In CSV a law whose
+exactly nothing or all is expected as <0.1 or >99.9. JSON and CSV have them unrounded. In CSV a law whose
 name a spreadsheet could take for a formula has an apostrophe in front; control characters are
 written as escapes there and in the table.
 
@@ -227,8 +227,8 @@ mod tests {
     #[test]
     fn without_a_vote_it_says_so() {
         let reading = Reading { laws: vec![], at: datetime!(2026-11-25 21:15:04 UTC) };
-        let told = "no votes are counted yet (read at 2026-11-25 21:15:04Z)\n";
-        assert_eq!(text(&reading, 10, &[]), told);
+        let expected = "no votes are counted yet (read at 2026-11-25 21:15:04Z)\n";
+        assert_eq!(text(&reading, 10, &[]), expected);
     }
 
     #[test]

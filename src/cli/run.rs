@@ -124,8 +124,8 @@ fn suspicions(Suspicions { unread, expanded }: &Suspicions) -> Vec<String> {
             named.collect::<Vec<_>>().join("; ")
         ));
     }
-    let told = |it: &Problem| format!("{} {} ({}); {}", it.key, it.wrong, it.set_by, it.help);
-    warnings.extend(expanded.iter().map(told));
+    let text = |it: &Problem| format!("{} {} ({}); {}", it.key, it.wrong, it.set_by, it.help);
+    warnings.extend(expanded.iter().map(text));
     warnings
 }
 

@@ -76,9 +76,9 @@ fn an_example_is_cut_out_of_its_line() {
 fn exit_codes_are_told_as_they_are() {
     let (_, table) = README.split_once("| exit code | meaning |\n|---|---|\n").expect("a table");
     let rows = table.lines().take_while(|line| line.starts_with('|'));
-    let told: Vec<String> = rows.map(|row| row.replace('`', "")).collect();
+    let listed: Vec<String> = rows.map(|row| row.replace('`', "")).collect();
     let row = |(code, meaning)| format!("| {} | {meaning} |", exit::name(code));
-    assert_eq!(told, exit::TABLE.map(row));
+    assert_eq!(listed, exit::TABLE.map(row));
 
     let codes: BTreeSet<u8> = exit::TABLE.iter().filter_map(|(code, _)| *code).collect();
     let constants = [
@@ -93,12 +93,12 @@ fn exit_codes_are_told_as_they_are() {
     assert_eq!(codes, BTreeSet::from(constants));
 
     let help = Arguments::command().render_long_help().to_string();
-    let (_, told) = help.split_once("Exit codes:\n").expect("exit codes");
-    let (told, _) = told.split_once("\n\n").expect("their end");
+    let (_, listed) = help.split_once("Exit codes:\n").expect("exit codes");
+    let (listed, _) = listed.split_once("\n\n").expect("their end");
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let all = exit::TABLE.map(|(code, meaning)| format!("{} {meaning}", exit::name(code)));
-    assert_eq!(words(told), words(&all.join(" ")));
-    assert!(told.lines().all(|line| line.len() <= 80), "{told}");
+    assert_eq!(words(listed), words(&all.join(" ")));
+    assert!(listed.lines().all(|line| line.len() <= 80), "{listed}");
 }
 
 /// The README names every command there is.

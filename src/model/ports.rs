@@ -130,8 +130,8 @@ pub enum OpenError {
     Configuration(String),
     /// Somebody else holds what is needed: connections up to a limit, the queue exclusively. Waited
     /// for, as [`OpenError::Unavailable`] is; `phrase` is what readiness shows of it.
-    #[error("{told}")]
-    Occupied { phrase: &'static str, told: String },
+    #[error("{message}")]
+    Occupied { phrase: &'static str, message: String },
     /// Anything else: the broker is down, or coming up.
     #[error("{0}")]
     Unavailable(String),
@@ -340,8 +340,8 @@ mod tests {
 
     #[test]
     fn a_delivery_is_told_by_its_tag_and_without_its_body() {
-        let told = format!("{:?}", Delivery::new(7, b"who voted what".to_vec()));
-        assert_eq!(told, "Delivery { tag: 7, .. }");
+        let shown = format!("{:?}", Delivery::new(7, b"who voted what".to_vec()));
+        assert_eq!(shown, "Delivery { tag: 7, .. }");
     }
 
     #[test]

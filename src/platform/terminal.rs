@@ -77,9 +77,9 @@ mod tests {
 
     #[test]
     fn json_stays_the_same_json() {
-        let told = "a\u{9b}b\u{7f}\u{202e}\u{e0041}\n\"";
-        let line = json_line(&serde_json::to_string(told).expect("JSON"));
+        let text = "a\u{9b}b\u{7f}\u{202e}\u{e0041}\n\"";
+        let line = json_line(&serde_json::to_string(text).expect("JSON"));
         assert!(line.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{line}");
-        assert_eq!(serde_json::from_str::<String>(&line).expect("JSON"), told);
+        assert_eq!(serde_json::from_str::<String>(&line).expect("JSON"), text);
     }
 }

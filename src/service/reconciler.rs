@@ -104,17 +104,17 @@ fn tell(comparison: &Comparison, differed: bool, elapsed: Duration) {
     let Comparison { laws, votes, drift_laws, drift_votes, differing } = comparison;
     let elapsed = seconds(elapsed);
     if !comparison.agrees() {
-        let mut told: Vec<String> = differing.iter().map(ToString::to_string).collect();
+        let mut laws: Vec<String> = differing.iter().map(ToString::to_string).collect();
         let others = drift_laws - differing.len() as u64;
         if others > 0 {
-            told.push(format!("and {others} more"));
+            laws.push(format!("and {others} more"));
         }
-        let told = told.join("; ");
+        let laws = laws.join("; ");
         tracing::error!(
             votes = drift_votes,
             law_count = drift_laws,
             elapsed,
-            "vote_results differs from vote_audit by {drift_votes} votes in {drift_laws} laws: {told}"
+            "vote_results differs from vote_audit by {drift_votes} votes in {drift_laws} laws: {laws}"
         );
     } else if differed {
         tracing::info!(

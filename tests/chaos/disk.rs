@@ -127,6 +127,6 @@ async fn run(program: &str, arguments: &[&str]) -> Result<String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let told = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{program}: {}", told.trim()).into())
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{program}: {}", stderr.trim()).into())
 }

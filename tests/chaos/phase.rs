@@ -107,8 +107,8 @@ impl Setup {
             .output();
         let migrated = timeout(PATIENCE, migrated).await??;
         if !migrated.status.success() {
-            let told = String::from_utf8_lossy(&migrated.stderr);
-            return Err(format!("{} migrate: {told}", self.binary.display()).into());
+            let stderr = String::from_utf8_lossy(&migrated.stderr);
+            return Err(format!("{} migrate: {stderr}", self.binary.display()).into());
         }
         self.disk.take_in(servers, &database).await?;
         let constraint = format!(

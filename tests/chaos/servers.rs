@@ -67,8 +67,8 @@ impl Servers {
             .output()
             .await?;
         if !output.status.success() {
-            let told = String::from_utf8_lossy(&output.stderr);
-            return Err(format!("script/services {}: {told}", arguments.join(" ")).into());
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("script/services {}: {stderr}", arguments.join(" ")).into());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

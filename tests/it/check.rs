@@ -48,16 +48,16 @@ async fn check(stage: &Stage<'_>, arguments: &[&str], overrides: &[(&str, &str)]
     let mut command = command(stage, BINARY, &[&["check"], arguments].concat());
     command.envs(overrides.iter().copied());
     let ended = ended(command).await;
-    let told = format!("{}{}", ended.stdout, ended.stderr);
+    let message = format!("{}{}", ended.stdout, ended.stderr);
     let mut environment = stage.environment();
     environment.extend(overrides.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
     for (variable, secret) in &environment {
         // guest's password is its name, which is told.
         if variable.contains("PASSWORD") && secret != "guest" {
-            assert!(!told.contains(secret.as_str()), "{variable} in {told}");
+            assert!(!message.contains(secret.as_str()), "{variable} in {message}");
         }
     }
-    assert!(!told.contains("citizen-0"), "a citizen in {told}");
+    assert!(!message.contains("citizen-0"), "a citizen in {message}");
     ended
 }
 
@@ -112,11 +112,11 @@ async fn good_servers_pass_and_stay_as_they_were() {
     assert_eq!(everything(&stage).await, before);
     assert_eq!(stage.ready(&stage.queue).await, Some(3));
 
-    let told = check(&stage, &["--connect"], &as_role(&role)).await;
-    assert_eq!(told.code, Some(0), "{}", told.stdout);
-    assert!(told.stdout.ends_with("no errors, no warnings\n"), "{}", told.stdout);
+    let ended = check(&stage, &["--connect"], &as_role(&role)).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stdout);
+    assert!(ended.stdout.ends_with("no errors, no warnings\n"), "{}", ended.stdout);
     for looked_at in ["the configuration:", "RabbitMQ on", "PostgreSQL, database", "a batch"] {
-        let checked = told.stdout.split_once("checked: ").expect("what was checked").1;
+        let checked = ended.stdout.split_once("checked: ").expect("what was checked").1;
         assert!(checked.contains(looked_at), "{looked_at} in {checked}");
     }
 }
@@ -167,11 +167,11 @@ async fn refused_credentials_and_missing_places_are_errors() {
 async fn a_configuration_that_cannot_be_used_ends_with_78_and_is_json_when_asked_for() {
     let stage = Stage::new(Servers::shared(), "checkconfig").await;
     let wrong = [("BATCH_SIZE", "many"), ("LOG_LEVEL", "chatty")];
-    let told = check(&stage, &[], &wrong).await;
-    assert_eq!((told.code, told.stdout.as_str()), (Some(78), ""));
-    assert!(told.stderr.contains("the configuration has 2 problems"), "{}", told.stderr);
+    let ended = check(&stage, &[], &wrong).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(78), ""));
+    assert!(ended.stderr.contains("the configuration has 2 problems"), "{}", ended.stderr);
     let json = check(&stage, &["--connect", "--json"], &wrong).await;
-    assert_eq!((json.code, &json.stderr), (Some(78), &told.stderr));
+    assert_eq!((json.code, &json.stderr), (Some(78), &ended.stderr));
     assert_eq!(json.findings().len(), 2, "{}", json.stdout);
     assert_eq!(json.severity("environment variable BATCH_SIZE"), "error");
 }

@@ -34,11 +34,11 @@ async fn the_demo_agrees_and_leaves_nothing_running() {
         .await
         .expect("ends in time")
         .expect("script/demo runs");
-    let told = String::from_utf8_lossy(&output.stdout);
+    let stdout = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{told}\n{errors}");
-    let verdict = told.lines().rfind(|line| line.contains("AGREE")).unwrap_or_default();
-    assert!(verdict.starts_with("AGREE"), "{told}");
+    assert!(output.status.success(), "{stdout}\n{errors}");
+    let verdict = stdout.lines().rfind(|line| line.contains("AGREE")).unwrap_or_default();
+    assert!(verdict.starts_with("AGREE"), "{stdout}");
     assert!(!kept.exists(), "it cleaned up");
 }
 

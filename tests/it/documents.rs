@@ -254,17 +254,17 @@ fn lost_options(documents: &[Document]) -> Look {
                     let words = call.iter().take_while(|w| !w.starts_with('-')).take_while(is_word);
                     let words: Vec<&str> =
                         words.copied().filter(|_| name == "vote-aggregator").collect();
-                    let told = helps
+                    let message = helps
                         .entry((name.clone(), words.join(" ")))
                         .or_insert_with(|| help(program, &words));
-                    let Some(told) = told else {
+                    let Some(message) = message else {
                         look.note(document, format!("{line}: no such command"));
                         continue;
                     };
                     for option in call.iter().filter(|word| word.starts_with("--")) {
                         let option = option.split('=').next().unwrap_or_default();
                         let mut known =
-                            told.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+                            message.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
                         look.seen += 1;
                         if option != "--help" && !known.any(|word| word == option) {
                             look.note(document, format!("{name} has no {option}"));
@@ -344,8 +344,8 @@ fn what_is_not_so_is_found() {
                 $ vote-aggregator publish --chekpoint x | wc --lines\n$ vote-aggregator count\n```\n";
     let document = [Document::new("MADE-UP.md", text)];
     let found = |Look { seen, problems }: Look| {
-        let told = problems.into_iter().map(|told| told.replace("MADE-UP.md: ", ""));
-        (told.collect::<Vec<_>>(), seen)
+        let message = problems.into_iter().map(|message| message.replace("MADE-UP.md: ", ""));
+        (message.collect::<Vec<_>>(), seen)
     };
     let lost = |paths: &[&str]| paths.iter().map(|path| format!("there is no {path}")).collect();
     let paths: Vec<String> = lost(&["src/nowhere.rs", "nowhere_at_all.md", "script/nothing"]);

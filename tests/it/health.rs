@@ -199,7 +199,7 @@ async fn no_failure_shows_an_address_a_user_a_database_or_a_queue_over_http() {
             assert!(!shown.contains(secret), "{secret:?} in {shown}");
         }
     }
-    for told in ["peculiar-user", "peculiar-vhost", "peculiar_role", "peculiar-text", ports[1]] {
-        assert!(log.contains(told), "operators read of {told:?} in the log");
+    for message in ["peculiar-user", "peculiar-vhost", "peculiar_role", "peculiar-text", ports[1]] {
+        assert!(log.contains(message), "operators read of {message:?} in the log");
     }
 }

@@ -70,13 +70,13 @@ async fn a_flood_of_malformed_messages_harms_nothing() {
     let lines = log.lines().count();
     assert!(lines <= 30 + minutes * 8 * 11, "{lines} lines in {minutes} minutes");
     // None went by untold.
-    let told: u64 = log
+    let logged: u64 = log
         .lines()
         .map(|line| serde_json::from_str(line).expect("a JSON log line"))
         .filter(|line: &serde_json::Value| line["reason"].is_string())
         .map(|line| line["suppressed"].as_u64().unwrap_or(1))
         .sum();
-    assert_eq!(told, count, "malformed messages in the log, one by one or in a summary");
+    assert_eq!(logged, count, "malformed messages in the log, one by one or in a summary");
     println!(
         "{count} malformed messages and {} votes: published in {:.1} s, settled after {:.1} s, \
          peak {} MiB, log of {lines} lines, {} bytes",

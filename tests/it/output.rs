@@ -29,16 +29,20 @@ fn full() -> File {
 /// it all the same.
 async fn ends_well(made: impl Fn() -> Command, code: i32, done: Option<&str>) {
     let what = format!("{:?}", made().as_std().get_args());
-    let (was, told) = into(made(), closed()).await;
-    assert_eq!(was, Some(code), "{what}: {told}");
-    assert!(!told.contains("standard output") && !told.contains("panicked"), "{what}: {told}");
-    let (was, told) = into(made(), full()).await;
-    assert_eq!(was, Some(70), "{what}: {told}");
-    let lines: Vec<&str> = told.lines().filter(|line| line.contains("standard output")).collect();
-    assert_eq!(lines.len(), 1, "{what}: {told}");
-    assert!(lines[0].contains("No space left on device"), "{what}: {told}");
-    assert!(lines[0].contains(done.unwrap_or_default()), "{what}: {told}");
-    assert_eq!(lines[0].contains("the work is done"), done.is_some(), "{what}: {told}");
+    let (was, message) = into(made(), closed()).await;
+    assert_eq!(was, Some(code), "{what}: {message}");
+    assert!(
+        !message.contains("standard output") && !message.contains("panicked"),
+        "{what}: {message}"
+    );
+    let (was, message) = into(made(), full()).await;
+    assert_eq!(was, Some(70), "{what}: {message}");
+    let lines: Vec<&str> =
+        message.lines().filter(|line| line.contains("standard output")).collect();
+    assert_eq!(lines.len(), 1, "{what}: {message}");
+    assert!(lines[0].contains("No space left on device"), "{what}: {message}");
+    assert!(lines[0].contains(done.unwrap_or_default()), "{what}: {message}");
+    assert_eq!(lines[0].contains("the work is done"), done.is_some(), "{what}: {message}");
     // Nobody is told, and it is no panic either.
     let mut silent = made();
     let status = silent.stdout(full()).stderr(full()).status();
@@ -118,8 +122,8 @@ async fn commands_end_as_what_they_did_and_tell_it_where_it_can_be_told() {
     let broken = "UPDATE vote_results SET oui_count = oui_count + 1";
     crate::support::execute(&stage, broken).await;
     ends_well(|| with("recount", port), 1, None).await;
-    let (code, told) = into(with("recount --repair --yes", port), full()).await;
-    assert_eq!(code, Some(70), "{told}");
-    assert!(told.contains("the work is done: corrected: "), "{told}");
+    let (code, message) = into(with("recount --repair --yes", port), full()).await;
+    assert_eq!(code, Some(70), "{message}");
+    assert!(message.contains("the work is done: corrected: "), "{message}");
     ends_well(|| with("recount --json", port), 0, None).await;
 }

@@ -71,9 +71,9 @@ async fn both_passwords_are_rotated_under_a_running_service() {
     stage.publish_votes(&all[100..200]).await;
     stage.until_counted(200).await;
     for variable in ["RABBITMQ_PASSWORD_FILE", "POSTGRES_PASSWORD_FILE"] {
-        let told = format!("{variable}: ");
+        let message = format!("{variable}: ");
         let lines = service.log();
-        let changed = |line: &&str| line.contains(&told) && line.contains("another password");
+        let changed = |line: &&str| line.contains(&message) && line.contains("another password");
         assert_eq!(lines.lines().filter(changed).count(), 1, "{lines}");
     }
 

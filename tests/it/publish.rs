@@ -269,9 +269,9 @@ async fn a_file_in_another_format_is_refused_and_a_byte_order_mark_is_not() {
     piped.stdin.take().expect("piped").write_all(&array).await.expect("written");
     let output = timeout(PATIENCE, piped.wait_with_output()).await.expect("ends in time");
     let output = output.expect("it ran");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{told}");
-    assert!(told.contains("standard input is a JSON array"), "{told}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("standard input is a JSON array"), "{stderr}");
     assert_eq!(stage.ready(&stage.queue).await, None, "not even a queue");
 
     // A pipe that stays silent holds up no stop.
@@ -341,8 +341,11 @@ async fn a_missing_permission_to_write_is_no_outage() {
     let refused = crate::support::ended(refused).await;
     stage.servers.script(&["ctl", "--", "delete_user", &user]);
     assert_eq!(refused.code, Some(77), "{}", refused.stderr);
-    let told = &refused.stderr;
-    assert!(told.contains("write permission on the default exchange"), "{told}");
-    assert!(told.contains("amq.default") && told.contains(&user), "{told}");
-    assert!(told.contains(r#"virtual host \"/\""#) && !told.contains("waiting for"), "{told}");
+    let stderr = &refused.stderr;
+    assert!(stderr.contains("write permission on the default exchange"), "{stderr}");
+    assert!(stderr.contains("amq.default") && stderr.contains(&user), "{stderr}");
+    assert!(
+        stderr.contains(r#"virtual host \"/\""#) && !stderr.contains("waiting for"),
+        "{stderr}"
+    );
 }

@@ -49,14 +49,14 @@ async fn a_changed_total_shows_until_it_is_put_right() {
     let line = log.lines().find(|line| line.contains("differs from vote_audit by 21"));
     let line: serde_json::Value = serde_json::from_str(line.expect("logged")).expect("JSON");
     assert_eq!(line["level"], "ERROR");
-    let told = line["message"].as_str().expect("a message");
+    let message = line["message"].as_str().expect("a message");
     let [oui, non] = right["law-001"];
     for law in [
         format!("\"law-001\" audit {oui} oui {non} non, results {} oui {} non", oui + 2, non - 2),
         "\"law-nowhere\" audit 0 oui 0 non, results 7 oui 0 non".to_owned(),
         "\"law-002\" audit".to_owned(),
     ] {
-        assert!(told.contains(&law), "{law}: {told}");
+        assert!(message.contains(&law), "{law}: {message}");
     }
     assert_eq!(service.logged("vote_results agrees with vote_audit again"), 0);
 
@@ -186,9 +186,9 @@ async fn three_instances_compare_once_an_interval_and_all_show_it() {
         assert!(age.is_some_and(|age| age < 60.0), "{age:?}");
     }
     assert_eq!(stage.number("SELECT count(*) FROM scans").await, 1, "one scan for all three");
-    let told = "vote_results differs from vote_audit by 7 votes";
+    let message = "vote_results differs from vote_audit by 7 votes";
     let logs = [one.stop().await, two.stop().await, three.stop().await];
-    assert_eq!(logs.iter().filter(|log| log.contains(told)).count(), 1, "logged by who scanned");
+    assert_eq!(logs.iter().filter(|log| log.contains(message)).count(), 1, "logged by who scanned");
 
     // Again and again, and never sooner than an interval after the scan before.
     execute(&stage, "TRUNCATE scans").await;

@@ -53,8 +53,8 @@ async fn it_says_whether_results_and_audit_agree_and_where_they_do_not() {
         "{}",
         differ.stdout
     );
-    let told = "differ by 19 votes in 3 of 6 laws; 50 votes are in the audit";
-    assert!(differ.stdout.contains(told), "{}", differ.stdout);
+    let text = "differ by 19 votes in 3 of 6 laws; 50 votes are in the audit";
+    assert!(differ.stdout.contains(text), "{}", differ.stdout);
 
     let differ = recount(&stage, &["--json"]).await;
     assert_eq!(differ.code, Some(1), "{}", differ.stderr);
@@ -250,9 +250,9 @@ async fn a_repair_whose_commit_is_not_answered_says_that_it_took_effect() {
             assert_eq!((&object["corrected"], &object["drift_votes"]), (&json!(true), &json!(19)));
             assert_eq!(object["commit_unanswered"], true);
         } else {
-            let told = &repaired.stdout;
-            assert!(told.contains("corrected: 19 votes in 3 laws"), "{told}");
-            assert!(told.contains("did not answer the COMMIT"), "{told}");
+            let text = &repaired.stdout;
+            assert!(text.contains("corrected: 19 votes in 3 laws"), "{text}");
+            assert!(text.contains("did not answer the COMMIT"), "{text}");
         }
         assert_eq!(stage.number("SELECT count(*) FROM result_corrections").await, 3, "once");
         assert_eq!(recount(&stage, &[]).await.code, Some(0));
@@ -338,12 +338,12 @@ async fn what_is_missing_has_an_exit_code_of_its_own() {
         let ended = ended(command).await;
         (ended.code, ended.stderr)
     };
-    let (code, told) = with(&[], &[]).await;
-    assert!(code == Some(78) && told.contains("vote-aggregator migrate"), "no tables: {told}");
-    let (code, told) = with(&[], &[("POSTGRES_DB", "nowhere")]).await;
-    assert!(code == Some(78) && told.contains("nowhere"), "{told}");
-    let (code, told) = with(&[], &[("BATCH_SIZE", "many")]).await;
-    assert!(code == Some(78) && told.contains("BATCH_SIZE"), "{told}");
+    let (code, text) = with(&[], &[]).await;
+    assert!(code == Some(78) && text.contains("vote-aggregator migrate"), "no tables: {text}");
+    let (code, text) = with(&[], &[("POSTGRES_DB", "nowhere")]).await;
+    assert!(code == Some(78) && text.contains("nowhere"), "{text}");
+    let (code, text) = with(&[], &[("BATCH_SIZE", "many")]).await;
+    assert!(code == Some(78) && text.contains("BATCH_SIZE"), "{text}");
 
     stage.store().await.count(Votes::new(votes(0, 50))).await.expect("counted");
     execute(&stage, DAMAGE).await;
@@ -353,17 +353,17 @@ async fn what_is_missing_has_an_exit_code_of_its_own() {
         execute(&stage, &format!("CREATE ROLE {role} LOGIN PASSWORD 'least' IN ROLE {group}"))
             .await;
         let login = [("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")];
-        let (code, told) = with(&[], &login).await;
-        assert_eq!(code, Some(check), "{group}: {told}");
-        let (code, told) = with(&["--repair", "--yes"], &login).await;
-        assert_eq!(code, Some(77), "{group}: {told}");
-        assert!(told.contains("42501"), "{group}: {told}");
+        let (code, text) = with(&[], &login).await;
+        assert_eq!(code, Some(check), "{group}: {text}");
+        let (code, text) = with(&["--repair", "--yes"], &login).await;
+        assert_eq!(code, Some(77), "{group}: {text}");
+        assert!(text.contains("42501"), "{group}: {text}");
     }
     assert_eq!(stage.results().await["law-nowhere"], [0, 7], "nobody repaired it");
 
     // A schema from before there was a record.
     execute(&stage, "DROP TABLE result_corrections").await;
     assert_eq!(with(&[], &[]).await.0, Some(1));
-    let (code, told) = with(&["--repair", "--yes"], &[]).await;
-    assert!(code == Some(78) && told.contains("result_corrections"), "{told}");
+    let (code, text) = with(&["--repair", "--yes"], &[]).await;
+    assert!(code == Some(78) && text.contains("result_corrections"), "{text}");
 }

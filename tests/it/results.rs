@@ -96,10 +96,10 @@ async fn select_on_the_results_is_enough_and_what_is_missing_has_a_code() {
         let ended = ended(command).await;
         (ended.code, ended.stdout + &ended.stderr)
     };
-    let (code, told) = with(&[]).await;
-    assert!(code == Some(78) && told.contains("vote-aggregator migrate"), "no table: {told}");
-    let (code, told) = with(&[("POSTGRES_DB", "nowhere")]).await;
-    assert!(code == Some(78) && told.contains("nowhere"), "{told}");
+    let (code, message) = with(&[]).await;
+    assert!(code == Some(78) && message.contains("vote-aggregator migrate"), "no table: {message}");
+    let (code, message) = with(&[("POSTGRES_DB", "nowhere")]).await;
+    assert!(code == Some(78) && message.contains("nowhere"), "{message}");
 
     stage.store().await;
     execute(&stage, LAWS).await;
@@ -107,11 +107,11 @@ async fn select_on_the_results_is_enough_and_what_is_missing_has_a_code() {
     let role = format!("reader_{}", stage.database);
     execute(&stage, &format!("CREATE ROLE {role} LOGIN PASSWORD 'least'")).await;
     let login = [("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")];
-    let (code, told) = with(&login).await;
-    assert!(code == Some(77) && told.contains("42501"), "no grant: {told}");
+    let (code, message) = with(&login).await;
+    assert!(code == Some(77) && message.contains("42501"), "no grant: {message}");
     execute(&stage, &format!("GRANT SELECT ON vote_results TO {role}")).await;
-    let (code, told) = with(&login).await;
-    assert!(code == Some(0) && told.contains("3 laws"), "{told}");
+    let (code, message) = with(&login).await;
+    assert!(code == Some(0) && message.contains("3 laws"), "{message}");
 
     // No terminal, no live view.
     let piped = results(&stage, &["--watch"]).await;

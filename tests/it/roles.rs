@@ -92,16 +92,19 @@ async fn each_role_may_do_what_it_is_for_and_nothing_else() {
                 ("TRUNCATE", format!("TRUNCATE {relation} CASCADE")),
             ] {
                 let refused = refusal(&stage, group, &statement).await;
-                let told = format!("{statement} as {group}: {refused:?}");
+                let message = format!("{statement} as {group}: {refused:?}");
                 if allowed(group, relation).contains(&privilege) {
                     // Past the grants, a row of defaults breaks the table's own rules.
-                    assert!(refused.is_none_or(|code| code.starts_with("23")), "{told}");
+                    assert!(refused.is_none_or(|code| code.starts_with("23")), "{message}");
                 } else {
                     let view = relation.starts_with("citizens") || relation == "vote_statistics";
                     // A view that can't be written is refused before anybody looks at grants.
                     let codes: &[&str] =
                         if view { &["42501", "55000", "42809"] } else { &["42501"] };
-                    assert!(refused.is_some_and(|code| codes.contains(&code.as_str())), "{told}");
+                    assert!(
+                        refused.is_some_and(|code| codes.contains(&code.as_str())),
+                        "{message}"
+                    );
                 }
             }
         }
@@ -317,8 +320,8 @@ async fn a_pending_migration_is_for_the_owner() {
     let as_role = [("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")];
     let refused = stage.prepare(&as_role).await.err();
     assert!(matches!(refused, Some(StartError::Credentials { .. })), "{refused:?}");
-    let told = refused.map(|error| error.to_string()).unwrap_or_default();
-    assert!(told.contains("[2]") && told.contains("`vote-aggregator migrate`"), "{told}");
+    let message = refused.map(|error| error.to_string()).unwrap_or_default();
+    assert!(message.contains("[2]") && message.contains("`vote-aggregator migrate`"), "{message}");
     // With rows in the tables, as after an upgrade.
     stage.store().await.count(Votes::new(votes(0, 10))).await.expect("migrated by the owner");
     grant(&stage);

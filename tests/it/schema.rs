@@ -109,16 +109,16 @@ async fn an_altered_schema_and_one_with_gaps_are_refused() {
         execute(&stage, sql).await;
         stage.prepare(&[]).await.err().map(|error| error.to_string()).unwrap_or_default()
     };
-    let told = refused("UPDATE _sqlx_migrations SET version = 99 WHERE version = 2").await;
-    assert!(told.contains("migration 99"), "{told}");
-    let told = refused("UPDATE _sqlx_migrations SET version = 0 WHERE version = 99").await;
-    assert!(told.contains("migration 0"), "{told}");
-    let told = refused(
+    let message = refused("UPDATE _sqlx_migrations SET version = 99 WHERE version = 2").await;
+    assert!(message.contains("migration 99"), "{message}");
+    let message = refused("UPDATE _sqlx_migrations SET version = 0 WHERE version = 99").await;
+    assert!(message.contains("migration 0"), "{message}");
+    let message = refused(
         "UPDATE _sqlx_migrations SET version = 2 WHERE version = 0; \
          UPDATE _sqlx_migrations SET checksum = 'x'",
     )
     .await;
-    assert!(told.contains("other content"), "{told}");
+    assert!(message.contains("other content"), "{message}");
 }
 
 #[tokio::test]

@@ -92,11 +92,11 @@ async fn it_hears_of_the_start_of_life_and_of_the_stop() {
 
     service.signal(Signal::TERM);
     let stop = manager.hears_until("STOPPING=1").await;
-    assert!(stop.iter().any(|told| told.starts_with("STATUS=stopping")), "{stop:?}");
+    assert!(stop.iter().any(|message| message.starts_with("STATUS=stopping")), "{stop:?}");
     assert!(!stop.contains(&"READY=1".to_owned()), "a start is told once: {stop:?}");
     assert_eq!(service.exit_code().await, Some(0), "{}", service.log());
     let left = manager.left();
-    assert!(left.iter().all(|told| told == "WATCHDOG=1\n"), "{left:?}");
+    assert!(left.iter().all(|message| message == "WATCHDOG=1\n"), "{left:?}");
 }
 
 #[tokio::test]

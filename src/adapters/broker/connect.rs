@@ -205,8 +205,8 @@ mod tests {
         let expired = judged(TlsError::InvalidCertificate(CertificateError::Expired));
         assert!(matches!(expired, OpenError::Unavailable(_)), "{expired:?}");
         for error in [unknown, refused, expired] {
-            let told = error.to_string();
-            assert!(told.contains("RabbitMQ on localhost:5672"), "{told}");
+            let message = error.to_string();
+            assert!(message.contains("RabbitMQ on localhost:5672"), "{message}");
         }
     }
 
@@ -218,10 +218,10 @@ mod tests {
             ErrorKind::AuthProviderError("no such mechanism".to_owned()),
             ErrorKind::NoDefaultRuntime,
         ] {
-            let told = not_opened(&config.rabbitmq, &Error::from(kind));
+            let message = not_opened(&config.rabbitmq, &Error::from(kind));
             assert!(
-                matches!(&told, OpenError::Configuration(text) if text.contains("RABBITMQ_HOST")),
-                "{told:?}"
+                matches!(&message, OpenError::Configuration(text) if text.contains("RABBITMQ_HOST")),
+                "{message:?}"
             );
         }
     }
@@ -230,12 +230,12 @@ mod tests {
     fn a_broker_that_hangs_up_is_waited_for_with_a_hint() {
         let config = Whole::load(&Sources::default()).expect("the defaults are good");
         let reset = Error::from(io::Error::from(io::ErrorKind::ConnectionReset));
-        let told = not_opened(&config.rabbitmq, &reset);
+        let message = not_opened(&config.rabbitmq, &reset);
         assert!(
-            matches!(&told, OpenError::Unavailable(text) if text.contains("RABBITMQ_TLS=true"))
+            matches!(&message, OpenError::Unavailable(text) if text.contains("RABBITMQ_TLS=true"))
         );
         let refused = Error::from(io::Error::from(io::ErrorKind::ConnectionRefused));
-        let told = not_opened(&config.rabbitmq, &refused);
-        assert!(matches!(&told, OpenError::Unavailable(text) if !text.contains("RABBITMQ_TLS")));
+        let message = not_opened(&config.rabbitmq, &refused);
+        assert!(matches!(&message, OpenError::Unavailable(text) if !text.contains("RABBITMQ_TLS")));
     }
 }

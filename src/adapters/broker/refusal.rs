@@ -61,8 +61,8 @@ fn occupied_by(code: u16, text: &str) -> Option<(&'static str, &'static str)> {
 /// Returns the error for what waiting resolves; `message` is the refusal as it is reported.
 pub(super) fn occupied(error: &Error, message: &str) -> Option<OpenError> {
     let (phrase, remedy) = occupied_by(amqp_code(error)?, &error.to_string())?;
-    let told = format!("{message}. {remedy}. The service waits for it");
-    Some(OpenError::Occupied { phrase, told })
+    let message = format!("{message}. {remedy}. The service waits for it");
+    Some(OpenError::Occupied { phrase, message })
 }
 
 /// Whether a queue is there, on a node that is down.
@@ -181,9 +181,9 @@ mod tests {
     fn the_command_to_grant_permissions_can_be_typed_as_it_is() {
         let mut config = Whole::load(&Sources::default()).expect("the defaults are good").rabbitmq;
         "o'neill".clone_into(&mut config.user);
-        let told = grant(&config);
+        let message = grant(&config);
         let queues = r"'^(votes\.aggregation|votes\.aggregation\.dlq)$'";
         let expected = format!(r"-p '/' 'o'\''neill' {queues} '^amq\.default$' {queues}`");
-        assert!(told.ends_with(&expected), "{told}");
+        assert!(message.ends_with(&expected), "{message}");
     }
 }

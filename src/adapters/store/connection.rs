@@ -296,14 +296,14 @@ mod tests {
     #[test]
     fn what_the_driver_says_of_a_password_is_not_repeated() {
         let words = "Failed to saslprep password: Error(ProhibitedCharacter('\u{1f5f3}'))";
-        let told = Fault::from(Error::Configuration(words.into()));
-        assert!(!told.message.contains("Prohibited"), "{told}");
+        let refused = Fault::from(Error::Configuration(words.into()));
+        assert!(!refused.message.contains("Prohibited"), "{refused}");
 
         let sources = crate::platform::config::Sources::default();
         let config = config::Config::load(&sources).expect("the defaults are good").postgres;
         let address = Address::new(&config, options(&config));
-        let told = address.unusable(&Error::Configuration(words.into()));
-        assert!(told.contains("SCRAM-SHA-256") && !told.contains("Prohibited"), "{told}");
+        let refused = address.unusable(&Error::Configuration(words.into()));
+        assert!(refused.contains("SCRAM-SHA-256") && !refused.contains("Prohibited"), "{refused}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -146,8 +146,11 @@ mod tests {
                 column: Some("station"),
                 ..ServerError::default()
             };
-            let told = error.message();
-            assert_eq!(told, "a value is refused; table vote_audit; column station", "{sqlstate}");
+            let message = error.message();
+            assert_eq!(
+                message, "a value is refused; table vote_audit; column station",
+                "{sqlstate}"
+            );
         }
         let unique = ServerError {
             sqlstate: "23505",
@@ -157,8 +160,8 @@ mod tests {
             constraint: Some("k"),
             ..ServerError::default()
         };
-        let told = unique.message();
-        assert!(told.contains("table vote_audit") && !told.contains("h-1"), "{told}");
+        let message = unique.message();
+        assert!(message.contains("table vote_audit") && !message.contains("h-1"), "{message}");
     }
 
     #[test]
@@ -184,7 +187,7 @@ mod tests {
 
     #[test]
     fn codes_of_a_standby_and_of_a_pooler_name_their_cause() {
-        let told =
+        let message =
             |sqlstate| ServerError { sqlstate, message: "m", ..ServerError::default() }.message();
         for (sqlstate, named) in [
             ("25006", "a standby"),
@@ -192,8 +195,8 @@ mod tests {
             ("42P05", "pool_mode"),
             ("26000", "pool_mode"),
         ] {
-            assert!(told(sqlstate).contains(named), "{sqlstate}: {}", told(sqlstate));
+            assert!(message(sqlstate).contains(named), "{sqlstate}: {}", message(sqlstate));
         }
-        assert_eq!(told("57P03"), "m");
+        assert_eq!(message("57P03"), "m");
     }
 }

@@ -79,8 +79,8 @@ pub(super) fn draw(frame: &mut Frame, view: &View, now: OffsetDateTime, instant:
     frame.render_widget(Paragraph::new(right).alignment(Alignment::Right), head);
     if let Some(away) = &view.away {
         let lines = [Line::styled(outage(view, away), MARK), Line::raw(printable(&away.reason))];
-        let told = Paragraph::new(Text::from_iter(lines)).wrap(Wrap { trim: true });
-        frame.render_widget(told, mark);
+        let paragraph = Paragraph::new(Text::from_iter(lines)).wrap(Wrap { trim: true });
+        frame.render_widget(paragraph, mark);
     }
     match view.trend.last() {
         Some(reading) if !reading.laws.is_empty() => {

@@ -231,7 +231,7 @@ async fn a_refusal_is_fatal_before_the_first_session_and_waited_for_after_it() {
         let (ended, opened) = open_by(later, minutes).await;
         assert_eq!((ended, opened.len()), (Ok(()), 4));
     }
-    let occupied = OpenError::Occupied { phrase: "a limit is reached", told: refused.clone() };
+    let occupied = OpenError::Occupied { phrase: "a limit is reached", message: refused.clone() };
     for waited_for in [OpenError::Unavailable(refused), occupied] {
         let (ended, opened) = open_by([Err(waited_for)], minutes).await;
         assert_eq!((ended, opened.len()), (Ok(()), 2));

@@ -137,8 +137,8 @@ fn each_rule_sees_what_it_is_about_and_nothing_else() {
         let found = findings(wrong);
         let [finding] = found.as_slice() else { panic!("{wrong:?}: {found:#?}") };
         assert_eq!((finding.subject.as_str(), finding.severity), (*subject, *severity));
-        let told = format!("{} {}", finding.meaning, finding.remedy);
-        assert!(told.contains(named), "{named:?} in {told}");
+        let text = format!("{} {}", finding.meaning, finding.remedy);
+        assert!(text.contains(named), "{named:?} in {text}");
         assert!(!finding.meaning.is_empty() && !finding.remedy.is_empty());
         assert!(finding.value.is_some() && finding.set_by.is_some(), "{finding:?}");
         assert_eq!(findings(right), [], "{right:?}");

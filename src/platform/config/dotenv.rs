@@ -203,11 +203,11 @@ mod tests {
         let (read, problems) = read("SET=hunter2\nRABBITMQ_HOST=a.${SET}\nPOSTGRES_DB=\"$SET!\"\n");
         assert_eq!(problems, []);
         assert_eq!(read.values["RABBITMQ_HOST"], "a.hunter2");
-        let told: Vec<_> =
+        let found: Vec<_> =
             read.expanded.iter().map(|it| (it.key.as_str(), it.set_by.as_str())).collect();
         let expected =
             [("RABBITMQ_HOST", "/srv/.env, line 2"), ("POSTGRES_DB", "/srv/.env, line 3")];
-        assert_eq!(told, expected);
+        assert_eq!(found, expected);
         assert!(!format!("{:?}", read.expanded).contains("hunter2"));
     }
 

@@ -133,8 +133,8 @@ mod tests {
         let limiter = LogRateLimiter::default();
         storm(&limiter, "not_json", 25);
         tokio::time::sleep(Duration::from_secs(7)).await;
-        let told: Vec<String> = limiter.flush().iter().map(ToString::to_string).collect();
-        assert_eq!(told, ["rejected (not_json): 15 more in 7 s, not logged"]);
+        let lines: Vec<String> = limiter.flush().iter().map(ToString::to_string).collect();
+        assert_eq!(lines, ["rejected (not_json): 15 more in 7 s, not logged"]);
         assert_eq!(limiter.flush(), []);
     }
 }

@@ -18,8 +18,8 @@ async fn list_and_show_give_reasons_and_leave_every_message() {
         ("SQLSTATE 23514", "2"),
     ] {
         let row = list.row(reason).unwrap_or_else(|| panic!("{reason}: {}", list.stdout));
-        let told = row[reason.len()..].split_whitespace().next();
-        assert_eq!(told, Some(count), "{row}");
+        let shown = row[reason.len()..].split_whitespace().next();
+        assert_eq!(shown, Some(count), "{row}");
     }
     assert!(list.stdout.contains("showing 6 of 6 messages"), "{}", list.stdout);
 
@@ -104,7 +104,7 @@ async fn what_a_dead_letter_is_and_who_sent_it_is_shown_and_archived() {
     until_dead(&stage, 1).await;
 
     let shown = expect(&stage, 0, &["show"]).await.stdout;
-    for told in [
+    for count in [
         "gzip: the publisher compresses",
         "property user_id: \"guest\"",
         "property app_id: \"ballot-web\\u001b[2J\"",
@@ -112,7 +112,7 @@ async fn what_a_dead_letter_is_and_who_sent_it_is_shown_and_archived() {
         "property timestamp: \"2025-11-13T02:13:20Z\"",
         "property message_id: \"***\"",
     ] {
-        assert!(shown.contains(told), "{told} in {shown}");
+        assert!(shown.contains(count), "{count} in {shown}");
     }
     let lines = expect(&stage, 0, &["show", "--json", "--reveal"]).await.lines();
     assert_eq!(lines[0]["properties"]["message_id"], "citizen-00000007");
@@ -212,10 +212,10 @@ async fn what_is_missing_has_an_exit_code_and_a_reason() {
         let ended = ended(command).await;
         (ended.code, ended.stderr)
     };
-    let (code, told) = with(&[]).await;
-    assert!(code == Some(78) && told.contains(&stage.dead_letter_queue()), "{told}");
-    let (code, told) = with(&[("RABBITMQ_PASSWORD", "wrong")]).await;
-    assert!(code == Some(77) && told.contains("RABBITMQ_PASSWORD"), "{told}");
-    let (code, told) = with(&[("RABBITMQ_PORT", "1")]).await;
-    assert!(code == Some(1) && told.contains("127.0.0.1:1"), "{told}");
+    let (code, count) = with(&[]).await;
+    assert!(code == Some(78) && count.contains(&stage.dead_letter_queue()), "{count}");
+    let (code, count) = with(&[("RABBITMQ_PASSWORD", "wrong")]).await;
+    assert!(code == Some(77) && count.contains("RABBITMQ_PASSWORD"), "{count}");
+    let (code, count) = with(&[("RABBITMQ_PORT", "1")]).await;
+    assert!(code == Some(1) && count.contains("127.0.0.1:1"), "{count}");
 }

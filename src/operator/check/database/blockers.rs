@@ -104,22 +104,22 @@ mod tests {
 
     #[test]
     fn a_session_that_waits_for_a_standby_is_never_to_be_ended() {
-        let told = |session: Session| remedy(&config(), NO_STANDBY, &session);
+        let advise = |session: Session| remedy(&config(), NO_STANDBY, &session);
         let waiting = Session { wait_event: Some("SyncRep".to_owned()), ..session(7, "3/1") };
-        let advice = told(waiting.clone());
+        let advice = advise(waiting.clone());
         assert!(!advice.contains("terminate") && advice.contains("do not end it"), "{advice}");
-        let advice = told(Session { application: Some("vote-aggregator".to_owned()), ..waiting });
+        let advice = advise(Session { application: Some("vote-aggregator".to_owned()), ..waiting });
         assert!(!advice.contains("terminate"), "{advice}");
 
-        let advice = told(session(7, "3/1"));
+        let advice = advise(session(7, "3/1"));
         assert!(advice.contains("pg_signal_backend: SELECT pg_terminate_backend(7)"), "{advice}");
-        let advice = told(Session { superuser: true, ..session(7, "3/1") });
+        let advice = advise(Session { superuser: true, ..session(7, "3/1") });
         assert!(advice.contains("as a superuser"), "{advice}");
         let behind = Session { hidden: true, waits_for: vec![5, 0], ..session(7, "3/1") };
-        let advice = told(behind);
+        let advice = advise(behind);
         assert!(advice.contains("pid 5, a prepared transaction: end that one first"), "{advice}");
         let hidden = Session { hidden: true, ..session(7, "3/1") };
-        let advice = told(hidden.clone());
+        let advice = advise(hidden.clone());
         assert!(advice.contains("pg_monitor") && advice.contains("terminate"), "{advice}");
         let standbys = Standbys { connected: 0, named: true, waited_for: true };
         let advice = remedy(&config(), standbys, &hidden);

@@ -42,7 +42,7 @@ fn good() -> Server {
 }
 
 /// What is worse than a note: severity, subject, value.
-fn told(server: &Server) -> Vec<(Severity, String, String)> {
+fn found_on(server: &Server) -> Vec<(Severity, String, String)> {
     let found = server::findings(&config(&[]), server).into_iter();
     found
         .filter(|finding| finding.severity != Info)
@@ -53,7 +53,7 @@ fn told(server: &Server) -> Vec<(Severity, String, String)> {
 
 #[test]
 fn a_server_as_it_should_be_gives_notes_only() {
-    assert_eq!(told(&good()), []);
+    assert_eq!(found_on(&good()), []);
     let version = server::findings(&config(&[]), &good());
     assert_eq!(version[0].value.as_deref(), Some("PostgreSQL 15.20"));
 }
@@ -84,10 +84,12 @@ fn each_rule_sees_what_it_is_about() {
         ),
     ];
     for (server, severity, named) in cases {
-        let told = told(&server);
-        let [(found, subject, value)] = told.as_slice() else { panic!("{named}: {told:?}") };
+        let found_on = found_on(&server);
+        let [(found, subject, value)] = found_on.as_slice() else {
+            panic!("{named}: {found_on:?}")
+        };
         assert_eq!(*found, severity, "{named}");
-        assert!(subject == named || value == named, "{named}: {told:?}");
+        assert!(subject == named || value == named, "{named}: {found_on:?}");
     }
     for enough in [
         Server { max_connections: 22, ..good() },
@@ -97,7 +99,7 @@ fn each_rule_sees_what_it_is_about() {
         Server { transaction_timeout: 25_000, ..good() },
         Server { version_number: 140_000, ..good() },
     ] {
-        assert_eq!(told(&enough), []);
+        assert_eq!(found_on(&enough), []);
     }
 }
 
@@ -157,18 +159,18 @@ fn a_standby_that_no_commit_waits_for_is_a_warning_and_where_one_is_required_an_
 #[test]
 fn clocks_differ_only_by_more_than_the_round_trip_explains() {
     let here = datetime!(2026-11-25 20:00 UTC);
-    let told = |seconds: i64, round_trip| {
+    let found_on = |seconds: i64, round_trip| {
         let there = here + time::Duration::seconds(seconds);
         let clocks = Clocks { here, server: there, round_trip: Duration::from_secs(round_trip) };
         clock(clocks).and_then(|finding| finding.value)
     };
-    assert_eq!(told(0, 0), None);
-    assert_eq!(told(5, 0), None);
-    assert_eq!(told(-5, 0), None);
-    assert_eq!(told(6, 0).as_deref(), Some("PostgreSQL is 6.0 s ahead of this machine"));
-    assert_eq!(told(-6, 0).as_deref(), Some("PostgreSQL is 6.0 s behind this machine"));
-    assert_eq!(told(12, 12), None, "half of twelve seconds each way, or all of them one way");
-    assert_eq!(told(12, 4).as_deref(), Some("PostgreSQL is 10.0 s ahead of this machine"));
+    assert_eq!(found_on(0, 0), None);
+    assert_eq!(found_on(5, 0), None);
+    assert_eq!(found_on(-5, 0), None);
+    assert_eq!(found_on(6, 0).as_deref(), Some("PostgreSQL is 6.0 s ahead of this machine"));
+    assert_eq!(found_on(-6, 0).as_deref(), Some("PostgreSQL is 6.0 s behind this machine"));
+    assert_eq!(found_on(12, 12), None, "half of twelve seconds each way, or all of them one way");
+    assert_eq!(found_on(12, 4).as_deref(), Some("PostgreSQL is 10.0 s ahead of this machine"));
 }
 
 #[test]
