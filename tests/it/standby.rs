@@ -125,13 +125,16 @@ async fn a_rerun_after_an_unknown_outcome_that_is_lost_later_is_noticed() {
     until_a_commit_waits(&stage, "the COMMIT waits for the standby").await;
     let reset = "ALTER SYSTEM RESET synchronous_standby_names";
     sqlx::raw_sql(reset).execute(&stage.sql).await.expect("reset");
-    sqlx::raw_sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'; \
-         SELECT pg_reload_conf()",
-    )
-    .execute(&stage.sql)
-    .await
-    .expect("terminated");
+    let end = "SELECT pid FROM (SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' \
+               LIMIT 1) AS waiting WHERE pg_terminate_backend(pid)";
+    let ended: i32 = sqlx::query_scalar(end).fetch_one(&stage.sql).await.expect("one waits");
+    // A reload answers every COMMIT that waits, that of a backend which is about to end included.
+    eventually("the backend is gone", async || {
+        let left = sqlx::query("SELECT FROM pg_stat_activity WHERE pid = $1").bind(ended);
+        left.fetch_optional(&stage.sql).await.expect("asked").is_none()
+    })
+    .await;
+    sqlx::raw_sql("SELECT pg_reload_conf()").execute(&stage.sql).await.expect("reloaded");
     until_acknowledged(&service, 100.0).await;
     // On a busy machine only a part of them is in the batch whose COMMIT waits.
     assert!(service.metric("votes_replayed_total").await >= Some(1.0), "the rerun found them");
