@@ -73,11 +73,12 @@ fn findings(config: &Config, facts: DatabaseFacts) -> Vec<Finding> {
         match state {
             SchemaState::Current => {}
             SchemaState::Newer(versions) => found.push(newer(config, versions)),
-            _ => found.push(migrations::finding(config, server, state, rehearsal)),
-        }
-        let fits = matches!(state, SchemaState::Current | SchemaState::Newer(_));
-        if let (Rehearsal::Skipped(_), Some(misfits), false) = (rehearsal, &facts.misfits, fits) {
-            found.extend(migrations::misfits(config, misfits));
+            _ => {
+                found.push(migrations::finding(config, server, state, rehearsal));
+                if let (Rehearsal::Skipped(_), Some(misfits)) = (rehearsal, &facts.misfits) {
+                    found.extend(migrations::misfits(config, misfits));
+                }
+            }
         }
     }
     if let Some(Rehearsal::Done(Err(error))) = facts.rehearsal {

@@ -151,11 +151,11 @@ pub(in crate::adapters::store) async fn rehearse_pending<R>(
         if pending.is_empty() {
             return Ok(None);
         }
-        limit_statements(connection, limit).await?;
         // A migration that only adds tables leaves those that are counted into alone.
         if pending.iter().any(|migration| migration.sql.as_str().contains("ALTER TABLE")) {
-            lock_tables(connection).await?;
+            lock_tables(connection, limit).await?;
         }
+        limit_statements(connection, limit).await?;
         for migration in pending {
             let insert = run(connection, migration, step).await?;
             connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(insert))).await?;
@@ -177,29 +177,26 @@ async fn limit_statements(connection: &mut PgConnection, limit: Duration) -> Res
 
 /// Locks the tables before a migration takes them one by one. A writer that takes them in another order
 /// waits for less than the server's `deadlock_timeout`, so that neither side is cancelled with 40P01.
-async fn lock_tables(connection: &mut PgConnection) -> Result<(), Error> {
-    // The limit of before is back afterwards.
-    const LIMIT: &str = "
-        SELECT pg_catalog.set_config('lock_timeout', least(own.setting::pg_catalog.int8,
-                                     deadlock.setting::pg_catalog.int8 / 2)::pg_catalog.text, true),
-               own.setting
-        FROM pg_catalog.pg_settings AS own, pg_catalog.pg_settings AS deadlock
-        WHERE own.name = 'lock_timeout' AND deadlock.name = 'deadlock_timeout'";
+async fn lock_tables(connection: &mut PgConnection, limit: Duration) -> Result<(), Error> {
     const TABLES: &str = "
         SELECT pg_catalog.string_agg(oid::pg_catalog.regclass::pg_catalog.text, ', ')
         FROM pg_catalog.pg_class
         WHERE relkind IN ('r', 'p')
           AND oid IN (pg_catalog.to_regclass('vote_audit'), pg_catalog.to_regclass('vote_results'),
                       pg_catalog.to_regclass('duplicate_attempts'))";
-    let limit: String = sqlx::raw_sql(LIMIT).fetch_one(&mut *connection).await?.try_get(1)?;
+    let limit = format!(
+        "SELECT pg_catalog.set_config('lock_timeout', \
+                least({}, setting::pg_catalog.int8 / 2)::pg_catalog.text, true) \
+         FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'",
+        limit.as_millis()
+    );
+    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(limit))).await?;
     let tables: Option<String> =
         sqlx::raw_sql(TABLES).fetch_one(&mut *connection).await?.try_get(0)?;
     if let Some(tables) = tables {
         let lock = format!("LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE");
         connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(lock))).await?;
     }
-    let limit = format!("SET LOCAL lock_timeout = {limit}");
-    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(limit))).await?;
     Ok(())
 }
 
