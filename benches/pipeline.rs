@@ -124,6 +124,7 @@ fn chain(criterion: &mut Criterion) {
             in_flight,
             max_message_bytes: 16_384,
             most_acked: 500,
+            plain_after: 64,
             retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },
         };
         group.bench_function(name, |bencher| {

@@ -19,7 +19,7 @@ pub use self::background::{NamedTask, TaskEnded};
 use self::reconciler::Reconciler;
 use crate::adapters::broker::{QueueWatch, RabbitMq};
 use crate::adapters::store::{self, PgStore, StartError, Totals};
-use crate::counting::pipeline::{Acknowledged, Limits, RetryPolicy};
+use crate::counting::pipeline::{Acknowledged, Limits, PLAIN_AFTER, RetryPolicy};
 use crate::counting::supervisor::Supervisor;
 use crate::model::ports::{Fault, OpenError};
 use crate::platform::config::Config;
@@ -228,6 +228,7 @@ fn limits(config: &Config) -> Limits {
         in_flight: config.batches_in_flight(),
         max_message_bytes: config.batch.max_message_bytes,
         most_acked: MOST_ACKED,
+        plain_after: PLAIN_AFTER,
         retry: RetryPolicy { max_attempts: config.retry.max_attempts, delay: config.retry.delay },
     }
 }

@@ -216,7 +216,10 @@ impl Store for PgStore {
         };
         let result = self.watched(counting).await;
         if let Err(fault) = &result
-            && !matches!(fault.class, Class::Isolate | Class::Split | Class::Retry)
+            && !matches!(
+                fault.class,
+                Class::Isolate | Class::Split | Class::Retry | Class::KnownHash
+            )
         {
             // What broke this connection most likely broke its older sisters in the pool.
             self.generation.invalidate();

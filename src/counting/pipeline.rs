@@ -15,6 +15,7 @@ mod ack_tracker;
 mod acknowledged;
 mod batch_log;
 mod interface;
+mod plain_inserts;
 mod unacked;
 mod upsert;
 
@@ -35,6 +36,8 @@ pub use self::ack_tracker::{AckPoint, AckTracker};
 pub use self::acknowledged::{Acknowledged, Remembered};
 use self::batch_log::BatchLog;
 pub use self::interface::{Ended, Failure, Limits, Mode, Tools};
+pub use self::plain_inserts::PLAIN_AFTER;
+use self::plain_inserts::PlainInserts;
 use self::unacked::Unacked;
 pub use self::upsert::{IsolationBudget, RetryPolicy};
 use self::upsert::{Unsettled, Upsert};
@@ -93,6 +96,7 @@ struct ValidDelivery {
     published_at: Option<SystemTime>,
     trace: TraceContext,
     replays: u32,
+    redelivered: bool,
     taken: Instant,
 }
 
@@ -116,6 +120,7 @@ struct Flow<'a, C, T, D> {
     mode: Mode,
     acks: Mutex<AckTracker>,
     unacked: Unacked<'a>,
+    plain_inserts: PlainInserts,
     /// The first failure; all later ones follow from it.
     failure: OnceLock<Failure>,
     halt: CancellationToken,
@@ -142,6 +147,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             mode,
             acks: Mutex::default(),
             unacked: Unacked::new(tools.instruments),
+            plain_inserts: PlainInserts::new(tools.limits.plain_after),
             failure: OnceLock::new(),
             halt: CancellationToken::new(),
             acked: AtomicBool::new(false),
@@ -215,11 +221,21 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         let mut chunk =
             DecodedChunk { valid: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
         let max_bytes = self.tools.limits.max_message_bytes;
-        for Delivery { tag, body, published_at, trace, replays, valid_properties } in deliveries {
+        for Delivery { tag, body, published_at, trace, replays, valid_properties, redelivered } in
+            deliveries
+        {
             match vote::decode_message(&body, valid_properties, max_bytes) {
                 Ok(vote) => {
-                    let delivery =
-                        ValidDelivery { tag, body, vote, published_at, trace, replays, taken };
+                    let delivery = ValidDelivery {
+                        tag,
+                        body,
+                        vote,
+                        published_at,
+                        trace,
+                        replays,
+                        redelivered,
+                        taken,
+                    };
                     chunk.valid.push(delivery);
                 }
                 Err(rejection) => {
@@ -277,12 +293,14 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         let mut votes = Vec::with_capacity(batch.len());
         let mut published = Vec::with_capacity(batch.len());
         let mut replays = Vec::with_capacity(batch.len());
+        let mut redelivered = false;
         for delivery in batch {
             tags.push(delivery.tag);
             bodies.push(delivery.body);
             votes.push(delivery.vote);
             published.extend(delivery.published_at);
             replays.push(delivery.replays);
+            redelivered |= delivery.redelivered;
         }
         let Tools { store, dead_letters, limits, budget, jitter, instruments, health, .. } =
             *self.tools;
@@ -301,6 +319,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             halt,
             batch_log,
             unacked: &self.unacked,
+            insert: self.plain_inserts.choose(redelivered),
+            plain_inserts: &self.plain_inserts,
         };
         match stage.settle(votes, bodies, &replays).await {
             Ok(counted) => {

@@ -17,8 +17,7 @@ use crate::model::vote::Vote;
 /// Number of a delivery on its channel: 1, 2, 3, …; means nothing on any other channel.
 pub type DeliveryTag = u64;
 
-/// One message as the broker handed it over. The broker's `redelivered` flag is not here on
-/// purpose: it decides nothing (after a broker crash it is set on messages never delivered).
+/// One message as the broker handed it over.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Delivery {
     pub tag: DeliveryTag,
@@ -30,6 +29,9 @@ pub struct Delivery {
     pub replays: u32,
     /// Whether its properties were valid; a message without is malformed, whatever its body.
     pub valid_properties: bool,
+    /// The broker's flag. A hint for speed alone, and never decided by: after a crash of the broker it is
+    /// set on messages that were never delivered.
+    pub redelivered: bool,
 }
 
 impl Delivery {
@@ -42,6 +44,7 @@ impl Delivery {
             trace: TraceContext(None),
             replays: 0,
             valid_properties: true,
+            redelivered: false,
         }
     }
 }
@@ -181,11 +184,21 @@ pub trait DeadLetters: Send + Sync {
 pub struct Votes {
     all: Arc<[Vote]>,
     range: Range<usize>,
+    insert: Insert,
 }
 
 impl Votes {
     pub fn new(votes: Vec<Vote>) -> Self {
-        Self { range: 0..votes.len(), all: votes.into() }
+        Self { range: 0..votes.len(), all: votes.into(), insert: Insert::OnConflict }
+    }
+
+    /// The same votes, to be inserted in this way.
+    pub fn inserted(self, insert: Insert) -> Self {
+        Self { insert, ..self }
+    }
+
+    pub fn insert(&self) -> Insert {
+        self.insert
     }
 
     /// Where this part lies in the whole batch.
@@ -197,7 +210,7 @@ impl Votes {
     pub fn halves(&self) -> Option<[Self; 2]> {
         let Range { start, end } = self.range;
         let middle = start + (end - start) / 2;
-        let part = |range| Self { all: Arc::clone(&self.all), range };
+        let part = |range| Self { all: Arc::clone(&self.all), range, insert: self.insert };
         (end - start > 1).then(|| [part(start..middle), part(middle..end)])
     }
 }
@@ -258,10 +271,22 @@ pub struct LawCount {
     pub totals: [i64; 2],
 }
 
+/// How the rows of a batch get into the audit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Insert {
+    /// `ON CONFLICT DO NOTHING`: what is there already is classified.
+    OnConflict,
+    /// Without: cheaper, and refused as a whole ([`Class::KnownHash`]) where a `vote_hash` is there already.
+    Plain,
+}
+
 /// What a failed transaction calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Class {
+    /// A plain INSERT met a `vote_hash` that the audit has: the same batch again at once, by
+    /// [`Insert::OnConflict`].
+    KnownHash,
     /// Another transaction was in the way: the same batch again after 10–100 ms.
     Retry,
     /// The connection or the server is gone: back off, the same batch again.

@@ -18,6 +18,7 @@ mod migrate;
 mod outage;
 mod output;
 mod passwords;
+mod plain_inserts;
 mod poison;
 mod process;
 mod publish;

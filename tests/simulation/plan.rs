@@ -153,6 +153,7 @@ impl Plan {
                 in_flight,
                 max_message_bytes: 1_024,
                 most_acked: rng.u64(1..=20),
+                plain_after: *rng.choice(&[0, 0, 1, 5]).unwrap_or(&0),
                 retry: RetryPolicy {
                     max_attempts: rng.u32(0..=3),
                     delay: Duration::from_millis(rng.u64(100..=1_000)),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 use vote_aggregator::adapters::store::classify;
-use vote_aggregator::model::ports::{Class, Counted, Fault, LawCount, Store, Votes};
+use vote_aggregator::model::ports::{Class, Counted, Fault, Insert, LawCount, Store, Votes};
 use vote_aggregator::model::vote::{Choice, Vote};
 
 use crate::plan::{Mishap, Outage, POISON, Trouble};
@@ -241,6 +241,9 @@ impl Transaction {
         if let Some(code) = self.refusal() {
             return self.tell(Err(refusal(code)));
         }
+        if self.meets_known_hash() {
+            return self.tell(Err(fault("a known vote_hash", Class::KnownHash, Some("23505"))));
+        }
         let (commits, ending) = self.ending().await;
         // COMMIT is sent. The crash of the process no longer decides alone.
         world.sleep_up_to(disk).await;
@@ -342,6 +345,18 @@ impl Transaction {
             lock(&self.world.database).refused.insert(alone.clone());
         }
         Some(code)
+    }
+
+    /// Whether it is a plain INSERT that the audit's key refuses. What has attempts within the batch is
+    /// never inserted plainly.
+    fn meets_known_hash(&self) -> bool {
+        let database = lock(&self.world.database);
+        let known = |vote: &Vote| database.tables.audit.contains_key(vote.vote_hash.as_str());
+        let contents: BTreeSet<&Vote> = self.votes.iter().collect();
+        let hashes: BTreeSet<&str> = contents.iter().map(|vote| vote.vote_hash.as_str()).collect();
+        self.votes.insert() == Insert::Plain
+            && contents.len() == hashes.len()
+            && self.votes.iter().any(known)
     }
 
     async fn linger(&self, probability: f64) {

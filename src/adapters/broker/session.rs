@@ -139,6 +139,7 @@ impl Stream for Deliveries {
                     },
                     replays: headers::replays(&delivery.properties),
                     valid_properties: !screen::is_invalid(&delivery.properties),
+                    redelivered: delivery.redelivered,
                     body: delivery.data,
                 };
                 return Poll::Ready(Some(Ok(delivery)));

@@ -58,6 +58,11 @@ impl<'a> DedupedBatch<'a> {
         self.votes.len()
     }
 
+    /// Whether a hash came with more than one content: what differs has to be classified.
+    pub(super) fn has_attempts(&self) -> bool {
+        self.votes.iter().any(|entry| !entry.first)
+    }
+
     /// Deliveries of the vote at a 1-based position, as SQL counts them.
     pub(super) fn deliveries_at(&self, position: i64) -> u64 {
         let index = usize::try_from(position).ok().and_then(|position| position.checked_sub(1));

@@ -1,6 +1,7 @@
 //! The transactions themselves, and what their errors mean.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use compact_str::CompactString;
 use sqlx::postgres::{PgConnection, PgPool, PgRow};
@@ -11,24 +12,36 @@ use super::Totals;
 use super::columns::DedupedBatch;
 use super::connection::Lease;
 use super::misfits::explained;
-use crate::model::ports::{Class, Counted, Fault, LawCount};
+use crate::model::ports::{Class, Counted, Fault, Insert, LawCount, Votes};
 use crate::model::vote::{Choice, MAX_CITIZEN_ID, MAX_LAW_ID, Vote};
 
 const COUNT: &str = include_str!("count.sql");
 const CLASSIFY: &str = include_str!("classify.sql");
 const TOTALS: &str = include_str!("totals.sql");
+/// SQLSTATE of a row whose key is there already.
+const UNIQUE_VIOLATION: &str = "23505";
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
-/// Counts a batch in one READ COMMITTED transaction.
-pub(super) async fn count(pool: &PgPool, votes: &[Vote]) -> Result<Counted, Fault> {
+const UNLESS_KNOWN: &str = "ON CONFLICT (vote_hash) DO NOTHING";
+static COUNT_PLAINLY: LazyLock<String> = LazyLock::new(|| COUNT.replacen(UNLESS_KNOWN, "", 1));
+
+/// Counts a batch in one READ COMMITTED transaction, or, plainly, in one statement.
+pub(super) async fn count(pool: &PgPool, votes: &Votes) -> Result<Counted, Fault> {
     let batch = DedupedBatch::of(votes);
     let mut connection = Lease::from(pool).await?;
-    match begin_and_count(&mut connection, &batch).await {
+    let counting = if votes.insert() == Insert::Plain && !batch.has_attempts() {
+        count_plainly(&mut connection, &batch).await
+    } else {
+        count_in_transaction(&mut connection, &batch).await
+    };
+    match counting {
         Ok(counted) => {
-            // From here on an error with no SQLSTATE, and a cancel, leave the outcome open.
-            run(&mut connection, "COMMIT").await.map_err(unknown_outcome)?;
             connection.release();
             Ok(counted)
+        }
+        Err(fault) if fault.class == Class::KnownHash => {
+            connection.release();
+            Err(fault)
         }
         Err(fault) => {
             // Worth keeping where it is sure to be tried again at once, since bisecting would open
@@ -94,12 +107,48 @@ pub(super) async fn rehearse_in_transaction(
     }
 }
 
-async fn begin_and_count(
+async fn count_in_transaction(
     connection: &mut PgConnection,
     batch: &DedupedBatch<'_>,
 ) -> Result<Counted, Fault> {
     run(connection, BEGIN).await?;
-    count_batch(connection, batch).await
+    let counted = count_batch(connection, batch).await?;
+    commit(connection).await?;
+    Ok(counted)
+}
+
+/// From here on an error with no SQLSTATE, and a cancel, leave the outcome open.
+async fn commit(connection: &mut PgConnection) -> Result<(), Fault> {
+    run(connection, "COMMIT").await.map_err(unknown_outcome)
+}
+
+/// In one statement that commits by itself: all of the batch is new, or nothing is counted. sqlx
+/// returns its rows behind `ReadyForQuery`, so behind the commit.
+async fn count_plainly(
+    connection: &mut PgConnection,
+    batch: &DedupedBatch<'_>,
+) -> Result<Counted, Fault> {
+    let firsts = batch.firsts();
+    let hashes = firsts.len() as u64;
+    let marker = firsts.first_hash();
+    let counting = firsts.bind(&COUNT_PLAINLY).fetch_all(&mut *connection).await;
+    let rows = counting.map_err(|error| match unknown_outcome(error.into()) {
+        // Should it be another key, the statement with ON CONFLICT meets it again.
+        fault if fault.sqlstate.as_deref() == Some(UNIQUE_VIOLATION) => {
+            Fault { class: Class::KnownHash, ..fault }
+        }
+        fault => fault,
+    })?;
+    let mut counted = Counted { laws: law_counts(&rows)?, marker, ..Counted::default() };
+    if counted.added() < hashes {
+        // A trigger kept rows out: nothing may be acked before the batch is found in the audit.
+        run(connection, BEGIN).await?;
+        let classified = classify_known(connection, batch).await?;
+        commit(connection).await?;
+        (counted.attempts, counted.marker) = (classified.attempts, classified.marker);
+    }
+    counted.replays = batch.deliveries.saturating_sub(counted.added() + counted.attempts);
+    Ok(counted)
 }
 
 /// In the transaction that is open.
@@ -211,5 +260,16 @@ fn unknown_outcome(fault: Fault) -> Fault {
     match (&fault.sqlstate, fault.class) {
         (None, _) | (_, Class::Split) => Fault { class: Class::UnknownOutcome, ..fault },
         _ => fault,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plain_statement_leaves_out_nothing_but_the_clause_for_known_votes() {
+        assert_eq!(COUNT.matches(UNLESS_KNOWN).count(), 1);
+        assert_eq!(COUNT_PLAINLY.len(), COUNT.len() - UNLESS_KNOWN.len());
     }
 }

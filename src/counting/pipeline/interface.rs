@@ -24,6 +24,8 @@ pub struct Limits {
     pub max_message_bytes: usize,
     /// Most deliveries that one ack covers.
     pub most_acked: u64,
+    /// Batches without a known `vote_hash` before a plain INSERT is tried; see [`super::PLAIN_AFTER`].
+    pub plain_after: u32,
     pub retry: RetryPolicy,
 }
 

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use time::OffsetDateTime;
 
 use super::*;
-use crate::model::ports::{Class, Counted, DeadLetter, Fault, LawCount};
+use crate::model::ports::{Class, Counted, DeadLetter, Fault, Insert, LawCount};
 use crate::platform::retry::Jitter;
 use crate::platform::telemetry::{Health, Metrics};
 
@@ -40,6 +40,8 @@ enum Known {
 struct World {
     events: Arc<Mutex<Vec<Event>>>,
     faults: Arc<Mutex<VecDeque<Class>>>,
+    /// How each transaction inserted.
+    inserts: Arc<Mutex<Vec<Insert>>>,
     refused: Vec<String>,
     ack_fails: bool,
     /// How long the store lets a batch wait, on top.
@@ -109,6 +111,7 @@ impl Session for Memory {
 
 impl Store for World {
     async fn count(&self, votes: Votes) -> Result<Counted, Fault> {
+        self.inserts.lock().expect("no panic while held").push(votes.insert());
         tokio::time::sleep(Duration::from_millis(5) + self.hangs).await;
         let fault = |class| Fault { class, sqlstate: None, message: "scripted".to_owned() };
         if let Some(class) = self.faults.lock().expect("no panic while held").pop_front() {
@@ -165,6 +168,7 @@ fn limits(batch_size: usize, in_flight: usize) -> Limits {
         in_flight,
         max_message_bytes: 16_384,
         most_acked: 500,
+        plain_after: 0,
         retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },
     }
 }

@@ -10,10 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::batch_log::BatchLog;
+use super::plain_inserts::PlainInserts;
 use super::unacked::Unacked;
-use crate::model::ports::{Class, Counted, DeadLetter, DeadLetters, Fault, Lost, Store, Votes};
+use crate::model::ports::{
+    Class, Counted, DeadLetter, DeadLetters, Fault, Insert, Lost, Store, Votes,
+};
 use crate::platform::retry::{Backoff, Jitter};
-use crate::platform::telemetry::Instruments;
+use crate::platform::telemetry::{Instruments, PlainInsert};
 
 /// How often and how patiently a batch is tried before its votes are given back, its deadline aside.
 #[derive(Clone, Debug)]
@@ -83,6 +86,10 @@ pub(super) struct Upsert<'a, T, D> {
     pub(super) halt: &'a CancellationToken,
     pub(super) batch_log: &'a BatchLog<'a>,
     pub(super) unacked: &'a Unacked<'a>,
+    /// How the first transaction inserts the batch; each further one goes by [`Insert::OnConflict`], since
+    /// the one before may have committed.
+    pub(super) insert: Insert,
+    pub(super) plain_inserts: &'a PlainInserts,
 }
 
 /// Why a batch was not settled.
@@ -139,6 +146,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         let mut counted = Counted::default();
         let mut refused = Vec::new();
         let mut last_fault = None;
+        let mut insert = self.insert;
         // A stack, so that parts are tried in the order of their votes.
         let mut parts = vec![batch.clone()];
 
@@ -148,17 +156,28 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
             }
             *attempt += 1;
             let begun = Instant::now();
-            let counting = self.store.count(part.clone());
+            let counting = self.store.count(part.clone().inserted(insert));
             let fault = match self.instruments.spans.transaction(part.len(), counting).await {
                 Ok(done) => {
                     // At once: the parts that did commit count, whatever becomes of the others.
                     self.instruments.committed(&done, begun);
+                    self.plain_inserts.committed(&done);
+                    if insert == Insert::Plain {
+                        self.instruments.plain_insert(PlainInsert::Committed);
+                    }
                     self.unacked.add(part.len());
                     counted.absorb(done);
                     continue;
                 }
                 Err(fault) => fault,
             };
+            insert = Insert::OnConflict;
+            self.plain_inserts.reset();
+            if fault.class == Class::KnownHash {
+                self.instruments.plain_insert(PlainInsert::Conflict);
+                parts.push(part);
+                continue;
+            }
             self.instruments.database_fault(fault.class);
             let conflict = fault.class == Class::Retry && conflicts < MAX_CONFLICTS;
             let delay = match (fault.class, part.halves()) {
@@ -188,7 +207,9 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                     last_fault = Some(fault);
                     continue;
                 }
-                (Class::Split | Class::Pause | Class::Bug, _) => return Err(paused(fault)),
+                (Class::Split | Class::Pause | Class::Bug | Class::KnownHash, _) => {
+                    return Err(paused(fault));
+                }
             };
             if Instant::now() + delay >= self.deadline {
                 return Err(out_of_time(Some(fault)));

@@ -136,6 +136,7 @@ const LIMITS: Limits = Limits {
     in_flight: 4,
     max_message_bytes: 1_024,
     most_acked: 500,
+    plain_after: 64,
     retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },
 };
 

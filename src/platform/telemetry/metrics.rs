@@ -17,7 +17,7 @@ use strum::VariantArray;
 use tokio::time::Instant;
 
 pub use self::exporter::{Metrics, MetricsError, metrics_wanted};
-pub use self::labels::{BreakerState, SessionState};
+pub use self::labels::{BreakerState, PlainInsert, SessionState};
 use self::labels::{ErrorType, OUTCOMES, SIDES, SQLSTATE_CLASSES, sqlstate_class};
 use self::state::{Compared, State, lock};
 pub use self::state::{Deliveries, InFlight, PoolUse, QueueDepths, Standbys};
@@ -68,6 +68,7 @@ pub struct Instruments {
     batch_duration: Histogram<f64>,
     batch_votes: Histogram<f64>,
     batch_retries: Counter<u64>,
+    plain_inserts: Counter<u64>,
     reconnects: Counter<u64>,
 }
 
@@ -156,6 +157,11 @@ impl Instruments {
                 "batch_retries",
                 "Transactions retried, by class of the SQLSTATE; none: no answer came",
             ),
+            plain_inserts: counter(
+                "plain_inserts",
+                "Batches inserted without ON CONFLICT, by outcome; conflict: a vote_hash was in the audit \
+                 already, and the batch was inserted again with it",
+            ),
             reconnects: counter(
                 "reconnects",
                 "Times a lost server took work again: RabbitMQ a session, PostgreSQL a commit",
@@ -188,6 +194,9 @@ impl Instruments {
         }
         for class in SQLSTATE_CLASSES {
             self.batch_retries.add(0, &[KeyValue::new("sqlstate_class", class)]);
+        }
+        for outcome in PlainInsert::VARIANTS {
+            self.plain_inserts.add(0, &[outcome.label()]);
         }
         for outcome in OUTCOMES {
             self.settled(outcome, 0);
@@ -255,6 +264,11 @@ impl Instruments {
     /// A transaction is about to be retried.
     pub fn retried(&self, sqlstate: Option<&str>) {
         self.batch_retries.add(1, &[KeyValue::new("sqlstate_class", sqlstate_class(sqlstate))]);
+    }
+
+    /// A plain INSERT of a batch ended.
+    pub fn plain_insert(&self, outcome: PlainInsert) {
+        self.plain_inserts.add(1, &[outcome.label()]);
     }
 
     /// A malformed message was rejected.

@@ -1,4 +1,4 @@
-//! Deadlocks and serialization failures: outside the retries, and not for ever.
+//! Deadlocks, serialization failures and plain INSERTs that meet a known vote: outside the retries.
 
 use super::*;
 
@@ -29,4 +29,35 @@ fn a_batch_that_meets_nothing_but_conflicts_is_given_up_behind_its_retries() {
     let left = world.faults.lock().expect("no panic while held").len();
     assert_eq!(usize::from(u8::MAX) - left, 20 + 1 + 3, "conflicts, the try behind them, retries");
     assert!(took > Duration::from_secs(1 + 2 + 4), "with the delays of retries: {took:?}");
+}
+
+#[test]
+fn a_plain_insert_that_meets_a_known_vote_is_repeated_at_once_with_on_conflict() {
+    let world = World::default();
+    world.faults.lock().expect("no panic while held").push_back(Class::KnownHash);
+    let items = stream::iter(deliveries(votes_named(4))).boxed();
+    let (ended, took) = run_chain(&world, &limits(2, 1), Mode::Flowing, items, None);
+    assert_eq!(ended.failure, None);
+    assert_eq!(world.stored().concat().len(), 4, "each vote once");
+    assert_eq!(world.events().last(), Some(&Event::Acked(4)));
+    assert_eq!(took, Duration::from_millis(15), "three transactions, no delay");
+    let inserts = world.inserts.lock().expect("no panic while held").clone();
+    assert_eq!(inserts, [Insert::Plain, Insert::OnConflict, Insert::Plain]);
+}
+
+#[test]
+fn a_batch_that_may_be_counted_already_is_never_inserted_plainly() {
+    let world = World::default();
+    world.faults.lock().expect("no panic while held").push_back(Class::UnknownOutcome);
+    let mut items = deliveries(votes_named(4));
+    items[3].as_mut().expect("a delivery").redelivered = true;
+    let (ended, _) =
+        run_chain(&world, &limits(2, 1), Mode::Flowing, stream::iter(items).boxed(), None);
+    assert_eq!(ended.failure, None);
+    let inserts = world.inserts.lock().expect("no panic while held").clone();
+    assert_eq!(
+        inserts,
+        [Insert::Plain, Insert::OnConflict, Insert::OnConflict],
+        "behind an unknown outcome, and of a redelivered vote"
+    );
 }

@@ -1,5 +1,6 @@
 //! Values of labels: each a closed set, so that series stay bounded whatever happens.
 
+use opentelemetry::KeyValue;
 use strum::{IntoStaticStr, VariantArray};
 
 /// Value of the label `error_type`.
@@ -41,6 +42,21 @@ pub enum BreakerState {
     Open,
     /// One batch at a time, until one commits.
     HalfOpen,
+}
+
+/// How a plain INSERT of a batch ended.
+#[derive(Clone, Copy, Debug, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum PlainInsert {
+    Committed,
+    /// A `vote_hash` of the batch was in the audit already.
+    Conflict,
+}
+
+impl PlainInsert {
+    pub(super) fn label(self) -> KeyValue {
+        KeyValue::new("outcome", <&'static str>::from(self))
+    }
 }
 
 /// Servers that are reconnected to.
