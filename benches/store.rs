@@ -14,7 +14,7 @@ use criterion::{Criterion, Throughput};
 use futures::StreamExt;
 use futures::stream;
 use tokio::time::Instant;
-use vote_aggregator::model::ports::{Store, Votes};
+use vote_aggregator::model::ports::{Insert, Store, Votes};
 use vote_aggregator::model::vote;
 use vote_aggregator::operator::publish::{Samples, Shape};
 
@@ -40,12 +40,13 @@ fn count(criterion: &mut Criterion) {
     let store = runtime.block_on(stage.prepare(&[("POSTGRES_MAX_CONNECTIONS", "10")]));
     let store = store.expect("the database is as it should be");
     let mut group = criterion.benchmark_group("count");
-    for size in [100, 2_000] {
-        for in_flight in [1, 2, 4] {
-            group.throughput(Throughput::Elements(size));
-            group.bench_function(format!("batches of {size}, {in_flight} in flight"), |bencher| {
+    for (size, in_flight) in [(100, 1), (100, 4), (2_000, 1), (2_000, 4)] {
+        group.throughput(Throughput::Elements(size));
+        for insert in [Insert::OnConflict, Insert::Plain] {
+            let name = format!("batches of {size}, {in_flight} in flight, {insert:?}");
+            group.bench_function(name, |bencher| {
                 bencher.iter_custom(|rounds| {
-                    runtime.block_on(spent(&stage, &store, size, rounds, in_flight))
+                    runtime.block_on(spent(&stage, &store, insert, size, rounds, in_flight))
                 });
             });
         }
@@ -57,6 +58,7 @@ fn count(criterion: &mut Criterion) {
 async fn spent(
     stage: &Stage<'_>,
     store: &impl Store,
+    insert: Insert,
     size: u64,
     rounds: u64,
     in_flight: usize,
@@ -68,7 +70,8 @@ async fn spent(
     let votes = Samples::new(shape).map(|body| vote::decode(&body, 16_384).expect("a vote"));
     let votes: Vec<_> = votes.collect();
     let size = usize::try_from(size).expect("64 bits");
-    let batches: Vec<Votes> = votes.chunks(size).map(|batch| Votes::new(batch.to_vec())).collect();
+    let batch = |votes: &[_]| Votes::new(votes.to_vec()).inserted(insert);
+    let batches: Vec<Votes> = votes.chunks(size).map(batch).collect();
     let began = Instant::now();
     let counted: usize = stream::iter(batches)
         .map(|batch| store.count(batch))
