@@ -1,6 +1,5 @@
 //! The way to the collector: requests over HTTP, and one log line when it takes no spans.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -36,7 +35,8 @@ impl HttpClient for Blocking {
     }
 }
 
-/// An exporter whose failures are told once until it works again, and not with every request.
+/// An exporter whose failures are logged once until it works again, and not with every request.
+#[derive(Debug)]
 pub(super) struct Watched<E> {
     exporter: E,
     failing: AtomicBool,
@@ -46,12 +46,6 @@ pub(super) struct Watched<E> {
 impl<E> Watched<E> {
     pub(super) fn new(exporter: E) -> Self {
         Self { exporter, failing: AtomicBool::new(false), lost: AtomicU64::new(0) }
-    }
-}
-
-impl<E> fmt::Debug for Watched<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched").field("lost", &self.lost).finish_non_exhaustive()
     }
 }
 
