@@ -1,7 +1,7 @@
 //! Notifies a service manager (systemd) by `sd_notify`: started, status, watchdog, stopping. Nothing is
 //! sent unless `NOTIFY_SOCKET` is set.
 //!
-//! *Started* means: votes are counted, or a server is down and waited for. An outage is no failed start:
+//! *Started* means: votes are counted, or a server is down and waited for. An outage is not a failed start:
 //! a restart would not help, and a boot would hang on it. What is not retried, a wrong password for
 //! example, ends the process before that, so that starting the unit fails and shows why.
 //!
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::platform::telemetry::Health;
 
-/// How long one notification may take; the socket's buffer is full when nobody reads it.
+/// How long one notification may take; the socket's buffer is full when it is not read.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The service manager that started us.
@@ -57,12 +57,12 @@ impl ServiceManager {
                 && let Some(summary) = summary
             {
                 let status = one_line(&summary);
-                if sent.replace(summary).is_none() {
-                    self.send(move || notify(&[NotifyState::Ready, NotifyState::Status(&status)]))
-                        .await;
-                } else {
-                    self.send(move || notify(&[NotifyState::Status(&status)])).await;
-                }
+                let first = sent.replace(summary).is_none();
+                self.send(move || {
+                    let states = [NotifyState::Ready, NotifyState::Status(&status)];
+                    sd_notify::notify(if first { &states } else { &states[1..] })
+                })
+                .await;
             }
             tokio::select! {
                 noted = notes.changed() => {
@@ -73,7 +73,7 @@ impl ServiceManager {
                 }
                 () = tick(&mut heartbeat) => {
                     runtime_is_responsive().await;
-                    self.send(|| notify(&[NotifyState::Watchdog])).await;
+                    self.send(|| sd_notify::notify(&[NotifyState::Watchdog])).await;
                 }
             }
         }
@@ -82,7 +82,7 @@ impl ServiceManager {
     /// Sends that the service is stopping.
     pub async fn stopping(&self) {
         let status = NotifyState::Status("stopping: what was taken is committed and acked");
-        self.send(move || notify(&[NotifyState::Stopping, status])).await;
+        self.send(move || sd_notify::notify(&[NotifyState::Stopping, status])).await;
     }
 
     /// In a thread for blocking work, since the socket blocks while its buffer is full.
@@ -101,10 +101,6 @@ impl ServiceManager {
             );
         }
     }
-}
-
-fn notify(states: &[NotifyState<'_>]) -> io::Result<()> {
-    sd_notify::notify(states)
 }
 
 /// Beats twice in each `period`, as sd_watchdog_enabled(3) recommends.

@@ -1,5 +1,4 @@
-//! What goes to a terminal: colours only where they are welcome, and text from strangers made
-//! harmless.
+//! What goes to a terminal: colours only where they are wanted, and untrusted text made harmless.
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
