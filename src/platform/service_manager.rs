@@ -65,12 +65,8 @@ impl ServiceManager {
                 .await;
             }
             tokio::select! {
-                noted = notes.changed() => {
-                    // Health outlives this task.
-                    if noted.is_err() {
-                        std::future::pending::<()>().await;
-                    }
-                }
+                // It cannot fail: health outlives this task.
+                _ = notes.changed() => {}
                 () = tick(&mut heartbeat) => {
                     runtime_is_responsive().await;
                     self.send(|| sd_notify::notify(&[NotifyState::Watchdog])).await;
@@ -112,12 +108,8 @@ fn heartbeat(period: Duration) -> Interval {
 }
 
 async fn tick(heartbeat: &mut Option<Interval>) {
-    match heartbeat {
-        Some(heartbeat) => {
-            heartbeat.tick().await;
-        }
-        None => std::future::pending().await,
-    }
+    let Some(heartbeat) = heartbeat else { return std::future::pending().await };
+    heartbeat.tick().await;
 }
 
 /// Waits until the runtime has run another task: not while all its threads are blocked.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Broken, Reason, first};
+use super::{Broken, FIELDS, Reason, first};
 
 /// What was found under one of the five names.
 #[derive(Default)]
@@ -27,16 +27,17 @@ impl<'a> Slot<'a> {
         }
     }
 
-    fn fill(&mut self, value: Value<'a>) {
-        *self = match (&self, value) {
-            (Self::Missing, Value::Text(text)) => Self::Text(text),
-            (Self::Missing, Value::Other) => Self::WrongType,
+    /// Takes a text, `None` for a value of another type.
+    fn fill(&mut self, text: Option<Cow<'a, str>>) {
+        *self = match (&self, text) {
+            (Self::Missing, Some(text)) => Self::Text(text),
+            (Self::Missing, None) => Self::WrongType,
             _ => Self::Repeated,
         };
     }
 }
 
-/// The fields of a vote as they stand in the message, in the order of [`super::FIELDS`]. Unknown fields are
+/// The fields of a vote as they stand in the message, in the order of [`FIELDS`]. Unknown fields are
 /// ignored.
 #[derive(Default)]
 pub(super) struct Fields<'a>([Slot<'a>; 5]);
@@ -98,19 +99,6 @@ pub(super) fn parse_any(text: &str) -> Result<Fields<'_>, Reason> {
     })
 }
 
-/// The names, in the order of [`super::FIELDS`].
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "snake_case")]
-enum Name {
-    VoteHash,
-    CitizenId,
-    LawId,
-    Choice,
-    Timestamp,
-    #[serde(other)]
-    Unknown,
-}
-
 impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct ObjectOnly;
@@ -125,9 +113,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
                 let mut fields = Fields::default();
-                while let Some(name) = map.next_key::<Name>()? {
-                    match fields.0.get_mut(name as usize) {
-                        Some(slot) => slot.fill(map.next_value()?),
+                while let Some(name) = map.next_key::<String>()? {
+                    match FIELDS.iter().position(|field| *field == name) {
+                        // Raw, because a number beyond a double is a wrong type and not a syntax error.
+                        Some(at) => fields.0[at].fill(text::<A::Error>(map.next_value()?)?),
                         None => {
                             map.next_value::<IgnoredAny>()?;
                         }
@@ -141,23 +130,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     }
 }
 
-/// A string, or anything else: the wrong type is a verdict of its own, not a parse error.
-enum Value<'a> {
-    Text(Cow<'a, str>),
-    Other,
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Value<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Raw, because a number beyond a double is a wrong type and not a syntax error.
-        let raw = <&'de RawValue>::deserialize(deserializer)?.get();
-        if !raw.starts_with('"') {
-            return Ok(Value::Other);
-        }
-        if !raw.contains('\\') {
-            return Ok(Value::Text(Cow::Borrowed(&raw[1..raw.len() - 1])));
-        }
-        let text: String = serde_json::from_str(raw).map_err(Error::custom)?;
-        Ok(Value::Text(Cow::Owned(text)))
+/// The text of a string, `None` for another value: the wrong type is a verdict of its own.
+fn text<E: Error>(value: &RawValue) -> Result<Option<Cow<'_, str>>, E> {
+    let raw = value.get();
+    if !raw.starts_with('"') {
+        return Ok(None);
     }
+    if !raw.contains('\\') {
+        return Ok(Some(Cow::Borrowed(&raw[1..raw.len() - 1])));
+    }
+    serde_json::from_str::<String>(raw).map(|text| Some(Cow::Owned(text))).map_err(E::custom)
 }

@@ -53,18 +53,16 @@ fn unknown_profile(place: &str, written: &str) -> Problem {
     let (wrong, help) = if keys::is_section(written) {
         ("is a section outside a profile", format!("write [{DEFAULT_PROFILE}.{written}]"))
     } else {
-        let known = PROFILES.join(", ");
-        let help = match closest_profile(written) {
-            Some(near) => format!("did you mean {near}? There are: {known}"),
-            None => format!("{ONE_LAYOUT}; the profiles are: {known}"),
-        };
-        ("is not a profile", help)
+        ("is not a profile", format!("{}; {ONE_LAYOUT}", nearest_profile(written)))
     };
     Problem::about(written, format!("{place}: {written}"), wrong, help)
 }
 
-pub(super) fn closest_profile(written: &str) -> Option<&'static str> {
-    keys::closest(written, PROFILES.map(|name| (name, name)))
+/// What to do about a name that is not a profile.
+pub(super) fn nearest_profile(written: &str) -> String {
+    let near = keys::closest(written, PROFILES.map(|name| (name, name)));
+    let near = near.map_or(String::new(), |near| format!("did you mean {near}? "));
+    format!("{near}There are: {}", PROFILES.join(", "))
 }
 
 /// The settings of one profile.

@@ -16,13 +16,10 @@ const LARGEST_FILE: u64 = 65_536;
 
 /// A password. Clones share what was read last.
 #[derive(Clone, Default)]
-pub struct Password(Arc<Inner>);
-
-#[derive(Default)]
-struct Inner {
+pub struct Password {
     /// The file and its variable, for messages.
     file: Option<(PathBuf, &'static str)>,
-    last: Mutex<Last>,
+    last: Arc<Mutex<Last>>,
 }
 
 #[derive(Default)]
@@ -51,20 +48,19 @@ impl Password {
     }
 
     fn new(text: String, file: Option<(PathBuf, &'static str)>) -> Self {
-        let last = Mutex::new(Last { text: text.into(), wrong: None });
-        Self(Arc::new(Inner { file, last }))
+        Self { file, last: Arc::new(Mutex::new(Last { text: text.into(), wrong: None })) }
     }
 
     /// Whether a later [`Password::current`] may be another.
     pub fn is_in_file(&self) -> bool {
-        self.0.file.is_some()
+        self.file.is_some()
     }
 
     /// The password for a new connection: what the file holds now, so that a rotated password needs no
     /// restart. A file that holds none at this moment is warned of, and the last one stays.
     pub fn current(&self) -> SecretString {
-        let mut last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((path, variable)) = &self.0.file else { return last.text.clone() };
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((path, variable)) = &self.file else { return last.text.clone() };
         let file = path.display();
         match read(path) {
             Ok(text) if text != last.text.expose_secret() => {
@@ -99,7 +95,7 @@ impl Serialize for Password {
 
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Password").field(&self.0.file).finish()
+        f.debug_tuple("Password").field(&self.file).finish()
     }
 }
 

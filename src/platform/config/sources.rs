@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use super::DEFAULT_PROFILE;
-use super::document::{self, PROFILES, closest_profile};
+use super::document::{self, PROFILES, nearest_profile};
 use super::dotenv::{self, DotEnv};
 use super::keys;
 use super::problems::{Problem, Refusal};
@@ -191,10 +191,7 @@ fn selected_profile(named: Option<&Found>, problems: &mut Vec<Problem>) -> &'sta
     if let Some(profile) = PROFILES.into_iter().find(|profile| *profile == found.text) {
         return profile;
     }
-    let near = closest_profile(&found.text);
-    let near = near.map_or(String::new(), |near| format!("did you mean {near}? "));
-    let help = format!("{near}There are: {}", PROFILES.join(", "));
-    let refusal = Refusal::new("is not a profile", help);
+    let refusal = Refusal::new("is not a profile", nearest_profile(&found.text));
     problems.push(Problem::refused(&keys::PIPELINE_PROFILE, found, refusal));
     // The rest is read as if none had been asked for, so that its problems are listed too.
     DEFAULT_PROFILE

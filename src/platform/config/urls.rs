@@ -35,14 +35,8 @@ pub(super) fn amqp(text: &str) -> Result<Parts, Refusal> {
         return Err(Refusal::new("has parameters after a ?", help));
     }
     let tls = url.scheme() == "amqps";
-    let keys = [
-        &keys::RABBITMQ_USER,
-        &keys::RABBITMQ_PASSWORD,
-        &keys::RABBITMQ_HOST,
-        &keys::RABBITMQ_PORT,
-        &keys::RABBITMQ_VHOST,
-    ];
-    let mut parts = parts(&url, keys, if tls { 5671 } else { 5672 })?;
+    let names = ["user", "password", "host", "port", "vhost"];
+    let mut parts = parts(&url, "rabbitmq", names, if tls { 5671 } else { 5672 })?;
     parts.push((&keys::RABBITMQ_TLS, tls.to_string()));
     Ok(parts)
 }
@@ -57,23 +51,13 @@ pub(super) fn postgres(text: &str) -> Result<Parts, Refusal> {
         let help = "write the database's name after the host, a / in it as %2F";
         return Err(Refusal::new("has more than one path segment", help));
     }
-    let keys = [
-        &keys::POSTGRES_USER,
-        &keys::POSTGRES_PASSWORD,
-        &keys::POSTGRES_HOST,
-        &keys::POSTGRES_PORT,
-        &keys::POSTGRES_DB,
-    ];
-    let mut parts = parts(&url, keys, 5432)?;
+    let names = ["user", "password", "host", "port", "database"];
+    let mut parts = parts(&url, "postgres", names, 5432)?;
     for (name, value) in url.query_pairs() {
-        let key = match name.as_ref() {
-            "sslmode" => &keys::POSTGRES_SSLMODE,
-            "sslrootcert" => &keys::POSTGRES_SSLROOTCERT,
-            "sslcert" => &keys::POSTGRES_SSLCERT,
-            "sslkey" => &keys::POSTGRES_SSLKEY,
-            other => return Err(unknown_parameter(other)),
-        };
-        parts.push((key, value.into_owned()));
+        if !["sslmode", "sslrootcert", "sslcert", "sslkey"].contains(&&*name) {
+            return Err(unknown_parameter(&name));
+        }
+        parts.push((setting("postgres", &name), value.into_owned()));
     }
     Ok(parts)
 }
@@ -147,8 +131,8 @@ fn parse(text: &str, schemes: &[&str], shape: &str) -> Result<Url, Refusal> {
     Ok(url)
 }
 
-/// User, password, host, port and path, as the settings `keys`.
-fn parts(url: &Url, keys: [&'static Key; 5], standard_port: u16) -> Result<Parts, Refusal> {
+/// User, password, host, port and path, as the settings with these names.
+fn parts(url: &Url, section: &str, names: [&str; 5], standard_port: u16) -> Result<Parts, Refusal> {
     let host = decode(url.host_str().unwrap_or_default())?;
     // A URL that names a host names its port too: the port of another host's setting never applies.
     let port = url.port().or_else(|| (!host.is_empty()).then_some(standard_port));
@@ -159,7 +143,11 @@ fn parts(url: &Url, keys: [&'static Key; 5], standard_port: u16) -> Result<Parts
         port.map_or(String::new(), |port| port.to_string()),
         decode(path(url))?,
     ];
-    Ok(keys.into_iter().zip(texts).collect())
+    Ok(names.map(|name| setting(section, name)).into_iter().zip(texts).collect())
+}
+
+fn setting(section: &str, name: &str) -> &'static Key {
+    keys::by_path(&format!("{section}.{name}")).expect("a part of a URL is a setting")
 }
 
 /// The path without the slash that divides it from the host.
