@@ -1,6 +1,5 @@
-//! What the pipeline needs from the outside, and nothing of how it is done: a stream of
-//! deliveries, a channel that settles them, a store that counts, a place for what cannot be
-//! stored. The broker and the store implement these; so does a simulation of both.
+//! What the pipeline needs: a stream of deliveries, a channel that settles them, a store that counts,
+//! and a place for votes that cannot be stored. The broker and the store implement these; so does a simulation of both.
 
 use std::fmt;
 use std::future::Future;
@@ -23,7 +22,7 @@ pub type DeliveryTag = u64;
 pub struct Delivery {
     pub tag: DeliveryTag,
     pub body: Vec<u8>,
-    /// When it was published, if its publisher said so. Measured by, and never decided by.
+    /// When it was published, if its publisher set that. Only for metrics.
     pub published_at: Option<SystemTime>,
     pub trace: TraceContext,
     /// How often an operator put it back from the dead-letter queue.
@@ -106,7 +105,7 @@ pub trait Session: Send {
     /// The two halves the pipeline runs on. The deliveries can be taken once.
     fn split(&mut self) -> (&Self::Channel, Self::Deliveries);
 
-    /// Gives back, once, everything that is held: cancel, `basic.nack` of all with requeue, close.
+    /// Requeues everything that is held: cancel, `basic.nack` of all with requeue, close.
     fn requeue(self) -> impl Future<Output = ()> + Send;
 
     /// Closes channel and connection, and waits for the replies. They prove nothing about acks: for
@@ -128,7 +127,7 @@ pub enum OpenError {
     /// broker's certificate is not trusted.
     #[error("{0}")]
     Configuration(String),
-    /// Somebody else holds what is needed: connections up to a limit, the queue exclusively. Waited
+    /// Another client holds what is needed: connections up to a limit, the queue exclusively. Waited
     /// for, as [`OpenError::Unavailable`] is; `phrase` is what readiness shows of it.
     #[error("{message}")]
     Occupied { phrase: &'static str, message: String },

@@ -244,11 +244,8 @@ fn any_byte(text: &str, is: impl Fn(u8) -> bool) -> bool {
 
 fn check_vote_hash(hash: &str) -> Result<(), Broken> {
     let fits = !hash.is_empty() && hash.len() <= MAX_VOTE_HASH;
-    if fits && !any_byte(hash, |byte| !byte.is_ascii_graphic()) {
-        Ok(())
-    } else {
-        Err((Reason::BadVoteHash, "vote_hash"))
-    }
+    let valid = fits && !any_byte(hash, |byte| !byte.is_ascii_graphic());
+    if valid { Ok(()) } else { Err((Reason::BadVoteHash, "vote_hash")) }
 }
 
 fn check_law_id(law: &str) -> Result<(), Broken> {

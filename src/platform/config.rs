@@ -1,4 +1,4 @@
-//! The configuration: read whole and checked whole before anything is bound or connected.
+//! The configuration: read and checked as a whole before anything is bound or connected.
 //!
 //! A setting's value comes from the highest of these layers that has one:
 //!

@@ -112,7 +112,7 @@ pub fn start(listener: TcpListener, sources: Sources) -> Result<HttpThread, Star
 impl HttpThread {
     /// Waits for the end of the thread, which comes by a panic only; dropped, it ends the thread.
     pub async fn ended(self) {
-        // Nothing is ever sent: the sender goes with the thread.
+        // Nothing is ever sent: the sender is dropped with the thread.
         self.ended.await.ok();
     }
 }

@@ -40,7 +40,7 @@ pub(super) fn layers(
     for profile in PROFILES {
         let table = tables.remove(profile).unwrap_or_else(|| Value::Table(Table::new()));
         let layer = layer(file, profile, table, problems);
-        // What is not selected is checked all the same.
+        // A profile that is not selected is checked, too.
         if profile == DEFAULT_PROFILE || profile == selected {
             layers.push(layer);
         }
@@ -140,8 +140,8 @@ fn text_of(key: &Key, value: Value) -> Result<String, Refusal> {
     Err(Refusal::new(wrong, "give one value"))
 }
 
-/// The top-level tables, or what is wrong and in which line. Of the line itself nothing is said: it
-/// may hold a password.
+/// The top-level tables, or what is wrong and in which line. The line itself is not shown: it may hold
+/// a password.
 fn parse(text: &str) -> Result<Table, String> {
     toml::from_str(text).map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
@@ -171,7 +171,7 @@ mod tests {
             if let Some(name) = line.strip_prefix("[default.") {
                 section = name.trim_end_matches(']').to_owned();
             }
-            // A setting without a default stands there as a comment.
+            // A setting without a default is a comment.
             let setting = line.strip_prefix("# ").unwrap_or(line).split_once(" = ");
             if let Some((name, _)) = setting {
                 named.push(format!("{section}.{name}"));

@@ -1,8 +1,8 @@
 //! A `.env` file: its assignments, and what a `$` in them does.
 //!
 //! The parser replaces `$NAME` and `${NAME}` outside single quotes by that variable's value, and by
-//! nothing when it is not set: of the password `pa$s` it leaves `pa`. A value is text that a person
-//! meant as it stands, so what would vanish is refused, and what is replaced is warned of.
+//! nothing when it is not set: of the password `pa$s` it leaves `pa`. A value that would
+//! lose characters is therefore refused, and one with a replacement is reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -148,7 +148,7 @@ mod tests {
         assert!(!format!("{problems:?}").contains("ter2"));
     }
 
-    /// What the parser makes of each is said beside it; nothing of it would be noticed.
+    /// Beside each value: what the parser makes of it, without an error.
     #[test]
     fn a_dollar_that_would_vanish_is_refused_by_its_line_and_not_shown() {
         for value in [

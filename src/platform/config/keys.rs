@@ -63,7 +63,7 @@ pub(super) fn is_section(name: &str) -> bool {
     ALL.iter().any(|key| key.section() == name)
 }
 
-// The identifier of each entry is its environment variable, so the two cannot drift apart.
+// The identifier of each entry is its environment variable, so the two cannot differ.
 macro_rules! keys {
     ($($variable:ident $path:literal)*) => {
         $(
@@ -141,13 +141,14 @@ pub(super) fn closest_key(written: &str) -> Option<&'static Key> {
     closest(written, spellings)
 }
 
-/// What stands beside the name nearest to what was written, if one is near enough to be meant.
+/// Of pairs of a name and a value, the value whose name is nearest to what was written, if one is near
+/// enough to be meant.
 pub(super) fn closest<T>(
     written: &str,
     names: impl IntoIterator<Item = (impl AsRef<str>, T)>,
 ) -> Option<T> {
     let written = as_variable(written);
-    // A first word as ours, or a slip of the keyboard away from it.
+    // The first word is ours, or has a typing error.
     let is_near = |word, ours: &str| strsim::osa_distance(word, ours) <= (ours.len() / 4).max(1);
     let near = names.into_iter().filter_map(|(name, beside)| {
         let name = as_variable(name.as_ref());

@@ -11,7 +11,7 @@ use super::keys::Key;
 use super::problems::{HIDDEN, Refusal};
 use super::values::{read_file, secret};
 
-/// Largest password file, in bytes; what is larger is another file by mistake.
+/// Largest password file, in bytes. A larger one is most likely the wrong file.
 const LARGEST_FILE: u64 = 65_536;
 
 /// A password. Clones share what was read last.
@@ -57,7 +57,7 @@ impl Password {
     }
 
     /// The password for a new connection: what the file holds now, so that a rotated password needs no
-    /// restart. A file that holds none at this moment is warned of, and the last one stays.
+    /// restart. While the file is unusable, that is logged and the last password stays in use.
     pub fn current(&self) -> SecretString {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((path, variable)) = &self.file else { return last.text.clone() };

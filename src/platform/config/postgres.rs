@@ -18,7 +18,7 @@ pub(super) const STATEMENTS: u32 = 2;
 /// What one attempt at a batch may take beyond its statements: a connection to get, a commit.
 pub(super) const ATTEMPT_OVERHEAD: Duration = Duration::from_secs(5);
 
-/// PostgreSQL: address, login, encryption and pool. The files held what they should when the
+/// PostgreSQL: address, login, encryption and pool. The files were valid when the
 /// configuration was read.
 #[derive(Clone, Debug, Serialize)]
 pub struct Postgres {
@@ -37,7 +37,7 @@ pub struct Postgres {
     pub min_connections: u32,
     /// Connections the pool may open; at least 1.
     pub max_connections: u32,
-    /// How much encryption and proof is asked for.
+    /// Whether the connection is encrypted and the certificate checked.
     pub sslmode: SslMode,
     /// Authorities that may sign the server's certificate, beside the system's.
     pub sslrootcert: Option<PathBuf>,
@@ -65,7 +65,7 @@ pub struct Postgres {
 pub enum SslMode {
     /// Never encrypt.
     Disable,
-    /// As [`SslMode::Prefer`]: nothing is gained by starting in clear.
+    /// As [`SslMode::Prefer`].
     Allow,
     /// Encrypt when the server can; the certificate is not checked.
     Prefer,
@@ -100,8 +100,8 @@ impl Postgres {
         }
     }
 
-    /// How long a statement of the service waits for a lock. One that is waited for longer is most likely
-    /// held by the zombie of our own lost COMMIT.
+    /// How long a statement of the service waits for a lock. Past that, the holder is most likely our own
+    /// transaction whose connection was lost at COMMIT.
     pub const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
     /// The longest time one transaction may take, in all; a connection that is half open never

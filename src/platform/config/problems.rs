@@ -5,14 +5,13 @@ use std::fmt;
 use super::keys::Key;
 use super::reader::Found;
 
-/// What stands in the place of a value that must not be shown.
+/// Shown instead of a value that must not be shown.
 pub(super) const HIDDEN: &str = "***";
 
 /// Longest value that is repeated whole in a problem, in characters.
 const SHOWN: usize = 80;
 
-/// Everything that is wrong with the configuration, listed at once, so that a person fixes it
-/// in one go and not one restart a mistake.
+/// Everything that is wrong with the configuration, so that all of it can be fixed before the next start.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", listing(.0))]
 pub struct ConfigErrors(pub(super) Vec<Problem>);
@@ -29,7 +28,7 @@ impl ConfigErrors {
 pub struct Problem {
     /// The path of the setting (`batch.size`), a variable's name, or a file.
     pub key: String,
-    /// The value that was given, `***` when it is secret, none when there is no single one.
+    /// The value that was given, `***` when it is secret, `None` when it is not about one value.
     pub value: Option<String>,
     /// What is wrong with it.
     pub wrong: String,
@@ -80,7 +79,7 @@ impl Problem {
 
 /// Quoted, on one line, and of bounded length, whatever was given.
 fn shown(value: &str) -> String {
-    // A URL in the wrong place, as a host say, brings its password along.
+    // A URL that was given as a host, for example, may hold a password.
     if value.contains('@') && value.contains(':') {
         return HIDDEN.to_owned();
     }

@@ -12,8 +12,8 @@ use super::values::{amqp_name, as_seconds, boolean, host, plain, queue, seconds,
 use super::{keys, urls};
 use crate::platform::tls;
 
-/// RabbitMQ: address, login, queue, flow control and encryption. The files held what they should
-/// when the configuration was read.
+/// RabbitMQ: address, login, queue, flow control and encryption. The files were valid when the
+/// configuration was read.
 #[derive(Clone, Debug, Serialize)]
 pub struct RabbitMq {
     /// Host name or IP address, an IPv6 address without brackets.
@@ -43,14 +43,14 @@ pub struct RabbitMq {
     pub consumer_timeout: Duration,
     /// Whether the connection is encrypted.
     pub tls: bool,
-    /// Authorities that may sign the server's certificate, beside the system's; none without TLS,
-    /// as of the two below.
+    /// Authorities that may sign the server's certificate, beside the system's. This and the next two
+    /// are `None` without TLS.
     pub tls_ca_file: Option<PathBuf>,
     /// This client's certificate; given together with the key or not at all.
     pub tls_cert_file: Option<PathBuf>,
     /// The private key of this client's certificate.
     pub tls_key_file: Option<PathBuf>,
-    /// The management API, when it may be asked.
+    /// The management API, if it is set.
     pub management_url: Option<ManagementUrl>,
 }
 

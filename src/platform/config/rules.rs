@@ -94,8 +94,7 @@ fn dead_letter_queue(reader: &mut Reader, rabbitmq: &mut RabbitMq) {
     }
 }
 
-/// With TLS the port is the conventional other one, unless a port is set; without it no file of
-/// certificates is used.
+/// With TLS the default port is 5671; without it files of certificates are refused.
 fn rabbitmq_tls(reader: &mut Reader, rabbitmq: &mut RabbitMq) {
     let key = &keys::RABBITMQ_TLS;
     if reader.any_refused(&[key]) {
@@ -134,7 +133,7 @@ fn unused_ssl_files(reader: &mut Reader, mode: SslMode) {
     refuse_unused_files(reader, unused, refusal);
 }
 
-/// Refuses the first of these files that is set: who names one believes that it is used.
+/// Refuses the first of these files that is set: it would have no effect.
 fn refuse_unused_files(reader: &mut Reader, files: &[&Key], refusal: Refusal) {
     if let Some(key) = files.iter().find(|key| reader.find(key).is_some())
         && !reader.any_refused(files)

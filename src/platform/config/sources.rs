@@ -17,7 +17,7 @@ use super::values::plain;
 const FILE_NAME: &str = "pipeline.toml";
 pub(super) const DOTENV: &str = ".env";
 
-/// What a configuration works with and what is most likely a mistake all the same.
+/// What is most likely a mistake although the configuration can be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Suspicions {
     /// Variables that no setting reads.
@@ -193,6 +193,6 @@ fn selected_profile(named: Option<&Found>, problems: &mut Vec<Problem>) -> &'sta
     }
     let refusal = Refusal::new("is not a profile", nearest_profile(&found.text));
     problems.push(Problem::refused(&keys::PIPELINE_PROFILE, found, refusal));
-    // The rest is read as if none had been asked for, so that its problems are listed too.
+    // The rest is read all the same, so that its problems are listed too.
     DEFAULT_PROFILE
 }

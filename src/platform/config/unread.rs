@@ -8,8 +8,8 @@ use super::keys;
 use super::problems::Problem;
 
 /// What the official images of RabbitMQ and PostgreSQL, and RabbitMQ itself, set or read.
-/// `POSTGRES_USER_FILE` and `POSTGRES_DB_FILE` are not there: who sets them for this service believes
-/// that it reads them.
+/// `POSTGRES_USER_FILE` and `POSTGRES_DB_FILE` are not there: they look like settings
+/// of this service.
 const SET_BY_OTHERS: &str = include_str!("set_by_others.txt");
 
 /// The variables of the environment and of `.env` that no setting reads, with the name that was most likely
@@ -40,8 +40,7 @@ pub(super) fn unread(
     unread.collect()
 }
 
-/// Whether others set it, beside us or for us: an image, or Kubernetes and Docker for each service of
-/// that name.
+/// Whether something else sets it: an image, or Kubernetes and Docker for each service of that name.
 fn is_set_by_others(name: &str, value: &OsStr) -> bool {
     // POSTGRES_PORT_5432_TCP, POSTGRES_PORT_5432_TCP_ADDR and so on.
     let is_numbered = |(_, port): (&str, &str)| {

@@ -99,9 +99,9 @@ pub(super) fn word<T: FromStr + VariantNames>(text: &str) -> Result<T, Refusal> 
     text.trim().parse().map_err(|_| Refusal::new("is not an accepted value", help()))
 }
 
-/// A text as it stands, such as a user's name. One that its source most likely changed is refused:
-/// with quotation marks around it, a blank at either end, or a control character. Such a queue, host
-/// or user exists nowhere, and the service would create the queue and count nothing.
+/// A text, such as a user's name. One with quotation marks around it, a blank at either end or a control
+/// character is refused: most likely a shell or a file added them, no queue, host or user has such a
+/// name, and the service would create the queue and count nothing.
 pub(super) fn plain(text: &str) -> Result<String, Refusal> {
     const QUOTES: [char; 7] = ['"', '\'', '`', '\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}'];
     let blank = |c: char| c.is_whitespace() || c == '\u{feff}';
@@ -120,8 +120,8 @@ pub(super) fn plain(text: &str) -> Result<String, Refusal> {
     no_control_character(text)
 }
 
-/// A password. One that its source most likely changed is refused: with a control character no server
-/// has it, and a driver may not even send it. Blanks and quotation marks may be anywhere.
+/// A password. One with a control character is refused: no server has it, and a driver may not even
+/// send it. Blanks and quotation marks may be anywhere.
 pub(super) fn secret(text: &str) -> Result<String, Refusal> {
     if text.ends_with(['\n', '\r']) {
         return Err(Refusal::new("ends with a control character, a line break", LINE_BREAK));
@@ -205,7 +205,7 @@ pub(super) fn read_pem(path: &Path) -> Result<Vec<u8>, Refusal> {
     bytes.ok_or_else(|| Refusal::of_pem("is too large for a PEM file".to_owned()))
 }
 
-/// The bytes of a file, none when there are more than `largest`.
+/// The bytes of a file, `None` when there are more than `largest`.
 pub(super) fn read_file(path: &Path, largest: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(largest + 1).read_to_end(&mut bytes)?;

@@ -76,7 +76,7 @@ pub struct Checks {
 pub struct RabbitMqCheck {
     #[serde(flatten)]
     pub check: Check,
-    /// Shown, and no reason to be unready: votes are counted without a route, too.
+    /// Does not affect readiness: votes are counted without a route, too.
     pub dead_letter_route: DeadLetterRoute,
     /// Phrases, as a [`Reason`] is shown.
     pub warnings: Vec<&'static str>,

@@ -64,7 +64,7 @@ impl Spans {
         if !span.is_disabled() && span.context().span().span_context().is_sampled() {
             for context in messages {
                 if let Some(traceparent) = context.traceparent() {
-                    // One that makes no sense links to nothing.
+                    // An invalid one links to nothing.
                     span.add_link(remote(traceparent).span().span_context().clone());
                 }
             }

@@ -1,7 +1,7 @@
-//! Traces over OTLP: on when OpenTelemetry's own variables say so, else no cost at all.
+//! Traces over OTLP, switched on by OpenTelemetry's own variables; without them they cost nothing.
 //!
-//! A collector that is slow, down or lying costs spans and nothing else: they wait in a bounded
-//! queue, a thread of its own sends them, and what is too much is dropped.
+//! A collector that is slow or down costs spans and nothing else: they wait in a bounded queue, a
+//! thread of its own sends them, and those beyond the bound are dropped.
 
 mod collector;
 mod settings;

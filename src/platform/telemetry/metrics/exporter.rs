@@ -1,4 +1,4 @@
-//! The registry that instruments are scraped from, and whether anybody wants it.
+//! The registry that instruments are scraped from, and whether metrics are on.
 
 use std::sync::Arc;
 

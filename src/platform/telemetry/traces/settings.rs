@@ -1,4 +1,4 @@
-//! OpenTelemetry's variables, as far as the SDK leaves them to us or takes nonsense in silence.
+//! OpenTelemetry's variables, where the SDK leaves them to us or ignores invalid values silently.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl Settings {
         }
         // Not repeated: a header may be a credential.
         for (name, value) in ["HEADERS", "ENDPOINT"].into_iter().filter_map(of_traces) {
-            // The SDK trims each header itself, and no address.
+            // The SDK trims each header itself, but not an address.
             let trim = |part| if name.ends_with("HEADERS") { str::trim(part) } else { part };
             if value.split(',').map(trim).any(|part| part.contains(char::is_control)) {
                 return Err(TracesError(format!(
