@@ -1,6 +1,5 @@
-//! What the pipeline needs from the outside, and nothing of how it is done: a stream of
-//! deliveries, a channel that settles them, a store that counts, a place for what cannot be
-//! stored. The broker and the store implement these; so does a simulation of both.
+//! What the pipeline needs: a stream of deliveries, a channel that settles them, a store that counts,
+//! and a place for votes that cannot be stored. The broker and the store implement these; so does a simulation of both.
 
 use std::fmt;
 use std::future::Future;
@@ -23,7 +22,7 @@ pub type DeliveryTag = u64;
 pub struct Delivery {
     pub tag: DeliveryTag,
     pub body: Vec<u8>,
-    /// When it was published, if its publisher said so. Measured by, and never decided by.
+    /// When it was published, if its publisher set that. Only for metrics.
     pub published_at: Option<SystemTime>,
     pub trace: TraceContext,
     /// How often an operator put it back from the dead-letter queue.
@@ -51,7 +50,7 @@ impl Delivery {
 pub struct TraceContext(Option<Box<str>>);
 
 impl TraceContext {
-    /// Longer than any W3C `traceparent` of today; a longer one is none.
+    /// Longer than any W3C `traceparent` of today; a longer one is ignored.
     const MAX_LENGTH: usize = 128;
 
     /// Of the text of a W3C `traceparent` header.
@@ -65,7 +64,7 @@ impl TraceContext {
     }
 }
 
-/// Leaves the body out: it tells who voted what.
+/// Leaves the body out: it shows who voted what.
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery").field("tag", &self.tag).finish_non_exhaustive()
@@ -106,7 +105,7 @@ pub trait Session: Send {
     /// The two halves the pipeline runs on. The deliveries can be taken once.
     fn split(&mut self) -> (&Self::Channel, Self::Deliveries);
 
-    /// Gives back, once, everything that is held: cancel, `basic.nack` of all with requeue, close.
+    /// Requeues everything that is held: cancel, `basic.nack` of all with requeue, close.
     fn requeue(self) -> impl Future<Output = ()> + Send;
 
     /// Closes channel and connection, and waits for the replies. They prove nothing about acks: for
@@ -125,10 +124,10 @@ pub enum OpenError {
     #[error("{0}")]
     Credentials(String),
     /// Something that the configuration names is not there (AMQP 530: the virtual host), or the
-    /// broker is none that we trust.
+    /// broker's certificate is not trusted.
     #[error("{0}")]
     Configuration(String),
-    /// Somebody else holds what is needed: connections up to a limit, the queue exclusively. Waited
+    /// Another client holds what is needed: connections up to a limit, the queue exclusively. Waited
     /// for, as [`OpenError::Unavailable`] is; `phrase` is what readiness shows of it.
     #[error("{message}")]
     Occupied { phrase: &'static str, message: String },
@@ -138,7 +137,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether waiting can't mend this at start. Later on somebody may be mending it.
+    /// Whether the service gives up at start. Later on it waits, as the cause may be fixed meanwhile.
     pub const fn is_fatal_at_start(&self) -> bool {
         matches!(self, Self::Credentials(_) | Self::Configuration(_))
     }
@@ -163,17 +162,17 @@ pub struct DeadLetter {
     pub vote_hash: String,
     /// SQLSTATE of the refusal.
     pub sqlstate: String,
-    /// As its delivery had it: what guards a replay against going round for ever.
+    /// As its delivery had it: bounds how often a message is replayed.
     pub replays: u32,
 }
 
 /// Where isolated votes go.
 pub trait DeadLetters: Send + Sync {
-    /// Publishes one letter: mandatory, persistent, and confirmed by the broker on return.
+    /// Publishes one message: mandatory, persistent, and confirmed by the broker on return.
     ///
     /// # Errors
-    /// [`Lost`] when the confirm did not come: the letter may or may not be in the queue.
-    fn publish(&self, letter: &DeadLetter) -> impl Future<Output = Result<(), Lost>> + Send;
+    /// [`Lost`] when the confirm did not come: the message may or may not be in the queue.
+    fn publish(&self, message: &DeadLetter) -> impl Future<Output = Result<(), Lost>> + Send;
 }
 
 /// Votes of one batch, shared with the task that stores them: the whole or a part of it.
@@ -331,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_is_told_with_the_sqlstate_that_the_server_gave() {
+    fn a_fault_is_shown_with_the_sqlstate_that_the_server_gave() {
         let fault = Fault { class: Class::Pause, sqlstate: None, message: "no answer".to_owned() };
         assert_eq!(fault.to_string(), "no answer");
         let fault = Fault { sqlstate: Some("53100".to_owned()), ..fault };
@@ -339,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_is_told_by_its_tag_and_without_its_body() {
+    fn a_delivery_is_shown_by_its_tag_and_without_its_body() {
         let shown = format!("{:?}", Delivery::new(7, b"who voted what".to_vec()));
         assert_eq!(shown, "Delivery { tag: 7, .. }");
     }

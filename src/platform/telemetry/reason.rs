@@ -122,15 +122,6 @@ mod tests {
         }
     }
 
-    /// A stream queue is a refusal of this kind, too.
-    #[test]
-    fn a_refused_configuration_is_shown_with_all_that_it_may_be() {
-        let shown = Reason::from(&OpenError::Configuration(String::new())).shown();
-        for cause in ["virtual host", "queue type", "TLS"] {
-            assert!(shown.contains(cause), "{shown}");
-        }
-    }
-
     #[test]
     fn a_sqlstate_is_shown_when_it_is_one() {
         let shown = |code: &str| {

@@ -6,7 +6,7 @@ use strum::{IntoStaticStr, VariantArray};
 #[derive(Clone, Copy, Debug, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub(super) enum ErrorType {
-    /// A message that is no valid vote.
+    /// An invalid message.
     Malformed,
     /// A transaction failed.
     Database,

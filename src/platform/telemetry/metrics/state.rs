@@ -53,6 +53,8 @@ pub(super) struct State {
     /// When the oldest unacked delivery was taken.
     pub(super) oldest_unacked: Option<Instant>,
     pub(super) last_commit: Option<Instant>,
+    /// How long the last batch took.
+    pub(super) last_batch: Duration,
     /// When a connection to PostgreSQL was last lost; `None` once a later transaction committed.
     pub(super) postgres_lost: Option<Instant>,
     pub(super) depths: QueueDepths,
