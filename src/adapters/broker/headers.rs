@@ -41,7 +41,7 @@ pub(super) fn stamp(headers: &mut FieldTable) {
 }
 
 /// When the message was published: by the header, to the microsecond; by the `timestamp` property,
-/// to the second, when there is no such header or nothing in it makes sense.
+/// to the second, when there is no such header or it holds no plausible time.
 pub(super) fn published_at(properties: &BasicProperties) -> Option<SystemTime> {
     let header = header(properties, PUBLISHED_AT).and_then(whole);
     let header = header.map(Duration::from_micros).and_then(recent);

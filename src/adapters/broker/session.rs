@@ -64,7 +64,7 @@ impl Session for RabbitSession {
             };
             Some((Err(error), None))
         });
-        (&self.channel, deliveries.boxed())
+        (&self.channel, deliveries.fuse().boxed())
     }
 
     /// `basic.nack` and not `basic.reject`: from RabbitMQ 4.3 on a nack does not count towards a

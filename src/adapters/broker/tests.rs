@@ -1,4 +1,4 @@
-//! What waits for a broker that takes connections and then says nothing.
+//! Waiting for a broker that takes connections and then sends nothing.
 
 use futures::future::join_all;
 use tokio::net::TcpListener;
@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::platform::config::{Config as Whole, Sources};
 
-/// The time of the tests is virtual: it moves on only while everything waits.
+/// On a virtual clock, which advances only while everything waits.
 #[tokio::test(start_paused = true)]
 async fn waiting_for_other_dead_letters_does_not_count_against_a_confirm() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

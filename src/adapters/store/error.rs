@@ -11,8 +11,8 @@ use crate::platform::config::{Config, Postgres};
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The database is down, starting up or busy: retried.
-    #[error("{0}")]
-    Unavailable(Fault),
+    #[error(transparent)]
+    Unavailable(#[from] Fault),
     #[error("PostgreSQL refuses the login or a permission: {fault}; {place}. {advice}")]
     Credentials { fault: Fault, place: String, advice: String },
     /// The server does not take our certificate, or asks for one.
@@ -57,12 +57,6 @@ pub enum StartError {
     /// What a command met once it was connected.
     #[error("PostgreSQL failed: {fault}; {place}")]
     Failed { fault: Fault, place: String },
-}
-
-impl From<Fault> for StartError {
-    fn from(fault: Fault) -> Self {
-        Self::Unavailable(fault)
-    }
 }
 
 impl From<sqlx::Error> for StartError {

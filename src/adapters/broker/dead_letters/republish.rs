@@ -18,7 +18,7 @@ pub struct Republisher {
     bytes: usize,
 }
 
-/// What became of the messages that were in flight together.
+/// The outcome of the messages that were in flight together.
 #[derive(Default)]
 pub struct Confirmed {
     pub messages: Vec<DeadLetterMessage>,

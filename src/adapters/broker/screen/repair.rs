@@ -122,7 +122,7 @@ fn push_mark(payload: &mut Vec<u8>) {
     payload.extend_from_slice(MARK.as_bytes());
 }
 
-/// What there is to know of the properties of one message.
+/// The properties of one message.
 struct Found {
     /// A short string was not UTF-8.
     repaired: bool,

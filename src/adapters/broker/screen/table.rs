@@ -14,7 +14,7 @@ const BYTES: u8 = b'x';
 const ARRAY: u8 = b'A';
 const TABLE: u8 = b'F';
 
-/// What became of a table.
+/// The state of a table after repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Table {
     /// It can be decoded. Too deep or too many values were turned into byte arrays.

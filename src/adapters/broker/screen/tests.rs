@@ -79,6 +79,10 @@ fn an_invalid_routing_key_marks_the_message_on_its_own_channel() {
             frame(1, 3, &returned),
             header(3, &[0, 0]),
             header(3, &[0, 0]),
+            // Too long to be held.
+            frame(1, 4, &deliver(b"\xff")),
+            header(4, &[&[0x20, 0][..], &headers(600_000)].concat()),
+            header(4, &[0, 0]),
         ]
         .concat(),
     );
@@ -87,8 +91,8 @@ fn an_invalid_routing_key_marks_the_message_on_its_own_channel() {
         panic!("{:?}", frames[0]);
     };
     assert_eq!(deliver.routing_key.as_str(), "vote.?t?");
-    let marked = [2, 3, 5, 7, 8].map(|index| is_invalid(properties(&frames[index])));
-    assert_eq!(marked, [false, true, true, true, false]);
+    let marked = [2, 3, 5, 7, 8, 10, 11].map(|index| is_invalid(properties(&frames[index])));
+    assert_eq!(marked, [false, true, true, true, false, true, false]);
 }
 
 /// RabbitMQ cuts a long text off behind 252 bytes, wherever that is.
@@ -101,19 +105,6 @@ fn a_reply_text_that_is_cut_off_within_a_character_is_readable() {
         panic!("no channel.close");
     };
     assert_eq!((close.reply_code, close.reply_text.as_str()), (404, "no queue '?"));
-}
-
-#[test]
-fn a_frame_that_the_broker_made_too_long_loses_its_headers_and_stays_valid() {
-    for (length, too_long) in [(100, false), (130_000, false), (131_100, true), (400_000, true)] {
-        let sent = header(1, &[&[0x20, 0x80][..], &headers(length), &short(b"id")].concat());
-        let frames = parsed(FRAME_MAX, &sent);
-        let found = properties(&frames[0]);
-        assert!(!is_invalid(found), "{length}");
-        let kept = found.headers().as_ref().expect("headers").inner().len();
-        assert_eq!(kept, usize::from(!too_long), "{length}");
-        assert_eq!(found.message_id().as_ref().map(|id| id.as_str()), Some("id"));
-    }
 }
 
 #[test]
@@ -150,21 +141,13 @@ fn a_header_frame_too_long_to_be_held_is_a_marked_message_and_what_is_behind_it_
 }
 
 #[test]
-fn a_header_frame_too_long_to_be_held_ends_the_mark_of_its_method() {
-    let deliver = [&[0, 60, 0, 60][..], &short(b"ctag"), &[0; 9], &short(b""), &short(b"\xff")];
-    let too_long = header(1, &[&[0x20, 0][..], &headers(600_000)].concat());
-    let found =
-        parsed(FRAME_MAX, &[frame(1, 1, &deliver.concat()), too_long, header(1, &[0, 0])].concat());
-    let marked = [1, 2].map(|index| is_invalid(properties(&found[index])));
-    assert_eq!(marked, [true, false]);
-}
-
-#[test]
-fn no_frame_is_longer_than_what_the_broker_announced() {
+fn a_frame_longer_than_what_the_broker_announced_loses_its_headers_and_stays_valid() {
     for (announced, frame_max) in
         [(0, FRAME_MAX), (8_192, 8_192), (1_000, 4_096), (1 << 20, FRAME_MAX)]
     {
-        for (length, kept) in [(frame_max - 1_100, true), (frame_max - 900, false)] {
+        for (length, kept) in
+            [(frame_max - 1_100, true), (frame_max - 900, false), (400_000, false)]
+        {
             let sent = [&[0x20, 0x80][..], &headers(length as usize), &short(b"id")].concat();
             let sent = [tune(announced), header(1, &sent)].concat();
             let frames = parsed(frame_max, &sent);
@@ -172,29 +155,41 @@ fn no_frame_is_longer_than_what_the_broker_announced() {
             assert!(!is_invalid(found), "{announced}, {length}");
             let headers = found.headers().as_ref().expect("headers").inner().len();
             assert_eq!(headers, usize::from(kept), "{announced}, {length}");
+            assert_eq!(found.message_id().as_ref().map(|id| id.as_str()), Some("id"));
         }
     }
 }
 
 #[test]
-fn nesting_is_cut_at_a_depth_and_keeps_what_is_beside_it() {
-    for (depth, cut) in [(31, false), (32, true), (500, true)] {
-        let mut deep = Vec::new();
-        for _ in 0..depth {
-            let size = u32::try_from(deep.len()).expect("small").to_be_bytes();
-            deep = [&b"A"[..], &size, &deep].concat();
-        }
-        let entries = [&short(b"deep")[..], &deep, &short(b"x-replays"), b"b\x02"].concat();
+fn too_deep_or_too_many_values_become_bytes_and_what_is_beside_them_stays() {
+    let array = |values: &[u8]| {
+        let size = u32::try_from(values.len()).expect("small").to_be_bytes();
+        [&b"A"[..], &size, values].concat()
+    };
+    let nested = |depth| (0..depth).fold(Vec::new(), |deep, _| array(&deep));
+    for (value, cut) in [
+        (nested(31), false),
+        (nested(32), true),
+        (nested(500), true),
+        (array(&[b'V'; 1_000]), false),
+        (array(&array(&[b'V'; 2_000])), true),
+    ] {
+        let entries = [&short(b"odd")[..], &value, &short(b"x-replays"), b"b\x02"].concat();
         let size = u32::try_from(entries.len()).expect("small").to_be_bytes();
         let sent = header(1, &[&[0x20, 0][..], &size, &entries].concat());
         let frames = parsed(FRAME_MAX, &sent);
         let found = properties(&frames[0]);
         assert!(!is_invalid(found), "what is cut is harmless");
-        assert_eq!(crate::adapters::broker::headers::replays(found), 0, "of another type");
         let headers = found.headers().as_ref().expect("headers").inner();
         assert_eq!(headers.len(), 2);
-        assert_eq!(format!("{headers:?}").contains("ByteArray"), cut, "{depth}");
+        assert_eq!(format!("{headers:?}").contains("ByteArray"), cut, "{}", value.len());
     }
+    // Too many in the outermost table.
+    let entries = [&short(b"a")[..], b"V"].concat().repeat(2_000);
+    let sent = [&[0x20, 0][..], &6_000_u32.to_be_bytes(), &entries].concat();
+    let frames = parsed(FRAME_MAX, &header(1, &sent));
+    let found = properties(&frames[0]);
+    assert!(!is_invalid(found) && found.headers().as_ref().expect("a table").inner().is_empty());
 }
 
 #[tokio::test]
