@@ -11,7 +11,7 @@ use lapin::{Connection, Consumer};
 use tokio::time::timeout;
 
 use super::{headers, screen};
-use crate::model::ports::{BrokerError, Channel, Delivery, DeliveryTag, Session};
+use crate::model::ports::{BrokerError, Channel, Delivery, DeliveryTag, Session, TraceContext};
 use crate::platform::telemetry::traces_on;
 
 /// Longest wait for the broker's reply to a close; a frozen broker never sends one.
@@ -96,7 +96,7 @@ fn delivery(message: lapin::message::Delivery) -> Delivery {
     Delivery {
         tag: message.delivery_tag,
         published_at: headers::published_at(properties),
-        trace: traces_on().then(|| headers::trace(properties)).unwrap_or_default(),
+        trace: if traces_on() { headers::trace(properties) } else { TraceContext::default() },
         replays: headers::replays(properties),
         valid_properties: !screen::is_invalid(properties),
         body: message.data,
