@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use indicatif::{HumanCount, ProgressBar};
 use vote_aggregator::adapters::broker::{DeadLetterMessage, DeadLetterQueue, DeliveryLimit};
-use vote_aggregator::model::ports::{Lost, OpenError};
+use vote_aggregator::model::ports::{BrokerError, OpenError};
 use vote_aggregator::operator::dlq::{
     self, Ended, Examined, Filter, PurgeError, Selection, Tally, TrialError,
 };
@@ -94,11 +94,11 @@ enum Failed {
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error("{0}. Nothing is lost: what was not acknowledged is in the dead-letter queue")]
-    Lost(#[from] Lost),
+    Lost(#[from] BrokerError),
     #[error(
         "{0}. Nothing is lost: what was replayed is confirmed, the rest is in the dead-letter queue"
     )]
-    Trial(Lost),
+    Trial(BrokerError),
     #[error("{0}. What was not removed is still in the dead-letter queue")]
     Purge(#[from] PurgeError),
     #[error("{0}")]

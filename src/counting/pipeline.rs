@@ -39,7 +39,7 @@ use self::unacked::Unacked;
 pub use self::upsert::{IsolationBudget, RetryPolicy};
 use self::upsert::{Unsettled, Upsert};
 use crate::model::ports::{
-    Channel, DeadLetters, Delivery, DeliveryTag, Lost, Session, Store, TraceContext, Votes,
+    BrokerError, Channel, DeadLetters, Delivery, DeliveryTag, Session, Store, TraceContext, Votes,
 };
 use crate::model::vote::{self, Rejection, Vote};
 
@@ -178,7 +178,9 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     async fn cancel(&self) {
         let cancelled = match tokio::time::timeout(CANCEL_TIMEOUT, self.channel.cancel()).await {
             Ok(cancelled) => cancelled,
-            Err(_) => Err(Lost("the broker did not confirm the end of consuming".to_owned())),
+            Err(_) => Err(BrokerError::Timeout(
+                "the broker did not confirm the end of consuming".to_owned(),
+            )),
         };
         if let Err(lost) = cancelled {
             self.fail(Failure::Lost(lost));
@@ -200,7 +202,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// waits in between, and of that only votes with their bodies.
     fn take<V>(
         &self,
-        chunks: impl Stream<Item = Result<V, TryReadyChunksError<Delivery, Lost>>>,
+        chunks: impl Stream<Item = Result<V, TryReadyChunksError<Delivery, BrokerError>>>,
     ) -> (impl Future<Output = ()>, impl Stream<Item = V>) {
         let (sender, taken) = mpsc::unbounded();
         let take = chunks
@@ -241,7 +243,10 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         chunk.valid
     }
 
-    async fn reject(&self, Malformed { tag, size, rejection }: Malformed) -> Result<(), Lost> {
+    async fn reject(
+        &self,
+        Malformed { tag, size, rejection }: Malformed,
+    ) -> Result<(), BrokerError> {
         self.channel.reject(tag).await?;
         let mut acks = self.acks();
         acks.rejected(tag);

@@ -1,6 +1,7 @@
 //! What the pipeline needs: a stream of deliveries, a channel that settles them, a store that counts,
 //! and a place for votes that cannot be stored. The broker and the store implement these; so does a simulation of both.
 
+use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, Range};
@@ -71,36 +72,66 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// The session with the broker has ended, or what was asked of it did not happen.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Lost(pub String);
+/// Why the broker did not do what it was asked to.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The connection, the channel or the consumer has ended.
+    #[error("{action}: {source}")]
+    Disconnected { action: &'static str, source: Arc<dyn Error + Send + Sync> },
+    #[error("{0}")]
+    Timeout(String),
+    /// The broker does not take the message now.
+    #[error("publish not confirmed: the broker refused it: {0}")]
+    Refused(&'static str),
+    /// There is no such queue. The AMQP client may report it for another message under way.
+    #[error("publish not confirmed: the broker returned it: no such queue")]
+    Returned,
+    /// The connection could not be opened, or the broker refuses the message at every try.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+impl BrokerError {
+    pub fn disconnected(
+        action: &'static str,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self::Disconnected { action, source: source.into().into() }
+    }
+}
+
+/// By their messages: a source cannot be compared.
+impl PartialEq for BrokerError {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
 
 /// One channel's settlement. Never used for a delivery of any other channel.
 pub trait Channel: Send + Sync {
     /// `basic.ack` with `multiple`: every delivery up to and including `tag` is done with.
     ///
     /// # Errors
-    /// [`Lost`] when the channel is dead: then nothing was acked.
-    fn ack_up_to(&self, tag: DeliveryTag) -> impl Future<Output = Result<(), Lost>> + Send;
+    /// [`BrokerError`] when the channel is dead: then nothing was acked.
+    fn ack_up_to(&self, tag: DeliveryTag) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// `basic.reject` without requeue: the broker dead-letters the message.
     ///
     /// # Errors
-    /// [`Lost`] when the channel is dead: then the message will be delivered again.
-    fn reject(&self, tag: DeliveryTag) -> impl Future<Output = Result<(), Lost>> + Send;
+    /// [`BrokerError`] when the channel is dead: then the message will be delivered again.
+    fn reject(&self, tag: DeliveryTag) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// `basic.cancel`: no delivery is sent after its reply; the stream ends behind those that were.
     ///
     /// # Errors
-    /// [`Lost`] when the channel is dead or the broker did not answer.
-    fn cancel(&self) -> impl Future<Output = Result<(), Lost>> + Send;
+    /// [`BrokerError`] when the channel is dead or the broker did not answer.
+    fn cancel(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
 }
 
 /// Connection → channel → prefetch → consume: from the first delivery to the first error.
 pub trait Session: Send {
     type Channel: Channel;
-    type Deliveries: Stream<Item = Result<Delivery, Lost>> + Send;
+    type Deliveries: Stream<Item = Result<Delivery, BrokerError>> + Send;
 
     /// The two halves the pipeline runs on. The deliveries can be taken once.
     fn split(&mut self) -> (&Self::Channel, Self::Deliveries);
@@ -113,8 +144,8 @@ pub trait Session: Send {
     /// when it is closed. Those votes are committed; they come again and are replays then.
     ///
     /// # Errors
-    /// [`Lost`] when the broker did not answer.
-    fn close(self) -> impl Future<Output = Result<(), Lost>> + Send;
+    /// [`BrokerError`] when the broker did not answer.
+    fn close(self) -> impl Future<Output = Result<(), BrokerError>> + Send;
 }
 
 /// Why no session could be opened.
@@ -171,8 +202,8 @@ pub trait DeadLetters: Send + Sync {
     /// Publishes one message: mandatory, persistent, and confirmed by the broker on return.
     ///
     /// # Errors
-    /// [`Lost`] when the confirm did not come: the message may or may not be in the queue.
-    fn publish(&self, message: &DeadLetter) -> impl Future<Output = Result<(), Lost>> + Send;
+    /// [`BrokerError`] when the confirm did not come: the message may or may not be in the queue.
+    fn publish(&self, message: &DeadLetter) -> impl Future<Output = Result<(), BrokerError>> + Send;
 }
 
 /// Votes of one batch, shared with the task that stores them: the whole or a part of it.
@@ -294,6 +325,11 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// A fault that the server did not report.
+    pub fn new(class: Class, message: impl Into<String>) -> Self {
+        Self { class, sqlstate: None, message: message.into() }
+    }
+
     /// Whether the server refused the login: nothing was begun.
     pub fn is_login_refused(&self) -> bool {
         self.sqlstate.as_deref().is_some_and(|code| code.starts_with("28"))

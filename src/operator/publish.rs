@@ -28,8 +28,7 @@ pub use self::lines::{LONGEST_LINE, Position};
 use self::progress::Length;
 pub use self::run::publish;
 pub use self::sample::{Expected, Samples, Shape};
-use crate::adapters::broker::NotPublished;
-use crate::model::ports::{Lost, OpenError};
+use crate::model::ports::{BrokerError, OpenError};
 
 /// The source of the messages.
 pub enum Source {
@@ -183,7 +182,7 @@ pub enum PublishError {
     Unsuitable(#[from] Unsuitable),
     /// Never returned by [`publish`], which opens another connection.
     #[error(transparent)]
-    Lost(#[from] Lost),
+    Lost(BrokerError),
     #[error("RabbitMQ is away for {} s, longer than --retry-for: {reason}", away.as_secs())]
     GaveUp { away: Duration, reason: String },
     #[error("stopped by a signal")]
@@ -192,12 +191,12 @@ pub enum PublishError {
     Checkpoint(#[from] CheckpointError),
 }
 
-impl From<NotPublished> for PublishError {
-    fn from(not: NotPublished) -> Self {
-        match not {
-            NotPublished::Lost(lost) => Self::Lost(lost),
-            NotPublished::Returned => Self::QueueGone,
-            NotPublished::Refused(error) => Self::Refused(error),
+impl From<BrokerError> for PublishError {
+    fn from(error: BrokerError) -> Self {
+        match error {
+            BrokerError::Returned => Self::QueueGone,
+            BrokerError::Open(error) => Self::Refused(error),
+            lost => Self::Lost(lost),
         }
     }
 }

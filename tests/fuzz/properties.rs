@@ -89,13 +89,11 @@ fn parsed(mut bytes: &[u8], frame_max: usize) -> Vec<AMQPFrame> {
 
 /// Reads and gives as many bytes at a time as `count` says.
 fn screened(sent: &[u8], mut count: impl FnMut() -> usize) -> Vec<u8> {
-    let (mut frames, mut given, mut rest) = (Frames::new(), Vec::new(), sent);
+    let (mut frames, mut given, mut rest) = (Frames::default(), Vec::new(), sent);
     while !rest.is_empty() {
-        let space = frames.space();
-        let read = space.len().min(rest.len()).min(count());
-        space[..read].copy_from_slice(&rest[..read]);
-        rest = &rest[read..];
-        frames.filled(read).expect("a frame that can be held");
+        let (read, unread) = rest.split_at(rest.len().min(count()));
+        rest = unread;
+        frames.receive(read).expect("a frame that can be held");
         let mut buffer = vec![0; count().min(4_096)];
         loop {
             let bytes = frames.give(&mut buffer);

@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use vote_aggregator::model::ports::{Delivery, DeliveryTag, Lost};
+use vote_aggregator::model::ports::{BrokerError, Delivery, DeliveryTag};
 
 use crate::plan::Plan;
 use crate::world::World;
@@ -57,7 +57,7 @@ pub struct Connection {
     /// Deliveries on their way to the client or buffered there.
     pub inbox: VecDeque<(Instant, Delivery)>,
     /// What the stream ends with behind the inbox.
-    pub stream_end: Option<Option<Lost>>,
+    pub stream_end: Option<Option<BrokerError>>,
     /// The client knows that the channel is dead.
     pub noticed: bool,
     /// Deliveries that the client may still settle, by what they carry.
@@ -79,7 +79,7 @@ impl Connection {
     pub fn notice(&mut self, why: &str) {
         self.noticed = true;
         self.unanswered.clear();
-        self.stream_end.get_or_insert(Some(Lost(why.to_owned())));
+        self.stream_end.get_or_insert(Some(BrokerError::disconnected("consume", why)));
         self.wake();
     }
 
@@ -240,7 +240,7 @@ impl Server {
     pub fn cancel_consumer(&mut self, id: SessionId) {
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.consuming = false;
-            let why = Lost("the broker ended the consumer".to_owned());
+            let why = BrokerError::disconnected("consume", "the broker ended the consumer");
             connection.stream_end.get_or_insert(Some(why));
             connection.wake();
         }

@@ -11,7 +11,8 @@ use futures::Stream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use vote_aggregator::model::ports::{
-    Broker, Channel, DeadLetter, DeadLetters, Delivery, DeliveryTag, Lost, OpenError, Session,
+    Broker, BrokerError, Channel, DeadLetter, DeadLetters, Delivery, DeliveryTag, OpenError,
+    Session,
 };
 
 use crate::broker::{Frame, How, SessionId};
@@ -104,7 +105,7 @@ impl Broker for SimBroker {
 }
 
 impl DeadLetters for SimBroker {
-    async fn publish(&self, letter: &DeadLetter) -> Result<(), Lost> {
+    async fn publish(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
         let (world, process) = (&self.world, &self.process);
         process.point().await;
         world.sleep_up_to(world.plan.network_ms).await;
@@ -119,7 +120,7 @@ impl DeadLetters for SimBroker {
             world.violation(format!("{} dead-letters vote after vote", process.name));
         }
         let item = invariants::check_letter(world, letter);
-        let lost = |why: &str| Err(Lost(why.to_owned()));
+        let lost = |why: &str| Err(BrokerError::disconnected("consume", why));
         if lock(&world.broker).is_down() {
             return lost("connection refused");
         }
@@ -189,8 +190,11 @@ impl SimChannel {
         });
     }
 
-    async fn ask(&self, frame: impl FnOnce(oneshot::Sender<()>) -> Frame) -> Result<(), Lost> {
-        let dead = || Lost("the channel is dead".to_owned());
+    async fn ask(
+        &self,
+        frame: impl FnOnce(oneshot::Sender<()>) -> Frame,
+    ) -> Result<(), BrokerError> {
+        let dead = || BrokerError::disconnected("settle", "the channel is dead");
         if self.is_dead() {
             return Err(dead());
         }
@@ -204,11 +208,11 @@ impl SimChannel {
         server.connections.get(&self.id).is_none_or(|connection| connection.noticed)
     }
 
-    async fn close(&self) -> Result<(), Lost> {
+    async fn close(&self) -> Result<(), BrokerError> {
         self.process.point().await;
         let closed = match timeout(CLOSE_TIMEOUT, self.ask(Frame::Close)).await {
             Ok(closed) => closed,
-            Err(_) => Err(Lost("no answer to a close".to_owned())),
+            Err(_) => Err(BrokerError::Timeout("no answer to a close".to_owned())),
         };
         self.process.point().await;
         closed
@@ -216,10 +220,10 @@ impl SimChannel {
 }
 
 impl Channel for SimChannel {
-    async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), Lost> {
+    async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), BrokerError> {
         self.process.point().await;
         if self.is_dead() {
-            return Err(Lost("the channel is dead".to_owned()));
+            return Err(BrokerError::disconnected("settle", "the channel is dead"));
         }
         self.world.trace(|| format!("{}: acks up to {tag} on {}", self.process.name, self.id));
         invariants::check_ack(&self.world, self.id, tag);
@@ -229,10 +233,10 @@ impl Channel for SimChannel {
         Ok(())
     }
 
-    async fn reject(&self, tag: DeliveryTag) -> Result<(), Lost> {
+    async fn reject(&self, tag: DeliveryTag) -> Result<(), BrokerError> {
         self.process.point().await;
         if self.is_dead() {
-            return Err(Lost("the channel is dead".to_owned()));
+            return Err(BrokerError::disconnected("settle", "the channel is dead"));
         }
         invariants::check_reject(&self.world, self.id, tag);
         self.send(Frame::Reject(tag));
@@ -240,7 +244,7 @@ impl Channel for SimChannel {
         Ok(())
     }
 
-    async fn cancel(&self) -> Result<(), Lost> {
+    async fn cancel(&self) -> Result<(), BrokerError> {
         self.process.point().await;
         if self.cancelled.swap(true, Ordering::Relaxed) {
             return Ok(());
@@ -266,14 +270,14 @@ impl Session for SimSession {
             self.0.cancel().await?;
             self.0.process.point().await;
             self.0.send(Frame::RequeueAll);
-            Ok::<_, Lost>(())
+            Ok::<_, BrokerError>(())
         };
         // Whatever this did not give back, the end of the connection does.
         let _given_back = timeout(CLOSE_TIMEOUT, giving_back).await;
         let _closed = self.0.close().await;
     }
 
-    async fn close(self) -> Result<(), Lost> {
+    async fn close(self) -> Result<(), BrokerError> {
         self.0.close().await
     }
 }
@@ -334,7 +338,7 @@ pub struct Deliveries {
 }
 
 impl Stream for Deliveries {
-    type Item = Result<Delivery, Lost>;
+    type Item = Result<Delivery, BrokerError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
@@ -344,7 +348,10 @@ impl Stream for Deliveries {
         let mut server = lock(&this.world.broker);
         let Some(connection) = server.connections.get_mut(&this.id) else {
             this.ended = true;
-            return Poll::Ready(Some(Err(Lost("the connection is gone".to_owned()))));
+            return Poll::Ready(Some(Err(BrokerError::disconnected(
+                "consume",
+                "the connection is gone",
+            ))));
         };
         match connection.inbox.front() {
             Some((arrives, _)) if *arrives <= Instant::now() => {

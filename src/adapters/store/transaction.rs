@@ -22,22 +22,26 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 /// Counts a batch in one READ COMMITTED transaction.
 pub(super) async fn count(pool: &PgPool, votes: &[Vote]) -> Result<Counted, Fault> {
     let batch = DedupedBatch::of(votes);
-    let mut connection = Lease::from(pool).await?;
-    match begin_and_count(&mut connection, &batch).await {
+    let mut lease = Lease::from(pool).await?;
+    let counting = async {
+        run(lease.connection(), BEGIN).await?;
+        count_batch(lease.connection(), &batch).await
+    };
+    match counting.await {
         Ok(counted) => {
             // From here on an error with no SQLSTATE, and a cancel, leave the outcome open.
-            run(&mut connection, "COMMIT").await.map_err(unknown_outcome)?;
-            connection.release();
+            run(lease.connection(), "COMMIT").await.map_err(unknown_outcome)?;
+            lease.release();
             Ok(counted)
         }
         Err(fault) => {
-            // Worth keeping where it is sure to be tried again at once, since bisecting would open
-            // many. Else a new one: a prepared statement, say, may no longer fit the tables.
+            // Kept where the batch is tried again at once, since bisecting would open many. Otherwise
+            // replaced: a prepared statement, for example, may no longer fit the tables.
             if matches!(fault.class, Class::Isolate | Class::Split | Class::Retry)
                 && fault.sqlstate.is_some()
-                && run(&mut connection, "ROLLBACK").await.is_ok()
+                && run(lease.connection(), "ROLLBACK").await.is_ok()
             {
-                connection.release();
+                lease.release();
             }
             Err(fault)
         }
@@ -53,14 +57,9 @@ pub(super) enum Rehearsed {
     Refused(Fault),
 }
 
-/// Succeeds when the database takes writes: tables, columns, keys, grants and a writable disk are
-/// all there. A trigger or a foreign key that takes real laws only is no reason to wait.
-pub(super) async fn probe(connection: &mut PgConnection) -> Result<(), Fault> {
-    rehearse(connection).await.map(drop)
-}
-
 /// Counts two made-up votes of one hash, each field as long as it may be, the way a batch is
-/// counted, and rolls back.
+/// counted, and rolls back. Succeeds when the database takes writes: tables, columns, keys, grants and a
+/// writable disk are all there.
 pub(super) async fn rehearse(connection: &mut PgConnection) -> Result<Rehearsed, Fault> {
     run(connection, BEGIN).await?;
     let rehearsed = rehearse_in_transaction(connection).await;
@@ -92,14 +91,6 @@ pub(super) async fn rehearse_in_transaction(
         },
         (Err(fault), Err(_)) => Err(fault),
     }
-}
-
-async fn begin_and_count(
-    connection: &mut PgConnection,
-    batch: &DedupedBatch<'_>,
-) -> Result<Counted, Fault> {
-    run(connection, BEGIN).await?;
-    count_batch(connection, batch).await
 }
 
 /// In the transaction that is open.
@@ -149,15 +140,12 @@ async fn classify_known(
     let marker: Option<String> = row.try_get("marker")?;
     if usize::try_from(found) != Ok(batch.len()) {
         // Its row vanished between the two statements: nothing of this batch may be assumed.
-        return Err(Fault {
-            class: Class::Retry,
-            sqlstate: None,
-            message: format!(
-                "{found} of {} votes found in vote_audit after counting them; \
-                 is something deleting its rows?",
-                batch.len()
-            ),
-        });
+        let message = format!(
+            "{found} of {} votes found in vote_audit after counting them; is something deleting its \
+             rows?",
+            batch.len()
+        );
+        return Err(Fault::new(Class::Retry, message));
     }
     let attempts = differing.into_iter().map(|position| batch.deliveries_at(position)).sum();
     Ok(Classified { attempts, marker: marker.map(CompactString::from) })

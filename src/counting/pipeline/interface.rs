@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::acknowledged::Acknowledged;
 use super::upsert::{IsolationBudget, RetryPolicy};
-use crate::model::ports::{Fault, Lost};
+use crate::model::ports::{BrokerError, Fault};
 use crate::platform::retry::Jitter;
 use crate::platform::telemetry::{Health, Instruments};
 
@@ -49,15 +49,15 @@ pub enum Mode {
 }
 
 /// Why a chain came down.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Failure {
     /// The session with the broker is over; what was not acked will be delivered again.
-    Lost(Lost),
+    Lost(BrokerError),
     /// The store takes no votes for now; what is held has to be given back.
     Paused(Fault),
     /// A vote that the store refuses can't be published to the dead-letter queue; neither it nor
     /// what is behind it may be acked.
-    DeadLetterFailed(Lost),
+    DeadLetterFailed(BrokerError),
 }
 
 /// How a chain ended.

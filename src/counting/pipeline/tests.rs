@@ -69,24 +69,24 @@ impl World {
 
 struct Memory {
     world: World,
-    deliveries: Option<BoxStream<'static, Result<Delivery, Lost>>>,
+    deliveries: Option<BoxStream<'static, Result<Delivery, BrokerError>>>,
 }
 
 impl Channel for World {
-    async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), Lost> {
+    async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), BrokerError> {
         if self.ack_fails {
-            return Err(Lost("dead channel".to_owned()));
+            return Err(BrokerError::disconnected("settle", "dead channel"));
         }
         self.note(Event::Acked(tag));
         Ok(())
     }
 
-    async fn reject(&self, tag: DeliveryTag) -> Result<(), Lost> {
+    async fn reject(&self, tag: DeliveryTag) -> Result<(), BrokerError> {
         self.note(Event::Rejected(tag));
         Ok(())
     }
 
-    async fn cancel(&self) -> Result<(), Lost> {
+    async fn cancel(&self) -> Result<(), BrokerError> {
         self.note(Event::Cancelled);
         Ok(())
     }
@@ -94,7 +94,7 @@ impl Channel for World {
 
 impl Session for Memory {
     type Channel = World;
-    type Deliveries = BoxStream<'static, Result<Delivery, Lost>>;
+    type Deliveries = BoxStream<'static, Result<Delivery, BrokerError>>;
 
     fn split(&mut self) -> (&World, Self::Deliveries) {
         (&self.world, self.deliveries.take().expect("taken once"))
@@ -102,7 +102,7 @@ impl Session for Memory {
 
     async fn requeue(self) {}
 
-    async fn close(self) -> Result<(), Lost> {
+    async fn close(self) -> Result<(), BrokerError> {
         Ok(())
     }
 }
@@ -142,7 +142,7 @@ impl Store for World {
 }
 
 impl DeadLetters for World {
-    async fn publish(&self, letter: &DeadLetter) -> Result<(), Lost> {
+    async fn publish(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
         tokio::time::sleep(self.confirm).await;
         self.note(Event::DeadLettered(letter.vote_hash.clone()));
         Ok(())
@@ -174,7 +174,7 @@ fn run_chain(
     world: &World,
     limits: &Limits,
     mode: Mode,
-    deliveries: BoxStream<'static, Result<Delivery, Lost>>,
+    deliveries: BoxStream<'static, Result<Delivery, BrokerError>>,
     stop_after: Option<Duration>,
 ) -> (Ended, Duration) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -208,7 +208,7 @@ fn run_chain(
     })
 }
 
-fn deliveries(bodies: Vec<Vec<u8>>) -> Vec<Result<Delivery, Lost>> {
+fn deliveries(bodies: Vec<Vec<u8>>) -> Vec<Result<Delivery, BrokerError>> {
     let delivery = |(index, body)| Ok(Delivery::new(index as u64 + 1, body));
     bodies.into_iter().enumerate().map(delivery).collect()
 }
@@ -218,7 +218,9 @@ fn votes_named(count: usize) -> Vec<Vec<u8>> {
 }
 
 /// A stream that ends only when it is told to.
-fn endless(items: Vec<Result<Delivery, Lost>>) -> BoxStream<'static, Result<Delivery, Lost>> {
+fn endless(
+    items: Vec<Result<Delivery, BrokerError>>,
+) -> BoxStream<'static, Result<Delivery, BrokerError>> {
     stream::iter(items).chain(stream::pending()).boxed()
 }
 
@@ -307,16 +309,22 @@ fn one_refused_vote_is_dead_lettered_before_its_batch_is_acked() {
 #[test]
 fn an_error_of_the_source_or_of_an_ack_ends_the_chain_as_lost() {
     let mut items = deliveries(votes_named(3));
-    items.push(Err(Lost("connection reset".to_owned())));
+    items.push(Err(BrokerError::disconnected("consume", "connection reset")));
     let world = World::default();
     let (ended, _) = run_chain(&world, &limits(10, 1), Mode::Flowing, endless(items), None);
-    assert_eq!(ended.failure, Some(Failure::Lost(Lost("connection reset".to_owned()))));
+    assert_eq!(
+        ended.failure,
+        Some(Failure::Lost(BrokerError::disconnected("consume", "connection reset")))
+    );
     assert_eq!(world.events(), [], "a batch cut off by the loss is dropped whole");
 
     let world = World { ack_fails: true, ..World::default() };
     let items = endless(deliveries(votes_named(30)));
     let (ended, _) = run_chain(&world, &limits(10, 1), Mode::Flowing, items, None);
-    assert_eq!(ended.failure, Some(Failure::Lost(Lost("dead channel".to_owned()))));
+    assert_eq!(
+        ended.failure,
+        Some(Failure::Lost(BrokerError::disconnected("settle", "dead channel")))
+    );
     assert!(!ended.acked, "not acked is not done");
 }
 
@@ -326,12 +334,15 @@ fn a_lost_session_is_noticed_while_the_chain_is_full_and_waits_for_the_store() {
     world.faults.lock().expect("no panic").extend([Class::Reconnect; 4]);
     let lost = stream::once(async {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        Err(Lost("consumer time-out".to_owned()))
+        Err(BrokerError::disconnected("consume", "consumer time-out"))
     });
     let items =
         stream::iter(deliveries(votes_named(5))).chain(lost).chain(stream::pending()).boxed();
     let (ended, took) = run_chain(&world, &limits(5, 1), Mode::Flowing, items, None);
-    assert_eq!(ended.failure, Some(Failure::Lost(Lost("consumer time-out".to_owned()))));
+    assert_eq!(
+        ended.failure,
+        Some(Failure::Lost(BrokerError::disconnected("consume", "consumer time-out")))
+    );
     assert!(took < Duration::from_millis(600), "{took:?}: it does not wait for the retries");
     assert_eq!(world.events(), []);
 }

@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::Failure;
 use super::batch_log::BatchLog;
 use super::unacked::Unacked;
-use crate::model::ports::{Class, Counted, DeadLetter, DeadLetters, Fault, Lost, Store, Votes};
+use crate::model::ports::{
+    BrokerError, Class, Counted, DeadLetter, DeadLetters, Fault, Store, Votes,
+};
 use crate::platform::retry::{Backoff, Jitter};
 use crate::platform::telemetry::Instruments;
 
@@ -230,7 +232,9 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
             self.batch_log.unstorable(&letter, attempt);
             let published = timeout_at(self.deadline, self.dead_letters.publish(&letter)).await;
             published
-                .unwrap_or_else(|_| Err(Lost("no confirm before the batch's deadline".to_owned())))
+                .unwrap_or_else(|_| {
+                    Err(BrokerError::Timeout("no confirm before the batch's deadline".to_owned()))
+                })
                 .map_err(|lost| Unsettled::Failed(Failure::DeadLetterFailed(lost)))?;
             self.budget.book(&letter.vote_hash);
             self.instruments.isolated();

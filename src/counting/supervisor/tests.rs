@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::counting::pipeline::RetryPolicy;
 use crate::model::ports::{
-    Channel, Class, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Lost, Votes,
+    BrokerError, Channel, Class, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Votes,
 };
 use crate::platform::telemetry::Metrics;
 
@@ -36,29 +36,29 @@ struct ScriptedSession {
 struct Nothing;
 
 impl Channel for Nothing {
-    async fn ack_up_to(&self, _: DeliveryTag) -> Result<(), Lost> {
+    async fn ack_up_to(&self, _: DeliveryTag) -> Result<(), BrokerError> {
         Ok(())
     }
 
-    async fn reject(&self, _: DeliveryTag) -> Result<(), Lost> {
+    async fn reject(&self, _: DeliveryTag) -> Result<(), BrokerError> {
         Ok(())
     }
 
-    async fn cancel(&self) -> Result<(), Lost> {
+    async fn cancel(&self) -> Result<(), BrokerError> {
         Ok(())
     }
 }
 
 impl Session for ScriptedSession {
     type Channel = Nothing;
-    type Deliveries = BoxStream<'static, Result<Delivery, Lost>>;
+    type Deliveries = BoxStream<'static, Result<Delivery, BrokerError>>;
 
     fn split(&mut self) -> (&Nothing, Self::Deliveries) {
         let end = match self.life {
             None => pending().into_stream().boxed(),
             Some(life) => stream::once(async move {
                 tokio::time::sleep(life).await;
-                Err(Lost("over".to_owned()))
+                Err(BrokerError::disconnected("consume", "over"))
             })
             .boxed(),
         };
@@ -68,7 +68,7 @@ impl Session for ScriptedSession {
 
     async fn requeue(self) {}
 
-    async fn close(self) -> Result<(), Lost> {
+    async fn close(self) -> Result<(), BrokerError> {
         Ok(())
     }
 }
@@ -89,7 +89,7 @@ impl Broker for Scripted {
 }
 
 impl DeadLetters for Scripted {
-    async fn publish(&self, _: &DeadLetter) -> Result<(), Lost> {
+    async fn publish(&self, _: &DeadLetter) -> Result<(), BrokerError> {
         Ok(())
     }
 }

@@ -4,7 +4,7 @@
 
 use super::scan::Reader;
 use crate::adapters::broker::Republisher;
-use crate::model::ports::Lost;
+use crate::model::ports::BrokerError;
 use crate::operator::publish::rate::Rate;
 
 /// A queue that refuses so many in a row is full, and refuses the others, too.
@@ -22,12 +22,12 @@ pub struct Target<'a> {
 /// [`finish`](crate::adapters::broker::DeadLetterQueue::finish), whatever is returned here.
 ///
 /// # Errors
-/// [`Lost`] when it ended early or a message was refused: what is not acked is still queued.
+/// [`BrokerError`] when it ended early or a message was refused: what is not acked is still queued.
 pub async fn replay(
     reader: &mut Reader<'_>,
     republisher: &mut Republisher,
     target: Target<'_>,
-) -> Result<(), Lost> {
+) -> Result<(), BrokerError> {
     let mut rate = target.rate.map(Rate::new);
     let (mut refused, mut error) = (0, None);
     loop {

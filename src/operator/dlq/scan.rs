@@ -9,7 +9,7 @@ use super::filter::Filter;
 use super::reason::{Examined, examine};
 use super::trial::TrialResults;
 use crate::adapters::broker::{DeadLetterMessage, DeadLetterQueue};
-use crate::model::ports::{DeliveryTag, Lost};
+use crate::model::ports::{BrokerError, DeliveryTag};
 use crate::platform::config::Config;
 
 /// Distinct reasons that are counted apart; a publisher can make up any number.
@@ -165,7 +165,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns the next selected message, to be acked or left; `None` at the end.
-    pub(super) async fn next(&mut self) -> Result<Option<(DeadLetterMessage, Examined)>, Lost> {
+    pub(super) async fn next(
+        &mut self,
+    ) -> Result<Option<(DeadLetterMessage, Examined)>, BrokerError> {
         loop {
             if self.selection.max.is_some_and(|max| self.selected >= max) {
                 self.tally.ended = Ended::Enough;
@@ -190,13 +192,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) async fn ack(&mut self, tag: DeliveryTag) -> Result<(), Lost> {
+    pub(super) async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BrokerError> {
         self.queue.ack(tag).await?;
         self.tally.taken += 1;
         Ok(())
     }
 
-    pub(super) async fn keep(&mut self, message: DeadLetterMessage) -> Result<(), Lost> {
+    pub(super) async fn keep(&mut self, message: DeadLetterMessage) -> Result<(), BrokerError> {
         self.queue.keep(message).await
     }
 }
@@ -204,13 +206,13 @@ impl<'a> Reader<'a> {
 /// Reads to the end, passes each selected message to `each`, and leaves all of them in the queue.
 ///
 /// # Errors
-/// [`Lost`] when the connection is lost: everything is still queued.
+/// [`BrokerError`] when the connection is lost: everything is still queued.
 pub async fn scan(
     queue: &mut DeadLetterQueue,
     selection: &Selection<'_>,
     bar: &ProgressBar,
     mut each: impl FnMut(&DeadLetterMessage, Examined),
-) -> Result<Tally, Lost> {
+) -> Result<Tally, BrokerError> {
     let mut reader = Reader::new(queue, selection, bar);
     while let Some((message, examined)) = reader.next().await? {
         each(&message, examined);

@@ -12,7 +12,7 @@ use super::filter::Filter;
 use super::reason::{DeadLetterReason, Examined};
 use super::scan::{Fingerprint, Reader, Selection, fingerprint, scan};
 use crate::adapters::broker::{DeadLetterQueue, QueueWatch, Republisher};
-use crate::model::ports::{Lost, OpenError};
+use crate::model::ports::{BrokerError, OpenError};
 use crate::platform::config::{Config, Postgres};
 
 /// Messages on trial at the same time: more than 3 refused votes in a batch, or 20 in a minute, may
@@ -95,7 +95,7 @@ pub enum TrialError {
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
-    Lost(#[from] Lost),
+    Lost(#[from] BrokerError),
 }
 
 /// Returns the cause of a message.

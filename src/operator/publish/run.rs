@@ -146,10 +146,10 @@ impl Run<'_> {
             };
             let error = match opened {
                 Ok(Ok(publisher)) => {
-                    if publisher.made_queue() && self.connected {
+                    if publisher.made_queue && self.connected {
                         return Err(PublishError::QueueGone);
                     }
-                    if publisher.made_queue() && self.from.bytes > 0 {
+                    if publisher.made_queue && self.from.bytes > 0 {
                         tracing::warn!(
                             queue = self.queue,
                             "there was no queue: what an earlier run published is counted only if it \

@@ -7,28 +7,28 @@ struct DeadChannel(Mutex<u32>);
 
 struct DeadSession {
     channel: DeadChannel,
-    deliveries: Option<BoxStream<'static, Result<Delivery, Lost>>>,
+    deliveries: Option<BoxStream<'static, Result<Delivery, BrokerError>>>,
 }
 
 impl Channel for DeadChannel {
-    async fn ack_up_to(&self, _: DeliveryTag) -> Result<(), Lost> {
-        Err(Lost("dead channel".to_owned()))
+    async fn ack_up_to(&self, _: DeliveryTag) -> Result<(), BrokerError> {
+        Err(BrokerError::disconnected("settle", "dead channel"))
     }
 
-    async fn reject(&self, _: DeliveryTag) -> Result<(), Lost> {
+    async fn reject(&self, _: DeliveryTag) -> Result<(), BrokerError> {
         *self.0.lock().expect("no panic while held") += 1;
         tokio::time::sleep(Duration::from_secs(10)).await;
-        Err(Lost("reject: the connection took no bytes".to_owned()))
+        Err(BrokerError::Timeout("reject: not done within 10s".to_owned()))
     }
 
-    async fn cancel(&self) -> Result<(), Lost> {
+    async fn cancel(&self) -> Result<(), BrokerError> {
         Ok(())
     }
 }
 
 impl Session for DeadSession {
     type Channel = DeadChannel;
-    type Deliveries = BoxStream<'static, Result<Delivery, Lost>>;
+    type Deliveries = BoxStream<'static, Result<Delivery, BrokerError>>;
 
     fn split(&mut self) -> (&DeadChannel, Self::Deliveries) {
         (&self.channel, self.deliveries.take().expect("taken once"))
@@ -36,7 +36,7 @@ impl Session for DeadSession {
 
     async fn requeue(self) {}
 
-    async fn close(self) -> Result<(), Lost> {
+    async fn close(self) -> Result<(), BrokerError> {
         Ok(())
     }
 }

@@ -85,6 +85,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::store::session;
     use crate::platform::config::Sources;
 
     fn config() -> Config {
@@ -92,15 +93,6 @@ mod tests {
     }
 
     const NO_STANDBY: Standbys = Standbys { connected: 0, named: false, waited_for: false };
-
-    fn session(pid: i32, transaction: &str) -> Session {
-        Session {
-            pid: Some(pid),
-            transaction: transaction.to_owned(),
-            exclusive: true,
-            ..Session::default()
-        }
-    }
 
     #[test]
     fn a_session_that_waits_for_a_standby_is_never_to_be_ended() {

@@ -1,7 +1,7 @@
 //! What pending migrations and their rehearsal mean.
 
 use super::subject;
-use crate::adapters::store::{Misfits, Rehearsal, SchemaState, Server, Skipped, unfit};
+use crate::adapters::store::{Misfits, Rehearsal, SchemaState, Server, Skipped};
 use crate::operator::check::{Finding, Severity};
 use crate::platform::config::Config;
 
@@ -95,7 +95,7 @@ pub(super) fn finding(
         };
         return finding.with_value(value);
     }
-    let (reason, remedy) = unfit(state);
+    let (reason, remedy) = state.unfit();
     let meaning = format!("{reason}: the service would not start; {rehearsed}");
     Finding::new(Error, subject(config), meaning, remedy).with_value("the schema does not fit")
 }
