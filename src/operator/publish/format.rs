@@ -41,9 +41,7 @@ pub async fn head(input: &mut Input) -> io::Result<Vec<u8>> {
 /// # Errors
 /// [`Unsuitable`].
 pub fn check(head: &[u8], name: &str) -> Result<(), Unsuitable> {
-    let Some(Format { what, command }) = binary(head).or_else(|| text(head)) else {
-        return Ok(());
-    };
+    let Some((what, command)) = binary(head).or_else(|| text(head)) else { return Ok(()) };
     let convert = match (name, command.as_str()) {
         ("-", "unzip -p") => "... | funzip".to_owned(),
         ("-", "tar -xOf") => "... | tar -xOf -".to_owned(),
@@ -58,14 +56,11 @@ pub fn check(head: &[u8], name: &str) -> Result<(), Unsuitable> {
     Err(Unsuitable { name: name.to_owned(), what, remedy })
 }
 
-struct Format {
-    what: String,
-    /// The command that converts it; empty where there is none.
-    command: String,
-}
+/// What a file is, and the command that converts it; empty where there is none.
+type Format = (String, String);
 
 fn recognised(what: &str, command: &str) -> Option<Format> {
-    Some(Format { what: what.to_owned(), command: command.to_owned() })
+    Some((what.to_owned(), command.to_owned()))
 }
 
 /// First bytes, their format, and the command that converts it.

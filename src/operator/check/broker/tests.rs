@@ -73,16 +73,6 @@ fn a_report_has_all_that_was_found_before_the_look_ended() {
 }
 
 #[test]
-fn a_refusal_names_the_setting_and_where_it_came_from() {
-    let config = config("RABBITMQ_HOST=mq.example");
-    let finding = refused(&config, &OpenError::Unavailable("it is down".to_owned()));
-    assert_eq!((finding.severity, finding.value.as_deref()), (Error, Some("mq.example")));
-    assert_eq!(finding.set_by.as_deref(), Some("environment variable RABBITMQ_HOST"));
-    let refused = refused(&config, &OpenError::Credentials("403".to_owned()));
-    assert_eq!(refused.subject, "rabbitmq.user");
-}
-
-#[test]
 fn versions_are_compared_by_their_numbers() {
     for old in ["3.9.29", "3.8", "2.99.1"] {
         assert!(!is_at_least(old, (3, 10)), "{old}");
