@@ -203,7 +203,8 @@ pub trait DeadLetters: Send + Sync {
     ///
     /// # Errors
     /// [`BrokerError`] when the confirm did not come: the message may or may not be in the queue.
-    fn publish(&self, message: &DeadLetter) -> impl Future<Output = Result<(), BrokerError>> + Send;
+    fn publish(&self, message: &DeadLetter)
+    -> impl Future<Output = Result<(), BrokerError>> + Send;
 }
 
 /// Votes of one batch, shared with the task that stores them: the whole or a part of it.
