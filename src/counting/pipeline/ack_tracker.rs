@@ -11,7 +11,7 @@ use crate::model::ports::DeliveryTag;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Handed to us, its fate open.
+    /// Delivered, and not settled yet.
     Held,
     /// Its effect is committed: may be acked.
     Done,
@@ -75,8 +75,8 @@ impl AckTracker {
     }
 
     fn position(&self, tag: DeliveryTag) -> Option<usize> {
-        // RabbitMQ leaves out no tag, so it is where it has to be; a broker that did must not have
-        // its deliveries stay unsettled for ever.
+        // RabbitMQ leaves out no tag, so the position follows from it. The search is for a broker that does:
+        // its deliveries must not stay unsettled.
         let (front, ..) = self.open.front()?;
         let expected = usize::try_from(tag.checked_sub(*front)?).ok()?;
         if self.open.get(expected).is_some_and(|(at, ..)| *at == tag) {
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(acks.open.len(), 3, "behind a held one it has to stay");
         assert_eq!(acks.unsettled(), 2);
         acks.rejected(2);
-        assert_eq!(acks.unsettled(), 2, "twice is as good as once");
+        assert_eq!(acks.unsettled(), 2, "a second reject changes nothing");
         acks.rejected(1);
         assert_eq!(acks.open.len(), 1, "forgotten without any ack");
         acks.rejected(3);

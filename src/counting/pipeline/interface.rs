@@ -35,7 +35,7 @@ pub struct Tools<'a, T, D> {
     pub budget: &'a IsolationBudget,
     pub jitter: &'a Jitter,
     pub instruments: &'a Instruments,
-    /// Told of each committed batch: the database answers.
+    /// Shows after each committed batch that the database answers.
     pub health: &'a Health,
     pub acknowledged: &'a Acknowledged,
 }
