@@ -1,4 +1,4 @@
-//! `run`, as an ordered list: metrics, database, totals, broker, count, stop.
+//! The service, in its order: metrics, database, totals, broker, counting, stop.
 
 mod acknowledged;
 mod background;
@@ -40,7 +40,7 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 /// How often the broker is asked for the depths of its queues, and how long it may take.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
-/// Most deliveries that one ack covers. The broker sends as many again in one go, and where they are
+/// Most deliveries that one ack covers. The broker sends as many again at once, and where they are
 /// on disk, behind a queue of millions, 1,000 cost it more than 500 (docs/performance.md).
 const MOST_ACKED: u64 = 500;
 /// The log message of an outage that no batch meets; it is rate-limited.
@@ -85,7 +85,7 @@ async fn run_with(
     (background, mut ended): (Background, UnboundedReceiver<TaskEnded>),
 ) -> Result<(), ServiceError> {
     let health = Arc::new(Health::default());
-    // Of its own, so that a task that ends can stop counting as a signal does.
+    // A child, so that a task that ends can stop counting as a signal does.
     let stop = stop.child_token();
     let mut counting = Box::pin(count(config, Arc::clone(&health), background, &stop));
     // In the task that counts, so that the watchdog is not notified while that task is blocked.
@@ -155,7 +155,7 @@ async fn count(
     };
     // Before the first vote is counted, so that the gauges are right from the first scrape on.
     watch.refresh_totals().await;
-    // An alarm that is open already must not be ready for a moment.
+    // With an open alarm the service must not be ready even for a moment.
     watch.look().await;
     background.spawn("totals and database health", watch.run());
     if let Some(interval) = config.monitoring.reconcile_interval {
@@ -286,7 +286,7 @@ impl Watch {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(self.refresh.min(PING_EVERY)) => {}
-                // A server that comes back may be another one.
+                // After a reconnect it may be another server.
                 () = self.store.reconnected() => self.store.close_reader().await,
             }
             if refreshed.elapsed() >= self.refresh {

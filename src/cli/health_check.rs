@@ -1,4 +1,4 @@
-//! `health-check`: what a container without curl asks itself.
+//! `health-check`, for containers without curl.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -38,8 +38,8 @@ enum Endpoint {
     Startupz,
 }
 
-/// Asks the service that runs with the same settings. Every "no" is a 1: supervisors know nothing
-/// else.
+/// Asks the service that runs with the same settings. Every "no" is a 1, the only code that container
+/// runtimes know.
 pub(super) fn check(config: &Config, arguments: &Arguments) -> Outcome {
     match ask(config, arguments.ask) {
         Ok(answer) => output::answer(format!("{answer}\n"), 0),

@@ -69,7 +69,7 @@ pub(super) async fn run(config: Config, traces: Traces) -> Outcome {
         }
     };
     let outcome = outcome(ended);
-    // Everything is settled; spans are worth no more than what is left of the deadline.
+    // Everything is settled: the last spans get what is left of the deadline.
     let left = deadline.saturating_duration_since(Instant::now());
     tokio::select! {
         () = traces.flush(FLUSH_TIMEOUT.min(left)) => outcome,

@@ -1,4 +1,4 @@
-//! The signals that end a command, and the end at once.
+//! The signals that end a command.
 
 use std::io;
 

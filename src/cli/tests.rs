@@ -60,7 +60,7 @@ fn every_command_has_examples_and_they_can_be_parsed() {
 
 /// README, help and code agree on the exit codes.
 #[test]
-fn exit_codes_are_told_as_they_are() {
+fn the_exit_codes_of_readme_help_and_code_agree() {
     let (_, table) = README.split_once("| exit code | meaning |\n|---|---|\n").expect("a table");
     let rows = table.lines().take_while(|line| line.starts_with('|'));
     let listed: Vec<String> = rows.map(|row| row.replace('`', "")).collect();

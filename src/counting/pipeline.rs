@@ -1,4 +1,4 @@
-//! The dataflow, whole: deliveries in, exact counts out, acks behind them.
+//! The whole dataflow: deliveries in, exact counts out, then acks.
 //!
 //! ```text
 //! deliveries ─ those that are there ─ take_until(stop)
@@ -45,8 +45,8 @@ use crate::model::vote::{self, Rejection, Vote};
 
 /// How long the broker may take to confirm that it stopped delivering.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
-/// Most deliveries that are taken in one go. They mostly come many at a time, and what is done
-/// once for all of them (a lock, a look at the stop, a place in a queue) adds up.
+/// Most deliveries that are taken at once. They mostly arrive many at a time, and work that is done once
+/// for all of them (a lock, a check for the stop, a slot in a channel) adds up.
 const AT_ONCE: usize = 100;
 /// A half-open chain has proved the queue empty when, so long after its beginning, everything delivered
 /// is settled and nothing came for a second: the prefetch allows a batch, and a broker with messages
@@ -162,8 +162,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         }
     }
 
-    /// Resolves when a half-open chain has found the queue empty: no batch will ever prove that the
-    /// store takes votes again.
+    /// Resolves when a half-open chain has found the queue empty: no batch will show that the store takes
+    /// votes again.
     async fn proved_empty(&self) {
         if self.mode != Mode::HalfOpen {
             return pending().await;
@@ -314,7 +314,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             self.unacked.acked(deliveries);
             self.tools.instruments.acked(deliveries);
             self.gauge(&self.acks());
-            // Behind the first of several acks: the next may fail.
+            // After the first of several acks: the next may fail.
             self.tools.acknowledged.remember(marker.take());
         }
         // Its ack waits for a delivery before it.
@@ -346,7 +346,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
 
     fn ended(self) -> Ended {
         let held = self.acks().unsettled();
-        // The tags end with the session, one way or the other.
+        // The tags end with the session.
         self.tools.instruments.unacked(0, None);
         Ended {
             held,

@@ -109,7 +109,7 @@ impl Watch {
         if alarms.is_empty() {
             if !self.seen.alarms.is_empty() {
                 tracing::info!("no acknowledged votes are missing from vote_audit any more");
-                // A later loss is another one, also for whoever accepted this one.
+                // A later loss is a new alarm, also where this one was accepted.
                 self.seen.alarm = None;
             }
             self.health.acknowledged_votes_present();

@@ -16,7 +16,7 @@ use crate::platform::telemetry::{Instruments, seconds};
 const NAMED: usize = 10;
 /// The shortest pause after a connection was lost or refused, which costs hardly any time.
 const AFTER_A_LOSS: Duration = Duration::from_secs(1);
-/// Longest pause before the result of another instance, which compares now, is looked for.
+/// Longest pause before looking for the result of another instance, which is comparing.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// The task that compares; dropped at any point, it leaves nothing behind.

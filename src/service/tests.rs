@@ -1,4 +1,4 @@
-//! A background task that ends, beside servers that do not answer.
+//! Background tasks that end, without servers.
 
 use futures::FutureExt;
 use futures::future::BoxFuture;

@@ -1,5 +1,5 @@
-//! `dlq replay` and `dlq purge`: first a reading without changes, then the question, then the work on
-//! what the question was about.
+//! `dlq replay` and `dlq purge`: a reading without changes, the question, then the work on the messages
+//! that the question was about.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -15,7 +15,7 @@ enum State {
     Held,
     /// Its effect is committed: may be acked.
     Done,
-    /// Already rejected on its own: must not be named by an ack again.
+    /// Already rejected on its own: no ack may name it.
     Rejected,
 }
 
@@ -57,8 +57,8 @@ impl AckTracker {
         tags.into_iter().for_each(|tag| self.settle(tag, State::Done));
     }
 
-    /// The delivery was rejected on its own. Rejected ones at the front need no ack to take them
-    /// along and are forgotten here: a queue of nothing but malformed messages never has one.
+    /// The delivery was rejected on its own. Rejected ones at the front are forgotten here: a queue of only
+    /// malformed messages never has an ack that would cover them.
     pub fn rejected(&mut self, tag: DeliveryTag) {
         self.settle(tag, State::Rejected);
         while self.open.pop_front_if(|(_, state, _)| *state == State::Rejected).is_some() {

@@ -1,4 +1,4 @@
-//! The chain's own laws, on a virtual clock, with a session and a store in memory.
+//! The chain on a virtual clock, with a session and a store in memory.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -33,7 +33,7 @@ enum Known {
     Attempt,
 }
 
-/// A channel that writes down what it is asked for, and a store that answers from a script.
+/// A channel that records what it is asked for, and a store that answers from a script.
 #[derive(Clone, Default)]
 struct World {
     events: Arc<Mutex<Vec<Event>>>,

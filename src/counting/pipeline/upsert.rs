@@ -34,7 +34,7 @@ const MAX_ISOLATED_PER_MINUTE: usize = 20;
 
 /// Guards against dead-lettering good votes for a fault that is not theirs: a constraint added by
 /// mistake refuses every vote with the same SQLSTATE as one bad vote. Votes are counted, not their
-/// deliveries: one bad vote that its publisher repeats must not stop everything for good.
+/// deliveries: one bad vote that its publisher repeats must not stop the service.
 #[derive(Debug, Default)]
 pub struct IsolationBudget {
     recent: Mutex<VecDeque<(Instant, String)>>,
@@ -73,7 +73,7 @@ pub(super) struct Upsert<'a, T, D> {
     pub(super) tools: &'a Tools<'a, T, D>,
     /// Nothing is begun for the batch from here on.
     pub(super) deadline: Instant,
-    /// Set when the pipeline is coming down: no further try is begun.
+    /// Cancelled when the pipeline has failed: no further try is begun.
     pub(super) halt: &'a CancellationToken,
     pub(super) batch_log: &'a BatchLog<'a>,
     pub(super) unacked: &'a Unacked<'a>,
@@ -95,7 +95,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         bodies: Vec<Vec<u8>>,
         replays: &[u32],
     ) -> Result<Counted, Unsettled> {
-        // How many transactions were tried, whatever comes of them.
+        // Transactions tried, with or without success.
         let mut attempt = 0;
         let settled = async {
             let (counted, refused) = self.count(votes.clone(), &mut attempt).await?;
@@ -139,7 +139,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
             let counting = store.count(part.clone());
             let fault = match instruments.spans.transaction(part.len(), counting).await {
                 Ok(done) => {
-                    // At once: the parts that did commit count, whatever becomes of the others.
+                    // At once: the parts that did commit count even if another part fails.
                     instruments.committed(&done, begun);
                     self.unacked.add(part.len());
                     counted.absorb(done);
@@ -283,9 +283,9 @@ mod tests {
         }
     }
 
-    /// Nor are more than 20 votes in a minute, however many batches they came in.
+    /// So are more than 20 votes in a minute, in however many batches.
     #[tokio::test(start_paused = true)]
-    async fn a_minute_fits_minute_for_twenty_votes_each_counted_once() {
+    async fn a_minute_allows_twenty_votes_each_counted_once() {
         let budget = IsolationBudget::default();
         let hashes: Vec<String> = (0..22).map(|number| format!("hash-{number}")).collect();
         let some =
