@@ -144,23 +144,20 @@ fn table(view: &View, reading: &Reading, width: usize, height: usize) -> Text<'s
     let laws = reading.laws.iter().take(shown);
     let mut rows: Vec<Vec<String>> =
         laws.map(|law| row(law, spans.map(|span| span.map(|span| span.of(&law.law_id))))).collect();
-    if hidden > 0 {
-        rows.push(vec![format!("... and {} more", HumanCount(hidden as u64))]);
-    }
     let sum = LawResult { law_id: "all".to_owned(), ..reading.sum() };
     rows.push(row(&sum, spans.map(|span| span.map(|span| span.all()))));
     let over =
         spans[1].map_or("over 1 min".to_owned(), |span| format!("over {}", short(span.length())));
     let head = ["law", "oui", "non", "total", "oui %", "non %", "votes/s", &over, "last update"];
-    let styled = lines(&head, &rows, width).into_iter().enumerate().map(|(index, line)| {
-        let style = match index {
-            _ if index == 0 || index == rows.len() => BOLD,
-            _ if index > shown => DIM,
-            _ => Style::new(),
-        };
-        Line::styled(line, style)
-    });
-    Text::from_iter(styled)
+    let lines = lines(&head, &rows, width).into_iter();
+    let mut lines: Vec<Line<'static>> = lines.map(Line::raw).collect();
+    lines[0].style = BOLD;
+    lines[rows.len()].style = BOLD;
+    if hidden > 0 {
+        let more = format!("... and {} more", HumanCount(hidden as u64));
+        lines.insert(rows.len(), Line::styled(more, DIM));
+    }
+    Text::from(lines)
 }
 
 /// The table in lines of at most `width` columns if that can be: the least important columns go first.
@@ -168,11 +165,8 @@ fn lines(head: &[&str], rows: &[Vec<String>], width: usize) -> Vec<String> {
     let mut kept: Vec<usize> = (0..head.len()).collect();
     let mut dispensable = DISPENSABLE.iter();
     loop {
-        let cells = |row: &Vec<String>| {
-            kept.iter()
-                .map(|&column| row.get(column).cloned().unwrap_or_default())
-                .collect::<Vec<_>>()
-        };
+        let cells =
+            |row: &Vec<String>| kept.iter().map(|&column| row[column].clone()).collect::<Vec<_>>();
         let head = kept.iter().map(|&column| head[column]);
         let mut table = output::table(head, rows.iter().map(cells), 1..kept.len());
         table.load_style(TableStyle::new());
