@@ -312,9 +312,9 @@ mod tests {
         assert_eq!(lines[7], "... and 36 more");
         let lines = drawn(&view, (100, 60), Instant::now());
         assert!(lines.iter().any(|line| line.starts_with("... and 10 more")), "--top: {lines:#?}");
-        let narrow = drawn(&view, (60, 10), Instant::now());
+        let narrow = drawn(&view, (50, 10), Instant::now());
         assert_eq!(words(&narrow[2]).join(" "), "law oui non total oui % non % votes/s");
-        let narrow = drawn(&view, (42, 10), Instant::now());
+        let narrow = drawn(&view, (34, 10), Instant::now());
         assert_eq!(words(&narrow[2]), ["law", "oui", "non", "total", "votes/s"]);
         let narrow = drawn(&view, (30, 10), Instant::now());
         assert_eq!(words(&narrow[2]), ["law", "oui", "non", "total"], "the counts go last");
