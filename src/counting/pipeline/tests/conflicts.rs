@@ -1,18 +1,11 @@
-//! Deadlocks and serialization failures: outside the retries, and not for ever.
+//! Deadlocks and serialization failures: outside the retries, and with a limit.
 
 use super::*;
 
-fn conflicts(count: usize) -> World {
-    let world = World::default();
-    world.faults.lock().expect("no panic while held").extend(vec![Class::Retry; count]);
-    world
-}
-
 #[test]
 fn twenty_conflicts_cost_no_retry_and_at_most_two_seconds() {
-    let world = conflicts(20);
-    let items = stream::iter(deliveries(votes_named(2))).boxed();
-    let (ended, took) = run_chain(&world, &limits(2, 1), Mode::Flowing, items, None);
+    let world = World::failing([Class::Retry; 20]);
+    let (ended, took) = run_votes(&world, 2, 2);
     assert_eq!(ended.failure, None);
     assert_eq!(world.events().last(), Some(&Event::Acked(2)));
     // 10 to 100 ms each, and 5 ms for each try.
@@ -22,11 +15,10 @@ fn twenty_conflicts_cost_no_retry_and_at_most_two_seconds() {
 
 #[test]
 fn a_batch_that_meets_nothing_but_conflicts_is_given_up_behind_its_retries() {
-    let world = conflicts(usize::from(u8::MAX));
-    let items = stream::iter(deliveries(votes_named(2))).boxed();
-    let (ended, took) = run_chain(&world, &limits(2, 1), Mode::Flowing, items, None);
-    assert!(matches!(ended.failure, Some(Failure::Paused(_))), "{:?}", ended.failure);
-    let left = world.faults.lock().expect("no panic while held").len();
-    assert_eq!(usize::from(u8::MAX) - left, 20 + 1 + 3, "conflicts, the try behind them, retries");
+    let world = World::failing([Class::Retry; 255]);
+    let (ended, took) = run_votes(&world, 2, 2);
+    assert_paused(&ended);
+    let tried = 255 - world.faults_left();
+    assert_eq!(tried, 20 + 1 + 3, "conflicts, the try behind them, retries");
     assert!(took > Duration::from_secs(1 + 2 + 4), "with the delays of retries: {took:?}");
 }
