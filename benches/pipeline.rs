@@ -1,6 +1,6 @@
 //! What decoding costs per message, what a batch costs until it is columns, and what the chain
 //! itself costs per vote: with a session and a store that do nothing, all that is left is
-//! combinators, ledger and decoding.
+//! combinators, ack tracker and decoding.
 
 use std::hint::black_box;
 use std::sync::Arc;
