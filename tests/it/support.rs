@@ -10,6 +10,7 @@ mod raw;
 pub mod repository;
 mod servers;
 mod stage;
+mod steps;
 
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub use self::process::{Service, request, send};
 pub use self::raw::RawPublisher;
 pub use self::servers::Servers;
 pub use self::stage::Stage;
+pub use self::steps::{LOCK_WAITS, login, run_with};
 
 /// How long anything may take that should take moments: generous, since a busy machine is no
 /// failure, and a condition that holds ends the wait at once.

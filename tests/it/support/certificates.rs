@@ -83,10 +83,15 @@ impl Files {
     }
 
     /// The path of a file with this text.
-    pub fn write(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        let path = self.file(name);
         fs::write(&path, text).expect("written");
-        path.display().to_string()
+        path
+    }
+
+    /// The path of a file in this directory.
+    pub fn file(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
     }
 
     pub fn path(&self) -> String {
