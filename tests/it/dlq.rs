@@ -11,7 +11,7 @@ use vote_aggregator::model::vote::{Choice, Vote};
 
 use crate::support::{
     BINARY, Ended, Servers, Service, Stage, command, ended, eventually, execute, message, messages,
-    vote, votes,
+    run_with, vote, votes,
 };
 
 const FORBID_LAW_X: &str =
@@ -34,22 +34,15 @@ impl Ended {
     }
 }
 
-async fn dlq(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
-    let mut command = command(stage, BINARY, &[&["dlq"], arguments].concat());
+/// A command that has to end with this code.
+async fn expect(stage: &Stage<'_>, code: i32, arguments: &[&str]) -> Ended {
     // A trial waits as long as a batch may take by these settings.
-    command.envs([
+    let settings = [
         ("BATCH_TIMEOUT_SECONDS", "0.2"),
         ("RETRY_DELAY_SECONDS", "0.1"),
         ("MAX_RETRY_ATTEMPTS", "1"),
-    ]);
-    ended(command).await
-}
-
-/// As [`dlq`], with an assertion on the exit code.
-async fn expect(stage: &Stage<'_>, code: i32, arguments: &[&str]) -> Ended {
-    let ended = dlq(stage, arguments).await;
-    assert_eq!(ended.code, Some(code), "{arguments:?}\n{}\n{}", ended.stdout, ended.stderr);
-    ended
+    ];
+    run_with(stage, &[&["dlq"], arguments].concat(), &settings).await.assert(code, &[])
 }
 
 /// A command that changes nothing: all `dead` messages are ready again afterwards.
@@ -61,10 +54,7 @@ async fn unchanged(stage: &Stage<'_>, dead: usize, arguments: &[&str]) -> Ended 
 
 /// Waits until the dead-letter queue has so many ready messages.
 async fn until_dead(stage: &Stage<'_>, count: usize) {
-    eventually(&format!("{count} dead letters"), async || {
-        stage.ready(&stage.dead_letter_queue()).await == Some(count as u32)
-    })
-    .await;
+    stage.until_ready(&stage.dead_letter_queue(), count).await;
 }
 
 /// Publishes to the dead-letter queue, which exists, and waits until the messages are ready.

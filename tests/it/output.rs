@@ -6,7 +6,7 @@ use std::process::Stdio;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::support::{BINARY, PATIENCE, Servers, Stage, command, eventually, execute, votes};
+use crate::support::{BINARY, PATIENCE, Servers, Stage, command, execute, votes};
 
 /// The exit code and standard error of a command that writes its answer to `stdout`.
 async fn into(mut command: Command, stdout: impl Into<Stdio>) -> (Option<i32>, String) {
@@ -75,11 +75,8 @@ async fn commands_say_what_they_did_where_that_can_be_written() {
     stage.publish(&vec![b"no vote".to_vec(); 8]).await;
     let service = stage.start(&[]).await;
     stage.until_counted(20).await;
-    let dead = async |count| {
-        let dead = stage.dead_letter_queue();
-        eventually("dead letters", async || stage.ready(&dead).await == Some(count)).await;
-    };
-    dead(8).await;
+    let dead_letters = stage.dead_letter_queue();
+    stage.until_ready(&dead_letters, 8).await;
 
     let address = service.address().await;
     let (_, port) = address.rsplit_once(':').expect("a port");
@@ -109,7 +106,7 @@ async fn commands_say_what_they_did_where_that_can_be_written() {
     ] {
         assert_ends(|| with(arguments, port), code, done).await;
         if arguments.starts_with("dlq purge") && done.is_some() {
-            dead(5).await;
+            stage.until_ready(&dead_letters, 5).await;
         }
     }
     service.stop().await;

@@ -100,8 +100,7 @@ async fn both_passwords_are_rotated_under_a_running_service() {
     }
     count(300).await;
     service.until_ready().await;
-    service.stop().await;
-    stage.assert_counted_exactly(&all).await;
+    stage.finish([service], &all).await;
     broker("rabbit_auth_backend_internal:delete_user(USER, <<\"test\">>).");
     sql("DROP OWNED BY USER; DROP ROLE USER").await;
 }
@@ -114,10 +113,8 @@ async fn a_password_that_the_driver_cannot_use_ends_the_service() {
     let user = format!("unusable_{}", stage.database);
     execute(&stage, &format!("CREATE ROLE {user} LOGIN PASSWORD '{password}'")).await;
     let login = [("POSTGRES_USER", user.as_str()), ("POSTGRES_PASSWORD", password)];
-    let mut service = stage.spawn(&login).await;
-    assert_eq!(service.exit_code().await, Some(78), "{}", service.log());
-    let log = service.log();
-    assert!(log.contains("SCRAM-SHA-256") && log.contains("POSTGRES_PASSWORD_FILE"), "{log}");
+    let named = ["SCRAM-SHA-256", "POSTGRES_PASSWORD_FILE"];
+    let log = stage.spawn(&login).await.assert_ends(78, &named).await;
     assert!(!log.contains('\u{1f5f3}') && !log.contains("1f5f3"), "{log}");
     execute(&stage, &format!("DROP ROLE {user}")).await;
 }

@@ -3,9 +3,7 @@
 use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
 
-use crate::support::{
-    BINARY, Ended, LOGIN_PASSWORD, Servers, Service, Stage, command, ended, votes,
-};
+use crate::support::{Ended, Servers, Service, Stage, run_with, votes};
 
 /// A user of the broker of this stage's own.
 struct User<'s> {
@@ -16,7 +14,7 @@ struct User<'s> {
 impl<'s> User<'s> {
     fn new(stage: &'s Stage<'s>) -> Self {
         let user = Self { stage, name: format!("user_{}", stage.database) };
-        user.ctl(&["add_user", &user.name, LOGIN_PASSWORD]);
+        user.ctl(&["add_user", &user.name, "least"]);
         user
     }
 
@@ -29,13 +27,13 @@ impl<'s> User<'s> {
     }
 
     fn settings(&self) -> [(&str, &str); 2] {
-        [("RABBITMQ_USER", self.name.as_str()), ("RABBITMQ_PASSWORD", LOGIN_PASSWORD)]
+        [("RABBITMQ_USER", self.name.as_str()), ("RABBITMQ_PASSWORD", "least")]
     }
 
     async fn check(&self, queue: &str) -> Ended {
-        let mut check = command(self.stage, BINARY, &["check", "--connect", "--json"]);
-        check.envs(self.settings()).env("RABBITMQ_QUEUE", queue);
-        ended(check).await
+        let [user, password] = self.settings();
+        let settings = [user, password, ("RABBITMQ_QUEUE", queue)];
+        run_with(self.stage, &["check", "--connect", "--json"], &settings).await
     }
 }
 
@@ -62,8 +60,7 @@ async fn missing_permissions_are_found_at_start_and_passing_refusals_are_waited_
     stage.declare_queue(&stage.dead_letter_queue(), true, &[]).await;
     let user = User::new(&stage);
     user.may("", "", "");
-    let found = user.check(&stage.queue).await;
-    assert_eq!(found.code, Some(1), "{}", found.stdout);
+    let found = user.check(&stage.queue).await.assert(1, &[]);
     has(&found, "error", &format!("no read permission on the queue \\\"{}\\\"", stage.queue));
     has(&found, "warning", ".dlq\\\"");
     has(&found, "error", "no write permission on the default exchange");
@@ -71,12 +68,8 @@ async fn missing_permissions_are_found_at_start_and_passing_refusals_are_waited_
     has(&found, "error", "no permission to create the queue");
 
     user.may(".*", "", ".*");
-    let mut service = stage.spawn(&user.settings()).await;
-    assert_eq!(service.exit_code().await, Some(77), "{}", service.log());
-    let log = service.log();
-    for named in ["write on the default exchange (amq.default)", "rabbitmqctl set_permissions"] {
-        assert!(log.contains(named), "{named} in {log}");
-    }
+    let named = ["write on the default exchange (amq.default)", "rabbitmqctl set_permissions"];
+    stage.spawn(&user.settings()).await.assert_ends(77, &named).await;
 
     user.may(".*", ".*", ".*");
     user.ctl(&["set_user_limits", &user.name, r#"{"max-connections": 0}"#]);

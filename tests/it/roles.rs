@@ -10,7 +10,7 @@ use vote_aggregator::adapters::store::{PgStore, StartError};
 use vote_aggregator::model::ports::{Store, Votes};
 use vote_aggregator::model::vote::{Choice, Vote};
 
-use crate::support::{Servers, Stage, as_role, eventually, execute, vote, votes};
+use crate::support::{Servers, Stage, eventually, execute, login, vote, votes};
 
 const IN_SERVICE: &str = "IN ROLE vote_service";
 const GROUPS: [&str; 3] = ["vote_service", "vote_results_reader", "vote_auditor"];
@@ -122,7 +122,7 @@ async fn the_catalogue_holds_exactly_these_grants_and_none_for_everybody() {
 #[tokio::test]
 async fn the_service_needs_no_more_than_its_role() {
     let stage = Stage::with_roles(Servers::shared(), "leastrole").await;
-    let role = stage.login("login", IN_SERVICE).await;
+    let role = stage.role("login", IN_SERVICE).await;
     let forbid = "ALTER TABLE vote_audit ADD CONSTRAINT no_law_x CHECK (law_id <> 'law-x')";
     execute(&stage, forbid).await;
     let good = votes(0, 300);
@@ -133,7 +133,7 @@ async fn the_service_needs_no_more_than_its_role() {
     first.push(Vote { citizen_id: "another".into(), ..good[1].clone() });
     stage.publish_votes(&first).await;
     let often = [("RETRY_DELAY_SECONDS", "0.1"), ("TOTALS_REFRESH_SECONDS", "1")];
-    let service = stage.start(&[&as_role(&role)[..], &often].concat()).await;
+    let service = stage.start(&[&login(&role)[..], &often].concat()).await;
     stage.until_counted(200).await;
     eventually("dead-lettered, compared with the audit, and recorded as an attempt", async || {
         stage.ready(&stage.dead_letter_queue()).await == Some(1)
@@ -152,19 +152,16 @@ async fn the_service_needs_no_more_than_its_role() {
     service.until_logged("consuming stops until a write succeeds").await;
     service.until_not_ready().await;
     execute(&stage, &format!("ALTER ROLE {role} LOGIN")).await;
-    stage.until_counted(300).await;
     service.until_ready().await;
-    service.stop().await;
-    stage.assert_counted_exactly(&good).await;
-    stage.assert_drained().await;
+    stage.finish([service], &good).await;
 }
 
 /// A missing grant is found at start and not at the first vote that needs it.
 #[tokio::test]
 async fn a_missing_grant_is_a_clear_refusal_at_start() {
     let stage = Stage::with_roles(Servers::shared(), "missing").await;
-    let role = stage.login("login", IN_SERVICE).await;
-    stage.prepare(&as_role(&role)).await.expect("enough");
+    let role = stage.role("login", IN_SERVICE).await;
+    stage.prepare(&login(&role)).await.expect("enough");
     for grant in [
         "INSERT ON duplicate_attempts",
         "UPDATE ON vote_results",
@@ -172,11 +169,11 @@ async fn a_missing_grant_is_a_clear_refusal_at_start() {
         "SELECT ON _sqlx_migrations",
     ] {
         execute(&stage, &format!("REVOKE {grant} FROM vote_service")).await;
-        let message = assert_refused(stage.prepare(&as_role(&role)).await);
+        let message = assert_refused(stage.prepare(&login(&role)).await);
         assert!(message.contains("roles.sql"), "{grant}: {message}");
         stage.grant_roles();
     }
-    stage.prepare(&as_role(&role)).await.expect("enough again");
+    stage.prepare(&login(&role)).await.expect("enough again");
 }
 
 /// With the grants of semantics, section 9, and no more: the service does without the tables that are
@@ -184,12 +181,12 @@ async fn a_missing_grant_is_a_clear_refusal_at_start() {
 #[tokio::test]
 async fn a_role_without_grants_on_the_shared_tables_is_ready_and_notices_lost_votes() {
     let stage = Stage::with_roles(Servers::shared(), "olderrole").await;
-    let role = stage.login("login", IN_SERVICE).await;
+    let role = stage.role("login", IN_SERVICE).await;
     let revoke = "REVOKE ALL ON schema_compatibility, reconciliation, lost_votes FROM vote_service";
     execute(&stage, revoke).await;
     let all = votes(0, 10);
     stage.publish_votes(&all).await;
-    let service = stage.start(&as_role(&role)).await;
+    let service = stage.start(&login(&role)).await;
     stage.until_counted(10).await;
     service.until_logged("the table lost_votes cannot be used").await;
 
@@ -200,10 +197,7 @@ async fn a_role_without_grants_on_the_shared_tables_is_ready_and_notices_lost_vo
     assert_eq!(service.metric("acknowledged_votes_lost_total").await, Some(1.0));
     // With the grants it is recorded, so that a restart does not forget it.
     stage.grant_roles();
-    eventually("the lost votes are recorded", async || {
-        stage.number("SELECT count(*) FROM lost_votes").await == 1
-    })
-    .await;
+    stage.until_number("SELECT count(*) FROM lost_votes", 1).await;
     execute(&stage, revoke).await;
     stage.publish_votes(&all).await;
     service.until_ready().await;
@@ -216,25 +210,25 @@ async fn a_role_without_grants_on_the_shared_tables_is_ready_and_notices_lost_vo
          VALUES (99, 'later', true, '', 0)",
     )
     .await;
-    assert_refused(stage.prepare(&as_role(&role)).await);
+    assert_refused(stage.prepare(&login(&role)).await);
 }
 
 /// The service's role cannot migrate, and says who has to.
 #[tokio::test]
 async fn a_pending_migration_is_for_the_owner() {
     let stage = Stage::with_roles(Servers::shared(), "upgrade").await;
-    let role = stage.login("login", IN_SERVICE).await;
+    let role = stage.role("login", IN_SERVICE).await;
     execute(
         &stage,
         "DROP TABLE result_corrections; DELETE FROM _sqlx_migrations WHERE version = 2",
     )
     .await;
-    let message = assert_refused(stage.prepare(&as_role(&role)).await);
+    let message = assert_refused(stage.prepare(&login(&role)).await);
     assert!(message.contains("[2]") && message.contains("`vote-aggregator migrate`"), "{message}");
     // With rows in the tables, as after an upgrade.
     stage.store().await.count(Votes::new(votes(0, 10))).await.expect("migrated by the owner");
     stage.grant_roles();
-    stage.prepare(&as_role(&role)).await.expect("the newest schema");
+    stage.prepare(&login(&role)).await.expect("the newest schema");
 }
 
 /// Tables that the service's predecessor left number their rows from sequences.
@@ -252,8 +246,8 @@ async fn tables_with_sequences_take_votes_from_the_role() {
     .await;
     stage.store().await;
     stage.grant_roles();
-    let role = stage.login("login", IN_SERVICE).await;
-    let store = stage.prepare(&as_role(&role)).await.expect("enough");
+    let role = stage.role("login", IN_SERVICE).await;
+    let store = stage.prepare(&login(&role)).await.expect("enough");
     let mut batch = votes(0, 10);
     batch.push(Vote { citizen_id: "another".into(), ..batch[0].clone() });
     let counted = store.count(Votes::new(batch)).await.expect("enough to count");

@@ -97,11 +97,10 @@ async fn without_a_watchdog_there_are_no_pings() {
     let manager = Manager::listening("plain");
     // As for a child of the main process: this watchdog is for another process.
     let elsewhere = [("WATCHDOG_USEC", "2000"), ("WATCHDOG_PID", "1")];
-    let mut service = manager.start(&stage, &elsewhere).await;
+    let service = manager.start(&stage, &elsewhere).await;
     let start = manager.receive_until("READY=1").await;
     assert_eq!(start, ["READY=1", "STATUS=counting votes"]);
-    service.signal(Signal::TERM);
-    assert_eq!(service.exit_code().await, Some(0), "{}", service.log());
+    service.stop().await;
     let stop = manager.left().concat();
     assert!(stop.starts_with("STOPPING=1\n") && !stop.contains("WATCHDOG"), "{stop}");
 }
@@ -126,8 +125,8 @@ async fn an_outage_is_a_status_and_no_failed_start() {
 async fn a_fatal_error_never_gets_ready() {
     let stage = Stage::migrated(Servers::shared(), "notify_refused").await;
     let manager = Manager::listening("refused");
-    let mut service = manager.start(&stage, &[("POSTGRES_PASSWORD", "wrong-secret")]).await;
-    assert_eq!(service.exit_code().await, Some(77), "{}", service.log());
+    let service = manager.start(&stage, &[("POSTGRES_PASSWORD", "wrong-secret")]).await;
+    service.assert_ends(77, &[]).await;
     assert_eq!(manager.left(), <Vec<String>>::new());
 }
 

@@ -11,6 +11,7 @@ mod raw;
 pub mod repository;
 mod servers;
 mod stage;
+mod steps;
 
 use std::time::Duration;
 
@@ -28,7 +29,8 @@ pub use self::pooler::Pooler;
 pub use self::process::{Service, request, send};
 pub use self::raw::RawPublisher;
 pub use self::servers::Servers;
-pub use self::stage::{LOGIN_PASSWORD, Stage, as_role};
+pub use self::stage::Stage;
+pub use self::steps::{login, run_with};
 
 /// How long anything may take: generous, for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);

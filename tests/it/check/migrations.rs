@@ -6,9 +6,7 @@ use vote_aggregator::model::ports::{Store, Votes};
 
 use super::{check, connected};
 use crate::deployment::sql_block;
-use crate::support::{
-    BINARY, Ended, Servers, Stage, as_role, command, ended, eventually, execute, run, votes,
-};
+use crate::support::{Servers, Stage, eventually, execute, login, run, run_with, votes};
 
 /// The contract's tables as its document lists them.
 const PREDECESSOR: &str = "
@@ -39,23 +37,13 @@ async fn schema(stage: &Stage<'_>) -> i64 {
     stage.number(rows).await
 }
 
-/// Asserts how `migrate` ended, and words of its errors.
-fn assert_ended(migrated: &Ended, code: i32, words: &[&str]) {
-    assert_eq!(migrated.code, Some(code), "{}", migrated.stderr);
-    for word in words {
-        assert!(migrated.stderr.contains(word), "{word} in {}", migrated.stderr);
-    }
-}
-
 #[tokio::test]
 async fn a_rehearsal_says_that_the_predecessors_tables_fit_and_leaves_them_alone() {
     let stage = predecessor("rehearsed", "SELECT").await;
     let before = schema(&stage).await;
     let ended = connected(&stage, &[]).await;
     ended.finds(0, &[("info", "migrations [1, 2, 3] are not applied")]);
-    for looked in ["migrations [1, 2, 3], applied and rolled back", "a batch, counted"] {
-        assert!(ended.stdout.contains(looked), "{looked} in {}", ended.stdout);
-    }
+    ended.assert(0, &["migrations [1, 2, 3], applied and rolled back", "a batch, counted"]);
     assert_eq!(schema(&stage).await, before);
     assert_eq!(stage.number("SELECT count(*) FROM vote_audit").await, 1);
 
@@ -121,8 +109,8 @@ async fn tables_that_do_not_fit_are_found_before_the_migration_with_their_column
 
         // For a role that cannot rehearse it, the catalogue is read.
         if name == "nounique" {
-            let role = stage.login("login", "").await;
-            assert_eq!(connected(&stage, &as_role(&role)).await.severity(named), "error");
+            let role = stage.role("login", "").await;
+            assert_eq!(connected(&stage, &login(&role)).await.severity(named), "error");
         }
     }))
     .await;
@@ -144,13 +132,13 @@ async fn a_view_in_a_migrations_way_is_named_with_the_steps_that_get_past_it() {
         "views on the tables: turnout",
         "DROP VIEW",
     ];
-    assert_ended(&run(&stage, "migrate", &[]).await, 78, &named);
+    run(&stage, "migrate", &[]).await.assert(78, &named);
     let definition: String = sqlx::query_scalar("SELECT pg_get_viewdef('turnout')")
         .fetch_one(&stage.sql)
         .await
         .expect("its definition");
     execute(&stage, "DROP VIEW turnout").await;
-    assert_ended(&run(&stage, "migrate", &[]).await, 0, &[]);
+    run(&stage, "migrate", &[]).await.assert(0, &[]);
     execute(&stage, &format!("CREATE VIEW turnout AS {definition}")).await;
     assert_eq!(stage.number("SELECT votes::bigint FROM turnout").await, 1);
 }
@@ -165,9 +153,8 @@ async fn rows_that_repeat_each_other_are_an_error_and_not_retried() {
          SELECT 'old', 'citizen-0', '2025-01-01Z', 'law-old', 'non' FROM generate_series(1, 2)",
     )
     .await;
-    let refused = run(&stage, "migrate", &[]).await;
     let named = ["migration 1 (votes)", "23505", "duplicate_attempts_key", "HAVING count"];
-    assert_ended(&refused, 78, &named);
+    let refused = run(&stage, "migrate", &[]).await.assert(78, &named);
     assert!(!refused.stderr.contains("citizen-0"), "{}", refused.stderr);
     assert_eq!(connected(&stage, &[]).await.severity("23505"), "error");
 }
@@ -176,10 +163,10 @@ async fn rows_that_repeat_each_other_are_an_error_and_not_retried() {
 #[tokio::test]
 async fn a_rehearsal_waits_for_no_lock_for_long_and_says_who_holds_it() {
     let stage = predecessor("rehearselock", "SELECT").await;
-    let other = stage.locked("UPDATE vote_results SET oui_count = 2").await;
+    let other = stage.hold("UPDATE vote_results SET oui_count = 2").await;
     let ended = connected(&stage, &[]).await;
     ended.finds(0, &[("warning", "the tables were not free")]);
-    assert!(ended.stdout.contains("RowExclusiveLock on vote_results"), "{}", ended.stdout);
+    ended.assert(0, &["RowExclusiveLock on vote_results"]);
     other.rollback().await.expect("ended");
 
     // Other roles could put their objects in the place of ours.
@@ -194,7 +181,7 @@ async fn a_rehearsal_never_ends_in_a_deadlock_with_a_writer_of_another_order() {
     const WAITING: &str = "SELECT count(*) FROM pg_locks
         WHERE NOT granted AND relation = 'vote_audit'::regclass";
     let stage = predecessor("rehearseorder", "SELECT").await;
-    let mut writer = stage.locked("UPDATE vote_audit SET choice = 'non'").await;
+    let mut writer = stage.hold("UPDATE vote_audit SET choice = 'non'").await;
     let ended = Cell::new(false);
     let check = async {
         let check = check(&stage, &["--connect", "--json", "--rehearse", "5"], &[]).await;
@@ -215,16 +202,12 @@ async fn a_rehearsal_never_ends_in_a_deadlock_with_a_writer_of_another_order() {
 #[tokio::test]
 async fn a_role_that_may_not_create_tables_is_shown_the_missing_grant() {
     let stage = Stage::new(Servers::shared(), "maynotcreate").await;
-    let role = stage.login("login", "").await;
-    let migrate = async || {
-        let mut command = command(&stage, BINARY, &["migrate"]);
-        command.envs(as_role(&role));
-        ended(command).await
-    };
+    let role = stage.role("login", "").await;
+    let migrate = async || run_with(&stage, &["migrate"], &login(&role)).await;
     let grant = format!(r#"GRANT CREATE ON SCHEMA public TO \"{role}\""#);
-    assert_ended(&migrate().await, 77, &[&grant]);
+    migrate().await.assert(77, &[&grant]);
     execute(&stage, &grant.replace('\\', "")).await;
-    assert_ended(&migrate().await, 0, &[]);
+    migrate().await.assert(0, &[]);
 }
 
 /// Written by a session in Paris; the service writes and reads UTC. Converted as in the runbook.

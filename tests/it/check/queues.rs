@@ -58,8 +58,7 @@ async fn a_queue_that_loses_votes_is_reported_with_all_its_reasons() {
         let before = everything(&stage).await;
         connected(&stage, &[]).await.finds(code, found);
         assert_eq!(everything(&stage).await, before, "{name}");
-        let strict = check(&stage, &["--connect", "--strict"], &[]).await;
-        assert_eq!(strict.code, Some(1), "{name}: {}", strict.stdout);
+        check(&stage, &["--connect", "--strict"], &[]).await.assert(1, &[]);
     }
 }
 

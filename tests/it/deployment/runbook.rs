@@ -53,7 +53,7 @@ async fn its_sql_shows_who_waits_for_whom_and_who_holds_the_lock_on_comparing() 
     let blocked = async || rows_of(&stage, "Who waits for whom", "blocked_by <> '{}'").await;
     let comparing = async || rows_of(&stage, "'advisory'", "true").await;
     assert_eq!((blocked().await, comparing().await), (0, 0));
-    let holder = stage.locked("LOCK TABLE vote_audit").await;
+    let holder = stage.hold("LOCK TABLE vote_audit").await;
     let waiter = tokio::spawn(async move { store.reconcile(Duration::ZERO, 1).await });
     eventually("both show it", async || (blocked().await, comparing().await) == (1, 1)).await;
     holder.rollback().await.expect("unlocked");

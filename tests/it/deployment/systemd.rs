@@ -93,7 +93,7 @@ async fn its_environment_and_credentials_start_the_service() {
         let (name, source) = credential.split_once(':').expect("name:path");
         assert_eq!(source, format!("/etc/vote-aggregator/secrets/{name}"));
         let password = environment.remove(&name.to_uppercase()).expect("a password of the stage");
-        files.write(name, &format!("{password}\n"));
+        files.write(name, format!("{password}\n"));
     }
     for assignment in values("Environment") {
         let (name, value) = assignment.split_once('=').expect("NAME=value");

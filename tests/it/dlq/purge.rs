@@ -20,7 +20,7 @@ async fn a_purge_archives_what_it_removes_and_removes_only_that() {
     let file = files.join("removed.ndjson");
     let path = file.to_str().expect("UTF-8");
 
-    assert!(expect(&stage, 2, &["purge"]).await.stderr.contains("--yes"));
+    expect(&stage, 2, &["purge"]).await.assert(2, &["--yes"]);
     let dry = ["purge", "--reason", "malformed", "--dry-run"];
     let dry = unchanged(&stage, good.len() + bad.len(), &dry).await;
     assert_eq!(dry.count("would be removed"), "454");
@@ -38,13 +38,12 @@ async fn a_purge_archives_what_it_removes_and_removes_only_that() {
     });
     assert_eq!(sorted(archived.collect()), sorted(bad));
 
-    let again = expect(&stage, 2, &["purge", "--save", path, "--yes"]).await;
-    assert!(again.stderr.contains(path), "{}", again.stderr);
+    expect(&stage, 2, &["purge", "--save", path, "--yes"]).await.assert(2, &[path]);
     assert_eq!(fs::read_to_string(&file).expect("the file"), saved, "not overwritten");
     // Without an archive nothing is removed.
     let nowhere = format!("{path}.none/removed.ndjson");
     let nowhere = expect(&stage, 70, &["purge", "--save", &nowhere, "--yes"]).await;
-    assert!(nowhere.stderr.contains("cannot write"), "{}", nowhere.stderr);
+    nowhere.assert(70, &["cannot write"]);
     until_dead(&stage, good.len()).await;
     let some = expect(&stage, 0, &["purge", "--yes", "--max", "100"]).await;
     assert_eq!(some.count("removed"), "100");
@@ -72,9 +71,7 @@ async fn on_a_terminal_they_ask_and_take_nothing_but_a_yes() {
         );
         let mut command = command(&stage, "bash", &["-c", &on_terminal]);
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        let asked = ended(command).await;
-        assert!(asked.stdout.contains("1 messages") && asked.stdout.contains("[y/N]"));
-        assert_eq!(asked.code, Some(code), "{what} {answer:?}: {}", asked.stdout);
+        ended(command).await.assert(code, &["1 messages", "[y/N]"]);
         until_dead(&stage, left).await;
     }
     assert_eq!(stage.ready(&stage.queue).await, Some(1));

@@ -20,8 +20,7 @@ const REPLAY_ALL: [&str; 3] = ["replay", "--yes", "--no-trial"];
 #[tokio::test]
 async fn a_replay_counts_what_was_refused_once_and_leaves_the_malformed() {
     let (stage, service, every, dead) = some_dead("dlq_replay").await;
-    let asks = expect(&stage, 2, &["replay"]).await;
-    assert!(asks.stderr.contains("--yes"), "{}", asks.stderr);
+    expect(&stage, 2, &["replay"]).await.assert(2, &["--yes"]);
     let dry = unchanged(&stage, dead.len(), &["replay", "--dry-run"]).await;
     assert_eq!(dry.count("would be put back"), "2");
     let listed = unchanged(&stage, dead.len(), &["list", "--json"]).await.lines();
@@ -34,9 +33,7 @@ async fn a_replay_counts_what_was_refused_once_and_leaves_the_malformed() {
     until_dead(&stage, 4).await;
     // Nothing matches any more: all of it is done.
     expect(&stage, 0, &["replay", "--yes", "--sqlstate", "23514"]).await;
-    service.stop().await;
-    stage.assert_counted_exactly(&every).await;
-    stage.assert_drained().await;
+    stage.finish([service], &every).await;
     until_dead(&stage, 4).await;
     assert_eq!(taken(&stage).await, sorted(malformed()));
 }
@@ -113,11 +110,8 @@ async fn a_kill_in_the_middle_of_a_replay_loses_nothing() {
     .await;
     assert!(counted().await < 4_000, "it was killed in the middle");
     expect(&stage, 0, &REPLAY_ALL).await;
-    stage.until_counted(all.len()).await;
     until_dead(&stage, 0).await;
-    service.stop().await;
-    stage.assert_counted_exactly(&all).await;
-    stage.assert_drained().await;
+    stage.finish([service], &all).await;
 }
 
 /// What the queue does not confirm stays where it is.
@@ -131,8 +125,7 @@ async fn what_the_votes_queue_refuses_stays_a_dead_letter() {
     stage.declare(true, &full).await;
     stage.declare_queue(&stage.dead_letter_queue(), true, &[]).await;
     put(&stage, &messages(&votes(0, 400)), &[]).await;
-    let refused = expect(&stage, 1, &REPLAY_ALL).await;
-    assert!(refused.stderr.contains("full"), "{}", refused.stderr);
+    expect(&stage, 1, &REPLAY_ALL).await.assert(1, &["full"]);
     let service = stage.start(&[]).await;
     stage.assert_drained().await;
     service.stop().await;
@@ -173,9 +166,7 @@ async fn a_broker_that_freezes_ends_a_replay_with_an_error_and_loses_nothing() {
     .await;
     expect(&stage, 0, &REPLAY_ALL).await;
     let service = stage.start(&[]).await;
-    stage.until_counted(all.len()).await;
-    service.stop().await;
-    stage.assert_counted_exactly(&all).await;
+    stage.finish([service], &all).await;
     until_dead(&stage, 0).await;
 }
 
@@ -224,16 +215,15 @@ async fn one_of_each_cause_is_tried_and_what_would_come_back_is_left() {
 
     // Without a service the trial has no result.
     let waited = expect(&stage, 1, &["replay", "--yes", "--trial-seconds", "1"]).await;
-    assert!(waited.stderr.contains("law-y: not known within 1 s"), "{}", waited.stderr);
+    let waited = waited.assert(1, &["law-y: not known within 1 s"]);
     assert_eq!((waited.count("put back"), waited.count("left: one of its cause")), ("1", "4"));
     until_dead(&stage, 4).await;
 
     let service = stage.start(&[("BATCH_TIMEOUT_SECONDS", "0.2")]).await;
     stage.until_counted(1).await;
     put(&stage, &messages(&refused), &REFUSED).await;
-    let tried = expect(&stage, 1, &["replay", "--yes"]).await;
-    assert!(tried.stderr.contains("law-y: it was taken and stayed away"), "{}", tried.stderr);
-    assert!(tried.stderr.contains("law-x: it came back"), "{}", tried.stderr);
+    let results = ["law-y: it was taken and stayed away", "law-x: it came back"];
+    let tried = expect(&stage, 1, &["replay", "--yes"]).await.assert(1, &results);
     assert_eq!((tried.count("put back"), tried.count("left: one of its cause")), ("4", "30"));
     stage.until_counted(5).await;
     until_dead(&stage, 30).await;
@@ -248,9 +238,7 @@ async fn one_of_each_cause_is_tried_and_what_would_come_back_is_left() {
 
     execute(&stage, ALLOW_LAW_X).await;
     assert_eq!(expect(&stage, 0, &["replay", "--yes"]).await.count("put back"), "30");
-    stage.until_counted(40).await;
-    service.stop().await;
-    stage.assert_counted_exactly(&[repaired, refused, behind].concat()).await;
+    stage.finish([service], &[repaired, refused, behind].concat()).await;
     until_dead(&stage, 0).await;
 }
 

@@ -31,12 +31,17 @@ impl Files {
     }
 
     /// The path of a file with this text.
-    pub fn write(&self, name: &str, text: &str) -> String {
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
         fs::write(self.join(name), text).expect("written");
+        self.file(name)
+    }
+
+    /// The path of a file in this directory.
+    pub fn file(&self, name: &str) -> String {
         self.join(name).display().to_string()
     }
 
-    /// The path of this file, whether it exists or not.
+    /// As [`Files::file`].
     pub fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }

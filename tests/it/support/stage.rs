@@ -8,7 +8,7 @@ use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Postgres, Row, Transaction};
+use sqlx::{AssertSqlSafe, Row};
 use tokio::time::timeout;
 use vote_aggregator::adapters::broker::RabbitMq;
 use vote_aggregator::adapters::store::{self, PgStore, StartError};
@@ -17,12 +17,10 @@ use vote_aggregator::platform::config::{Config, Sources};
 use vote_aggregator::platform::retry::Jitter;
 use vote_aggregator::platform::telemetry::Health;
 
-use super::{PATIENCE, Servers, Service, eventually, execute, messages};
+use super::{PATIENCE, Servers, Service, eventually, messages};
 
 /// Publishes that may wait for their confirm at a time.
 const UNCONFIRMED: usize = 5_000;
-/// The password of every role of [`Stage::login`].
-pub const LOGIN_PASSWORD: &str = "least-of-all";
 
 /// The database and the queue of one test.
 pub struct Stage<'s> {
@@ -75,22 +73,6 @@ impl<'s> Stage<'s> {
     pub fn grant_roles(&self) {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
         self.servers.script(&["psql", "--", "-d", &self.database, "-X", "-q", "-f", file]);
-    }
-
-    /// Creates a login role for this stage; `options` of `CREATE ROLE` may put it into a group. Returns
-    /// its name.
-    pub async fn login(&self, name: &str, options: &str) -> String {
-        let role = format!("{name}_{}", self.database);
-        let create = format!("CREATE ROLE {role} LOGIN PASSWORD '{LOGIN_PASSWORD}' {options}");
-        execute(self, &create).await;
-        role
-    }
-
-    /// Begins a transaction with this statement, which leaves its locks behind.
-    pub async fn locked(&self, statement: &'static str) -> Transaction<'static, Postgres> {
-        let mut transaction = self.sql.begin().await.expect("a transaction");
-        sqlx::raw_sql(statement).execute(&mut *transaction).await.expect("executed");
-        transaction
     }
 
     /// Empties the tables.
@@ -361,9 +343,4 @@ impl<'s> Stage<'s> {
 
 fn set(environment: &mut BTreeMap<String, String>, variables: &[(&str, &str)]) {
     environment.extend(variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
-}
-
-/// The settings that log in as a role of [`Stage::login`].
-pub fn as_role(role: &str) -> [(&str, &str); 2] {
-    [("POSTGRES_USER", role), ("POSTGRES_PASSWORD", LOGIN_PASSWORD)]
 }
