@@ -72,8 +72,10 @@ impl Telemetry {
             Self::Off => vec![("OTEL_METRICS_EXPORTER", "none".to_owned())],
             Self::Metrics => Vec::new(),
             Self::MetricsAndTraces => {
-                let mut variables = collector.variables();
-                variables.retain(|(name, _)| *name != "OTEL_BSP_SCHEDULE_DELAY");
+                let settings = collector.settings().into_iter();
+                let settings = settings.filter(|(name, _)| *name != "OTEL_BSP_SCHEDULE_DELAY");
+                let mut variables: Vec<_> =
+                    settings.map(|(name, value)| (name, value.to_owned())).collect();
                 variables.push(("OTEL_TRACES_SAMPLER", "traceidratio".to_owned()));
                 variables.push(("OTEL_TRACES_SAMPLER_ARG", "0.01".to_owned()));
                 variables

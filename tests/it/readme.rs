@@ -25,13 +25,10 @@ const DOCUMENTS: [&str; 4] = [
 ];
 
 /// Bodies of the fenced blocks in `language`, in order.
-fn blocks(language: &str) -> Vec<&'static str> {
-    let fence = format!("```{language}\n");
-    let blocks = DOCUMENTS.iter().flat_map(|document| {
-        let behind: Vec<&str> = document.split(fence.as_str()).skip(1).collect();
-        behind
-    });
-    blocks.map(|block| block.split("```").next().expect("the fence is closed")).collect()
+fn blocks(language: &str) -> Vec<String> {
+    let (documents, fence) = (DOCUMENTS.join("\n"), format!("```{language}\n"));
+    let blocks = documents.split(&fence).skip(1);
+    blocks.map(|block| block.split("```").next().expect("a body").to_owned()).collect()
 }
 
 /// A directory with the shipped SQL files and the binary, for bash.
@@ -91,8 +88,8 @@ async fn its_commands_work_as_written() {
     let mut checkout = Checkout::new(&stage);
     let mut service = None;
     let mut ran = 0;
-    let commands = blocks("bash").into_iter().flat_map(str::lines);
-    for command in commands.filter(|line| !line.is_empty()) {
+    let commands = blocks("bash").concat();
+    for command in commands.lines().filter(|line| !line.is_empty()) {
         // The first has a test of its own; the second was run for this one.
         if ["script/demo", "cargo build --release --locked"].contains(&command) {
             continue;
@@ -116,7 +113,7 @@ async fn its_commands_work_as_written() {
     service.expect("started").stop().await;
 
     let queries = blocks("sql");
-    let answer = checkout.query(queries[0]).await;
+    let answer = checkout.query(&queries[0]).await;
     assert!(answer.contains("oui_percentage"), "{answer}");
     assert!(answer.ends_with("(0 rows)"), "totals and audit agree: {answer}");
     for query in &queries[1..] {
@@ -129,7 +126,7 @@ async fn its_commands_work_as_written() {
         "DELETE FROM vote_results; INSERT INTO vote_results VALUES ('law-empty', 0, 0)",
     ] {
         execute(&stage, differing).await;
-        let answer = checkout.query(queries[0]).await;
+        let answer = checkout.query(&queries[0]).await;
         assert!(!answer.ends_with("(0 rows)"), "{differing}: {answer}");
     }
 }
@@ -139,7 +136,7 @@ async fn its_message_readiness_and_metrics_are_those_of_the_service() {
     let json = blocks("json");
     let vote = vote::decode(json[0].as_bytes(), 16_384).expect("the example message is a vote");
     assert_eq!(vote.law_id, "law-001");
-    let documented: Value = serde_json::from_str(json[1]).expect("JSON");
+    let documented: Value = serde_json::from_str(&json[1]).expect("JSON");
     assert_eq!(documented["checks"]["rabbitmq"]["reason"], "consuming");
 
     let stage = Stage::migrated(Servers::shared(), "readme_shape").await;

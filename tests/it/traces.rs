@@ -31,18 +31,9 @@ fn batches(stage: &Stage<'_>, collector: &Collector) -> Vec<Span> {
     named(&collector.spans(), &format!("process {}", stage.queue))
 }
 
-/// The settings that lead a process to this collector, and more.
-fn settings<'s>(
-    collector: &'s [(&'static str, String)],
-    more: &[(&'s str, &'s str)],
-) -> Vec<(&'s str, &'s str)> {
-    let collector = collector.iter().map(|(name, value)| (*name, value.as_str()));
-    collector.chain(more.iter().copied()).collect()
-}
-
 /// A service that sends to this collector.
 async fn start(stage: &Stage<'_>, collector: &Collector, more: &[(&str, &str)]) -> Service {
-    stage.start(&settings(&collector.variables(), more)).await
+    stage.start(&[&collector.settings()[..], more].concat()).await
 }
 
 /// Asserts that a line has every field of lines about a batch, each a number.
@@ -63,9 +54,8 @@ async fn over_grpc_and_http_a_batch_is_one_span_linked_to_all_its_messages() {
 async fn assert_linked(protocol: &'static str) {
     let stage = Stage::migrated(Servers::shared(), "traced").await;
     let collector = Collector::listen(protocol).await;
-    let traced = collector.variables();
     let sample = ["publish", "--count", "200"];
-    run_with(&stage, &sample, &settings(&traced, &[])).await.assert(0, &[]);
+    run_with(&stage, &sample, &collector.settings()).await.assert(0, &[]);
     let one_batch =
         [("BATCH_SIZE", "200"), ("RABBITMQ_PREFETCH_COUNT", "200"), ("LOG_LEVEL", "DEBUG")];
     let service = start(&stage, &collector, &one_batch).await;

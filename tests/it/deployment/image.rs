@@ -11,7 +11,7 @@ use tokio::process::Command;
 use vote_aggregator::platform::config::{keys, shipped_default};
 
 use super::{assert_pinned, list, text};
-use crate::support::repository::{ROOT, read};
+use crate::support::repository::{ROOT, files_below, read};
 use crate::support::{BINARY, Files, Servers, Service, Stage, votes};
 
 /// Every instruction, its name with what follows it; continued lines are joined.
@@ -82,15 +82,20 @@ fn the_build_sees_all_that_it_needs_and_no_secret() {
     for secret in [".env", "deploy/secrets", ".git", "target"] {
         assert!(!seen(Path::new(secret)), "{secret} would be sent to the engine");
     }
+    // What the modules include, without their tests.
     let root = fs::canonicalize(ROOT).expect("it exists");
-    // What the compiler read for the program, as Cargo wrote it down.
-    let compiled = fs::read_to_string(Path::new(BINARY).with_extension("d")).expect("beside it");
-    let files =
-        compiled.split_whitespace().filter_map(|file| Path::new(file).strip_prefix(&root).ok());
-    let files: Vec<&Path> = files.filter(|file| !file.starts_with("target")).collect();
-    assert!(files.contains(&Path::new("src/main.rs")), "{compiled}");
-    for file in files {
-        assert!(seen(file), "{}", file.display());
+    for source in files_below("src") {
+        if source.contains("/tests/") || source.ends_with("/tests.rs") {
+            continue;
+        }
+        let text = read(&source);
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for included in code.split("include_str!(\"").skip(1) {
+            let name = included.split('"').next().expect("a name");
+            let folder = root.join(&source).parent().expect("a folder").to_owned();
+            let path = folder.join(name).canonicalize().expect(name);
+            assert!(seen(path.strip_prefix(&root).expect(name)), "{source} includes {name}");
+        }
     }
     // Cargo looks for every target that the manifest names, whichever is built.
     let files = Files::new("context");

@@ -107,15 +107,15 @@ impl Collector {
         tokio::spawn(async move { server.serve_with_incoming(incoming).await.expect("serves") })
     }
 
-    /// The variables that lead a process to this collector, and have it send soon.
-    pub fn variables(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", self.endpoint.clone()),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", self.protocol.to_owned()),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20token".to_owned()),
-            ("OTEL_SERVICE_NAME", "votes".to_owned()),
-            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test".to_owned()),
-            ("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned()),
+    /// The settings that lead a process to this collector, and have it send soon.
+    pub fn settings(&self) -> [(&'static str, &str); 6] {
+        [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &self.endpoint),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", self.protocol),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20token"),
+            ("OTEL_SERVICE_NAME", "votes"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "100"),
         ]
     }
 

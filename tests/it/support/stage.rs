@@ -157,9 +157,10 @@ impl<'s> Stage<'s> {
     }
 
     /// Does something on a channel of its own.
-    async fn on_channel<T>(&self, act: impl AsyncFnOnce(Channel) -> T) -> T {
+    async fn on_channel<T>(&self, act: impl AsyncFnOnce(&Channel) -> T) -> T {
         let (connection, channel) = self.channel().await;
-        let result = act(channel).await;
+        // The channel is not dropped before its connection is closed.
+        let result = act(&channel).await;
         connection.close(200, "OK".into()).await.expect("closed");
         result
     }
