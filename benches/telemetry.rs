@@ -161,8 +161,11 @@ impl Bench {
             Telemetry::Off => vec![("OTEL_METRICS_EXPORTER", "none".to_owned())],
             Telemetry::Metrics => Vec::new(),
             Telemetry::MetricsAndTraces => {
-                let mut variables = self.collector.variables();
-                variables.retain(|(name, _)| *name != "OTEL_BSP_SCHEDULE_DELAY");
+                let settings = self.collector.settings().into_iter();
+                let mut variables: Vec<_> = settings
+                    .filter(|(name, _)| *name != "OTEL_BSP_SCHEDULE_DELAY")
+                    .map(|(name, value)| (name, value.to_owned()))
+                    .collect();
                 variables.push(("OTEL_TRACES_SAMPLER", "traceidratio".to_owned()));
                 variables.push(("OTEL_TRACES_SAMPLER_ARG", "0.01".to_owned()));
                 variables
