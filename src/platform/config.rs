@@ -1,4 +1,4 @@
-//! The configuration: read and checked as a whole before anything is bound or connected.
+//! The configuration: read whole and checked whole before anything is bound or connected.
 //!
 //! A setting's value comes from the highest of these layers that has one:
 //!
@@ -16,8 +16,8 @@
 //! layer sets wins over the URL, as that layer wins over everything. Variables that are not in
 //! [`keys`] change nothing; those that look like one are [`Suspicions`].
 //!
-//! `reader` merges the layers and knows where each value came from; each section reads its fields from it,
-//! with a function of `values` that says what a field must be. What spans settings is in `rules`.
+//! Each layer is a provider of figment's, which merges them, extracts [`Config`] through serde (a field
+//! says itself what it must be) and knows where a value came from. What spans settings is in `rules`.
 //!
 //! Architecture invariant: nothing here knows lapin, sqlx or the pipeline; a leaf that every
 //! other module may read.
@@ -25,13 +25,14 @@
 mod document;
 mod dotenv;
 pub mod keys;
+mod layers;
 mod password;
 mod postgres;
 mod problems;
 mod rabbitmq;
-mod reader;
 mod rules;
 mod service;
+mod settings;
 mod sources;
 mod unread;
 mod urls;
@@ -43,13 +44,12 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
-use serde_json::Value;
+use figment::value::Value;
+use serde::{Deserialize, Serialize};
 
 use keys::Key;
-use reader::Reader;
-
-use crate::platform::retry;
+use layers::Layer;
+use settings::Settings;
 
 pub use password::Password;
 pub use postgres::{Postgres, SslMode};
@@ -62,11 +62,11 @@ pub use sources::{Overrides, Sources, Suspicions};
 pub const DEFAULT_PROFILE: &str = "default";
 
 /// A configuration that was checked: every value is in its range and fits the others.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Config {
     /// The selected profile.
     #[serde(skip)]
-    pub profile: &'static str,
+    pub profile: String,
     /// How RabbitMQ is reached.
     pub rabbitmq: RabbitMq,
     /// How PostgreSQL is reached.
@@ -102,24 +102,18 @@ impl Config {
     /// Reads and checks the configuration.
     ///
     /// # Errors
-    /// All problems at once, each with the setting and the file, variable or flag it came from.
+    /// All problems at once, each with the setting and the file, variable or flag it came from;
+    /// see [`ConfigErrors::EXIT_CODE`].
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
         let mut problems = Vec::new();
         let (profile, layers, suspicions) = sources.read(&mut problems);
-        let mut reader = Reader::new(layers, sources.base(), problems);
-        let mut config = Self {
-            profile,
-            rabbitmq: RabbitMq::read(&mut reader),
-            postgres: Postgres::read(&mut reader),
-            batch: Batch::read(&mut reader),
-            retry: Retry::read(&mut reader),
-            monitoring: Monitoring::read(&mut reader),
-            shutdown: Shutdown::read(&mut reader),
-            suspicions,
-            sources: BTreeMap::new(),
-        };
-        rules::apply(&mut config, &mut reader);
-        Ok(Self { sources: reader.finish()?, ..config })
+        let mut settings = Settings::new(layers, &sources.base(), problems);
+        let mut config: Option<Self> = settings.extract();
+        if let Some(config) = &mut config {
+            rules::apply(config, &mut settings);
+        }
+        let (config, sources) = settings.finish(config)?;
+        Ok(Self { profile, suspicions, sources, ..config })
     }
 
     /// How many batches may be on their way to the database at once: as many as the prefetch
@@ -131,26 +125,23 @@ impl Config {
     }
 
     /// How long after its first delivery was taken something may be begun for a batch; past it the
-    /// batch pauses (semantics, section 6). Half of the broker's consumer timeout, as the broker looks
-    /// only now and then, and what was begun takes its time.
+    /// batch pauses (semantics, section 6).
     pub fn batch_deadline(&self) -> Duration {
-        self.rabbitmq.consumer_timeout / 2
+        rules::batch_deadline(self.rabbitmq.consumer_timeout)
     }
 
     /// All delays between the attempts at a batch, at their longest.
     pub fn retry_delays(&self) -> Duration {
-        let Retry { max_attempts, delay } = self.retry;
-        let doubled = f64::from(max_attempts).exp2() - 1.0;
-        let total = delay.as_secs_f64() * doubled * (1.0 + retry::JITTER);
-        Duration::try_from_secs_f64(total).unwrap_or(Duration::MAX)
+        rules::retry_delays(&self.retry)
     }
 
     /// The effective configuration without its passwords, in the order of the shipped file, for
     /// the log line at start and for people.
     pub fn redacted(&self) -> Vec<Setting> {
-        let values = serde_json::to_value(self).expect("nothing in it can fail to be serialized");
+        let values = Value::serialize(self).expect("nothing in it can fail to be serialized");
         let listed = keys::ALL.iter().filter_map(|key| {
-            let value = text_of(values.get(key.section())?.get(key.name())?);
+            let value = text_of(values.find_ref(key.path)?);
+            let value = value.unwrap_or_else(|| "(not set)".to_owned());
             let set_by = self.sources.get(key.path).cloned().unwrap_or_default();
             Some(Setting { path: key.path, value, set_by })
         });
@@ -158,14 +149,16 @@ impl Config {
     }
 }
 
-/// An effective value as text.
-fn text_of(value: &Value) -> String {
+/// An effective value as text, none when there is none.
+fn text_of(value: &Value) -> Option<String> {
     match value {
-        Value::Null => "(not set)".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(words) if words.is_empty() => text_of(&Value::Null),
-        Value::Array(words) => words.iter().map(text_of).collect::<Vec<_>>().join(","),
-        other => other.to_string(),
+        Value::String(_, text) => Some(text.clone()),
+        Value::Bool(_, yes) => Some(yes.to_string()),
+        Value::Num(_, number) => number.to_u128().map(|number| number.to_string()),
+        Value::Array(_, words) if !words.is_empty() => {
+            Some(words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","))
+        }
+        _ => None,
     }
 }
 
@@ -173,7 +166,7 @@ fn text_of(value: &Value) -> String {
 /// can read them.
 pub fn exposed_passwords(flags: &Overrides) -> Vec<String> {
     let exposed = flags.set.iter().filter_map(|(path, text)| {
-        let key = keys::by_path(path).filter(|key| key.is_secret())?;
+        let key = keys::by_path(path).filter(|key| key.secret)?;
         // Of a URL, the part in front of the @ may hold a password.
         if text.is_empty() || key.name().ends_with("url") && !text.contains('@') {
             return None;
@@ -192,6 +185,8 @@ pub fn exposed_passwords(flags: &Overrides) -> Vec<String> {
 /// The default value of a setting as the shipped file writes it; none when it has no default, or
 /// one that follows from another setting.
 pub fn shipped_default(key: &Key) -> Option<String> {
-    let layers = document::layers(document::SHIPPED, None, DEFAULT_PROFILE, &mut Vec::new());
-    Some(layers.first()?.get(key)?.text.clone())
+    let mut problems = Vec::new();
+    let (text, place) = (document::SHIPPED, "shipped defaults");
+    let layers = document::layers(text, place, DEFAULT_PROFILE, Layer::shipped, &mut problems);
+    Some(layers.first()?.get(key)?.to_owned())
 }

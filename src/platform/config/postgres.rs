@@ -3,69 +3,76 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
-use super::keys;
 use super::password::Password;
-use super::reader::Reader;
-use super::values::{alarms, as_seconds, boolean, host_or_socket, plain, seconds, whole, word};
-use crate::platform::tls;
+use super::rules;
+use super::values::{
+    Seconds, Whole, alarms, as_text, authorities, boolean, file, host_or_socket, name, word,
+};
 
-/// Statements of one transaction that may each take as long as the statement timeout allows.
-pub(super) const STATEMENTS: u32 = 2;
-
-/// What one attempt at a batch may take beyond its statements: a connection to get, a commit.
-pub(super) const ATTEMPT_OVERHEAD: Duration = Duration::from_secs(5);
-
-/// PostgreSQL: address, login, encryption and pool. The files were valid when the
+/// PostgreSQL: address, login, encryption and pool. The files held what they should when the
 /// configuration was read.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Postgres {
     /// Host name, IP address (IPv6 without brackets), or the absolute path of the directory of
     /// the server's socket.
+    #[serde(deserialize_with = "host_or_socket")]
     pub host: String,
     /// TCP port, also part of the socket's name.
+    #[serde(deserialize_with = "Whole::<1, 65_535>::deserialize")]
     pub port: u16,
     /// Database.
+    #[serde(deserialize_with = "name")]
     pub database: String,
     /// User name.
+    #[serde(deserialize_with = "name")]
     pub user: String,
     /// Password; none for a server that asks for none, or for a certificate.
     pub password: Option<Password>,
     /// Connections the pool keeps open; at most `max_connections`.
+    #[serde(deserialize_with = "Whole::<0, 10_000>::deserialize")]
     pub min_connections: u32,
     /// Connections the pool may open; at least 1.
+    #[serde(deserialize_with = "Whole::<1, 10_000>::deserialize")]
     pub max_connections: u32,
-    /// Whether the connection is encrypted and the certificate checked.
+    /// How much encryption and proof is asked for.
+    #[serde(deserialize_with = "word", serialize_with = "as_text")]
     pub sslmode: SslMode,
     /// Authorities that may sign the server's certificate, beside the system's.
+    #[serde(default, deserialize_with = "authorities")]
     pub sslrootcert: Option<PathBuf>,
     /// This client's certificate; given together with the key or not at all.
+    #[serde(default, deserialize_with = "file")]
     pub sslcert: Option<PathBuf>,
     /// The private key of this client's certificate.
+    #[serde(default, deserialize_with = "file")]
     pub sslkey: Option<PathBuf>,
     /// Start although the server's settings or tables can lose commits.
+    #[serde(deserialize_with = "boolean")]
     pub allow_lossy: bool,
     /// Start only where `synchronous_standby_names` is set.
+    #[serde(deserialize_with = "boolean")]
     pub require_standby: bool,
     /// Alarms about lost acknowledged votes that an operator accepts.
+    #[serde(default, deserialize_with = "alarms")]
     pub accept_lost: Vec<String>,
     /// After this PostgreSQL gives up a statement.
-    #[serde(rename = "statement_timeout_seconds", serialize_with = "as_seconds")]
+    #[serde(rename = "statement_timeout_seconds", with = "Seconds::<100, 3_600_000>")]
     pub statement_timeout: Duration,
     /// Whether pending migrations are applied at start.
+    #[serde(deserialize_with = "boolean")]
     pub migrate_on_start: bool,
 }
 
 /// libpq's `sslmode`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, Serialize, VariantNames)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
 #[strum(serialize_all = "kebab-case", ascii_case_insensitive)]
 pub enum SslMode {
     /// Never encrypt.
     Disable,
-    /// As [`SslMode::Prefer`].
+    /// As [`SslMode::Prefer`]: nothing is gained by starting in clear.
     Allow,
     /// Encrypt when the server can; the certificate is not checked.
     Prefer,
@@ -78,35 +85,13 @@ pub enum SslMode {
 }
 
 impl Postgres {
-    pub(super) fn read(from: &mut Reader) -> Self {
-        let statement_timeout = &keys::POSTGRES_STATEMENT_TIMEOUT_SECONDS;
-        Self {
-            host: from.get(&keys::POSTGRES_HOST, host_or_socket),
-            port: from.get(&keys::POSTGRES_PORT, whole(1..=65_535)),
-            database: from.get(&keys::POSTGRES_DB, plain),
-            user: from.get(&keys::POSTGRES_USER, plain),
-            password: from.password(&keys::POSTGRES_PASSWORD, &keys::POSTGRES_PASSWORD_FILE),
-            min_connections: from.get(&keys::POSTGRES_MIN_CONNECTIONS, whole(0..=10_000)),
-            max_connections: from.get(&keys::POSTGRES_MAX_CONNECTIONS, whole(1..=10_000)),
-            sslmode: from.get(&keys::POSTGRES_SSLMODE, word),
-            sslrootcert: from.pem(&keys::POSTGRES_SSLROOTCERT, tls::authorities),
-            sslcert: from.file(&keys::POSTGRES_SSLCERT),
-            sslkey: from.pem(&keys::POSTGRES_SSLKEY, tls::check_key),
-            allow_lossy: from.get(&keys::POSTGRES_ALLOW_LOSSY, boolean),
-            require_standby: from.get(&keys::POSTGRES_REQUIRE_STANDBY, boolean),
-            accept_lost: from.get_if_set(&keys::POSTGRES_ACCEPT_LOST, alarms).unwrap_or_default(),
-            statement_timeout: from.get(statement_timeout, seconds(0.1..=3_600.0)),
-            migrate_on_start: from.get(&keys::MIGRATE_ON_START, boolean),
-        }
-    }
-
-    /// How long a statement of the service waits for a lock. Past that, the holder is most likely our own
-    /// transaction whose connection was lost at COMMIT.
+    /// How long a statement of the service waits for a lock. One that is waited for longer is most likely
+    /// held by the zombie of our own lost COMMIT.
     pub const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
     /// The longest time one transaction may take, in all; a connection that is half open never
     /// answers, and after this the service stops waiting for it.
     pub fn transaction_deadline(&self) -> Duration {
-        self.statement_timeout * STATEMENTS + ATTEMPT_OVERHEAD
+        rules::transaction_deadline(self.statement_timeout)
     }
 }

@@ -3,23 +3,32 @@
 use std::fmt;
 
 use super::keys::Key;
-use super::reader::Found;
 
-/// Shown instead of a value that must not be shown.
+/// What stands in the place of a value that must not be shown.
 pub(super) const HIDDEN: &str = "***";
 
 /// Longest value that is repeated whole in a problem, in characters.
 const SHOWN: usize = 80;
 
-/// Everything that is wrong with the configuration, so that all of it can be fixed before the next start.
+/// Everything that is wrong with the configuration, listed at once, so that a person fixes it
+/// in one go and not one restart a mistake.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", listing(.0))]
-pub struct ConfigErrors(pub(super) Vec<Problem>);
+#[error("{}", listing(.problems))]
+pub struct ConfigErrors {
+    problems: Vec<Problem>,
+}
 
 impl ConfigErrors {
-    /// The problems, in the order of the settings.
+    /// The exit code for a configuration that cannot be used: `EX_CONFIG` of `sysexits.h`.
+    pub const EXIT_CODE: u8 = 78;
+
+    pub(super) fn new(problems: Vec<Problem>) -> Self {
+        Self { problems }
+    }
+
+    /// The problems, in the order in which they were found.
     pub fn problems(&self) -> &[Problem] {
-        &self.0
+        &self.problems
     }
 }
 
@@ -28,7 +37,7 @@ impl ConfigErrors {
 pub struct Problem {
     /// The path of the setting (`batch.size`), a variable's name, or a file.
     pub key: String,
-    /// The value that was given, `***` when it is secret, `None` when it is not about one value.
+    /// The value that was given, `***` when it is secret, none when there is no single one.
     pub value: Option<String>,
     /// What is wrong with it.
     pub wrong: String,
@@ -39,8 +48,9 @@ pub struct Problem {
 }
 
 /// Why a value is refused. It never repeats the value: only the caller knows whether the value
-/// is secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// is secret. As text, which is how it passes through serde, it has a line for each field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{wrong}\n{help}")]
 pub(super) struct Refusal {
     pub wrong: String,
     pub help: String,
@@ -51,6 +61,11 @@ impl Refusal {
         Self { wrong: wrong.into(), help: help.into() }
     }
 
+    pub fn from_text(text: &str) -> Self {
+        let (wrong, help) = text.split_once('\n').unwrap_or((text, ""));
+        Self::new(wrong, help)
+    }
+
     /// A PEM file that holds something else.
     pub fn of_pem(wrong: String) -> Self {
         Self::new(wrong, "name the right file, in PEM form")
@@ -59,10 +74,14 @@ impl Refusal {
 
 impl Problem {
     /// A value that is refused, hidden when its key is secret.
-    pub(super) fn refused(key: &Key, found: &Found, refusal: Refusal) -> Self {
-        let value = if key.is_secret() { HIDDEN.to_owned() } else { shown(&found.text) };
-        let problem = Self::about(key.path, &found.set_by, refusal.wrong, refusal.help);
-        Self { value: Some(value), ..problem }
+    pub(super) fn refused(key: &Key, value: &str, set_by: &str, refusal: Refusal) -> Self {
+        Self {
+            key: key.path.to_owned(),
+            value: Some(if key.secret { HIDDEN.to_owned() } else { shown(value) }),
+            wrong: refusal.wrong,
+            set_by: set_by.to_owned(),
+            help: refusal.help,
+        }
     }
 
     /// A problem that is not about one value.
@@ -72,14 +91,19 @@ impl Problem {
         wrong: impl Into<String>,
         help: impl Into<String>,
     ) -> Self {
-        let (key, wrong, set_by, help) = (key.into(), wrong.into(), set_by.into(), help.into());
-        Self { key, value: None, wrong, set_by, help }
+        Self {
+            key: key.into(),
+            value: None,
+            wrong: wrong.into(),
+            set_by: set_by.into(),
+            help: help.into(),
+        }
     }
 }
 
 /// Quoted, on one line, and of bounded length, whatever was given.
 fn shown(value: &str) -> String {
-    // A URL that was given as a host, for example, may hold a password.
+    // A URL in the wrong place, as a host say, brings its password along.
     if value.contains('@') && value.contains(':') {
         return HIDDEN.to_owned();
     }
@@ -92,17 +116,24 @@ fn shown(value: &str) -> String {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { key, value, wrong, set_by, help } = self;
-        let value = value.as_ref().map_or(String::new(), |value| format!(" = {value}"));
-        write!(f, "{key}{value}: {wrong}\n     set by: {set_by}\n     to do:  {help}")
+        f.write_str(&self.key)?;
+        if let Some(value) = &self.value {
+            write!(f, " = {value}")?;
+        }
+        write!(f, ": {}", self.wrong)?;
+        write!(f, "\n     set by: {}", self.set_by)?;
+        write!(f, "\n     to do:  {}", self.help)
     }
 }
 
 fn listing(problems: &[Problem]) -> String {
-    let plural = if problems.len() == 1 { "" } else { "s" };
-    let mut text = format!("the configuration has {} problem{plural}:", problems.len());
-    for (number, problem) in (1..).zip(problems) {
-        text.push_str(&format!("\n\n  {number}. {problem}"));
+    let count = match problems.len() {
+        1 => "1 problem".to_owned(),
+        n => format!("{n} problems"),
+    };
+    let mut text = format!("the configuration has {count}:");
+    for (index, problem) in problems.iter().enumerate() {
+        text.push_str(&format!("\n\n  {}. {problem}", index + 1));
     }
     text
 }
@@ -116,10 +147,11 @@ mod tests {
     fn a_problem_says_what_where_and_what_to_do() {
         let problem = Problem::refused(
             &keys::BATCH_SIZE,
-            &Found::new("abc", "environment variable BATCH_SIZE"),
+            "abc",
+            "environment variable BATCH_SIZE",
             Refusal::new("is wrong", "do this"),
         );
-        let errors = ConfigErrors(vec![problem.clone(), problem]);
+        let errors = ConfigErrors::new(vec![problem.clone(), problem]);
         assert_eq!(
             errors.to_string(),
             "the configuration has 2 problems:\n\

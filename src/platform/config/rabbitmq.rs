@@ -3,87 +3,67 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::password::Password;
-use super::reader::Reader;
-use super::values::{amqp_name, as_seconds, boolean, host, plain, queue, seconds, whole};
-use super::{keys, urls};
-use crate::platform::tls;
+use super::values::{
+    Heartbeat, Seconds, Whole, amqp_name, authorities, boolean, file, host, management_url, name,
+    queue, queue_if_set,
+};
 
-/// RabbitMQ: address, login, queue, flow control and encryption. The files were valid when the
-/// configuration was read.
-#[derive(Clone, Debug, Serialize)]
+/// RabbitMQ: address, login, queue, flow control and encryption. The files held what they should
+/// when the configuration was read.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct RabbitMq {
     /// Host name or IP address, an IPv6 address without brackets.
+    #[serde(deserialize_with = "host")]
     pub host: String,
     /// TCP port.
+    #[serde(deserialize_with = "Whole::<1, 65_535>::deserialize")]
     pub port: u16,
     /// User name.
+    #[serde(deserialize_with = "name")]
     pub user: String,
     /// Password.
+    #[serde(default)]
     pub password: Password,
     /// Virtual host.
+    #[serde(deserialize_with = "amqp_name")]
     pub vhost: String,
     /// The queue the votes are consumed from.
+    #[serde(deserialize_with = "queue")]
     pub queue: String,
     /// Where messages go that cannot be counted; never the queue itself. Unless set, the queue's
     /// name with `.dlq`.
+    #[serde(default, deserialize_with = "queue_if_set")]
     pub dead_letter_queue: String,
     /// Deliveries the broker hands out ahead of acknowledgement: at least the batch size, or no
     /// batch could ever fill. Never 0, which AMQP takes for "without bound".
-    #[serde(rename = "prefetch_count")]
+    #[serde(rename = "prefetch_count", deserialize_with = "Whole::<0, 65_535>::deserialize")]
     pub prefetch: u16,
     /// AMQP heartbeat, whole seconds.
-    #[serde(rename = "heartbeat_seconds", serialize_with = "as_seconds")]
+    #[serde(rename = "heartbeat_seconds", with = "Heartbeat")]
     pub heartbeat: Duration,
     /// The broker's `consumer_timeout`: it closes a channel that holds a delivery for longer.
-    #[serde(rename = "consumer_timeout_seconds", serialize_with = "as_seconds")]
+    #[serde(rename = "consumer_timeout_seconds", with = "Seconds::<1_000, 31_536_000_000>")]
     pub consumer_timeout: Duration,
     /// Whether the connection is encrypted.
+    #[serde(deserialize_with = "boolean")]
     pub tls: bool,
-    /// Authorities that may sign the server's certificate, beside the system's. This and the next two
-    /// are `None` without TLS.
+    /// Authorities that may sign the server's certificate, beside the system's; none without TLS,
+    /// as of the two below.
+    #[serde(default, deserialize_with = "authorities")]
     pub tls_ca_file: Option<PathBuf>,
     /// This client's certificate; given together with the key or not at all.
+    #[serde(default, deserialize_with = "file")]
     pub tls_cert_file: Option<PathBuf>,
     /// The private key of this client's certificate.
+    #[serde(default, deserialize_with = "file")]
     pub tls_key_file: Option<PathBuf>,
-    /// The management API, if it is set.
+    /// The management API, when it may be asked.
+    #[serde(default, deserialize_with = "management_url")]
     pub management_url: Option<ManagementUrl>,
-}
-
-impl RabbitMq {
-    pub(super) fn read(from: &mut Reader) -> Self {
-        let user = from.get(&keys::RABBITMQ_USER, plain);
-        let password = from
-            .password(&keys::RABBITMQ_PASSWORD, &keys::RABBITMQ_PASSWORD_FILE)
-            .unwrap_or_default();
-        let heartbeat = from.get(&keys::RABBITMQ_HEARTBEAT_SECONDS, whole(1..=3_600));
-        let consumer_timeout = &keys::RABBITMQ_CONSUMER_TIMEOUT_SECONDS;
-        Self {
-            host: from.get(&keys::RABBITMQ_HOST, host),
-            port: from.get(&keys::RABBITMQ_PORT, whole(1..=65_535)),
-            vhost: from.get(&keys::RABBITMQ_VHOST, amqp_name),
-            queue: from.get(&keys::RABBITMQ_QUEUE, queue),
-            dead_letter_queue: from
-                .get_if_set(&keys::RABBITMQ_DEAD_LETTER_QUEUE, queue)
-                .unwrap_or_default(),
-            prefetch: from.get(&keys::RABBITMQ_PREFETCH_COUNT, whole(0..=65_535)),
-            heartbeat: Duration::from_secs(heartbeat),
-            consumer_timeout: from.get(consumer_timeout, seconds(1.0..=31_536_000.0)),
-            tls: from.get(&keys::RABBITMQ_TLS, boolean),
-            tls_ca_file: from.pem(&keys::RABBITMQ_TLS_CA_FILE, tls::authorities),
-            tls_cert_file: from.file(&keys::RABBITMQ_TLS_CERT_FILE),
-            tls_key_file: from.pem(&keys::RABBITMQ_TLS_KEY_FILE, tls::check_key),
-            management_url: from.get_if_set(&keys::RABBITMQ_MANAGEMENT_URL, |text| {
-                urls::management(text, &user, &password)
-            }),
-            user,
-            password,
-        }
-    }
 }
 
 /// The management API and the login for it, which is RabbitMQ's own unless the URL has one.

@@ -1,21 +1,26 @@
-//! What each kind of setting must be: text in, a checked value out.
+//! What each kind of setting must be, for serde: text in, a checked value out.
 //!
 //! Whatever layer a value came from, it arrives here as text, so that `100` means the same in a
 //! file, in the environment and on the command line, and a password that looks like a number
 //! stays the text it was.
 
+use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr};
-use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Serializer;
+use figment::value::magic::RelativePathBuf;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serializer};
 use strum::VariantNames;
 
 use super::problems::Refusal;
+use super::rabbitmq::ManagementUrl;
+use super::urls;
+use crate::platform::tls;
 
 /// Longest AMQP name (a short string), in bytes.
 pub(super) const LONGEST_AMQP_NAME: usize = 255;
@@ -23,69 +28,139 @@ pub(super) const LONGEST_AMQP_NAME: usize = 255;
 /// Largest PEM file, in bytes: several times a system's whole bundle of authorities.
 const LARGEST_PEM_FILE: u64 = 4_194_304;
 
+const LINE_BREAKS: [char; 2] = ['\n', '\r'];
+
 /// What to do about a line break at the end.
 const LINE_BREAK: &str = "write the value without it: `echo` puts one there, in a Kubernetes Secret for \
      example; `echo -n` and `printf %s` do not";
 
-pub(super) const ONE_HOST: &str = "give one host; lists are not supported yet";
+/// The value that `check` makes of a setting's text.
+fn checked<'de, T, D: Deserializer<'de>>(
+    setting: D,
+    check: impl FnOnce(&str) -> Result<T, Refusal>,
+) -> Result<T, D::Error> {
+    check(&String::deserialize(setting)?).map_err(D::Error::custom)
+}
 
-/// A whole number.
-pub(super) fn whole<T: TryFrom<i128>>(
-    range: RangeInclusive<i128>,
-) -> impl Fn(&str) -> Result<T, Refusal> {
-    move |text| {
-        if text.contains("://") {
-            return Err(Refusal::new(
-                "is an address, as Kubernetes sets it in each pod for a Service of that name \
-                 (service links)",
-                "set enableServiceLinks: false in the pod's spec, or set the variable to the \
-                 port's number in the container's env, which replaces it",
-            ));
-        }
-        let (least, most) = (range.start(), range.end());
-        let wrong = match text.trim().parse::<i128>() {
-            Err(_) => "is not a whole number".to_owned(),
-            Ok(number) => match T::try_from(number) {
-                Ok(value) if range.contains(&number) => return Ok(value),
-                _ => format!("is not between {least} and {most}"),
-            },
-        };
-        Err(Refusal::new(wrong, format!("give a whole number from {least} to {most}")))
+/// As [`checked`], for a setting that may be unset.
+fn checked_if_set<'de, T, D: Deserializer<'de>>(
+    setting: D,
+    check: impl FnOnce(&str) -> Result<T, Refusal>,
+) -> Result<Option<T>, D::Error> {
+    let text = Option::<String>::deserialize(setting)?;
+    text.map(|text| check(&text)).transpose().map_err(D::Error::custom)
+}
+
+/// A value as its own text.
+pub(super) fn as_text<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(value)
+}
+
+/// A whole number between two bounds, both included.
+pub(super) struct Whole<const LEAST: u64, const MOST: u64>;
+
+impl<const LEAST: u64, const MOST: u64> Whole<LEAST, MOST> {
+    pub fn deserialize<'de, T, D>(setting: D) -> Result<T, D::Error>
+    where
+        T: TryFrom<u64>,
+        D: Deserializer<'de>,
+    {
+        checked(setting, |text| {
+            if text.contains("://") {
+                return Err(Refusal::new(
+                    "is an address, as Kubernetes sets it in each pod for a Service of that name \
+                     (service links)",
+                    "set enableServiceLinks: false in the pod's spec, or set the variable to the \
+                     port's number in the container's env, which replaces it",
+                ));
+            }
+            let help = || format!("give a whole number from {LEAST} to {MOST}");
+            let number: i128 =
+                text.trim().parse().map_err(|_| Refusal::new("is not a whole number", help()))?;
+            let number = u64::try_from(number).ok().filter(|it| (LEAST..=MOST).contains(it));
+            number
+                .and_then(|number| T::try_from(number).ok())
+                .ok_or_else(|| Refusal::new(format!("is not between {LEAST} and {MOST}"), help()))
+        })
     }
 }
 
-/// A span of time in seconds, fractions allowed.
-pub(super) fn seconds(range: RangeInclusive<f64>) -> impl Fn(&str) -> Result<Duration, Refusal> {
-    move |text| {
-        let (least, most) = (range.start(), range.end());
-        let wrong = match text.trim().parse::<f64>() {
-            Err(_) => "is not a number of seconds".to_owned(),
-            Ok(number) if !number.is_finite() => "is not a finite number of seconds".to_owned(),
-            Ok(number) if range.contains(&number) => return Ok(Duration::from_secs_f64(number)),
-            Ok(_) => format!("is not between {least} and {most} seconds"),
-        };
-        Err(Refusal::new(wrong, format!("give seconds, from {least} to {most}, such as 1.5")))
+/// A span of time in seconds, fractions allowed, between two bounds in milliseconds, both included.
+pub(super) struct Seconds<const LEAST: u64, const MOST: u64>;
+
+impl<const LEAST: u64, const MOST: u64> Seconds<LEAST, MOST> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(setting: D) -> Result<Duration, D::Error> {
+        let [least, most] = [LEAST, MOST].map(|bound| Duration::from_millis(bound).as_secs_f64());
+        let help = format!("give seconds, from {least} to {most}, such as 1.5");
+        checked(setting, |text| {
+            let wrong = match text.trim().parse::<f64>() {
+                Err(_) => "is not a number of seconds".to_owned(),
+                Ok(number) if !number.is_finite() => "is not a finite number of seconds".to_owned(),
+                Ok(number) if (least..=most).contains(&number) => {
+                    return Ok(Duration::from_secs_f64(number));
+                }
+                Ok(_) => format!("is not between {least} and {most} seconds"),
+            };
+            Err(Refusal::new(wrong, help))
+        })
+    }
+
+    pub fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&value.as_secs_f64())
     }
 }
 
-/// Shows a span of time in seconds.
-pub(super) fn as_seconds<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(&value.as_secs_f64())
+/// As [`Seconds`] from 0, where 0 means never.
+pub(super) struct SecondsOrNever<const MOST: u64>;
+
+impl<const MOST: u64> SecondsOrNever<MOST> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        setting: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        let span = Seconds::<0, MOST>::deserialize(setting)?;
+        Ok(Some(span).filter(|span| !span.is_zero()))
+    }
+
+    pub fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        Seconds::<0, MOST>::serialize(&value.unwrap_or_default(), to)
+    }
+}
+
+/// The span of a heartbeat, which AMQP carries in whole seconds.
+pub(super) struct Heartbeat;
+
+impl Heartbeat {
+    pub fn deserialize<'de, D: Deserializer<'de>>(setting: D) -> Result<Duration, D::Error> {
+        Whole::<1, 3600>::deserialize(setting).map(Duration::from_secs)
+    }
+
+    pub fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&value.as_secs())
+    }
 }
 
 /// Names of alarms about lost votes, eight hexadecimal digits each, with commas between them.
-pub(super) fn alarms(text: &str) -> Result<Vec<String>, Refusal> {
-    let names: Vec<_> = text.split(',').map(|name| name.trim().to_ascii_lowercase()).collect();
-    if names.iter().all(|it| it.len() == 8 && it.bytes().all(|byte| byte.is_ascii_hexdigit())) {
-        return Ok(names);
-    }
-    let help = "give the eight characters that the log names, e.g. 0a1b2c3d, several with commas \
-                between them, or remove it";
-    Err(Refusal::new("is not the name of an alarm", help))
+pub(super) fn alarms<'de, D: Deserializer<'de>>(setting: D) -> Result<Vec<String>, D::Error> {
+    let alarms = checked_if_set(setting, |text| {
+        let names = text.split(',').map(str::trim).map(str::to_ascii_lowercase);
+        let names: Vec<String> = names.collect();
+        let known = |name: &String| name.len() == 8 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        if names.iter().all(known) {
+            return Ok(names);
+        }
+        let help = "give the eight characters that the log names, e.g. 0a1b2c3d, several with commas \
+                    between them, or remove it";
+        Err(Refusal::new("is not the name of an alarm", help))
+    });
+    alarms.map(Option::unwrap_or_default)
 }
 
 /// Yes or no, in the spellings people use.
-pub(super) fn boolean(text: &str) -> Result<bool, Refusal> {
+pub(super) fn boolean<'de, D: Deserializer<'de>>(setting: D) -> Result<bool, D::Error> {
+    checked(setting, truth)
+}
+
+pub(super) fn truth(text: &str) -> Result<bool, Refusal> {
     match text.trim().to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
@@ -94,21 +169,26 @@ pub(super) fn boolean(text: &str) -> Result<bool, Refusal> {
 }
 
 /// One of the words that strum knows, in any case.
-pub(super) fn word<T: FromStr + VariantNames>(text: &str) -> Result<T, Refusal> {
-    let help = || format!("give one of {}", T::VARIANTS.join(", "));
-    text.trim().parse().map_err(|_| Refusal::new("is not an accepted value", help()))
+pub(super) fn word<'de, T: FromStr + VariantNames, D: Deserializer<'de>>(
+    setting: D,
+) -> Result<T, D::Error> {
+    checked(setting, |text| {
+        let help = || format!("give one of {}", T::VARIANTS.join(", "));
+        text.trim().parse().map_err(|_| Refusal::new("is not an accepted value", help()))
+    })
 }
 
-/// A text, such as a user's name. One with quotation marks around it, a blank at either end or a control
-/// character is refused: most likely a shell or a file added them, no queue, host or user has such a
-/// name, and the service would create the queue and count nothing.
-pub(super) fn plain(text: &str) -> Result<String, Refusal> {
+/// Refuses a text that its source most likely changed on the way: quotation marks around it, a blank
+/// at either end, a control character. Such a queue, host or user exists nowhere, and the service
+/// would create the queue and count nothing.
+pub(super) fn plain(text: &str) -> Result<(), Refusal> {
     const QUOTES: [char; 7] = ['"', '\'', '`', '\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}'];
     let blank = |c: char| c.is_whitespace() || c == '\u{feff}';
-    if text.ends_with(blank) || text.starts_with(blank) {
-        let place = if text.starts_with(blank) { "begins" } else { "ends" };
-        let line_break = text.ends_with(['\n', '\r']);
-        let help = if line_break { LINE_BREAK } else { "write the value without it" };
+    let (begins, ends) = (text.starts_with(blank), text.ends_with(blank));
+    if begins || ends {
+        let place = if begins { "begins" } else { "ends" };
+        let help =
+            if text.ends_with(LINE_BREAKS) { LINE_BREAK } else { "write the value without it" };
         return Err(Refusal::new(format!("{place} with a blank or a line break"), help));
     }
     if text.starts_with(QUOTES) || text.ends_with(QUOTES) {
@@ -120,53 +200,95 @@ pub(super) fn plain(text: &str) -> Result<String, Refusal> {
     no_control_character(text)
 }
 
-/// A password. One with a control character is refused: no server has it, and a driver may not even
-/// send it. Blanks and quotation marks may be anywhere.
-pub(super) fn secret(text: &str) -> Result<String, Refusal> {
-    if text.ends_with(['\n', '\r']) {
+/// Refuses a password that its source most likely changed: with a control character no server has it,
+/// and a driver may not even send it. Blanks and quotation marks may be anywhere.
+pub(super) fn secret(text: &str) -> Result<(), Refusal> {
+    if text.ends_with(LINE_BREAKS) {
         return Err(Refusal::new("ends with a control character, a line break", LINE_BREAK));
     }
     if text.starts_with('\u{feff}') {
-        let wrong = "begins with a byte order mark, which is part of it";
-        return Err(Refusal::new(wrong, "save it as UTF-8 without one"));
+        return Err(Refusal::new(
+            "begins with a byte order mark, which is part of it",
+            "save it as UTF-8 without one",
+        ));
     }
     no_control_character(text)
 }
 
-fn no_control_character(text: &str) -> Result<String, Refusal> {
+/// Refuses a control character, wherever it is.
+fn no_control_character(text: &str) -> Result<(), Refusal> {
     if text.chars().any(char::is_control) {
-        let wrong = "holds a control character or a line break";
-        return Err(Refusal::new(wrong, "write the value without it"));
+        return Err(Refusal::new(
+            "holds a control character or a line break",
+            "write the value without it",
+        ));
     }
+    Ok(())
+}
+
+/// A name as it is written: a user, a database.
+pub(super) fn name<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
+    checked(setting, plain_name)
+}
+
+fn plain_name(text: &str) -> Result<String, Refusal> {
+    plain(text)?;
     Ok(text.to_owned())
 }
 
 /// A name that AMQP can carry: 1 to 255 bytes without control characters.
-pub(super) fn amqp_name(text: &str) -> Result<String, Refusal> {
+pub(super) fn amqp_name<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
+    checked(setting, short_name)
+}
+
+fn short_name(text: &str) -> Result<String, Refusal> {
     if text.len() > LONGEST_AMQP_NAME {
         return Err(Refusal::new(
             format!("is {} bytes long, more than AMQP's {LONGEST_AMQP_NAME}", text.len()),
             format!("give a name of 1 to {LONGEST_AMQP_NAME} bytes"),
         ));
     }
-    plain(text)
+    plain_name(text)
 }
 
 /// A queue's name.
-pub(super) fn queue(text: &str) -> Result<String, Refusal> {
+pub(super) fn queue<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
+    checked(setting, queue_name)
+}
+
+/// A queue's name, empty when it is unset.
+pub(super) fn queue_if_set<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
+    checked_if_set(setting, queue_name).map(Option::unwrap_or_default)
+}
+
+fn queue_name(text: &str) -> Result<String, Refusal> {
     if text.starts_with("amq.") {
-        let wrong = "begins with amq., which the broker keeps for itself";
-        return Err(Refusal::new(wrong, "choose another name"));
+        return Err(Refusal::new(
+            "begins with amq., which the broker keeps for itself",
+            "choose another name",
+        ));
     }
-    amqp_name(text)
+    short_name(text)
 }
 
 /// A host name or an IP address, not a URL and not `host:port`.
-pub(super) fn host(text: &str) -> Result<String, Refusal> {
+pub(super) fn host<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
+    checked(setting, host_name)
+}
+
+/// PostgreSQL's host: also the absolute path of the directory of its socket.
+pub(super) fn host_or_socket<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
+    checked(setting, |text| if text.starts_with('/') { plain_name(text) } else { host_name(text) })
+}
+
+fn host_name(text: &str) -> Result<String, Refusal> {
     let help = "give a host name or an IP address alone; the port has a setting of its own";
     plain(text)?;
     if text.contains([',', ';']) {
-        return Err(Refusal::new("is a list of hosts", ONE_HOST));
+        return Err(Refusal::new(
+            "is a list of hosts",
+            "give one host; lists are not supported yet",
+        ));
     }
     // An IPv6 address may come in the brackets that a URL needs.
     let text = text.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(text);
@@ -180,34 +302,63 @@ pub(super) fn host(text: &str) -> Result<String, Refusal> {
     Ok(text.to_owned())
 }
 
-/// PostgreSQL's host: also the absolute path of the directory of its socket.
-pub(super) fn host_or_socket(text: &str) -> Result<String, Refusal> {
-    if text.starts_with('/') { plain(text) } else { host(text) }
+/// An IP address to listen on. `localhost` stands for 127.0.0.1.
+pub(super) fn address<'de, D: Deserializer<'de>>(setting: D) -> Result<IpAddr, D::Error> {
+    checked(setting, |text| {
+        let text = text.trim();
+        if text.eq_ignore_ascii_case("localhost") {
+            return Ok(Ipv4Addr::LOCALHOST.into());
+        }
+        text.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| {
+            Refusal::new(
+                "is not an IP address",
+                "give 0.0.0.0 (every interface), 127.0.0.1 (this machine only) or another IP address",
+            )
+        })
+    })
 }
 
-/// An IP address to listen on. `localhost` stands for 127.0.0.1.
-pub(super) fn address(text: &str) -> Result<IpAddr, Refusal> {
-    let text = text.trim();
-    if text.eq_ignore_ascii_case("localhost") {
-        return Ok(Ipv4Addr::LOCALHOST.into());
+/// The address of the management API, if one is set.
+pub(super) fn management_url<'de, D: Deserializer<'de>>(
+    setting: D,
+) -> Result<Option<ManagementUrl>, D::Error> {
+    checked_if_set(setting, urls::management)
+}
+
+/// The path of a file, if one is set.
+pub(super) fn file<'de, D: Deserializer<'de>>(setting: D) -> Result<Option<PathBuf>, D::Error> {
+    let Some(path) = Option::<RelativePathBuf>::deserialize(setting)? else { return Ok(None) };
+    plain(&path.original().to_string_lossy()).map_err(D::Error::custom)?;
+    Ok(Some(path.relative()))
+}
+
+/// The path of a PEM file of authorities, if one is set.
+pub(super) fn authorities<'de, D: Deserializer<'de>>(
+    setting: D,
+) -> Result<Option<PathBuf>, D::Error> {
+    let path = file(setting)?;
+    if let Some(path) = &path {
+        let checked =
+            read_pem(path).and_then(|pem| tls::authorities(&pem).map_err(Refusal::of_pem));
+        checked.map_err(D::Error::custom)?;
     }
-    let help =
-        "give 0.0.0.0 (every interface), 127.0.0.1 (this machine only) or another IP address";
-    let parsed = text.trim_start_matches('[').trim_end_matches(']').parse();
-    parsed.map_err(|_| Refusal::new("is not an IP address", help))
+    Ok(path)
 }
 
 /// The bytes of a PEM file.
 pub(super) fn read_pem(path: &Path) -> Result<Vec<u8>, Refusal> {
-    let help = "give the path of a file that this service may read";
-    let bytes = read_file(path, LARGEST_PEM_FILE)
-        .map_err(|error| Refusal::new(format!("cannot be read ({error})"), help))?;
-    bytes.ok_or_else(|| Refusal::of_pem("is too large for a PEM file".to_owned()))
-}
-
-/// The bytes of a file, `None` when there are more than `largest`.
-pub(super) fn read_file(path: &Path, largest: u64) -> io::Result<Option<Vec<u8>>> {
+    let unreadable = |error| {
+        Refusal::new(
+            format!("cannot be read ({error})"),
+            "give the path of a file that this service may read",
+        )
+    };
     let mut bytes = Vec::new();
-    File::open(path)?.take(largest + 1).read_to_end(&mut bytes)?;
-    Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= largest))
+    File::open(path)
+        .and_then(|file| file.take(LARGEST_PEM_FILE + 1).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
+    if bytes.len() as u64 > LARGEST_PEM_FILE {
+        return Err(Refusal::of_pem("is too large for a PEM file".to_owned()));
+    }
+    Ok(bytes)
 }
