@@ -103,6 +103,8 @@ impl Stage<'_> {
         votes: &[Vote],
     ) -> String {
         self.until_counted(votes.len()).await;
+        // What a lost session took comes again: a stop before that would leave it in the queue.
+        self.until_ready(&self.queue, 0).await;
         let mut logs = String::new();
         for service in services {
             logs += &service.stop().await;
