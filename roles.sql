@@ -4,15 +4,14 @@
 --
 --   CREATE ROLE counter LOGIN PASSWORD '...' IN ROLE vote_service;
 --
--- An operator who has to see who blocks counting, and to end that session, is in pg_monitor and in
--- pg_signal_backend, too (docs/runbook.md, "Who blocks counting").
+-- An operator who has to see and end sessions that block counting also needs pg_monitor and pg_signal_backend
+-- (docs/runbook.md, "Who blocks counting").
 --
--- Nobody but the owner can change or delete an audit row, and no group owns anything.
+-- Only the owner can change or delete an audit row, and no group owns anything.
 \set ON_ERROR_STOP on
 BEGIN;
 
--- Roles belong to the whole server: another database of it may have them already, or be making
--- them at this moment.
+-- Roles belong to the whole server: another database may have created them, or be creating them concurrently.
 DO $$
 DECLARE
     name text;
@@ -27,21 +26,20 @@ BEGIN
 END
 $$;
 
--- What was granted before goes first, so that what follows is all there is.
+-- Revoke earlier grants first, so that only the grants below remain.
 REVOKE ALL ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
     schema_compatibility, reconciliation, lost_votes, vote_statistics, citizens_with_multiple_votes
     FROM PUBLIC, vote_service, vote_results_reader, vote_auditor;
 
--- The service itself: counts, records attempts, reads which migrations there are, and shares with
--- the other instances what it found out.
+-- The service: counts, records attempts, reads which migrations are applied, and shares findings with other instances.
 GRANT SELECT ON _sqlx_migrations, schema_compatibility TO vote_service;
 GRANT SELECT, INSERT ON vote_audit, duplicate_attempts, lost_votes TO vote_service;
 GRANT SELECT, INSERT, UPDATE ON vote_results, reconciliation TO vote_service;
 
--- Results, which name nobody.
+-- Results, which contain no citizens.
 GRANT SELECT ON vote_results, vote_statistics TO vote_results_reader;
 
--- Auditors read everything: who voted what is in it. Correcting results is for the owner alone.
+-- Auditors read everything, including who voted what. Only the owner may correct results.
 GRANT SELECT ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
     schema_compatibility, reconciliation, lost_votes, vote_statistics, citizens_with_multiple_votes
     TO vote_auditor;
@@ -50,13 +48,12 @@ DO $$
 DECLARE
     sequence text;
 BEGIN
-    -- A database that began before PostgreSQL 15 lets everybody create tables in its schema public.
+    -- Databases created before PostgreSQL 15 let every role create tables in the schema public.
     EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC, vote_service, vote_results_reader, '
                    'vote_auditor', current_schema());
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO vote_service, vote_results_reader, vote_auditor',
                    current_schema());
-    -- Tables that the service's predecessor left number their rows: to insert is to ask for the
-    -- next number.
+    -- Tables of the predecessor have serial numbers: inserting requires USAGE on their sequences.
     FOR sequence IN
         SELECT pg_get_serial_sequence(format('%I.%I', table_schema, table_name), column_name)
         FROM information_schema.columns

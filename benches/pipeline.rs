@@ -1,6 +1,6 @@
 //! What decoding costs per message, what a batch costs until it is columns, and what the chain
 //! itself costs per vote: with a session and a store that do nothing, all that is left is
-//! combinators, ledger and decoding.
+//! combinators, ack tracker and decoding.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use vote_aggregator::counting::pipeline::{
     self, Acknowledged, IsolationBudget, Limits, Mode, RetryPolicy, Tools,
 };
 use vote_aggregator::model::ports::{
-    Channel, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Fault, Lost, Session, Store,
-    Votes,
+    BrokerError, Channel, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Fault, Session,
+    Store, Votes,
 };
 use vote_aggregator::model::vote;
 use vote_aggregator::operator::publish::{Samples, Shape};
@@ -32,13 +32,13 @@ fn samples(count: usize) -> Vec<Vec<u8>> {
 struct Nothing;
 
 impl Channel for Nothing {
-    async fn ack_up_to(&self, _: DeliveryTag) -> Result<(), Lost> {
+    async fn ack_up_to(&self, _: DeliveryTag) -> Result<(), BrokerError> {
         Ok(())
     }
-    async fn reject(&self, _: DeliveryTag) -> Result<(), Lost> {
+    async fn reject(&self, _: DeliveryTag) -> Result<(), BrokerError> {
         Ok(())
     }
-    async fn cancel(&self) -> Result<(), Lost> {
+    async fn cancel(&self) -> Result<(), BrokerError> {
         Ok(())
     }
 }
@@ -54,22 +54,22 @@ impl Store for Nothing {
 }
 
 impl DeadLetters for Nothing {
-    async fn publish(&self, _: &DeadLetter) -> Result<(), Lost> {
+    async fn publish(&self, _: &DeadLetter) -> Result<(), BrokerError> {
         Ok(())
     }
 }
 
-struct Memory(Nothing, Option<BoxStream<'static, Result<Delivery, Lost>>>);
+struct Memory(Nothing, Option<BoxStream<'static, Result<Delivery, BrokerError>>>);
 
 impl Session for Memory {
     type Channel = Nothing;
-    type Deliveries = BoxStream<'static, Result<Delivery, Lost>>;
+    type Deliveries = BoxStream<'static, Result<Delivery, BrokerError>>;
 
     fn split(&mut self) -> (&Nothing, Self::Deliveries) {
         (&self.0, self.1.take().unwrap_or_else(|| stream::empty().boxed()))
     }
     async fn requeue(self) {}
-    async fn close(self) -> Result<(), Lost> {
+    async fn close(self) -> Result<(), BrokerError> {
         Ok(())
     }
 }

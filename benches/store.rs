@@ -65,10 +65,8 @@ async fn spent(
 ) -> Duration {
     stage.empty().await;
     let count = usize::try_from(size * rounds).expect("64 bits");
-    let seed = fastrand::u64(..);
-    let shape = Shape::distinct(count, 5, seed);
-    let votes = Samples::new(shape).map(|body| vote::decode(&body, 16_384).expect("a vote"));
-    let votes: Vec<_> = votes.collect();
+    let samples = Samples::new(Shape::distinct(count, 5, fastrand::u64(..)));
+    let votes: Vec<_> = samples.map(|body| vote::decode(&body, 16_384).expect("a vote")).collect();
     let size = usize::try_from(size).expect("64 bits");
     let batch = |votes: &[_]| Votes::new(votes.to_vec()).inserted(insert);
     let batches: Vec<Votes> = votes.chunks(size).map(batch).collect();

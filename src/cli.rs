@@ -15,22 +15,26 @@ mod run;
 mod signals;
 mod watch;
 
-use std::io::{self, Write};
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing::Level;
+use vote_aggregator::adapters::store::init_script;
 use vote_aggregator::platform::config::{Config, Overrides, Sources, exposed_passwords};
 use vote_aggregator::platform::telemetry::{self, Traces};
+
+use self::exit::{Exit, Outcome};
 
 /// How long the last spans may take on their way to the collector.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Seconds for which a command tries to reach a server that is away, unless `--retry-for` says otherwise.
-const RETRY_FOR: u32 = 300;
+const RETRY_FOR: &str = "300";
 
 /// Where settings come from, for help and manual page.
 const SETTINGS: &str =
@@ -59,19 +63,8 @@ at once.";
 
 /// Counts votes from a RabbitMQ queue into PostgreSQL, each exactly once.
 #[derive(Parser)]
-#[command(version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}\n\n{SETTINGS}", exit::help()))]
+#[command(version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}\n\n{SETTINGS}", exit_codes()))]
 struct Arguments {
-    #[command(flatten)]
-    settings: Settings,
-    /// The same as the command health-check, for containers whose checks are flags
-    #[arg(long)]
-    health_check: bool,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Args)]
-struct Settings {
     /// Configuration file, instead of pipeline.toml in the working directory
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -81,6 +74,11 @@ struct Settings {
     /// One setting, above everything else, e.g. --set batch.size=500
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
+    /// The same as the command health-check, for containers whose checks are flags
+    #[arg(long)]
+    health_check: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -109,109 +107,99 @@ enum Command {
 }
 
 pub fn main() -> ExitCode {
-    let Arguments { settings, health_check, command } = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) => return output::of_clap(&error),
-    };
-    let command = match (health_check, command) {
-        (false, command) => command,
-        (true, None) => Some(Command::HealthCheck(health_check::Arguments::default())),
-        (true, Some(_)) => {
+    let (Ok(code) | Err(Exit(code))) = run_command();
+    ExitCode::from(code)
+}
+
+fn run_command() -> Outcome {
+    let Arguments { config, profile, set, health_check, command } =
+        Arguments::try_parse().map_err(|error| output::of_clap(&error))?;
+    let command = match command {
+        Some(_) if health_check => {
             let both = "--health-check goes without a command";
-            return output::of_clap(&Arguments::command().error(ErrorKind::ArgumentConflict, both));
+            let error = Arguments::command().error(ErrorKind::ArgumentConflict, both);
+            return Err(output::of_clap(&error));
         }
+        None if health_check => Command::HealthCheck(health_check::Arguments::default()),
+        command => command.unwrap_or(Command::Run),
     };
-    if let Some(code) = command.as_ref().and_then(embedded) {
-        return code;
+    // These need no configuration.
+    match &command {
+        Command::Migrate(arguments) if arguments.print => {
+            return output::answer(init_script(), 0);
+        }
+        Command::Completions(arguments) => {
+            return completions::completions(Arguments::command(), arguments);
+        }
+        Command::Man(arguments) => return man::man(Arguments::command(), arguments),
+        _ => {}
     }
-    let Settings { config, profile, set } = settings;
     let flags = Overrides { config, profile, set };
     for warning in exposed_passwords(&flags) {
         output::note_at(Level::WARN, format_args!("warning: {warning}"));
     }
-    let config = match Config::load(&Sources::from_process(flags)) {
-        Ok(config) => config,
-        Err(problems) => {
-            if let Some(Command::Check(arguments)) = &command {
-                return check::unusable(&problems, arguments);
-            }
-            output::note_at(Level::ERROR, problems);
-            return ExitCode::from(match command {
-                Some(Command::HealthCheck(_)) => exit::FINDINGS,
-                _ => exit::CONFIG,
-            });
+    let config = match (Config::load(&Sources::from_process(flags)), &command) {
+        (Ok(config), Command::HealthCheck(arguments)) => {
+            return health_check::check(&config, arguments);
         }
+        (Ok(config), _) => config,
+        (Err(problems), Command::Check(arguments)) => return check::unusable(&problems, arguments),
+        (Err(problems), Command::HealthCheck(_)) => return Err(failed(exit::FINDINGS, problems)),
+        (Err(problems), _) => return Err(failed(exit::CONFIG, problems)),
     };
-    if let Some(Command::HealthCheck(arguments)) = &command {
-        return health_check::check(&config, arguments);
-    }
     // One thread: it counts, and reads PostgreSQL's answers itself. With workers beside it each
     // answer goes through two threads, which costs a fifth of the processor time (docs/performance.md).
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            output::note_at(Level::ERROR, format_args!("cannot start the runtime: {error}"));
-            return ExitCode::from(exit::INTERNAL);
-        }
-    };
-    let code = runtime.block_on(async {
-        let traces = match Traces::from_env(config.batch.size) {
-            Ok(traces) => traces,
-            Err(error) => {
-                output::note_at(Level::ERROR, error);
-                return ExitCode::from(exit::CONFIG);
-            }
-        };
-        // A log would be written across what is drawn, which says the same.
-        if !matches!(&command, Some(Command::Results(arguments)) if arguments.draws()) {
-            let monitoring = &config.monitoring;
-            let queued = matches!(command, None | Some(Command::Run));
-            telemetry::init_logs(monitoring.log_level, monitoring.log_format, &traces, queued);
-        }
-        match command.unwrap_or(Command::Run) {
-            Command::Run => run::run(config, traces).await,
-            Command::Check(arguments) => check::check(&config, &arguments).await,
-            Command::Results(arguments) => results::results(&config, &arguments).await,
-            Command::Recount(arguments) => recount::recount(&config, arguments).await,
-            Command::Dlq(arguments) => dlq::dlq(&config, arguments).await,
-            Command::Migrate(arguments) => migrate::migrate(&config, &arguments).await,
-            Command::Publish(arguments) => {
-                let code = publish::publish(&config, arguments).await;
-                traces.flush(FLUSH_TIMEOUT).await;
-                code
-            }
-            // Answered above, without a runtime.
-            Command::HealthCheck(arguments) => health_check::check(&config, &arguments),
-            command => embedded(&command).unwrap_or(ExitCode::from(exit::INTERNAL)),
-        }
-    });
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+            failed(exit::INTERNAL, format_args!("cannot start the runtime: {error}"))
+        })?;
+    let ended = runtime.block_on(run_async(command, config));
     // A name that is still being looked up, or a read of standard input, blocks a thread that
     // nothing can end; dropping the runtime would wait for it, past any deadline.
     runtime.shutdown_background();
     telemetry::flush_logs();
-    code
+    ended
 }
 
-/// Asks on the terminal; anything but a yes is a no.
-fn agreed(question: &str) -> bool {
-    let mut answer = String::new();
-    let asked =
-        write!(io::stderr(), "{question} [y/N] ").and_then(|()| io::stdin().read_line(&mut answer));
-    asked.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
-}
-
-/// What needs no configuration: prints what is in the program.
-fn embedded(command: &Command) -> Option<ExitCode> {
-    match command {
-        Command::Migrate(arguments) if arguments.print => {
-            Some(output::answer(vote_aggregator::adapters::store::init_script(), 0))
-        }
-        Command::Completions(arguments) => {
-            Some(completions::completions(Arguments::command(), arguments))
-        }
-        Command::Man(arguments) => Some(man::man(Arguments::command(), arguments)),
-        _ => None,
+async fn run_async(command: Command, config: Config) -> Outcome {
+    let traces =
+        Traces::from_env(config.batch.size).map_err(|error| failed(exit::CONFIG, error))?;
+    // A log would be written across what is drawn, which says the same.
+    if !matches!(&command, Command::Results(arguments) if arguments.draws()) {
+        let monitoring = &config.monitoring;
+        let queued = matches!(command, Command::Run);
+        telemetry::init_logs(monitoring.log_level, monitoring.log_format, &traces, queued);
     }
+    match command {
+        Command::Run => run::run(config, traces).await,
+        Command::Check(arguments) => check::check(&config, &arguments).await,
+        Command::Results(arguments) => results::results(&config, &arguments).await,
+        Command::Recount(arguments) => recount::recount(&config, &arguments).await,
+        Command::Dlq(arguments) => dlq::dlq(&config, arguments).await,
+        Command::Migrate(arguments) => migrate::migrate(&config, &arguments).await,
+        Command::Publish(arguments) => {
+            let ended = publish::publish(&config, &arguments).await;
+            traces.flush(FLUSH_TIMEOUT).await;
+            ended
+        }
+        Command::HealthCheck(_) | Command::Completions(_) | Command::Man(_) => {
+            unreachable!("these commands end before the runtime starts")
+        }
+    }
+}
+
+/// The table of exit codes for the help.
+fn exit_codes() -> String {
+    let rows = exit::TABLE.map(|(code, meaning)| {
+        format!("\n  {:<6} {}", exit::name(code), output::wrapped(meaning, 80, 9))
+    });
+    format!("Exit codes:{}", rows.concat())
+}
+
+/// Reports what failed before there was a log.
+fn failed(code: u8, error: impl Display) -> Exit {
+    output::note_at(Level::ERROR, error);
+    Exit(code)
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -219,6 +207,11 @@ fn key_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write it as KEY=VALUE, e.g. batch.size=500".to_owned()),
     }
+}
+
+/// Parses whole seconds.
+fn seconds() -> impl TypedValueParser<Value = Duration> {
+    clap::value_parser!(u32).map(|seconds| Duration::from_secs(seconds.into()))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `run`, as an ordered list: metrics, database, totals, broker, count, stop.
+//! The service, in its order: metrics, database, totals, broker, counting, stop.
 
 mod acknowledged;
 mod background;
@@ -9,13 +9,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::OptionFuture;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::acknowledged::{AcknowledgedWatch, Seen};
+use self::acknowledged::Seen;
+pub use self::background::TaskEnded;
 use self::background::{Background, supervised};
-pub use self::background::{NamedTask, TaskEnded};
 use self::reconciler::Reconciler;
 use crate::adapters::broker::{QueueWatch, RabbitMq};
 use crate::adapters::store::{self, PgStore, StartError, Totals};
@@ -27,21 +29,21 @@ use crate::platform::http;
 use crate::platform::retry::Jitter;
 use crate::platform::service_manager::ServiceManager;
 use crate::platform::telemetry::{
-    Health, Instruments, Metrics, MetricsError, QueueDepths, Spans, Suppressed, dropped_lines,
-    metrics_wanted, seconds,
+    Health, Instruments, Metrics, MetricsError, Spans, Suppressed, dropped_lines, metrics_wanted,
+    seconds,
 };
 
 /// How often the counting runtime shows that it runs its tasks.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// At least this often the database is asked for something.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+/// How often the database is asked for something, at least.
+const PING_EVERY: Duration = Duration::from_secs(5);
 /// How often the broker is asked for the depths of its queues, and how long it may take.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
-/// Most deliveries that one ack covers. The broker sends as many again in one go, and where they are
+/// Most deliveries that one ack covers. The broker sends as many again at once, and where they are
 /// on disk, behind a queue of millions, 1,000 cost it more than 500 (docs/performance.md).
 const MOST_ACKED: u64 = 500;
-/// What the log says of an outage that no batch meets; fewer lines while it lasts.
+/// The log message of an outage that no batch meets; it is rate-limited.
 const NO_ANSWER: &str = "PostgreSQL does not answer";
 /// How long closing the pool may take: by then nothing is in a transaction.
 const POOL_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -63,8 +65,7 @@ pub enum ServiceError {
     TaskEnded(#[from] TaskEnded),
 }
 
-/// Counts votes until `stop`; deliveries already received are settled. `manager` is notified of the
-/// state; `tasks` are supervised together with the service's own.
+/// Counts votes until `stop`; deliveries already received are settled. `manager` is notified of the state.
 ///
 /// # Errors
 /// [`ServiceError`]: what keeps the service from starting, which servers that are down do not, or
@@ -73,34 +74,34 @@ pub async fn run(
     config: &Config,
     manager: Option<&ServiceManager>,
     stop: &CancellationToken,
-    tasks: Vec<NamedTask>,
+) -> Result<(), ServiceError> {
+    run_with(config, manager, stop, Background::new()).await
+}
+
+async fn run_with(
+    config: &Config,
+    manager: Option<&ServiceManager>,
+    stop: &CancellationToken,
+    (background, mut ended): (Background, UnboundedReceiver<TaskEnded>),
 ) -> Result<(), ServiceError> {
     let health = Arc::new(Health::default());
-    let (mut background, mut supervision) = Background::new();
-    for (name, task) in tasks {
-        background.spawn(name, task);
-    }
-    // Of its own, so that a task that ends can stop counting as a signal does.
+    // A child, so that a task that ends can stop counting as a signal does.
     let stop = stop.child_token();
     let mut counting = Box::pin(count(config, Arc::clone(&health), background, &stop));
     // In the task that counts, so that the watchdog is not notified while that task is blocked.
-    let attending = async {
-        match manager {
-            Some(manager) => supervised("service manager", manager.attend(&health, &stop)).await,
-            None => std::future::pending().await,
-        }
-    };
+    let attending =
+        manager.map(|manager| supervised("service manager", manager.attend(&health, &stop)));
     let ended = tokio::select! {
         result = &mut counting => return result,
-        ended = supervision.ended() => ended,
-        ended = attending => ended,
+        Some(ended) = ended.recv() => ended,
+        Some(ended) = OptionFuture::from(attending) => ended,
     };
     tracing::error!(task = ended.name, "stopping: {ended}");
     stop.cancel();
     // As at a signal: deliveries already received are settled, unless that takes too long.
     match tokio::time::timeout(config.shutdown.timeout, counting).await {
-        Ok(Err(error)) => tracing::error!("counting ended with an error, too: {error}"),
         Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!("counting ended with an error, too: {error}"),
         Err(_) => tracing::error!("deliveries were not settled within SHUTDOWN_TIMEOUT_SECONDS"),
     }
     Err(ended.into())
@@ -146,20 +147,15 @@ async fn count(
         store: store.clone(),
         instruments: instruments.clone(),
         health: Arc::clone(&health),
-        acknowledged: AcknowledgedWatch {
-            store: store.clone(),
-            acknowledged: Arc::clone(&acknowledged),
-            instruments: instruments.clone(),
-            health: Arc::clone(&health),
-            accepted: config.postgres.accept_lost.clone(),
-            seen: Seen::default(),
-        },
+        acknowledged: Arc::clone(&acknowledged),
+        accepted: config.postgres.accept_lost.clone(),
+        seen: Seen::default(),
         max_laws: config.monitoring.max_laws,
         refresh: config.monitoring.totals_refresh,
     };
     // Before the first vote is counted, so that the gauges are right from the first scrape on.
     watch.refresh_totals().await;
-    // An alarm that is open already must not be ready for a moment.
+    // With an open alarm the service must not be ready even for a moment.
     watch.look().await;
     background.spawn("totals and database health", watch.run());
     if let Some(interval) = config.monitoring.reconcile_interval {
@@ -168,13 +164,14 @@ async fn count(
             instruments: instruments.clone(),
             jitter: Jitter::from_entropy(),
             interval,
+            differed: false,
+            alone: false,
         };
         background.spawn("reconciler", reconciler.run());
     }
     let limited = instruments.clone();
-    background.spawn("suppressed log lines", async move {
-        limited.log_limiter.run(log_suppressed).await;
-    });
+    let summaries = async move { limited.log_limiter.run(log_suppressed).await };
+    background.spawn("suppressed log lines", summaries);
     background.spawn("dropped log lines", warn_of_dropped_lines());
     let queues = QueueWatch::new(config.rabbitmq.clone());
     background.spawn("queue depths", watch_queues(queues, instruments.clone()));
@@ -233,19 +230,18 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-/// Says in the log that lines are missing from it, once it takes lines again.
+/// Logs that lines are missing from the log, once it takes lines again.
 async fn warn_of_dropped_lines() {
     let mut before = 0;
     loop {
-        tokio::time::sleep(SIGN_OF_LIFE).await;
-        let dropped = dropped_lines();
-        if dropped > before {
-            let lines = dropped - before;
+        tokio::time::sleep(PING_EVERY).await;
+        let lines = dropped_lines() - before;
+        if lines > 0 {
+            before += lines;
             tracing::warn!(
                 lines,
                 "log lines were dropped: standard error was not read fast enough"
             );
-            before = dropped;
         }
     }
 }
@@ -261,27 +257,26 @@ async fn send_heartbeats(beat: watch::Sender<()>) {
 /// Keeps the depths of the queues up to date, until it is dropped.
 async fn watch_queues(mut queues: QueueWatch, instruments: Instruments) {
     loop {
-        let depths = match tokio::time::timeout(LOOK_TIMEOUT, queues.look()).await {
-            Ok(Ok(depths)) => depths,
-            // The session meets the same and tells of it.
-            Ok(Err(error)) => {
-                tracing::debug!("the depth of the queues is not known: {error}");
-                QueueDepths::default()
-            }
-            Err(_) => QueueDepths::default(),
-        };
-        instruments.queue_depths(depths);
+        let looked = tokio::time::timeout(LOOK_TIMEOUT, queues.look()).await;
+        if let Ok(Err(error)) = &looked {
+            // The session meets the same and warns of it.
+            tracing::debug!("the depth of the queues is not known: {error}");
+        }
+        instruments.queue_depths(looked.ok().and_then(Result::ok).unwrap_or_default());
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-/// Looks after what no batch tells: totals that other instances change, a database that goes away
-/// while no vote comes.
+/// Polls what no batch shows: totals that other instances change, acknowledged votes that are lost, a
+/// database that is down while no vote arrives.
 struct Watch {
     store: PgStore,
     instruments: Instruments,
     health: Arc<Health>,
-    acknowledged: AcknowledgedWatch,
+    acknowledged: Arc<Acknowledged>,
+    /// POSTGRES_ACCEPT_LOST: the alarms that an operator accepted.
+    accepted: Vec<String>,
+    seen: Seen,
     max_laws: usize,
     refresh: Duration,
 }
@@ -291,8 +286,8 @@ impl Watch {
         let mut refreshed = Instant::now();
         loop {
             tokio::select! {
-                () = tokio::time::sleep(self.refresh.min(SIGN_OF_LIFE)) => {}
-                // A server that comes back may be another one.
+                () = tokio::time::sleep(self.refresh.min(PING_EVERY)) => {}
+                // After a reconnect it may be another server.
                 () = self.store.reconnected() => self.store.close_reader().await,
             }
             if refreshed.elapsed() >= self.refresh {
@@ -304,7 +299,7 @@ impl Watch {
     }
 
     async fn look(&mut self) {
-        let looked = self.acknowledged.look().await;
+        let looked = self.look_up_acknowledged().await;
         self.note(looked);
     }
 

@@ -9,7 +9,7 @@ use crate::report::Report;
 
 const WIDTH: u32 = 860;
 const BAR: i32 = 34;
-/// Room for the names on the left and the figures on the right.
+/// Space for the names on the left and the figures on the right.
 const MARGINS: (i32, i32) = (230, 90);
 const HEAD: i32 = 50;
 const OURS: RGBColor = RGBColor(28, 110, 180);
@@ -27,10 +27,10 @@ pub fn draw(report: &Report, file: &Path) {
     let title = format!("{}: votes a second, medians", report.title);
     area.draw(&Text::new(title, (12, HEAD / 2), text(18, HPos::Left))).expect("drawn");
     let most = report.figures.iter().map(|figures| figures.rate()).fold(1.0, f64::max);
-    let room = f64::from(WIDTH as i32 - MARGINS.0 - MARGINS.1);
+    let widest = f64::from(WIDTH as i32 - MARGINS.0 - MARGINS.1);
     for (row, figures) in report.figures.iter().enumerate() {
         let top = HEAD + BAR * i32::try_from(row).expect("a few");
-        let end = MARGINS.0 + (room * figures.rate() / most).round() as i32;
+        let end = MARGINS.0 + (widest * figures.rate() / most).round() as i32;
         let colour = if figures.name.starts_with("vote-aggregator") { OURS } else { OTHERS };
         let bar = [(MARGINS.0, top + 5), (end, top + BAR - 5)];
         area.draw(&Rectangle::new(bar, colour.filled())).expect("drawn");

@@ -1,6 +1,5 @@
 //! Who is compared, and how each is started.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tokio::process::Command;
@@ -10,7 +9,7 @@ use crate::it::support::{Service, Stage};
 /// One way to take votes off a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Contender {
-    /// Takes and acks, and does nothing else.
+    /// A no-op consumer: acks and does nothing else.
     Null,
     /// This service as it comes.
     Default,
@@ -27,16 +26,6 @@ pub enum Contender {
 }
 
 impl Contender {
-    pub const ALL: [Self; 7] = [
-        Self::Null,
-        Self::Default,
-        Self::Throughput,
-        Self::PythonAsShipped,
-        Self::PythonReadme,
-        Self::PythonTuned,
-        Self::Node,
-    ];
-
     pub const fn name(self) -> &'static str {
         match self {
             Self::Null => "null consumer",
@@ -49,11 +38,7 @@ impl Contender {
         }
     }
 
-    pub const fn is_ours(self) -> bool {
-        matches!(self, Self::Default | Self::Throughput)
-    }
-
-    /// Whether it is somebody else's, with a language to install.
+    /// Whether it is another project's, with a language to install.
     pub const fn is_peer(self) -> bool {
         !matches!(self, Self::Null | Self::Default | Self::Throughput)
     }
@@ -68,13 +53,8 @@ impl Contender {
     }
 
     pub fn start(self, stage: &Stage<'_>, peers: &Peers, votes: u64) -> Service {
-        let mut environment = stage.environment();
         let mut command = match self {
-            Self::Null => {
-                let mut command = Command::new(std::env::current_exe().expect("its own path"));
-                command.arg(format!("--consume-only={votes}"));
-                command
-            }
+            Self::Null => Command::new(std::env::current_exe().expect("its own path")),
             Self::Default | Self::Throughput => Command::new(env!("CARGO_BIN_EXE_vote-aggregator")),
             Self::PythonAsShipped => peers.python("acks_first.py"),
             Self::PythonReadme => peers.python("readme.py"),
@@ -82,19 +62,15 @@ impl Contender {
             Self::Node => peers.node("consumer.mjs"),
         };
         match self {
+            Self::Null => drop(command.arg(format!("--consume-only={votes}"))),
             Self::Default => drop(command.arg("run")),
             Self::Throughput => drop(command.args(["--profile", "throughput", "run"])),
             _ => {}
         }
-        self.extend(&mut environment);
+        let mut environment = stage.environment();
+        // Its background reading of the whole audit is not what is compared; the others ignore this.
+        environment.insert("RECONCILE_INTERVAL_SECONDS".to_owned(), "0".to_owned());
         Service::spawn_as(&stage.queue, command, &environment)
-    }
-
-    fn extend(self, environment: &mut BTreeMap<String, String>) {
-        if self.is_ours() {
-            // Its background reading of the whole audit is not what is compared.
-            environment.insert("RECONCILE_INTERVAL_SECONDS".to_owned(), "0".to_owned());
-        }
     }
 }
 

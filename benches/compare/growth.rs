@@ -6,10 +6,12 @@ use std::time::Duration;
 use vote_aggregator::adapters::store::{self, Patience};
 
 use crate::contender::{Contender, Peers};
-use crate::measure::{Bench, Run};
+use crate::figures::in_turn;
+use crate::it::support::Stage;
+use crate::measure::Bench;
 use crate::report::{Figures, Report};
 
-/// Rows are made in parts, so that there is something to tell.
+/// Rows are made in parts, to show progress.
 const PART: u64 = 5_000_000;
 /// How full a B-tree's leaves are whose keys came in random order, in per cent.
 const GROWN: u32 = 70;
@@ -24,35 +26,31 @@ const INSTANCES: [usize; 3] = [1, 2, 4];
 pub async fn run(bench: &Bench, rounds: usize, votes: u64, rows: &[u64]) -> Report {
     let peers = Peers::new(None);
     let one = async |laws: u32, instances: usize, checkpoint: bool, name: &str| {
-        let run = bench.consume_more(votes, laws, checkpoint, async |stage| {
-            let start = |_| Contender::Throughput.start(stage, &peers, votes);
-            (0..instances).map(start).collect()
-        });
-        let run: Run = run.await;
+        let start = |stage: &Stage<'_>| {
+            (0..instances).map(|_| Contender::Throughput.start(stage, &peers, votes)).collect()
+        };
+        let run = bench.consume(votes, laws, checkpoint, start).await;
         eprintln!("{name}: {run}");
         run
     };
 
     let mut all = Vec::new();
-    bench.empty().await;
     for instances in INSTANCES {
         all.push((5, instances, Figures::of(format!("{instances} instances"))));
     }
     for laws in LAWS {
         all.push((laws, 1, Figures::of(format!("{laws} laws"))));
     }
-    for round in 0..rounds {
-        for turn in 0..all.len() {
-            bench.empty().await;
-            let which = (round + turn) % all.len();
-            let (laws, instances, figures) = &mut all[which];
-            let name = format!("round {} of {rounds}: {}", round + 1, figures.name);
-            figures.push(one(*laws, *instances, true, &name).await);
-        }
-    }
+    in_turn(rounds, all.len(), async |which, round| {
+        bench.stage.empty().await;
+        let (laws, instances, figures) = &mut all[which];
+        let name = format!("{round}: {}", figures.name);
+        figures.runs.push(one(*laws, *instances, true, &name).await);
+    })
+    .await;
     let mut all: Vec<Figures> = all.into_iter().map(|(.., figures)| figures).collect();
 
-    bench.empty().await;
+    bench.stage.empty().await;
     let mut there = 0;
     for &rows in rows {
         grow(bench, there, rows).await;
@@ -65,8 +63,8 @@ pub async fn run(bench: &Bench, rounds: usize, votes: u64, rows: &[u64]) -> Repo
                     format!("round {} of {rounds}: {rows} rows, part {}", round + 1, part + 1);
                 parts.push(one(5, 1, part == 0, &name).await);
             }
-            first.push(parts[0].clone());
-            sustained.push(parts.into_iter().sum());
+            first.runs.push(parts[0].clone());
+            sustained.runs.push(parts.into_iter().sum());
         }
         // What was counted is there as well.
         there = rows + rounds as u64 * PARTS * votes;
@@ -80,48 +78,39 @@ pub async fn run(bench: &Bench, rounds: usize, votes: u64, rows: &[u64]) -> Repo
 /// Fills the audit, and the totals with it. The key's index is made anew with leaves as full as
 /// those of one that has grown: filling it row by row takes an hour.
 async fn grow(bench: &Bench, mut there: u64, rows: u64) {
-    let key = "vote_audit_pkey";
-    bench
-        .sql(format!(
-            "ALTER TABLE duplicate_attempts
-             DROP CONSTRAINT IF EXISTS duplicate_attempts_vote_hash_fkey;
-             ALTER TABLE vote_audit DROP CONSTRAINT {key}"
-        ))
-        .await;
+    let drop_keys = "ALTER TABLE duplicate_attempts
+                         DROP CONSTRAINT IF EXISTS duplicate_attempts_vote_hash_fkey;
+                     ALTER TABLE vote_audit DROP CONSTRAINT vote_audit_pkey";
+    bench.sql(drop_keys).await;
     while there < rows {
         let until = rows.min(there + PART);
         eprintln!("making rows: {there} of {rows}");
-        bench
-            .sql(format!(
-                "INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, \"timestamp\")
-                 SELECT encode(sha256(convert_to('grown-' || n, 'UTF8')), 'hex'),
-                        'citizen-' || n, 'law-' || lpad((1 + n % 5)::text, 3, '0'),
-                        CASE WHEN n % 2 = 0 THEN 'oui' ELSE 'non' END, now()
-                 FROM generate_series({there}::bigint, {until}::bigint - 1) AS n"
-            ))
-            .await;
+        let insert = format!(
+            "INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, \"timestamp\")
+             SELECT encode(sha256(convert_to('grown-' || n, 'UTF8')), 'hex'),
+                    'citizen-' || n, 'law-' || lpad((1 + n % 5)::text, 3, '0'),
+                    CASE WHEN n % 2 = 0 THEN 'oui' ELSE 'non' END, now()
+             FROM generate_series({there}::bigint, {until}::bigint - 1) AS n"
+        );
+        bench.sql(&insert).await;
         there = until;
     }
     eprintln!("making the index of {rows} rows");
-    bench
-        .sql(format!(
-            "SET maintenance_work_mem = '2GB';
-             ALTER TABLE vote_audit ADD CONSTRAINT {key} PRIMARY KEY (vote_hash)
+    let add_keys = format!(
+        "SET maintenance_work_mem = '2GB';
+         ALTER TABLE vote_audit ADD CONSTRAINT vote_audit_pkey PRIMARY KEY (vote_hash)
              WITH (fillfactor = {GROWN});
-             ALTER INDEX {key} RESET (fillfactor);
-             ALTER TABLE duplicate_attempts ADD CONSTRAINT duplicate_attempts_vote_hash_fkey
+         ALTER INDEX vote_audit_pkey RESET (fillfactor);
+         ALTER TABLE duplicate_attempts ADD CONSTRAINT duplicate_attempts_vote_hash_fkey
              FOREIGN KEY (vote_hash) REFERENCES vote_audit (vote_hash);
-             RESET maintenance_work_mem"
-        ))
-        .await;
-    bench.sql("VACUUM (ANALYZE) vote_audit".to_owned()).await;
+         RESET maintenance_work_mem"
+    );
+    bench.sql(&add_keys).await;
+    bench.sql("VACUUM (ANALYZE) vote_audit").await;
     // A server that has counted them all has as much of the index in memory as fits.
-    bench
-        .sql(
-            "SET enable_seqscan = off; SELECT count(vote_hash) FROM vote_audit; RESET enable_seqscan"
-                .to_owned(),
-        )
-        .await;
+    let read = "SET enable_seqscan = off; SELECT count(vote_hash) FROM vote_audit;
+                RESET enable_seqscan";
+    bench.sql(read).await;
     let config = bench.stage.config(&[]);
     let patience = Patience::new(Duration::ZERO);
     let corrected = store::correct(&config, patience, Some("grown"), |_| {}).await;

@@ -1,23 +1,22 @@
 //! How long a vote takes from being published until it is committed, and how long a start and a
 //! stop take.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, interval, sleep};
-use vote_aggregator::adapters::broker::{Publisher, RabbitMq};
+use vote_aggregator::adapters::broker::RabbitMq;
 use vote_aggregator::operator::publish::{Samples, Shape};
 
 use crate::contender::{Contender, Peers};
+use crate::figures::{median, table};
 use crate::it::support::{Service, eventually};
 use crate::measure::Bench;
-use crate::median::median;
 
 /// Votes a second, and how many of them.
 const LOADS: [(u32, u32); 2] = [(1_000, 20_000), (10, 200)];
@@ -47,10 +46,10 @@ pub async fn run(bench: &Bench, rounds: usize) -> Latencies {
     all
 }
 
-/// Publishes at an even rate, and asks PostgreSQL when each vote was committed: the votes tell when
-/// they were published, by the same clock.
+/// Publishes at an even rate, and asks PostgreSQL when each vote was committed: a vote's timestamp is
+/// when it was published, by the same clock.
 async fn latency(bench: &Bench, rate: u32, votes: u32, round: &mut Round) {
-    bench.empty().await;
+    bench.stage.empty().await;
     let stage = &bench.stage;
     let (service, started) = consuming(bench).await;
     round.insert("start to consuming".to_owned(), millis(started));
@@ -61,7 +60,16 @@ async fn latency(bench: &Bench, rate: u32, votes: u32, round: &mut Round) {
     let mut confirms = Vec::new();
     for number in 0..votes {
         ticks.tick().await;
-        confirms.push(publish_now(&publisher, &stage.queue, number).await);
+        let now = OffsetDateTime::now_utc().format(&Rfc3339).expect("a year of four digits");
+        let body = json!({
+            "vote_hash": format!("{:032x}{number:032x}", fastrand::u128(..)),
+            "citizen_id": format!("citizen-{number}"),
+            "law_id": format!("law-{:03}", number % 5),
+            "choice": "oui",
+            "timestamp": now,
+        });
+        let confirm = publisher.publish(&stage.queue, body.to_string().as_bytes(), &[]).await;
+        confirms.push(confirm.expect("published"));
     }
     for confirm in confirms {
         confirm.await.expect("confirmed");
@@ -84,22 +92,6 @@ async fn latency(bench: &Bench, rate: u32, votes: u32, round: &mut Round) {
     stage.delete(&stage.queue).await;
 }
 
-async fn publish_now(
-    publisher: &Publisher,
-    queue: &str,
-    number: u32,
-) -> vote_aggregator::adapters::broker::Confirm {
-    let now = OffsetDateTime::now_utc().format(&Rfc3339).expect("a year of four digits");
-    let body = json!({
-        "vote_hash": format!("{:032x}{number:032x}", fastrand::u128(..)),
-        "citizen_id": format!("citizen-{number}"),
-        "law_id": format!("law-{:03}", number % 5),
-        "choice": "oui",
-        "timestamp": now,
-    });
-    publisher.publish(queue, body.to_string().as_bytes(), &[]).await.expect("published")
-}
-
 /// A service that has just got its consumer, and how long that took it.
 async fn consuming(bench: &Bench) -> (Service, Duration) {
     // With its queue in place: to make one takes the broker its time.
@@ -116,9 +108,8 @@ async fn consuming(bench: &Bench) -> (Service, Duration) {
 
 /// SIGTERM to exit, in the middle of a backlog.
 async fn stop(bench: &Bench, round: &mut Round) {
-    bench.empty().await;
-    let seed = fastrand::u64(..);
-    let shape = Shape::distinct(BACKLOG, 5, seed);
+    bench.stage.empty().await;
+    let shape = Shape::distinct(BACKLOG, 5, fastrand::u64(..));
     bench.stage.publish_each(Samples::new(shape)).await;
     for contender in [Contender::Default, Contender::Throughput] {
         let before = bench.counted().await;
@@ -147,20 +138,13 @@ impl Latencies {
 
 impl fmt::Display for Latencies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new();
-        table.load_style(presets::ASCII_MARKDOWN);
-        table.set_header(["milliseconds", "median", "worst round"]);
-        for name in
-            self.rounds.iter().flat_map(Round::keys).collect::<std::collections::BTreeSet<_>>()
-        {
+        let names: BTreeSet<&String> = self.rounds.iter().flat_map(Round::keys).collect();
+        let rows = names.into_iter().map(|name| {
             let figures: Vec<f64> =
                 self.rounds.iter().filter_map(|round| round.get(name).copied()).collect();
             let worst = figures.iter().copied().fold(0.0, f64::max);
-            table.add_row([name.clone(), format!("{:.0}", median(figures)), format!("{worst:.0}")]);
-        }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        write!(f, "{table}")
+            vec![name.clone(), format!("{:.0}", median(figures)), format!("{worst:.0}")]
+        });
+        write!(f, "{}", table(&["milliseconds", "median", "worst round"], rows))
     }
 }

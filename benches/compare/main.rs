@@ -11,10 +11,10 @@ mod it {
 
 mod chart;
 mod contender;
+mod figures;
 mod growth;
 mod latency;
 mod measure;
-mod median;
 mod meter;
 mod null_consumer;
 mod report;
@@ -22,11 +22,12 @@ mod statement;
 
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde_json::Value;
 
 use self::contender::{Contender, Peers};
-use self::it::support::Servers;
+use self::figures::in_turn;
+use self::it::support::{Servers, Stage};
 use self::measure::Bench;
 use self::report::{Figures, Report};
 
@@ -50,7 +51,7 @@ struct Arguments {
     /// Only these
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Contender>,
-    /// Measure the statement alone, beside one that is written without thought
+    /// Measure the statement alone, beside a naive one
     #[arg(long, conflicts_with_all = ["growth", "latency"])]
     statement: bool,
     /// Measure by rows that the audit has, laws, and instances
@@ -130,24 +131,23 @@ fn write(file: &Path, object: &Value) {
 /// Every contender in every round, in an order that moves on from round to round.
 async fn compare(bench: &Bench, arguments: &Arguments) -> Report {
     let peers = Peers::new(arguments.peers.clone());
-    let chosen: Vec<Contender> = Contender::ALL
-        .into_iter()
+    let chosen: Vec<Contender> = Contender::value_variants()
+        .iter()
+        .copied()
         .filter(|contender| arguments.only.is_empty() || arguments.only.contains(contender))
         .filter(|contender| peers.are_there() || !contender.is_peer())
         .collect();
     let mut measured: Vec<Figures> =
         chosen.iter().map(|contender| Figures::of(contender.name())).collect();
-    for round in 0..arguments.rounds {
-        for turn in 0..chosen.len() {
-            let which = (round + turn) % chosen.len();
-            let contender = chosen[which];
-            let votes = contender.share(arguments.votes);
-            let run =
-                bench.consume(votes, 5, async |stage| vec![contender.start(stage, &peers, votes)]);
-            let run = run.await;
-            eprintln!("round {} of {}: {}: {run}", round + 1, arguments.rounds, contender.name());
-            measured[which].push(run);
-        }
-    }
+    in_turn(arguments.rounds, chosen.len(), async |which, round| {
+        let contender = chosen[which];
+        let votes = contender.share(arguments.votes);
+        bench.stage.empty().await;
+        let start = |stage: &Stage<'_>| vec![contender.start(stage, &peers, votes)];
+        let run = bench.consume(votes, 5, true, start).await;
+        eprintln!("{round}: {}: {run}", contender.name());
+        measured[which].runs.push(run);
+    })
+    .await;
     Report::new("Votes off a quorum queue", measured).against(Contender::Null.name())
 }

@@ -19,11 +19,11 @@ use crate::meter::{cpu_seconds, peak_memory};
 const NEW_LOG: [&str; 4] = ["ctl", "--", "eval", "ra_log_wal:force_roll_over(ra_log_wal)."];
 /// Between two looks at how far they are.
 const LOOK: Duration = Duration::from_millis(10);
-/// A consumer that has counted nothing new for so long never will.
+/// A consumer that has counted nothing new for so long has failed.
 const STALLED: Duration = Duration::from_secs(60);
 /// The servers are quiet when they have had less of a processor than this, in such a time.
 const QUIET: (f64, Duration) = (0.05, Duration::from_millis(500));
-/// They need not ever be: a checkpoint may take its time.
+/// They may never be: a checkpoint takes its time.
 const QUIET_AT_LAST: Duration = Duration::from_secs(30);
 
 /// The servers, and the tables that all contenders write into.
@@ -38,10 +38,8 @@ pub struct Bench {
 pub struct Run {
     pub votes: u64,
     pub seconds: f64,
-    /// Processor seconds.
-    pub client: f64,
-    pub broker: f64,
-    pub database: f64,
+    /// Processor seconds: client, broker, database.
+    pub cpu: [f64; 3],
     /// MiB, of the largest process.
     pub memory: f64,
 }
@@ -53,7 +51,7 @@ impl Run {
 
     /// Processor seconds a million votes: client, broker, database.
     pub fn cost(&self) -> [f64; 3] {
-        [self.client, self.broker, self.database].map(|cpu| cpu * 1e6 / self.votes as f64)
+        self.cpu.map(|cpu| cpu * 1e6 / self.votes as f64)
     }
 }
 
@@ -63,9 +61,7 @@ impl Sum for Run {
         runs.fold(Self::default(), |all, run| Self {
             votes: all.votes + run.votes,
             seconds: all.seconds + run.seconds,
-            client: all.client + run.client,
-            broker: all.broker + run.broker,
-            database: all.database + run.database,
+            cpu: [0, 1, 2].map(|of| all.cpu[of] + run.cpu[of]),
             memory: all.memory.max(run.memory),
         })
     }
@@ -83,13 +79,6 @@ impl fmt::Display for Run {
             self.memory
         )
     }
-}
-
-/// All readings of one moment.
-struct Mark {
-    at: Instant,
-    votes: u64,
-    cpu: [f64; 3],
 }
 
 impl Bench {
@@ -119,13 +108,8 @@ impl Bench {
         Self { broker: pid("rabbitmq"), database: pid("postgres"), stage }
     }
 
-    pub async fn sql(&self, sql: String) {
+    pub async fn sql(&self, sql: &str) {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.stage.sql).await.expect("SQL");
-    }
-
-    /// Tables as they are after `migrate`.
-    pub async fn empty(&self) {
-        self.stage.empty().await;
     }
 
     /// Processor seconds that PostgreSQL has had.
@@ -133,35 +117,24 @@ impl Bench {
         cpu_seconds(self.database)
     }
 
-    /// So many votes on a queue of their own, taken by whom `start` starts, into empty tables.
+    /// So many votes on a queue of their own, taken by what `start` starts; right after a checkpoint,
+    /// or without one.
     pub async fn consume(
         &self,
         votes: u64,
         laws: u32,
-        start: impl AsyncFnOnce(&Stage<'_>) -> Vec<Service>,
-    ) -> Run {
-        self.empty().await;
-        self.consume_more(votes, laws, true, start).await
-    }
-
-    /// The same into tables as they are, right after a checkpoint or without one.
-    pub async fn consume_more(
-        &self,
-        votes: u64,
-        laws: u32,
         checkpoint: bool,
-        start: impl AsyncFnOnce(&Stage<'_>) -> Vec<Service>,
+        start: impl FnOnce(&Stage<'_>) -> Vec<Service>,
     ) -> Run {
         let stage = &self.stage;
         let count = usize::try_from(votes).expect("64 bits");
-        let seed = fastrand::u64(..);
-        let shape = Shape::distinct(count, laws, seed);
+        let shape = Shape::distinct(count, laws, fastrand::u64(..));
         stage.servers.script(&NEW_LOG);
         stage.publish_each(Samples::new(shape)).await;
         self.quiet(checkpoint).await;
 
         let before = self.counted().await;
-        let running = start(stage).await;
+        let running = start(stage);
         let run = self.watch(&running, before, votes).await;
         drop(running);
         stage.delete(&stage.queue).await;
@@ -170,11 +143,11 @@ impl Bench {
 
     /// From the first votes to the last.
     async fn watch(&self, running: &[Service], before: u64, votes: u64) -> Run {
-        let mut first: Option<Mark> = None;
+        let mut first: Option<(Instant, u64, [f64; 3])> = None;
         let mut progress = (0, Instant::now());
         loop {
             sleep(LOOK).await;
-            // One that only acks tells so itself.
+            // One that only acks writes how many to its log.
             let acked = running[0].log().lines().rev().find_map(|line| line.parse::<u64>().ok());
             let done = match acked {
                 Some(acked) => acked,
@@ -189,27 +162,20 @@ impl Bench {
             if done == 0 || (first.is_some() && done < votes) {
                 continue;
             }
-            let mark = self.mark(running, done);
-            let Some(first) = &first else {
-                first = Some(mark);
+            let now = Instant::now();
+            let client = running.iter().map(|service| cpu_seconds(service.id())).sum();
+            let cpu = [client, cpu_seconds(self.broker), self.database_cpu()];
+            let Some((began, early, spent)) = first else {
+                first = Some((now, done, cpu));
                 continue;
             };
-            let cpu = [0, 1, 2].map(|of| mark.cpu[of] - first.cpu[of]);
             return Run {
-                votes: done - first.votes,
-                seconds: (mark.at - first.at).as_secs_f64(),
-                client: cpu[0],
-                broker: cpu[1],
-                database: cpu[2],
+                votes: done - early,
+                seconds: (now - began).as_secs_f64(),
+                cpu: [0, 1, 2].map(|of| cpu[of] - spent[of]),
                 memory: running.iter().map(|one| peak_memory(one.id())).fold(0.0, f64::max),
             };
         }
-    }
-
-    fn mark(&self, running: &[Service], votes: u64) -> Mark {
-        let client = running.iter().map(|service| cpu_seconds(service.id())).sum();
-        let cpu = [client, cpu_seconds(self.broker), cpu_seconds(self.database)];
-        Mark { at: Instant::now(), votes, cpu }
     }
 
     pub async fn counted(&self) -> u64 {
@@ -220,7 +186,7 @@ impl Bench {
     /// Waits until the servers have written what they have to write.
     pub async fn quiet(&self, checkpoint: bool) {
         if checkpoint {
-            self.sql("CHECKPOINT".to_owned()).await;
+            self.sql("CHECKPOINT").await;
         }
         let waiting = async {
             loop {

@@ -2,25 +2,20 @@
 
 use std::fmt;
 
-use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
+use crate::figures::{median, table};
 use crate::measure::Run;
-use crate::median::median;
 
 /// All rounds of one.
 pub struct Figures {
     pub name: String,
-    runs: Vec<Run>,
+    pub runs: Vec<Run>,
 }
 
 impl Figures {
     pub fn of(name: impl Into<String>) -> Self {
         Self { name: name.into(), runs: Vec::new() }
-    }
-
-    pub fn push(&mut self, run: Run) {
-        self.runs.push(run);
     }
 
     pub fn median(&self, figure: impl Fn(&Run) -> f64) -> f64 {
@@ -37,7 +32,7 @@ impl Figures {
         [0, 1, 2].map(|of| self.median(|run| run.cost()[of]))
     }
 
-    /// Round by round, since the machine's mood is the round's.
+    /// The median of ratios round by round, since a machine's speed varies from round to round.
     fn against(&self, base: &Self) -> f64 {
         let pairs = self.runs.iter().zip(&base.runs);
         median(pairs.map(|(run, base)| run.rate() / base.rate()).collect())
@@ -67,43 +62,34 @@ impl Report {
     }
 
     pub fn json(&self) -> Value {
-        let figures: Vec<Value> = self.figures.iter().map(|figures| self.object(figures)).collect();
-        json!({"title": self.title, "figures": figures})
-    }
-
-    fn object(&self, figures: &Figures) -> Value {
-        let [client, broker, database] = figures.cost();
-        let rounds = figures.runs.iter().map(|run| {
-            let [client, broker, database] = run.cost();
-            json!({
-                "votes": run.votes,
-                "seconds": run.seconds,
-                "votes_per_second": run.rate(),
-                "cpu_seconds_per_million":
-                    {"client": client, "broker": broker, "database": database},
-                "peak_memory_mib": run.memory,
-            })
+        let figures = self.figures.iter().map(|figures| {
+            let memory = figures.median(|run| run.memory);
+            let mut median = object(figures.rate(), figures.cost(), memory);
+            median["ratio"] = figures.against(self.base()).into();
+            let rounds = figures.runs.iter().map(|run| {
+                let mut round = object(run.rate(), run.cost(), run.memory);
+                round["votes"] = run.votes.into();
+                round["seconds"] = run.seconds.into();
+                round
+            });
+            json!({"name": figures.name, "median": median, "rounds": rounds.collect::<Vec<_>>()})
         });
-        json!({
-            "name": figures.name,
-            "median": {
-                "votes_per_second": figures.rate(),
-                "ratio": figures.against(self.base()),
-                "cpu_seconds_per_million":
-                    {"client": client, "broker": broker, "database": database},
-                "peak_memory_mib": figures.median(|run| run.memory),
-            },
-            "rounds": rounds.collect::<Vec<_>>(),
-        })
+        json!({"title": self.title, "figures": figures.collect::<Vec<_>>()})
     }
+}
+
+fn object(rate: f64, [client, broker, database]: [f64; 3], memory: f64) -> Value {
+    json!({
+        "votes_per_second": rate,
+        "cpu_seconds_per_million": {"client": client, "broker": broker, "database": database},
+        "peak_memory_mib": memory,
+    })
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-        let mut table = Table::new();
-        table.load_style(presets::ASCII_MARKDOWN);
-        table.set_header([
+        let header = [
             "medians",
             "votes/s",
             "ratio",
@@ -112,11 +98,11 @@ impl fmt::Display for Report {
             "database",
             "of what the cores allow",
             "MiB",
-        ]);
-        for figures in &self.figures {
+        ];
+        let rows = self.figures.iter().map(|figures| {
             let [client, broker, database] = figures.cost();
             let ceiling = cores * 1e6 / (client + broker + database);
-            table.add_row([
+            vec![
                 figures.name.clone(),
                 format!("{:.0}", figures.rate()),
                 format!("{:.2}", figures.against(self.base())),
@@ -125,11 +111,8 @@ impl fmt::Display for Report {
                 format!("{database:.2}"),
                 format!("{:.2}", figures.rate() / ceiling),
                 format!("{:.0}", figures.median(|run| run.memory)),
-            ]);
-        }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        write!(f, "{}\n\n{table}", self.title)
+            ]
+        });
+        write!(f, "{}\n\n{}", self.title, table(&header, rows))
     }
 }

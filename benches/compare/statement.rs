@@ -1,5 +1,5 @@
 //! The counting statement alone, without a broker: what it costs PostgreSQL, by batch size and
-//! connections, beside one written without thought.
+//! connections, beside a naive one.
 
 use futures::future::join_all;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 use vote_aggregator::model::vote::{self, Vote};
 
+use crate::figures::in_turn;
 use crate::measure::{Bench, Run};
 use crate::report::{Figures, Report};
 use vote_aggregator::operator::publish::{Samples, Shape};
@@ -14,7 +15,7 @@ use vote_aggregator::operator::publish::{Samples, Shape};
 /// The service's own.
 const COUNT: &str = include_str!("../../src/adapters/store/count.sql");
 
-/// As one writes it at first: a serial number for a key, the hash UNIQUE in the database's own
+/// As one might write it first: a serial number for a key, the hash UNIQUE in the database's own
 /// collation (C.UTF-8 here, as in any database that is not made with C), rows in order of arrival.
 const NAIVE_TABLES: &str = "
     DROP SCHEMA IF EXISTS naive CASCADE;
@@ -66,21 +67,17 @@ pub async fn run(bench: &Bench, rounds: usize, votes: u64) -> Report {
         .iter()
         .flat_map(|&(size, connections)| VARIANTS.map(|variant| (variant, size, connections)))
         .collect();
-    let mut figures: Vec<Figures> = each
-        .iter()
-        .map(|(variant, size, connections)| {
-            Figures::of(format!("{}, {size} a batch, {connections} connections", variant.name))
-        })
-        .collect();
-    for round in 0..rounds {
-        for turn in 0..each.len() {
-            let which = (round + turn) % each.len();
-            let (variant, size, connections) = each[which];
-            let run = measure(bench, variant, votes, size, connections).await;
-            eprintln!("round {} of {rounds}: {}: {run}", round + 1, figures[which].name);
-            figures[which].push(run);
-        }
-    }
+    let name = |(variant, size, connections): &(Variant, usize, usize)| {
+        Figures::of(format!("{}, {size} a batch, {connections} connections", variant.name))
+    };
+    let mut figures: Vec<Figures> = each.iter().map(name).collect();
+    in_turn(rounds, each.len(), async |which, round| {
+        let (variant, size, connections) = each[which];
+        let run = measure(bench, variant, votes, size, connections).await;
+        eprintln!("{round}: {}: {run}", figures[which].name);
+        figures[which].runs.push(run);
+    })
+    .await;
     Report::new("The statement alone", figures)
 }
 
@@ -91,16 +88,15 @@ async fn measure(
     size: usize,
     connections: usize,
 ) -> Run {
-    bench.empty().await;
+    bench.stage.empty().await;
     for tables in variant.tables {
-        bench.sql((*tables).to_owned()).await;
+        bench.sql(tables).await;
     }
     let count = usize::try_from(votes).expect("64 bits");
-    let seed = fastrand::u64(..);
-    let shape = Shape::distinct(count, 5, seed);
-    let decoded = Samples::new(shape).map(|body| vote::decode(&body, 16_384).expect("a vote"));
+    let samples = Samples::new(Shape::distinct(count, 5, fastrand::u64(..)));
+    let decoded: Vec<Vote> =
+        samples.map(|body| vote::decode(&body, 16_384).expect("a vote")).collect();
     let mut shares: Vec<Vec<Vec<Vote>>> = vec![Vec::new(); connections];
-    let decoded: Vec<Vote> = decoded.collect();
     for (number, batch) in decoded.chunks(size).enumerate() {
         let mut batch = batch.to_vec();
         if variant.sorted {
@@ -113,9 +109,10 @@ async fn measure(
     // Of the tables of one name, those of the variant.
     let path = if variant.tables.is_empty() { "public" } else { "naive" };
     let options = (*bench.stage.sql.connect_options()).clone().options([("search_path", path)]);
-    let open = join_all(shares.iter().map(|_| PgConnection::connect_with(&options))).await;
-    let mut open: Vec<PgConnection> =
-        open.into_iter().map(|connection| connection.expect("connected")).collect();
+    let mut open = Vec::new();
+    for _ in 0..connections {
+        open.push(PgConnection::connect_with(&options).await.expect("connected"));
+    }
     bench.quiet(true).await;
 
     let (began, before) = (Instant::now(), bench.database_cpu());
@@ -130,7 +127,7 @@ async fn measure(
     for connection in open {
         connection.close().await.expect("closed");
     }
-    Run { votes, seconds, database, ..Run::default() }
+    Run { votes, seconds, cpu: [0.0, 0.0, database], ..Run::default() }
 }
 
 async fn count_batch(connection: &mut PgConnection, sql: &'static str, batch: &[Vote]) {

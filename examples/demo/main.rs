@@ -20,15 +20,15 @@ use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
-use servers::Servers;
-use service::{Service, command};
+use servers::{QUEUE, Servers};
+use service::{Metrics, Service, command};
 use verdict::{Evidence, Report};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Between two looks at the service's metrics.
 const POLL: Duration = Duration::from_millis(200);
-/// Without progress for so long, counting is over: the comparison tells what is missing.
+/// Without progress for so long, counting is over: the comparison shows what is missing.
 const STALL: Duration = Duration::from_secs(30);
 
 /// Publishes sample votes, counts them and compares; to be run by script/demo.
@@ -92,19 +92,27 @@ async fn demo(arguments: &Arguments) -> Result<u8> {
     let report: Report = serde_json::from_slice(&std::fs::read(&report)?)?;
 
     let title = format!("Counting: vote-aggregator --profile {} run", arguments.profile);
-    let (mut service, counted) = step(&title, async {
+    let (mut service, metrics, elapsed) = step(&title, async {
         let mut service = Service::start(&directory, &arguments.profile).await?;
-        println!("  metrics: http://{}/metrics  log: target/demo/service.log", service.address());
-        let counted = count(&mut service, &servers, report.confirmed).await?;
-        Ok((service, counted))
+        println!("  metrics: http://{}/metrics  log: target/demo/service.log", service.address);
+        let (metrics, elapsed) = count(&mut service, &servers, report.confirmed).await?;
+        Ok((service, metrics, elapsed))
     })
     .await?;
 
     if !arguments.keep {
         step("Stopping the service: SIGTERM", service.stop()).await?;
     }
-    let evidence =
-        step("Comparing counts, audit and publisher", collect(&servers, counted, &report)).await?;
+    let evidence = step("Comparing counts, audit and publisher", async {
+        Ok(Evidence {
+            tables: servers.tables().await?,
+            dead_letters: servers.dead_letters(report.expected.malformed).await?,
+            left: servers.ready(QUEUE).await?,
+            metrics,
+            elapsed,
+        })
+    })
+    .await?;
     // With several batches in flight, a duplicate attempt can be counted before the vote that it
     // repeats: then which of the two counts is open, and all that the sample fixes are the sums.
     let in_order = arguments.profile == "default";
@@ -143,17 +151,14 @@ async fn run(directory: &Path, arguments: &[&str]) -> Result<()> {
     }
 }
 
-/// What the service's own metrics say when nothing is left to count.
-struct Counted {
-    metrics: service::Metrics,
-    /// From the first vote to the last, which waits up to a second for its batch to fill.
-    elapsed: Duration,
-}
-
 /// Waits until the service has settled as many messages as were published and the queue is empty.
-async fn count(service: &mut Service, servers: &Servers, published: u64) -> Result<Counted> {
+/// Returns its metrics then, and the time from the first vote to the last.
+async fn count(
+    service: &mut Service,
+    servers: &Servers,
+    published: u64,
+) -> Result<(Metrics, Duration)> {
     let rate = |state: &ProgressState, out: &mut dyn Write| {
-        // Nobody is left to tell of a bar that cannot be drawn.
         write!(out, "{}/s", human(state.per_sec() as u64)).ok();
     };
     let style = ProgressStyle::with_template(
@@ -174,34 +179,20 @@ async fn count(service: &mut Service, servers: &Servers, published: u64) -> Resu
             // More than was published may come; then the end is when the last has been settled.
             all_settled = Some(progressed);
         }
-        let empty = all_settled.is_some() && servers.ready_in_queue().await? == 0;
+        let empty = all_settled.is_some() && servers.ready(QUEUE).await? == 0;
         if empty || progressed.elapsed() > STALL {
             if !empty {
                 println!("  nothing was counted for {} s", STALL.as_secs());
             }
             bar.finish_and_clear();
-            return Ok(Counted { metrics, elapsed: progressed.duration_since(began) });
+            return Ok((metrics, progressed.duration_since(began)));
         }
         sleep(POLL).await;
     }
 }
 
-async fn collect(servers: &Servers, counted: Counted, report: &Report) -> Result<Evidence> {
-    let database = servers.tables().await?;
-    Ok(Evidence {
-        results: database.results,
-        audit: database.audit,
-        attempts: database.attempts,
-        dead_letters: servers.dead_letters(report.expected.malformed).await?,
-        left: servers.ready_in_queue().await?,
-        rejected: counted.metrics.by_label("votes_rejected_total"),
-        metrics: counted.metrics,
-        elapsed: counted.elapsed,
-    })
-}
-
 fn left_running(servers: &Servers, service: &Service) {
-    let metrics = service.address();
+    let metrics = &service.address;
     println!(
         "Left running:
   RabbitMQ    {}
@@ -215,10 +206,7 @@ Publish more:
 Stop it all:
   script/demo --stop
 ",
-        servers.amqp,
-        servers.postgres,
-        service.id(),
-        servers.amqp
+        servers.amqp, servers.postgres, service.id, servers.amqp
     );
 }
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::Result;
 
-const QUEUE: &str = "votes.aggregation";
+pub const QUEUE: &str = "votes.aggregation";
 const DEAD_LETTER_QUEUE: &str = "votes.aggregation.dlq";
 /// Dead-lettering goes on behind a rejection, in the broker's own time.
 const DEAD_LETTERING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,32 +39,24 @@ pub struct Tables {
 impl Servers {
     /// From the variables that `script/services env` prints.
     pub fn from_environment() -> Result<Self> {
-        let get = |name| var(name).map_err(|_| format!("{name} is not set; run script/demo"));
+        let get =
+            |name: String| var(&name).map_err(|_| format!("{name} is not set; run script/demo"));
+        let authority = |server: &str| {
+            let part = |name: &str| get(format!("{server}_{name}"));
+            let (user, password) = (part("USER")?, part("PASSWORD")?);
+            Ok::<_, String>(format!("{user}:{password}@{}:{}", part("HOST")?, part("PORT")?))
+        };
         Ok(Self {
-            amqp: format!(
-                "amqp://{}:{}@{}:{}/%2f",
-                get("RABBITMQ_USER")?,
-                get("RABBITMQ_PASSWORD")?,
-                get("RABBITMQ_HOST")?,
-                get("RABBITMQ_PORT")?
-            ),
+            amqp: format!("amqp://{}/%2f", authority("RABBITMQ")?),
             postgres: format!(
-                "postgres://{}:{}@{}:{}/{}",
-                get("POSTGRES_USER")?,
-                get("POSTGRES_PASSWORD")?,
-                get("POSTGRES_HOST")?,
-                get("POSTGRES_PORT")?,
-                get("POSTGRES_DB")?
+                "postgres://{}/{}",
+                authority("POSTGRES")?,
+                get("POSTGRES_DB".to_owned())?
             ),
         })
     }
 
-    /// Messages in the queue that no consumer has.
-    pub async fn ready_in_queue(&self) -> Result<u64> {
-        self.ready(QUEUE).await
-    }
-
-    /// Messages in the dead-letter queue, once they are as many as `expected` or do not become so.
+    /// Messages in the dead-letter queue, once they are as many as `expected`, or the time is up.
     pub async fn dead_letters(&self, expected: u64) -> Result<u64> {
         let began = Instant::now();
         loop {
@@ -76,7 +68,8 @@ impl Servers {
         }
     }
 
-    async fn ready(&self, queue: &str) -> Result<u64> {
+    /// Messages in a queue that no consumer has.
+    pub async fn ready(&self, queue: &str) -> Result<u64> {
         let connection = Connection::connect(&self.amqp, ConnectionProperties::default()).await?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let channel = connection.create_channel().await?;

@@ -7,8 +7,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -16,8 +14,8 @@ use crate::Result;
 
 /// Longest wait for a line of the log, an answer, an end.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// All that reaches the service of the caller's environment: where the demo's own servers are, and
-/// what the progress bar needs to know of the terminal.
+/// The variables of the caller that the service gets: where the demo's own servers are, and what the
+/// progress bar needs to know of the terminal.
 const PASSED_ON: [&str; 11] = [
     "RABBITMQ_HOST",
     "RABBITMQ_PORT",
@@ -48,8 +46,9 @@ pub fn command(directory: &Path) -> Result<Command> {
 /// The running service; killed when dropped, unless it was stopped or is kept.
 pub struct Service {
     child: Child,
-    id: Pid,
-    address: String,
+    pub id: Pid,
+    /// Where metrics and health are served.
+    pub address: String,
     log: PathBuf,
     id_file: PathBuf,
     keep: bool,
@@ -81,15 +80,6 @@ impl Service {
         let line = service.logged("metrics and health").await?;
         service.address = line["address"].as_str().ok_or("no address in the log")?.to_owned();
         Ok(service)
-    }
-
-    pub const fn id(&self) -> Pid {
-        self.id
-    }
-
-    /// Where metrics and health are served.
-    pub fn address(&self) -> &str {
-        &self.address
     }
 
     /// The moment from which it takes votes.
@@ -126,21 +116,11 @@ impl Service {
 
     /// One scrape of `/metrics`.
     pub async fn metrics(&self) -> Result<Metrics> {
-        let exchange = async {
-            let mut stream = TcpStream::connect(&self.address).await?;
-            let request = format!(
-                "GET /metrics HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
-                self.address
-            );
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.map(|_| answer)
-        };
-        let answer = timeout(TIMEOUT, exchange).await??;
-        match answer.split_once("\r\n\r\n") {
-            Some((head, body)) if head.starts_with("HTTP/1.1 200 ") => Ok(Metrics::parse(body)),
-            _ => Err(format!("no metrics at {}: {answer}", self.address).into()),
-        }
+        let address = format!("http://{}/metrics", self.address);
+        let scrape = tokio::task::spawn_blocking(move || {
+            ureq::get(address).call()?.body_mut().read_to_string()
+        });
+        Ok(Metrics::parse(&timeout(TIMEOUT, scrape).await???))
     }
 
     /// SIGTERM, as a supervisor sends it; an end in good order is exit code 0.
@@ -155,7 +135,7 @@ impl Service {
         Ok(())
     }
 
-    /// From here on it lives without the demo.
+    /// Leaves it running.
     pub fn keep(mut self) {
         self.keep = true;
     }
@@ -166,7 +146,7 @@ impl Drop for Service {
         if self.keep {
             return;
         }
-        // Both fail when it has ended already, and then there is nothing to do.
+        // Both fail when it has ended already.
         self.child.start_kill().ok();
         std::fs::remove_file(&self.id_file).ok();
     }
@@ -179,13 +159,12 @@ impl Metrics {
     /// From Prometheus' text format.
     pub fn parse(text: &str) -> Self {
         let series = text.lines().filter(|line| !line.starts_with('#'));
-        // Counts of votes are whole numbers; a duration is not, and is not asked for.
-        Self(
-            series
-                .filter_map(|line| line.rsplit_once(' '))
-                .filter_map(|(series, value)| Some((series.to_owned(), value.parse().ok()?)))
-                .collect(),
-        )
+        let count = |line: &str| {
+            let (series, value) = line.rsplit_once(' ')?;
+            // Counts of votes are whole numbers; a duration is not, and is not asked for.
+            Some((series.to_owned(), value.parse().ok()?))
+        };
+        Self(series.filter_map(count).collect())
     }
 
     /// The sum over all label values.
@@ -209,7 +188,6 @@ impl Metrics {
 
     /// Messages that the service is done with.
     pub fn settled(&self) -> u64 {
-        let apart = ["votes_rejected_total", "votes_isolated_total"];
-        self.votes() + apart.iter().map(|name| self.total(name)).sum::<u64>()
+        self.votes() + self.total("votes_rejected_total") + self.total("votes_isolated_total")
     }
 }

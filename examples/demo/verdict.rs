@@ -1,18 +1,17 @@
 //! Whether counts, audit and publisher agree.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde::Deserialize;
 
 use crate::human;
-use crate::servers::Laws;
+use crate::servers::{Laws, Tables};
 use crate::service::Metrics;
 
-/// Differences told in the last line; the tables show all.
-const TOLD: usize = 3;
+/// Differences named in the last line; the tables show all.
+const NAMED: usize = 3;
 
 /// A line below the header and no others.
 const STYLE: TableStyle =
@@ -37,13 +36,10 @@ pub struct Expected {
 
 /// What is there after counting.
 pub struct Evidence {
-    pub results: Laws,
-    pub audit: Laws,
-    pub attempts: u64,
+    pub tables: Tables,
     pub dead_letters: u64,
     /// Messages still in the queue.
     pub left: u64,
-    pub rejected: BTreeMap<String, u64>,
     pub metrics: Metrics,
     pub elapsed: Duration,
 }
@@ -67,7 +63,7 @@ impl Evidence {
         let (replays, attempts) =
             (total("votes_replayed_total"), total("duplicate_attempts_total"));
         let mut checks = vec![
-            ("duplicate attempts: rows", self.attempts, expected.attempts),
+            ("duplicate attempts: rows", self.tables.attempts, expected.attempts),
             ("malformed: rejected", total("votes_rejected_total"), expected.malformed),
             ("malformed: in the dead-letter queue", self.dead_letters, expected.malformed),
             ("refused by the database", total("votes_isolated_total"), 0),
@@ -92,7 +88,7 @@ impl Evidence {
             table.add_row([what, &human(found), &human(published), yes(found == published)]);
         }
 
-        let counted = sum(&self.results);
+        let counted = self.tables.results.values().flatten().sum();
         Verdict {
             agrees: differences.is_empty(),
             tables: format!("{laws}\n\n{}\n\n{table}\n\n {}\n", self.reasons(), self.rate()),
@@ -103,7 +99,7 @@ impl Evidence {
     fn laws(&self, expected: &Expected, in_order: bool, differences: &mut Vec<String>) -> Table {
         let header = ["law", "oui", "non", "total", "oui %", "audit", "published", "agree"];
         let mut table = table(&header);
-        let sources = [&self.results, &self.audit, &expected.laws];
+        let sources = [&self.tables.results, &self.tables.audit, &expected.laws];
         let mut totals = [[0; 2]; 3];
         let ids: BTreeSet<_> = sources.iter().flat_map(|laws| laws.keys()).collect();
         for id in ids {
@@ -127,20 +123,22 @@ impl Evidence {
 
     fn reasons(&self) -> Table {
         let mut table = table(&["rejected because", "messages"]);
-        for (reason, count) in self.rejected.iter().filter(|(_, count)| **count > 0) {
+        let rejected = self.metrics.by_label("votes_rejected_total");
+        for (reason, count) in rejected.iter().filter(|(_, count)| **count > 0) {
             table.add_row([reason, &human(*count)]);
         }
-        table.add_row(["all reasons", &human(self.rejected.values().sum())]);
+        table.add_row(["all reasons", &human(rejected.values().sum())]);
         table
     }
 
     fn rate(&self) -> String {
         let (votes, seconds) = (self.metrics.votes(), self.elapsed.as_secs_f64());
         let rate = if seconds > 0.0 { votes as f64 / seconds } else { 0.0 };
-        let mut text = format!("Rate: {} votes/s ", human(rate as u64));
-        // Writing to a string does not fail.
-        write!(text, "({} valid votes settled in {seconds:.1} s)", human(votes)).ok();
-        text
+        format!(
+            "Rate: {} votes/s ({} valid votes settled in {seconds:.1} s)",
+            human(rate as u64),
+            human(votes)
+        )
     }
 }
 
@@ -166,16 +164,12 @@ fn line(counted: u64, differences: &[String]) -> String {
             "AGREE: {counted} votes counted once each; counts, audit and publisher agree"
         );
     }
-    let message = &differences[..differences.len().min(TOLD)];
+    let message = &differences[..differences.len().min(NAMED)];
     let more = match differences.len() - message.len() {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
     format!("DISAGREE: {}{more}", message.join("; "))
-}
-
-fn sum(laws: &Laws) -> u64 {
-    laws.values().flatten().sum()
 }
 
 const fn yes(agree: bool) -> &'static str {
@@ -200,12 +194,8 @@ mod tests {
         Laws::from([("law-001".to_owned(), [oui, non]), ("law-002".to_owned(), [1, 1])])
     }
 
-    fn report() -> Report {
-        let expected = Expected { laws: laws(6, 4), replays: 2, attempts: 3, malformed: 1 };
-        Report { confirmed: 18, expected }
-    }
-
-    fn evidence() -> Evidence {
+    /// The verdict on evidence that agrees with the publisher's report, but for what `change` does.
+    fn verdict(in_order: bool, change: impl FnOnce(&mut Evidence)) -> Verdict {
         let metrics = Metrics::parse(
             "# HELP votes_rejected_total Malformed messages\n\
              batch_size_processed_total 17\n\
@@ -216,50 +206,54 @@ mod tests {
              duplicate_attempts_total 3\n",
         );
         assert_eq!((metrics.votes(), metrics.settled()), (17, 18));
-        Evidence {
-            results: laws(6, 4),
-            audit: laws(6, 4),
-            attempts: 3,
+        let mut evidence = Evidence {
+            tables: Tables { results: laws(6, 4), audit: laws(6, 4), attempts: 3 },
             dead_letters: 1,
             left: 0,
-            rejected: metrics.by_label("votes_rejected_total"),
             metrics,
             elapsed: Duration::from_secs(2),
-        }
+        };
+        change(&mut evidence);
+        let expected = Expected { laws: laws(6, 4), replays: 2, attempts: 3, malformed: 1 };
+        evidence.compare(&Report { confirmed: 18, expected }, in_order)
+    }
+
+    fn count(evidence: &mut Evidence, results: Laws, audit: Laws) {
+        (evidence.tables.results, evidence.tables.audit) = (results, audit);
     }
 
     #[test]
     fn equal_sides_agree() {
-        let verdict = evidence().compare(&report(), true);
+        let verdict = verdict(true, |_| {});
         assert!(verdict.agrees && verdict.line.starts_with("AGREE: 12 votes "), "{}", verdict.line);
     }
 
     #[test]
     fn any_one_difference_disagrees() {
-        let differing = [
-            Evidence { results: laws(5, 4), ..evidence() },
-            Evidence { audit: laws(6, 5), ..evidence() },
-            Evidence { audit: Laws::new(), ..evidence() },
+        let changes: [fn(&mut Evidence); 8] = [
+            |evidence| count(evidence, laws(5, 4), laws(6, 4)),
+            |evidence| count(evidence, laws(6, 4), laws(6, 5)),
+            |evidence| count(evidence, laws(6, 4), Laws::new()),
             // The same total.
-            Evidence { results: laws(5, 5), audit: laws(5, 5), ..evidence() },
-            Evidence { attempts: 2, ..evidence() },
-            Evidence { dead_letters: 0, ..evidence() },
-            Evidence { left: 1, ..evidence() },
-            Evidence { metrics: Metrics::parse("votes_replayed_total 3"), ..evidence() },
+            |evidence| count(evidence, laws(5, 5), laws(5, 5)),
+            |evidence| evidence.tables.attempts = 2,
+            |evidence| evidence.dead_letters = 0,
+            |evidence| evidence.left = 1,
+            |evidence| evidence.metrics = Metrics::parse("votes_replayed_total 3"),
         ];
-        for (number, evidence) in differing.into_iter().enumerate() {
-            let verdict = evidence.compare(&report(), true);
+        for (number, change) in changes.into_iter().enumerate() {
+            let verdict = verdict(true, change);
             assert!(!verdict.agrees && verdict.line.starts_with("DISAGREE: "), "number {number}");
         }
     }
 
     #[test]
     fn out_of_order_only_the_sums_are_fixed() {
-        let swapped = Evidence { results: laws(5, 5), audit: laws(5, 5), ..evidence() };
-        assert!(swapped.compare(&report(), false).agrees);
-        let lost = Evidence { results: laws(5, 4), audit: laws(5, 4), ..evidence() };
-        assert!(!lost.compare(&report(), false).agrees);
-        let unlike = Evidence { results: laws(5, 5), ..evidence() };
-        assert!(!unlike.compare(&report(), false).agrees);
+        let agrees = |results: Laws, audit: Laws| {
+            verdict(false, |evidence| count(evidence, results, audit)).agrees
+        };
+        assert!(agrees(laws(5, 5), laws(5, 5)));
+        assert!(!agrees(laws(5, 4), laws(5, 4)), "a vote is missing");
+        assert!(!agrees(laws(5, 5), laws(6, 4)), "counts and audit differ");
     }
 }

@@ -1,8 +1,8 @@
-//! RabbitMQ: sessions, settlement frames, topology, confirmed publishing.
+//! RabbitMQ: sessions, settlement, topology, confirmed publishing.
 //!
 //! Architecture invariants: nothing here knows the database; lapin's own recovery stays off (in
-//! 4.12.3 its stream waits for ever after a channel-level close, and ends silently when its
-//! retries do), the supervisor opens a new session instead.
+//! 4.12.3 its stream waits without an end after a channel-level close, and ends without an error when
+//! its retries do), the supervisor opens a new session instead.
 
 mod arguments;
 mod connect;
@@ -34,20 +34,19 @@ pub use self::dead_letters::{
 };
 pub use self::depth::QueueWatch;
 pub use self::look::{BrokerFacts, Publishing, QueueLook, QueueState, look};
-pub use self::publisher::{Confirm, NotPublished, Publisher};
+pub use self::publisher::{Confirm, Publisher};
 pub use self::refusal::grant;
 pub use self::screen::Frames;
 pub use self::session::{RabbitChannel, RabbitSession};
 pub use self::topology::{DeadLetterTarget, QueueFacts, QueueStatus};
-use crate::model::ports::{Broker, DeadLetter, DeadLetters, Lost, OpenError};
+use crate::model::ports::{Broker, BrokerError, DeadLetter, DeadLetters, OpenError};
 use crate::platform::config::RabbitMq as Config;
 
-/// From the first byte to consuming, without the examination of the queue; a broker that takes
-/// longer is not well.
+/// From the first byte to consuming, without the examination of the queue.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest examination of the queue; the management API has five seconds for each answer.
 const EXAMINE_TIMEOUT: Duration = Duration::from_secs(15);
-/// A queue may be made anew with other arguments while we are away.
+/// A queue may be created anew with other arguments while the service is disconnected.
 const EXAMINED_FOR: Duration = Duration::from_secs(60);
 /// Longest wait for the confirm of a dead letter. A blocked connection (memory or disk alarm of
 /// the broker) takes no publishes at all.
@@ -82,21 +81,27 @@ impl RabbitMq {
     }
 
     /// Returns also whether the queue was created.
-    async fn connect(&self) -> Result<(Connection, bool), OpenError> {
-        let connection = connect::open(&self.config, "consumer").await?;
+    async fn connect(&self, purpose: &str) -> Result<(Connection, bool), OpenError> {
+        let connection = connect::open(&self.config, purpose).await?;
         let created = topology::ensure(&connection, &self.config).await;
         Ok((connection, created.map_err(|error| self.refused(&error))?))
     }
 
-    async fn consume(&self, connection: Connection, prefetch: u16) -> lapin::Result<RabbitSession> {
-        let channel = connection.create_channel().await?;
-        let each_consumer = BasicQosOptions { global: false };
-        channel.basic_qos(prefetch, each_consumer).await?;
-        let queue = self.config.queue.as_str().into();
-        let options = BasicConsumeOptions::default();
-        let consumer =
-            channel.basic_consume(queue, "".into(), options, FieldTable::default()).await?;
-        Ok(RabbitSession::new(connection, channel, consumer))
+    async fn consume(
+        &self,
+        connection: Connection,
+        prefetch: u16,
+    ) -> Result<RabbitSession, OpenError> {
+        let consuming = async {
+            let channel = connection.create_channel().await?;
+            channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+            let queue = self.config.queue.as_str().into();
+            let options = BasicConsumeOptions::default();
+            let consumer =
+                channel.basic_consume(queue, "".into(), options, FieldTable::default()).await?;
+            Ok(RabbitSession::new(connection, channel, consumer))
+        };
+        consuming.await.map_err(|error| self.refused(&error))
     }
 
     /// Finds out what can lose votes, and passes it on.
@@ -124,59 +129,25 @@ impl RabbitMq {
         Ok(())
     }
 
-    async fn publish_dead_letter(
-        &self,
-        slot: &mut Option<Publisher>,
-        letter: &DeadLetter,
-    ) -> Result<(), Lost> {
-        // Taken out: a publish that fails or is dropped must not leave a doubtful channel behind.
-        // One that was kept may have died since; twice is no loss, a dead letter may be repeated.
-        if let Some(kept) = slot.take()
-            && self.publish_on(&kept, letter).await.is_ok()
-        {
-            *slot = Some(kept);
-            return Ok(());
-        }
-        let fresh = self.open_dead_letters().await.map_err(|error| Lost(error.to_string()))?;
-        self.publish_on(&fresh, letter).await?;
-        *slot = Some(fresh);
-        Ok(())
-    }
-
-    async fn publish_on(&self, publisher: &Publisher, letter: &DeadLetter) -> Result<(), Lost> {
-        let (now, replays) = (headers::now(), letter.replays.to_string());
-        let mut properties = vec![
-            (headers::SQLSTATE, &*letter.sqlstate),
-            (headers::VOTE_HASH, &letter.vote_hash),
-            (headers::REFUSED_AT, &now),
-        ];
-        if letter.replays > 0 {
-            properties.push((headers::REPLAYS, &replays));
-        }
-        Ok(publisher
-            .publish(&self.config.dead_letter_queue, &letter.body, &properties)
-            .await?
-            .await?)
-    }
-
-    /// Opens, with each session, what a refused vote will need on a bad day: the connection, the
-    /// dead-letter queue, and the permission to publish there.
+    /// Opens, with each session, what a refused vote needs: the connection, the dead-letter queue, and
+    /// the permission to publish there.
     ///
     /// # Errors
-    /// [`OpenError`] for what somebody has to change, a permission say. Whatever time mends is warned
-    /// of: valid votes are counted meanwhile, and a vote that is refused waits for it.
+    /// [`OpenError`] for what an operator has to change. Anything else is a warning: valid votes are
+    /// counted meanwhile, and a vote that is refused waits.
     async fn prepare_dead_letters(&self) -> Result<(), OpenError> {
-        let why = match timeout(OPEN_TIMEOUT, self.open_and_probe()).await {
-            Ok(Err(error)) if error.is_fatal_at_start() => return Err(error),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {OPEN_TIMEOUT:?}"),
-            Ok(Ok(())) => return Ok(()),
-        };
-        tracing::warn!(
-            queue = self.config.dead_letter_queue,
-            "dead letters can't be published now; votes that PostgreSQL refuses will wait: {why}"
-        );
-        Ok(())
+        let opening = self.open_and_probe();
+        match connect::within(&self.config, OPEN_TIMEOUT, "answer", opening).await {
+            Err(error) if !error.is_fatal_at_start() => {
+                tracing::warn!(
+                    queue = self.config.dead_letter_queue,
+                    "dead letters can't be published now; votes that PostgreSQL refuses will wait: \
+                     {error}"
+                );
+                Ok(())
+            }
+            prepared => prepared,
+        }
     }
 
     async fn open_and_probe(&self) -> Result<(), OpenError> {
@@ -185,9 +156,9 @@ impl RabbitMq {
             Some(kept) => kept,
             None => self.open_dead_letters().await?,
         };
-        let probed = if publisher.is_blocked() { Ok(false) } else { publisher.probe().await };
+        let probed = permissions::write(&publisher.connection).await;
         let answered = probed.map_err(|error| self.refused(&error))?;
-        // Kept where it is blocked: its end could not be sent, and every session would leave one more.
+        // Kept when it is blocked: its close could not be sent, and every session would leave one more.
         *slot = Some(publisher);
         if answered {
             return Ok(());
@@ -199,10 +170,48 @@ impl RabbitMq {
 
     async fn open_dead_letters(&self) -> Result<Publisher, OpenError> {
         let connection = connect::open(&self.config, "dead letters").await?;
-        let ensured = topology::ensure_dead_letter_queue(&connection, &self.config).await;
-        ensured.map_err(|error| self.refused(&error))?;
-        let opened = Publisher::on(connection, &self.config).await;
-        opened.map_err(|error| self.refused(&error))
+        let opening = async {
+            topology::ensure_dead_letter_queue(&connection, &self.config).await?;
+            Publisher::on(connection, &self.config).await
+        };
+        opening.await.map_err(|error| self.refused(&error))
+    }
+
+    async fn publish_dead_letter(
+        &self,
+        slot: &mut Option<Publisher>,
+        dead_letter: &DeadLetter,
+    ) -> Result<(), BrokerError> {
+        // Taken out, so that a publish that fails or is dropped leaves no channel in an unknown state.
+        // The kept one may have died: try again on a new one, since a dead letter may be repeated.
+        if let Some(kept) = slot.take()
+            && self.publish_on(&kept, dead_letter).await.is_ok()
+        {
+            *slot = Some(kept);
+            return Ok(());
+        }
+        let fresh = self.open_dead_letters().await?;
+        self.publish_on(&fresh, dead_letter).await?;
+        *slot = Some(fresh);
+        Ok(())
+    }
+
+    async fn publish_on(
+        &self,
+        publisher: &Publisher,
+        dead_letter: &DeadLetter,
+    ) -> Result<(), BrokerError> {
+        let DeadLetter { body, vote_hash, sqlstate, replays } = dead_letter;
+        let (now, count) = (headers::now(), replays.to_string());
+        let mut table = vec![
+            (headers::SQLSTATE, sqlstate.as_str()),
+            (headers::VOTE_HASH, vote_hash),
+            (headers::REFUSED_AT, &now),
+        ];
+        if *replays > 0 {
+            table.push((headers::REPLAYS, &count));
+        }
+        publisher.publish(&self.config.dead_letter_queue, body, &table).await?.await
     }
 
     /// A confirming publisher to the queue on a connection of its own; creates the queue, with its
@@ -211,12 +220,11 @@ impl RabbitMq {
     /// # Errors
     /// [`OpenError`] with what was refused.
     pub async fn publisher(&self) -> Result<Publisher, OpenError> {
-        let connection = connect::open(&self.config, "publisher").await?;
-        let opening = async {
-            let created = topology::ensure(&connection, &self.config).await?;
-            Ok(Publisher::on(connection, &self.config).await?.with_made_queue(created))
-        };
-        opening.await.map_err(|error| self.refused(&error))
+        let (connection, made_queue) = self.connect("publisher").await?;
+        let opened = Publisher::on(connection, &self.config).await;
+        let mut publisher = opened.map_err(|error| self.refused(&error))?;
+        publisher.made_queue = made_queue;
+        Ok(publisher)
     }
 }
 
@@ -224,34 +232,34 @@ impl Broker for RabbitMq {
     type Session = RabbitSession;
 
     async fn open(&self, prefetch: u16) -> Result<RabbitSession, OpenError> {
-        let late = |_| {
-            OpenError::Unavailable(format!(
-                "{} did not let us consume within {OPEN_TIMEOUT:?}",
-                connect::describe(&self.config)
-            ))
-        };
+        let (config, what) = (&self.config, "let us consume");
         let began = Instant::now();
-        let (connection, created) = timeout(OPEN_TIMEOUT, self.connect()).await.map_err(late)??;
+        let connecting = self.connect("consumer");
+        let (connection, created) = connect::within(config, OPEN_TIMEOUT, what, connecting).await?;
         let left = OPEN_TIMEOUT.saturating_sub(began.elapsed());
         self.prepare_dead_letters().await?;
         self.examine(&connection, created).await?;
-        let consuming = timeout(left, self.consume(connection, prefetch)).await.map_err(late)?;
-        consuming.map_err(|error| self.refused(&error))
+        connect::within(config, left, what, self.consume(connection, prefetch)).await
     }
 }
 
 impl DeadLetters for RabbitMq {
-    async fn publish(&self, letter: &DeadLetter) -> Result<(), Lost> {
-        // Each letter has the whole time, however many were before it.
+    async fn publish(&self, dead_letter: &DeadLetter) -> Result<(), BrokerError> {
+        // Each has the whole time, however many were before it.
         let mut slot = self.dead_letters.lock().await;
-        match timeout(CONFIRM_TIMEOUT, self.publish_dead_letter(&mut slot, letter)).await {
-            Ok(published) => published,
-            Err(_) => Err(Lost(format!(
-                "no confirm for a dead letter within {CONFIRM_TIMEOUT:?}; is the broker blocked by \
-                 a memory or disk alarm?"
-            ))),
-        }
+        confirmed(self.publish_dead_letter(&mut slot, dead_letter)).await
     }
+}
+
+/// Bounds the wait for a confirm.
+async fn confirmed<T>(
+    publishing: impl Future<Output = Result<T, BrokerError>>,
+) -> Result<T, BrokerError> {
+    timeout(CONFIRM_TIMEOUT, publishing).await.unwrap_or_else(|_| {
+        Err(BrokerError::Timeout(format!(
+            "no confirm within {CONFIRM_TIMEOUT:?}; is the broker blocked by a memory or disk alarm?"
+        )))
+    })
 }
 
 fn long_string(text: &str) -> AMQPValue {

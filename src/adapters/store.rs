@@ -1,4 +1,4 @@
-//! PostgreSQL: counts batches of votes, each vote exactly once, and tells what a failure calls for.
+//! PostgreSQL: counts batches of votes, each vote exactly once, and classifies failures.
 //!
 //! Architecture invariant: nothing here knows the broker. Everything about SQL, SQLSTATE and sqlx
 //! stays behind [`PgStore`] and its errors.
@@ -40,12 +40,17 @@ pub use self::reconcile::{PAUSES, Reconciled, Shared};
 pub use self::recount::{Comparison, LawCounts};
 pub use self::repair::{Correction, Progress, correct, recount};
 pub use self::results::{Results, results};
+#[cfg(test)]
+pub(crate) use self::sessions::tests::session;
 pub use self::sessions::{Session, pids};
 pub use self::sqlstate::{classify, fatal_at_start};
-pub use self::start::{Migrated, Patience, migrate, prepare, unfit};
+pub use self::start::{Migrated, Patience, migrate, prepare};
 use crate::model::ports::{Class, Counted, Fault, Store, Votes};
 use crate::platform::config::Postgres;
 use crate::platform::telemetry::PoolUse;
+
+/// The tables that counting writes to.
+const COUNTED_TABLES: [&str; 3] = ["vote_audit", "vote_results", "duplicate_attempts"];
 
 /// Longest wait for a connection: to open one, or to get one from the pool.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -71,26 +76,20 @@ pub struct PgStore {
 impl PgStore {
     /// A store on `config`'s database. Connects on first use.
     pub fn new(config: &Postgres, options: PgConnectOptions) -> Self {
-        let generation = Arc::new(Generation::default());
-        let connected = Arc::new(Notify::new());
+        let (generation, connected) = (Arc::<Generation>::default(), Arc::<Notify>::default());
+        let address = Address::new(config, options);
         let pool = connection::pool(
             config,
-            options.clone(),
+            address.options.clone(),
             Arc::clone(&generation),
             Arc::clone(&connected),
         );
-        Self {
-            pool,
-            connected,
-            address: Address::new(config, options),
-            generation,
-            deadline: config.transaction_deadline(),
-            reader: Arc::default(),
-        }
+        let (deadline, reader) = (config.transaction_deadline(), Arc::default());
+        Self { pool, address, generation, deadline, connected, reader }
     }
 
-    /// Totals by law: of the laws `named`, of as many others as `max` leaves room for, most votes
-    /// first, and the sum of all the rest under no name; a law called `other` is in the rest.
+    /// Totals by law: of the laws `named`, then of those with most votes, `max` in all, and the sum of
+    /// all the rest under no name; a law called `other` is in the rest.
     ///
     /// # Errors
     /// [`Fault`] when the database does not answer.
@@ -131,7 +130,7 @@ impl PgStore {
     ) -> Result<R, Fault> {
         let asking = async {
             let mut kept = self.reader.lock().await;
-            // Taken out: an answer that does not come leaves no doubtful connection behind.
+            // Taken out, so that a read that fails or is dropped leaves no connection half used.
             let (mut connection, opened) = match kept.take() {
                 Some((connection, opened)) if opened.elapsed() < READER_AGE => (connection, opened),
                 _ => {
@@ -158,11 +157,10 @@ impl PgStore {
         let mut task = tokio::spawn(work);
         match timeout(self.deadline, &mut task).await {
             Ok(Ok(result)) => result,
-            Ok(Err(panicked)) => Err(Fault {
-                class: Class::Bug,
-                sqlstate: None,
-                message: format!("the transaction's task ended early: {panicked}"),
-            }),
+            Ok(Err(panicked)) => {
+                let message = format!("the transaction's task ended early: {panicked}");
+                Err(Fault::new(Class::Bug, message))
+            }
             Err(_) => {
                 task.abort();
                 Err(no_answer(Class::UnknownOutcome, self.deadline))
@@ -181,11 +179,7 @@ pub struct Totals {
 }
 
 fn no_answer(class: Class, deadline: Duration) -> Fault {
-    Fault {
-        class,
-        sqlstate: None,
-        message: format!("no answer from PostgreSQL within {deadline:?}"),
-    }
+    Fault::new(class, format!("no answer from PostgreSQL within {deadline:?}"))
 }
 
 /// Bounds work on a connection that is not pooled: dropping it half-way closes it.
@@ -193,10 +187,8 @@ async fn within<R, E: From<Fault>>(
     deadline: Duration,
     work: impl Future<Output = Result<R, E>>,
 ) -> Result<R, E> {
-    match timeout(deadline, work).await {
-        Ok(result) => result,
-        Err(_) => Err(no_answer(Class::Reconnect, deadline).into()),
-    }
+    let late = |_| Err(no_answer(Class::Reconnect, deadline).into());
+    timeout(deadline, work).await.unwrap_or_else(late)
 }
 
 impl Store for PgStore {
@@ -221,7 +213,7 @@ impl Store for PgStore {
                 Class::Isolate | Class::Split | Class::Retry | Class::KnownHash
             )
         {
-            // What broke this connection most likely broke its older sisters in the pool.
+            // The same cause most likely broke the older connections of the pool.
             self.generation.invalidate();
         }
         result
@@ -231,7 +223,8 @@ impl Store for PgStore {
         // On a connection of its own: the pool reports only that it timed out, not why.
         within(self.deadline, async {
             let mut connection = self.address.connect().await?;
-            transaction::probe(&mut connection).await
+            // A trigger or a foreign key that refuses made-up votes may take real ones.
+            transaction::rehearse(&mut connection).await.map(drop)
         })
         .await
     }

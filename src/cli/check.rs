@@ -1,15 +1,16 @@
 //! `check`.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 use vote_aggregator::operator::check::{self, Finding, Report, Severity};
 use vote_aggregator::platform::config::{Config, ConfigErrors};
-use vote_aggregator::platform::terminal::{colours, printable};
+use vote_aggregator::platform::terminal::colours;
 
-use super::{exit, output};
+use super::exit::{self, Exit, Outcome};
+use super::output::{self, wrapped};
+use super::seconds;
 
 /// Columns of text, with the indent.
 const WIDTH: usize = 100;
@@ -35,8 +36,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     connect: bool,
     /// Seconds that a statement of a pending migration may take when it is rehearsed; 0: no rehearsal
-    #[arg(long, value_name = "SECONDS", default_value_t = 1, requires = "connect")]
-    rehearse: u32,
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds(), requires = "connect")]
+    rehearse: Duration,
     /// End with 1 for warnings as well
     #[arg(long)]
     strict: bool,
@@ -45,13 +46,11 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) async fn check(config: &Config, arguments: &Arguments) -> ExitCode {
+pub(super) async fn check(config: &Config, arguments: &Arguments) -> Outcome {
     let mut report = check::configuration(config);
     if arguments.connect {
-        let (broker, database) = {
-            let limit = Duration::from_secs(arguments.rehearse.into());
-            tokio::join!(check::broker(config), check::database(config, limit))
-        };
+        let database = check::database(config, arguments.rehearse);
+        let (broker, database) = tokio::join!(check::broker(config), database);
         report.absorb(broker);
         report.absorb(database);
     }
@@ -64,16 +63,15 @@ pub(super) async fn check(config: &Config, arguments: &Arguments) -> ExitCode {
     output::answer(text, if failed { exit::FINDINGS } else { 0 })
 }
 
-/// A configuration that can't be used: its problems as every command tells them, and for programs
-/// the object that they expect.
-pub(super) fn unusable(problems: &ConfigErrors, arguments: &Arguments) -> ExitCode {
+/// Reports a configuration that can't be used as every command does, and with --json also as an object.
+pub(super) fn unusable(problems: &ConfigErrors, arguments: &Arguments) -> Outcome {
     output::note(problems);
     if arguments.json {
         let findings = problems.problems().iter().map(Finding::from).collect();
         let report = Report { checked: vec!["the configuration".to_owned()], findings };
-        return output::answer(object(&report), exit::CONFIG);
+        output::print(object(&report))?;
     }
-    ExitCode::from(exit::CONFIG)
+    Err(Exit(exit::CONFIG))
 }
 
 fn object(report: &Report) -> String {
@@ -88,38 +86,35 @@ fn object(report: &Report) -> String {
 
 fn text(report: &Report, colours: bool) -> String {
     let mut text = String::new();
-    for finding in &report.findings {
-        let Finding { severity, subject, value, set_by, meaning, remedy } = finding;
-        let subject = match value {
-            Some(value) => format!("{subject}: {value}"),
-            None => subject.clone(),
-        };
+    for Finding { severity, subject, value, set_by, meaning, remedy } in &report.findings {
         let name = severity.as_str();
-        let padding = " ".repeat(INDENT - name.len());
         let (on, off) = if colours { (colour(*severity), "\x1b[0m") } else { ("", "") };
-        text += &format!("{on}{name}{off}{padding}{}\n", wrapped(&subject, ""));
-        if let Some(set_by) = set_by {
-            text += &indented(&format!("set by: {set_by}"), "        ");
+        let value = value.as_ref().map(|value| format!(": {value}")).unwrap_or_default();
+        text += &format!("{on}{name}{off}{:1$}", "", INDENT - name.len());
+        text += &wrapped(&format!("{subject}{value}"), WIDTH, INDENT);
+        let paragraphs =
+            [("set by: ", set_by.as_ref()), ("", Some(meaning)), ("to do:  ", Some(remedy))];
+        for (label, paragraph) in paragraphs {
+            if let Some(paragraph) = paragraph {
+                let paragraph = wrapped(paragraph, WIDTH, INDENT + label.len());
+                text += &format!("\n{:INDENT$}{label}{paragraph}", "");
+            }
         }
-        text += &indented(meaning, "");
-        text += &indented(&format!("to do:  {remedy}"), "        ");
-        text.push('\n');
+        text += "\n\n";
     }
     for (index, checked) in report.checked.iter().enumerate() {
-        let label = if index == 0 { "checked: " } else { "         " };
-        text += &format!("{label}{}\n", wrapped(checked, ""));
+        let label = if index == 0 { "checked: " } else { "" };
+        text += &format!("{label:INDENT$}{}\n", wrapped(checked, WIDTH, INDENT));
     }
-    text += &format!("{}\n", summary(report));
-    text
-}
-
-fn summary(report: &Report) -> String {
-    let counted = |severity, name: &str| match report.count(severity) {
-        0 => format!("no {name}s"),
-        1 => format!("1 {name}"),
-        n => format!("{n} {name}s"),
-    };
-    format!("{}, {}", counted(Severity::Error, "error"), counted(Severity::Warning, "warning"))
+    let [errors, warnings] =
+        [(Severity::Error, "error"), (Severity::Warning, "warning")].map(|(severity, name)| {
+            match report.count(severity) {
+                0 => format!("no {name}s"),
+                1 => format!("1 {name}"),
+                n => format!("{n} {name}s"),
+            }
+        });
+    format!("{text}{errors}, {warnings}\n")
 }
 
 const fn colour(severity: Severity) -> &'static str {
@@ -128,32 +123,6 @@ const fn colour(severity: Severity) -> &'static str {
         Severity::Warning => "\x1b[1;33m",
         Severity::Info => "\x1b[1;36m",
     }
-}
-
-fn indented(text: &str, hanging: &str) -> String {
-    format!("{}{}\n", " ".repeat(INDENT), wrapped(text, hanging))
-}
-
-/// Breaks lines at spaces, so that they fit behind the indent; what follows the first is indented,
-/// and by `hanging` on top. What a terminal obeys is shown instead: servers wrote some of it.
-fn wrapped(text: &str, hanging: &str) -> String {
-    let mut lines = String::new();
-    let mut width = INDENT;
-    for (index, word) in text.split(' ').enumerate() {
-        let word = printable(word);
-        let length = word.chars().count();
-        if index == 0 {
-            width += length;
-        } else if width + 1 + length > WIDTH {
-            lines += &format!("\n{}{hanging}", " ".repeat(INDENT));
-            width = INDENT + hanging.len() + length;
-        } else {
-            lines.push(' ');
-            width += 1 + length;
-        }
-        lines += &word;
-    }
-    lines
 }
 
 #[cfg(test)]
@@ -175,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn text_fits_a_terminal_and_obeys_no_server() {
+    fn text_fits_a_terminal_and_escapes_what_a_server_wrote() {
         let text = text(&report(), false);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         assert!(!text.contains('\x1b') && text.contains("\\u{1b}[2J"), "{text}");
@@ -186,13 +155,10 @@ mod tests {
         assert!(lines[3].starts_with("                 "), "{text}");
         let end = ["checked: the configuration", "         the clock", "1 error, no warnings"];
         assert!(lines.ends_with(&end), "{text}");
-    }
 
-    #[test]
-    fn colours_are_for_the_severity_alone() {
-        let coloured = text(&report(), true);
+        let coloured = super::text(&report(), true);
         assert!(coloured.starts_with("\x1b[1;31merror\x1b[0m    queue"), "{coloured}");
-        assert_eq!(coloured.matches("\x1b[0m").count(), 2, "{coloured}");
+        assert_eq!(coloured.matches("\x1b[0m").count(), 2, "the severities alone: {coloured}");
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! `completions`.
 
-use std::process::ExitCode;
-
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::output::answer;
+use super::exit::Outcome;
+use super::output;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -21,10 +20,10 @@ pub(super) struct Arguments {
     shell: Shell,
 }
 
-pub(super) fn completions(mut command: Command, arguments: &Arguments) -> ExitCode {
+pub(super) fn completions(mut command: Command, arguments: &Arguments) -> Outcome {
     let name = command.get_name().to_owned();
     // In memory first: clap_complete panics where it can't write.
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut command, name, &mut script);
-    answer(&script, 0)
+    output::answer(&script, 0)
 }

@@ -3,20 +3,19 @@
 mod act;
 mod look;
 
-use std::process::ExitCode;
-
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use indicatif::{HumanCount, ProgressBar};
 use vote_aggregator::adapters::broker::{DeadLetterMessage, DeadLetterQueue, DeliveryLimit};
-use vote_aggregator::model::ports::{Lost, OpenError};
+use vote_aggregator::model::ports::{BrokerError, OpenError};
 use vote_aggregator::operator::dlq::{
     self, Ended, Examined, Filter, PurgeError, Selection, Tally, TrialError,
 };
 use vote_aggregator::operator::publish::progress::{self, Length};
 use vote_aggregator::platform::config::Config;
 
-use super::exit;
-use super::output::{self, note};
+use super::exit::{self, Exit, Outcome};
+use super::output::note;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -64,8 +63,8 @@ struct Filters {
     #[arg(long, value_name = "VOTE_HASH")]
     hash: Vec<String>,
     /// Messages held on the broker at the same time, at most; beyond that the command stops early
-    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    hold: u32,
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    hold: usize,
 }
 
 impl Filters {
@@ -76,10 +75,6 @@ impl Filters {
             laws: self.law.clone(),
             hashes: self.hash.clone(),
         }
-    }
-
-    fn max_held(&self) -> usize {
-        usize::try_from(self.hold).unwrap_or(usize::MAX)
     }
 }
 
@@ -94,66 +89,36 @@ enum Failed {
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error("{0}. Nothing is lost: what was not acknowledged is in the dead-letter queue")]
-    Lost(#[from] Lost),
+    Lost(#[from] BrokerError),
     #[error(
         "{0}. Nothing is lost: what was replayed is confirmed, the rest is in the dead-letter queue"
     )]
-    Trial(Lost),
+    Trial(#[from] TrialError),
     #[error("{0}. What was not removed is still in the dead-letter queue")]
     Purge(#[from] PurgeError),
-    #[error("{0}")]
-    Usage(String),
-    #[error("the answer could not be written")]
-    NotWritten,
+    #[error(transparent)]
+    Exit(#[from] Exit),
 }
 
-impl Failed {
-    fn exit_code(&self) -> u8 {
-        match self {
-            Self::Usage(_) => exit::USAGE,
-            Self::Open(error) => exit::of_rabbitmq(error),
-            Self::Lost(_) | Self::Trial(_) | Self::Purge(PurgeError::Lost(_)) => exit::FINDINGS,
-            Self::NotWritten | Self::Purge(PurgeError::Archive(_)) => exit::INTERNAL,
-        }
-    }
-}
-
-impl From<output::NotWritten> for Failed {
-    fn from(_: output::NotWritten) -> Self {
-        Self::NotWritten
-    }
-}
-
-impl From<TrialError> for Failed {
-    fn from(error: TrialError) -> Self {
-        match error {
-            TrialError::Open(error) => Self::Open(error),
-            TrialError::Lost(lost) => Self::Trial(lost),
-        }
-    }
-}
-
-pub(super) async fn dlq(config: &Config, arguments: Arguments) -> ExitCode {
-    let complete = match arguments.command {
+pub(super) async fn dlq(config: &Config, arguments: Arguments) -> Outcome {
+    let ended = match arguments.command {
         Command::List(arguments) => look::list(config, &arguments).await,
         Command::Show(arguments) => look::show(config, &arguments).await,
         Command::Replay(arguments) => act::replay(config, &arguments).await,
         Command::Purge(arguments) => act::purge(config, &arguments).await,
     };
-    match &complete {
-        Ok(_) => {}
-        Err(Failed::Usage(problem)) => note(problem),
-        // Reported where it happened.
-        Err(Failed::NotWritten) => {}
-        Err(failed) => {
-            tracing::error!(queue = config.rabbitmq.dead_letter_queue, "{failed}");
-        }
-    }
-    ExitCode::from(match complete {
-        Ok(true) => 0,
-        Ok(false) => exit::FINDINGS,
-        Err(failed) => failed.exit_code(),
-    })
+    let failed = match ended {
+        Ok(code) => return Ok(code),
+        Err(failed) => failed,
+    };
+    let code = match &failed {
+        Failed::Exit(exit) => return Err(*exit),
+        Failed::Open(error) | Failed::Trial(TrialError::Open(error)) => exit::of_rabbitmq(error),
+        Failed::Purge(PurgeError::Archive(_)) => exit::INTERNAL,
+        Failed::Lost(_) | Failed::Trial(_) | Failed::Purge(_) => exit::FINDINGS,
+    };
+    tracing::error!(queue = config.rabbitmq.dead_letter_queue, "{failed}");
+    Err(Exit(code))
 }
 
 /// Opens the queue, with a bar over its messages.
@@ -187,24 +152,20 @@ async fn read(
     Ok(tally)
 }
 
-/// Requeues what is left, and says what a person should know about it.
+/// Requeues what is left, and notes why not everything was read and what became of the rest.
 async fn finish(queue: DeadLetterQueue, bar: &ProgressBar, tally: &Tally) -> Result<(), Failed> {
     let requeued = queue.finish().await;
     bar.finish_and_clear();
-    let (read, depth) = (HumanCount(tally.read), HumanCount(tally.depth));
-    match tally.ended {
-        Ended::Full => note(format_args!(
-            "stopped early: read {read} of {depth} messages, since no more are held on the broker at \
-             the same time (--hold, or 128 MiB)"
-        )),
-        Ended::Enough if tally.read < tally.depth => {
-            note(format_args!("stopped at --max: read {read} of {depth} messages"));
+    let why = match tally.ended {
+        Ended::Full => {
+            "stopped early, since no more are held on the broker at the same time (--hold, or 128 MiB)"
         }
-        Ended::AtTheEnd if tally.read < tally.depth => note(format_args!(
-            "read {read} of the {depth} messages that were there: another consumer holds or took the \
-             others"
-        )),
-        _ => {}
+        Ended::Enough => "stopped at --max",
+        Ended::AtTheEnd => "another consumer holds or took the others",
+    };
+    if tally.read < tally.depth || tally.ended == Ended::Full {
+        let (read, depth) = (HumanCount(tally.read), HumanCount(tally.depth));
+        note(format_args!("read {read} of {depth} messages: {why}"));
     }
     let requeued = requeued?;
     if !requeued.complete {

@@ -1,9 +1,17 @@
 //! How the process ends; the codes from 64 up are those of sysexits.h.
 
-use std::fmt::Write;
+use std::fmt::Display;
 
 use vote_aggregator::adapters::store::StartError;
 use vote_aggregator::model::ports::OpenError;
+
+/// A command's exit code, or how it ended early.
+pub type Outcome = Result<u8, Exit>;
+
+/// The command ends here, with this exit code; standard error or the log has the reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("exit code {0}")]
+pub struct Exit(pub u8);
 
 /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no;
 /// for `dlq`: not everything that matches was put back or removed.
@@ -15,14 +23,14 @@ pub const INTERNAL: u8 = 70;
 /// The shutdown deadline passed, and what was not committed is not acked; for a command: PostgreSQL was
 /// away for too long, or a lock was not granted in time.
 pub const DEADLINE: u8 = 75;
-/// RabbitMQ or PostgreSQL refused us: password, client certificate, a missing permission.
+/// RabbitMQ or PostgreSQL refused: password, client certificate, a missing permission.
 pub const CREDENTIALS: u8 = 77;
 /// The configuration, the schema, a port that is taken, a database that could lose commits, a
-/// server that we refuse.
+/// server whose certificate is not trusted.
 pub const CONFIG: u8 = 78;
 
-/// Every code and what it means: the one place that the help, the manual page and, held to it by a
-/// test, the README have it from. `None` is 128+n.
+/// Every code and what it means, for the help and the manual page; a test compares the README with it.
+/// `None` is 128+n.
 pub const TABLE: [(Option<u8>, &str); 8] = [
     (Some(0), "done"),
     (
@@ -50,7 +58,7 @@ pub const TABLE: [(Option<u8>, &str); 8] = [
     (None, "ended at once by a second signal n"),
 ];
 
-/// Of what keeps us from PostgreSQL.
+/// Returns the exit code for an error of PostgreSQL.
 pub const fn of_postgres(error: &StartError) -> u8 {
     match error {
         StartError::Credentials { .. } | StartError::Certificate(_) => CREDENTIALS,
@@ -68,7 +76,7 @@ pub const fn of_postgres(error: &StartError) -> u8 {
     }
 }
 
-/// Of what keeps us from RabbitMQ.
+/// Returns the exit code for an error of RabbitMQ.
 pub const fn of_rabbitmq(error: &OpenError) -> u8 {
     match error {
         OpenError::Credentials(_) => CREDENTIALS,
@@ -77,28 +85,18 @@ pub const fn of_rabbitmq(error: &OpenError) -> u8 {
     }
 }
 
+/// Logs what a command cannot do, and why.
+pub fn cannot(what: &str, error: impl Display, code: u8) -> Exit {
+    tracing::error!("cannot {what}: {error}");
+    Exit(code)
+}
+
+/// As [`cannot`], for what needs PostgreSQL.
+pub fn without_postgres(what: &str) -> impl Fn(StartError) -> Exit {
+    move |error| cannot(what, &error, of_postgres(&error))
+}
+
 /// A code as it is written.
 pub fn name(code: Option<u8>) -> String {
     code.map_or_else(|| "128+n".to_owned(), |code| code.to_string())
-}
-
-/// The table for the help.
-pub fn help() -> String {
-    const WIDTH: usize = 80;
-    const INDENT: &str = "         ";
-    let mut text = String::from("Exit codes:");
-    for (code, meaning) in TABLE {
-        let mut line = format!("  {:<5} ", name(code));
-        for word in meaning.split(' ') {
-            if line.len() + 1 + word.len() > WIDTH {
-                // Written to a String: there is nobody to fail.
-                write!(text, "\n{line}").unwrap_or_default();
-                line = INDENT[1..].to_owned();
-            }
-            line.push(' ');
-            line.push_str(word);
-        }
-        write!(text, "\n{line}").unwrap_or_default();
-    }
-    text
 }

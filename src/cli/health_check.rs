@@ -1,13 +1,13 @@
-//! `health-check`: what a container without curl asks itself.
+//! `health-check`, for containers without curl.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use vote_aggregator::platform::config::Config;
 
-use super::{exit, output};
+use super::exit::{self, Exit, Outcome};
+use super::output;
 
 /// Docker gives a check 30 s by default, Kubernetes 1 s; the answer takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -26,7 +26,8 @@ pub(super) struct Arguments {
     ask: Endpoint,
 }
 
-#[derive(Clone, Copy, Default, ValueEnum)]
+#[derive(Clone, Copy, Default, ValueEnum, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 enum Endpoint {
     /// Whether votes are being counted or would be
     #[default]
@@ -37,24 +38,14 @@ enum Endpoint {
     Startupz,
 }
 
-impl Endpoint {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Readyz => "readyz",
-            Self::Livez => "livez",
-            Self::Startupz => "startupz",
-        }
-    }
-}
-
-/// Asks the service that runs with the same settings. Every "no" is a 1: supervisors know nothing
-/// else.
-pub(super) fn check(config: &Config, arguments: &Arguments) -> ExitCode {
+/// Asks the service that runs with the same settings. Every "no" is a 1, the only code that container
+/// runtimes know.
+pub(super) fn check(config: &Config, arguments: &Arguments) -> Outcome {
     match ask(config, arguments.ask) {
         Ok(answer) => output::answer(format!("{answer}\n"), 0),
         Err(reason) => {
             output::note(reason);
-            ExitCode::from(exit::FINDINGS)
+            Err(Exit(exit::FINDINGS))
         }
     }
 }
@@ -66,11 +57,17 @@ fn ask(config: &Config, endpoint: Endpoint) -> Result<String, String> {
             "PROMETHEUS_PORT is 0: only the service knows the port that it got. Set one".to_owned()
         );
     }
-    let address = SocketAddr::new(local(config.monitoring.host), port);
-    let url = format!("http://{address}/{}", endpoint.as_str());
+    // A service that listens everywhere is reached on the loopback address.
+    let host = match config.monitoring.host {
+        host if !host.is_unspecified() => host,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let address = SocketAddr::new(host, port);
+    let url = format!("http://{address}/{endpoint}");
     let agent = ureq::Agent::config_builder()
         .timeout_global(Some(TIMEOUT))
-        // A proxy knows nothing of this host.
+        // A proxy cannot reach this host's loopback address.
         .proxy(None)
         .http_status_as_error(false)
         .build()
@@ -83,14 +80,5 @@ fn ask(config: &Config, endpoint: Endpoint) -> Result<String, String> {
         Ok((status, body)) if status.is_success() => Ok(body),
         Ok((status, body)) => Err(format!("{url} answered {status}: {body}")),
         Err(error) => Err(format!("{url} did not answer: {error}. Is the service running?")),
-    }
-}
-
-/// Where a service that listens on `host` is reached from the same host.
-fn local(host: IpAddr) -> IpAddr {
-    match host {
-        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        host => host,
     }
 }

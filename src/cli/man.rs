@@ -2,18 +2,17 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::path::PathBuf;
 
 use clap::{Args, Command};
 use clap_mangen::Man;
-
+use clap_mangen::roff::{Roff, bold, roman};
 use vote_aggregator::operator::publish::files;
 
-use super::exit;
-use super::output::{answer, note};
+use super::exit::{self, Exit, Outcome};
+use super::output;
 
-/// Manual pages are for everybody.
+/// Every user of the host may read manual pages.
 const READABLE: u32 = 0o644;
 
 #[derive(Args)]
@@ -29,133 +28,103 @@ pub(super) struct Arguments {
     dir: Option<PathBuf>,
 }
 
-pub(super) fn man(command: Command, arguments: &Arguments) -> ExitCode {
+pub(super) fn man(command: Command, arguments: &Arguments) -> Outcome {
     let Some(dir) = &arguments.dir else {
-        return match whole(&command) {
-            Ok(page) => answer(&page, 0),
-            Err(error) => failed("the page", &error),
-        };
+        return output::answer(whole(&command), 0);
     };
-    match pages(command).and_then(|pages| write(dir, &pages)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&format!("the pages to {}", dir.display()), &error),
+    let write =
+        |(name, page): (String, String)| files::replace(&dir.join(name), page.as_bytes(), READABLE);
+    match fs::create_dir_all(dir).and_then(|()| pages(command).into_iter().try_for_each(write)) {
+        Ok(()) => Ok(0),
+        Err(error) => {
+            output::note(format_args!("cannot write the pages to {}: {error}", dir.display()));
+            Err(Exit(exit::INTERNAL))
+        }
     }
 }
 
-fn failed(what: &str, error: &io::Error) -> ExitCode {
-    note(format_args!("cannot write {what}: {error}"));
-    ExitCode::from(exit::INTERNAL)
-}
-
-fn write(dir: &Path, pages: &[(String, Vec<u8>)]) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
-    pages.iter().try_for_each(|(name, page)| files::replace(&dir.join(name), page, READABLE))
-}
-
-/// File names and contents: the page about everything, and one a command.
-fn pages(mut command: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let mut pages = vec![(format!("{}.1", command.get_name()), whole(&command)?)];
-    // Gives the commands their full names and the settings that go anywhere.
+/// File names and contents: the page about everything, and one for each command.
+fn pages(mut command: Command) -> Vec<(String, String)> {
+    let mut pages = vec![(format!("{}.1", command.get_name()), whole(&command))];
+    // Gives the commands their full names and the global settings.
     command.build();
     for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
-        let name = sub.get_display_name().unwrap_or(sub.get_name()).to_owned();
         let man = Man::new(sub.clone());
-        let mut page = head(&man)?;
-        page.extend(examples(sub));
-        page.extend(exit_status());
-        page.extend(format!(".SH \"SEE ALSO\"\n.BR {} (1)\n", text(command.get_name())).bytes());
-        pages.push((format!("{name}.1"), page));
+        let see_also = format!(".SH \"SEE ALSO\"\n.BR {} (1)\n", command.get_name());
+        let page = head(&man) + &after_help(sub, "SH") + &exit_status() + &see_also;
+        pages.push((man.get_filename(), page));
     }
-    Ok(pages)
+    pages
 }
 
 /// One page about the whole tool.
-fn whole(command: &Command) -> io::Result<Vec<u8>> {
-    let mut page = head(&Man::new(command.clone()))?;
-    page.extend(b".SH COMMANDS\n");
+fn whole(command: &Command) -> String {
+    let mut page = head(&Man::new(command.clone())) + ".SH COMMANDS\n";
     for sub in command.get_subcommands() {
-        let full = format!("{} {}", command.get_name(), sub.get_name());
-        let man = Man::new(sub.clone().bin_name(full));
-        let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
-        page.extend(format!(".SS {}\n{}\n.PP\n", text(sub.get_name()), text(&about)).bytes());
-        let mut part = Vec::new();
-        man.render_synopsis_section(&mut part)?;
-        if sub.get_arguments().next().is_some() {
-            part.extend(b".PP\n");
-            man.render_options_section(&mut part)?;
+        let name = sub.get_name();
+        let man = Man::new(sub.clone().bin_name(format!("{} {name}", command.get_name())));
+        let sections = rendered(|page| {
+            man.render_description_section(page)?;
+            man.render_synopsis_section(page)?;
+            man.render_options_section(page)
+        });
+        page += &format!(".SS {name}\n");
+        // Within the section COMMANDS they are paragraphs.
+        for line in sections.lines() {
+            page += &format!("{}\n", if line.starts_with(".SH ") { ".PP" } else { line });
         }
-        part.extend(examples(sub));
-        page.extend(without_headings(&part).bytes());
+        page += &after_help(sub, "B");
     }
-    page.extend(examples(command));
-    page.extend(exit_status());
-    let settings = text(super::SETTINGS);
-    page.extend(format!(".SH ENVIRONMENT\n{settings}\n").bytes());
-    Ok(page)
+    let settings = format!(".SH ENVIRONMENT\n{}\n", super::SETTINGS);
+    page + &after_help(command, "SH") + &exit_status() + &settings
 }
 
-fn head(man: &Man) -> io::Result<Vec<u8>> {
+fn head(man: &Man) -> String {
+    rendered(|page| {
+        man.render_title(page)?;
+        man.render_name_section(page)?;
+        man.render_synopsis_section(page)?;
+        man.render_description_section(page)?;
+        man.render_options_section(page)
+    })
+}
+
+fn rendered(render: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
     let mut page = Vec::new();
-    man.render_title(&mut page)?;
-    man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
-    man.render_description_section(&mut page)?;
-    man.render_options_section(&mut page)?;
-    Ok(page)
+    render(&mut page).expect("writing to memory cannot fail");
+    String::from_utf8_lossy(&page).into_owned()
 }
 
-/// What stands behind the options in the help: examples as they are typed, then the rest.
-fn examples(command: &Command) -> Vec<u8> {
+/// What follows the options in the help: paragraphs, and examples, line by line, below a heading by this
+/// macro.
+fn after_help(command: &Command, heading: &str) -> String {
     let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-    let mut section = String::new();
+    let mut section = Roff::new();
     for paragraph in help.split("\n\n") {
+        section.control("PP", []);
         match paragraph.split_once(":\n") {
-            Some((heading, lines)) if lines.starts_with("  ") => {
-                let heading = text(&heading.to_uppercase());
-                let lines: Vec<String> =
-                    lines.lines().map(|line| text(line.trim_start())).collect();
-                section += &format!(".SH \"{heading}\"\n.nf\n{}\n.fi\n", lines.join("\n"));
+            Some((title, lines)) if lines.starts_with("  ") => {
+                section.control(heading, [title.to_uppercase().as_str()]).control("nf", []);
+                for line in lines.lines() {
+                    section.text([roman(line.trim_start())]);
+                }
+                section.control("fi", []);
             }
-            _ => section += &format!(".PP\n{}\n", text(paragraph)),
+            _ => {
+                section.text([roman(paragraph)]);
+            }
         }
     }
-    section.into_bytes()
+    section.render()
 }
 
-fn exit_status() -> Vec<u8> {
-    let mut section = ".SH \"EXIT STATUS\"\n".to_owned();
+fn exit_status() -> String {
+    let mut section = Roff::new();
+    section.control("SH", ["EXIT STATUS"]);
     for (code, meaning) in exit::TABLE {
-        section += &format!(".TP\n.B {}\n{}\n", text(&exit::name(code)), text(meaning));
+        section.control("TP", []).text([bold(exit::name(code))]).text([roman(meaning)]);
     }
-    section.into_bytes()
-}
-
-/// A part of another page within ours: what were sections are paragraphs, and what stands at the
-/// beginning of a page is there already.
-fn without_headings(part: &[u8]) -> String {
-    let mut page = String::new();
-    for line in String::from_utf8_lossy(part).lines() {
-        match line.strip_prefix(".SH ").map(|heading| heading.trim_matches('"')) {
-            Some("SYNOPSIS" | "OPTIONS") => {}
-            Some(heading) => {
-                let (first, rest) = heading.split_at(heading.len().min(1));
-                page += &format!(".PP\n.I \"{first}{}\"\n.br\n", rest.to_lowercase());
-            }
-            None if line.starts_with(".ie ") || line.starts_with(".el ") => {}
-            None => page += &format!("{line}\n"),
-        }
-    }
-    page
-}
-
-/// Text that roff takes for nothing else.
-fn text(text: &str) -> String {
-    let escaped = text.replace('\\', "\\e").replace('-', "\\-");
-    let lines = escaped.lines().map(|line| match line.starts_with(['.', '\'']) {
-        true => format!("\\&{line}"),
-        false => line.to_owned(),
-    });
-    lines.collect::<Vec<_>>().join("\n")
+    section.render()
 }
 
 #[cfg(test)]
@@ -168,17 +137,16 @@ mod tests {
         super::super::Arguments::command()
     }
 
-    fn plain(page: &[u8]) -> String {
-        let page = String::from_utf8(page.to_vec()).expect("UTF-8");
-        ["\\fB", "\\fR", "\\fI", "\\&"]
+    fn plain(page: &str) -> String {
+        let page = ["\\fB", "\\fR", "\\fI", "\\&"]
             .iter()
-            .fold(page, |page, mark| page.replace(mark, ""))
-            .replace("\\-", "-")
+            .fold(page.to_owned(), |page, mark| page.replace(mark, ""));
+        page.replace("\\-", "-").replace("\\*(Aq", "'")
     }
 
     #[test]
     fn the_page_about_everything_has_every_command_option_example_and_exit_code() {
-        let page = plain(&whole(&command()).expect("written to memory"));
+        let page = plain(&whole(&command()));
         for sub in command().get_subcommands() {
             assert!(page.contains(&format!("\n.SS {}\n", sub.get_name())), "{}", sub.get_name());
             for argument in sub.get_arguments() {
@@ -191,32 +159,24 @@ mod tests {
             assert!(page.contains(example), "{example}");
         }
         for (code, meaning) in exit::TABLE {
-            let entry = format!(".TP\n.B {}\n{meaning}\n", exit::name(code));
+            let entry = format!(".TP\n{}\n{meaning}\n", exit::name(code));
             assert!(page.contains(&entry), "{entry}");
         }
         assert_eq!(page.matches("\n.SH NAME").count(), 1);
-        assert_eq!(page.matches("EXTRA").count(), 0);
     }
 
     #[test]
-    fn each_command_has_a_page_with_the_settings_that_go_anywhere() {
-        let pages = pages(command()).expect("written to memory");
+    fn each_command_has_a_page_with_the_global_settings() {
+        let pages = pages(command());
         let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names.len(), 1 + command().get_subcommands().count());
-        assert!(
-            names.contains(&"vote-aggregator.1") && names.contains(&"vote-aggregator-publish.1")
-        );
+        assert_eq!(names[0], "vote-aggregator.1");
+        assert!(names.contains(&"vote-aggregator-publish.1"));
         for (name, page) in &pages {
             let page = plain(page);
-            for part in [".SH NAME", ".SH SYNOPSIS", "--config", ".SH \"EXAMPLES\"", "EXIT STATUS"]
-            {
+            for part in [".SH NAME", ".SH SYNOPSIS", "--config", ".SH EXAMPLES", "EXIT STATUS"] {
                 assert!(page.contains(part), "{part} in {name}");
             }
         }
-    }
-
-    #[test]
-    fn roff_obeys_nothing_in_a_text() {
-        assert_eq!(text(".x\n'y\na\\b --c"), "\\&.x\n\\&'y\na\\eb \\-\\-c");
     }
 }

@@ -1,13 +1,13 @@
 //! `migrate`.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 use vote_aggregator::adapters::store::{self, Migrated, Patience};
 use vote_aggregator::platform::config::Config;
 
-use super::{RETRY_FOR, exit, output};
+use super::exit::{self, Outcome};
+use super::{RETRY_FOR, output, seconds};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -24,35 +24,28 @@ pub(super) struct Arguments {
     #[arg(long)]
     pub(super) print: bool,
     /// Seconds to wait for locks that other sessions hold
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, conflicts_with = "print")]
-    wait: u32,
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds(), conflicts_with = "print")]
+    wait: Duration,
     /// Seconds to try for while PostgreSQL is away or read-only; 0: not at all
-    #[arg(long, value_name = "SECONDS", default_value_t = RETRY_FOR, conflicts_with = "print")]
-    retry_for: u32,
+    #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds(), conflicts_with = "print")]
+    retry_for: Duration,
 }
 
-pub(super) async fn migrate(config: &Config, arguments: &Arguments) -> ExitCode {
-    let [retry_for, wait] =
-        [arguments.retry_for, arguments.wait].map(|seconds| Duration::from_secs(seconds.into()));
-    let patience = Patience { locks: Some(wait), ..Patience::new(retry_for) };
-    match store::migrate(config, patience).await {
-        Ok(migrated) => output::ended(output::report(&text(&migrated)), 0),
-        Err(error) => {
-            tracing::error!("cannot migrate: {error}");
-            ExitCode::from(exit::of_postgres(&error))
-        }
-    }
+pub(super) async fn migrate(config: &Config, arguments: &Arguments) -> Outcome {
+    let patience = Patience { locks: Some(arguments.wait), ..Patience::new(arguments.retry_for) };
+    let migrated = store::migrate(config, patience).await;
+    let migrated = migrated.map_err(exit::without_postgres("migrate"))?;
+    output::report(&text(&migrated))?;
+    Ok(0)
 }
 
-fn text(migrated: &Migrated) -> String {
-    match migrated {
-        Migrated { applied: 0, newer } if newer.is_empty() => {
-            "the schema is up to date\n".to_owned()
-        }
-        Migrated { applied: 0, newer } => format!(
+fn text(Migrated { applied, newer }: &Migrated) -> String {
+    match applied {
+        0 if newer.is_empty() => "the schema is up to date\n".to_owned(),
+        0 => format!(
             "nothing to do: the database has later migrations, {newer:?}, which this release can \
              run on\n"
         ),
-        Migrated { applied, .. } => format!("migrations applied: {applied}\n"),
+        _ => format!("migrations applied: {applied}\n"),
     }
 }

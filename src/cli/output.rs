@@ -2,79 +2,92 @@
 //! kind panic where they can't write, so a lint keeps them out.
 
 use std::fmt::Display;
-use std::io::{self, Write};
-use std::process::ExitCode;
+use std::io::{self, IsTerminal, Write};
 
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
-
+use comfy_table::{CellAlignment, LineStyle, Row, Table, TableStyle};
 use vote_aggregator::platform::telemetry::with_priority;
+use vote_aggregator::platform::terminal::printable;
 
-use super::exit;
+use super::exit::{self, Exit, Outcome};
 
 /// A line below the header and no others.
 const STYLE: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-'));
 
-/// Standard output did not take an answer; standard error has been told why.
-#[derive(Debug)]
-pub(super) struct NotWritten;
-
-/// Writes an answer. A reader that is gone has seen enough: the command goes on as if all were read.
+/// Writes an answer. A closed pipe is no error: its reader has seen enough.
 ///
 /// # Errors
-/// [`NotWritten`] for anything else, a full disk for example.
-pub(super) fn print(text: impl AsRef<[u8]>) -> Result<(), NotWritten> {
-    write(text.as_ref(), String::new)
+/// Anything else, a full disk for example, ends the command with 70.
+pub(super) fn print(text: impl AsRef<[u8]>) -> Result<(), Exit> {
+    written(write(text.as_ref()), String::new)
 }
 
-/// As [`print`], of what a command has changed: where it can't be written, standard error has it, so
-/// that nobody takes the work for undone.
+/// As [`print`], for a command that changed something: where standard output cannot be written, standard
+/// error says what was done.
 ///
 /// # Errors
 /// As [`print`].
-pub(super) fn report(text: &str) -> Result<(), NotWritten> {
-    write(text.as_bytes(), || format!("; the work is done: {}", one_line(text)))
+pub(super) fn report(text: &str) -> Result<(), Exit> {
+    written(write(text.as_bytes()), || format!("; the work is done: {}", one_line(text)))
 }
 
-/// Writes an answer, and ends with `code`, or with 70 where it can't be written.
-pub(super) fn answer(text: impl AsRef<[u8]>, code: u8) -> ExitCode {
-    ended(print(text), code)
+/// Writes an answer, and ends with `code`.
+pub(super) fn answer(text: impl AsRef<[u8]>, code: u8) -> Outcome {
+    print(text).map(|()| code)
 }
 
-/// `code`, unless the answer was not written.
-pub(super) fn ended(written: Result<(), NotWritten>, code: u8) -> ExitCode {
-    ExitCode::from(if written.is_ok() { code } else { exit::INTERNAL })
-}
-
-/// One line on standard error. Where that takes none, there is nobody left to tell.
+/// One line on standard error. Where that cannot be written, there is no place left for an error.
 pub(super) fn note(text: impl Display) {
     writeln!(io::stderr(), "{text}").ok();
 }
 
-/// What is to be found by its priority in the journal, before there is a log.
+/// A note with its priority for the journal, before there is a log.
 pub(super) fn note_at(level: tracing::Level, text: impl Display) {
     note(with_priority(level, &text.to_string()));
 }
 
+/// Reports arguments that clap accepts and the command does not.
+pub(super) fn usage(problem: impl Display) -> Exit {
+    note(problem);
+    Exit(exit::USAGE)
+}
+
+/// Refuses a command that would ask a question where standard input cannot answer it.
+pub(super) fn need_terminal(problem: &str) -> Result<(), Exit> {
+    if io::stdin().is_terminal() { Ok(()) } else { Err(usage(problem)) }
+}
+
+/// Asks on the terminal. Anything but a yes ends the command.
+pub(super) fn ask(question: &str) -> Result<(), Exit> {
+    let mut answer = String::new();
+    let asked =
+        write!(io::stderr(), "{question} [y/N] ").and_then(|()| io::stdin().read_line(&mut answer));
+    if asked.is_ok() && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str()) {
+        return Ok(());
+    }
+    note("nothing is changed");
+    Err(Exit(exit::FINDINGS))
+}
+
 /// Help, the version, or what is wrong with the arguments, as clap words it.
-pub(super) fn of_clap(error: &clap::Error) -> ExitCode {
+pub(super) fn of_clap(error: &clap::Error) -> Exit {
     let code = u8::try_from(error.exit_code()).unwrap_or(exit::USAGE);
     let printed = error.print().and_then(|()| io::stdout().flush());
     if error.use_stderr() {
-        return ExitCode::from(code);
+        return Exit(code);
     }
-    ended(written(printed, String::new), code)
+    written(printed, String::new).err().unwrap_or(Exit(code))
 }
 
-fn write(bytes: &[u8], done: impl FnOnce() -> String) -> Result<(), NotWritten> {
-    written(io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()), done)
+fn write(bytes: &[u8]) -> io::Result<()> {
+    io::stdout().write_all(bytes).and_then(|()| io::stdout().flush())
 }
 
-fn written(result: io::Result<()>, done: impl FnOnce() -> String) -> Result<(), NotWritten> {
+fn written(result: io::Result<()>, done: impl FnOnce() -> String) -> Result<(), Exit> {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             note(format_args!("cannot write to standard output: {error}{}", done()));
-            Err(NotWritten)
+            Err(Exit(exit::INTERNAL))
         }
         _ => Ok(()),
     }
@@ -88,18 +101,35 @@ fn one_line(text: &str) -> String {
     lines.map(words).collect::<Vec<_>>().join("; ")
 }
 
-/// A table of `rows`, with the columns of these numbers, which hold numbers, to the right.
-pub(super) fn table<const N: usize>(
-    header: [&str; N],
-    rows: impl IntoIterator<Item = [String; N]>,
+/// Breaks text at spaces into lines of at most `width` columns, each of which begins at column `indent`.
+/// The caller writes what precedes the first one. Control characters are escaped.
+pub(super) fn wrapped(text: &str, width: usize, indent: usize) -> String {
+    let (mut lines, mut column) = (String::new(), indent);
+    for word in printable(text).split(' ') {
+        let length = word.chars().count();
+        if column > indent && column + 1 + length > width {
+            lines += &format!("\n{:indent$}", "");
+            column = indent;
+        } else if column > indent {
+            lines.push(' ');
+            column += 1;
+        }
+        lines += word;
+        column += length;
+    }
+    lines
+}
+
+/// A table of `rows`; the `numbers` are the columns to align to the right.
+pub(super) fn table(
+    header: impl Into<Row>,
+    rows: impl IntoIterator<Item = impl Into<Row>>,
     numbers: impl IntoIterator<Item = usize>,
 ) -> Table {
     let mut table = Table::new();
     table.load_style(STYLE);
     table.set_header(header);
-    for row in rows {
-        table.add_row(row);
-    }
+    table.add_rows(rows);
     for column in numbers {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -114,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_was_done_is_summed_up_in_one_line() {
-        let rows = [["put back".to_owned(), "3".to_owned()]];
+        let rows = [["put back", "3"]];
         let table = table(["of the messages", "messages"], rows, [1]);
         assert_eq!(one_line(&format!("{table}\n")), "of the messages messages; put back 3");
         assert_eq!(one_line("law  drift\n\ncorrected: 3 votes\n"), "corrected: 3 votes");
@@ -124,9 +154,7 @@ mod tests {
     #[test]
     fn a_reader_that_is_gone_is_no_error_and_a_full_disk_is() {
         let failed = |kind: io::ErrorKind| written(Err(kind.into()), String::new);
-        assert!(failed(io::ErrorKind::BrokenPipe).is_ok());
-        assert!(failed(io::ErrorKind::StorageFull).is_err());
-        assert_eq!(ended(Ok(()), 1), ExitCode::from(1));
-        assert_eq!(ended(Err(NotWritten), 0), ExitCode::from(70));
+        assert_eq!(failed(io::ErrorKind::BrokenPipe), Ok(()));
+        assert_eq!(failed(io::ErrorKind::StorageFull), Err(Exit(exit::INTERNAL)));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
@@ -11,13 +10,14 @@ use indicatif::HumanCount;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::adapters::broker::RabbitMq;
 use vote_aggregator::operator::publish::{
-    self, Check, Checkpoint, CheckpointError, Pace, Position, PublishError, Report, Samples, Shape,
-    Source, files,
+    self, Check, Checkpoint, CheckpointError, Expected, Pace, Position, PublishError, Report,
+    Samples, Shape, Source, files,
 };
 use vote_aggregator::platform::config::Config;
 
+use super::exit::{self, Exit, Outcome};
 use super::signals::{Signals, leave};
-use super::{RETRY_FOR, exit, output};
+use super::{RETRY_FOR, output, seconds};
 
 /// Options of samples. Each option of a file conflicts with them: clap ignores a `requires` of an option
 /// that another one conflicts with.
@@ -67,8 +67,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE", requires = "file", conflicts_with_all = OF_SAMPLES)]
     checkpoint: Option<PathBuf>,
     /// Seconds to try for while the broker is away; 0: not at all
-    #[arg(long, value_name = "SECONDS", default_value_t = RETRY_FOR)]
-    retry_for: u32,
+    #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds())]
+    retry_for: Duration,
     /// Decode every line of --file as the service would, report invalid votes, publish nothing
     #[arg(long, requires = "file", conflicts_with_all = OF_SAMPLES)]
     #[arg(conflicts_with_all = ["checkpoint", "rate", "report", "retry_for"])]
@@ -78,59 +78,46 @@ pub(super) struct Arguments {
     report: Option<PathBuf>,
 }
 
-pub(super) async fn publish(config: &Config, arguments: Arguments) -> ExitCode {
+pub(super) async fn publish(config: &Config, arguments: &Arguments) -> Outcome {
     if let (true, Some(file)) = (arguments.dry_run, &arguments.file) {
         return dry_run(config, file).await;
     }
-    let mut signals = match Signals::listen() {
-        Ok(signals) => signals,
-        Err(error) => {
-            tracing::error!("cannot listen for signals: {error}");
-            return ExitCode::from(exit::INTERNAL);
-        }
-    };
+    let mut signals = Signals::listen()
+        .map_err(|error| exit::cannot("listen for signals", error, exit::INTERNAL))?;
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
     // Standard input may be silent for long.
     let opened = tokio::select! {
-        opened = source(&arguments, seed) => opened,
+        opened = source(arguments, seed) => opened,
         _ = signals.next() => Err(PublishError::Stopped),
     };
-    let (source, checkpoint) = match opened {
-        Ok(opened) => opened,
-        Err(error) => {
-            tracing::error!("cannot publish: {error}");
-            return code(&error);
-        }
-    };
+    let cannot_publish = |error: &PublishError| exit::cannot("publish", error, code(error));
+    let (source, checkpoint) = opened.map_err(|error| cannot_publish(&error))?;
     let queue = &config.rabbitmq.queue;
     let rabbitmq = RabbitMq::new(config.rabbitmq.clone());
-    let retry_for = Duration::from_secs(arguments.retry_for.into());
-    let pace = Pace { rate: arguments.rate, retry_for };
+    let pace = Pace { rate: arguments.rate, retry_for: arguments.retry_for };
     let stop = CancellationToken::new();
     let publishing = publish::publish(&rabbitmq, queue, source, pace, checkpoint.as_ref(), &stop);
     let (report, published) = stoppable(publishing, signals, &stop).await;
-    let mut ended = match &published {
-        Ok(()) => output::ended(output::report(&summary(&report, queue, seed)), 0),
-        Err(error) => code(error),
-    };
-    match &published {
-        Ok(()) => {}
+    let mut outcome = match &published {
+        Ok(()) => output::report(&summary(&report, queue, seed)).map(|()| 0),
         Err(error @ PublishError::Refused(_)) if report.confirmed == 0 => {
-            tracing::error!("cannot publish: {error}");
+            Err(cannot_publish(error))
         }
         Err(error) => {
-            let again = again(error, checkpoint.as_ref(), &arguments, seed);
+            let again = again(error, checkpoint.as_ref(), arguments, seed);
             let confirmed = report.confirmed;
             tracing::error!(queue, confirmed, "publishing ended early: {error}. {again}");
+            Err(Exit(code(error)))
+        }
+    };
+    if let Some(path) = &arguments.report {
+        let json = serde_json::to_string_pretty(&report).unwrap_or_default() + "\n";
+        if let Err(error) = files::replace(path, json.as_bytes(), files::PRIVATE) {
+            let what = format!("write {}", path.display());
+            outcome = Err(exit::cannot(&what, error, exit::INTERNAL));
         }
     }
-    if let Some(path) = &arguments.report
-        && let Err(error) = files::replace(path, json(&report).as_bytes(), files::PRIVATE)
-    {
-        tracing::error!("cannot write {}: {error}", path.display());
-        ended = ExitCode::from(exit::INTERNAL);
-    }
-    ended
+    outcome
 }
 
 /// Opens what is published, at the place that its checkpoint says.
@@ -186,7 +173,7 @@ async fn stoppable<R>(
     }
     tokio::select! {
         ended = publishing => ended,
-        second = signals.next() => leave(second.code()),
+        second = signals.next() => leave(second.code),
     }
 }
 
@@ -197,62 +184,46 @@ fn again(
     arguments: &Arguments,
     seed: u64,
 ) -> String {
-    match (checkpoint, &arguments.file) {
-        (Some(checkpoint), _) if matches!(error, PublishError::QueueGone) => format!(
-            "Publish the whole file again, without {}: what was counted is not counted twice",
-            checkpoint.path().display()
+    match checkpoint.map(|checkpoint| checkpoint.path().display()) {
+        Some(path) if matches!(error, PublishError::QueueGone) => format!(
+            "Publish the whole file again, without {path}: what was counted is not counted twice"
         ),
-        (Some(checkpoint), _) => {
-            format!("Run the same command again: it goes on from {}", checkpoint.path().display())
-        }
-        (None, Some(_)) => "Publish the same file again: what was counted is not counted twice. \
-                            --checkpoint saves the time"
+        Some(path) => format!("Run the same command again: it goes on from {path}"),
+        None if arguments.file.is_some() => "Publish the same file again: what was counted is not \
+                                             counted twice. --checkpoint saves the time"
             .to_owned(),
-        (None, None) => {
+        None => {
             format!("Publish the same again (--seed {seed}): what was counted is not counted twice")
         }
     }
 }
 
-fn code(error: &PublishError) -> ExitCode {
-    ExitCode::from(match error {
+const fn code(error: &PublishError) -> u8 {
+    match error {
         PublishError::Refused(error) => exit::of_rabbitmq(error),
         PublishError::Checkpoint(CheckpointError::Write { .. }) => exit::INTERNAL,
-        PublishError::Unsuitable(_)
-        | PublishError::Checkpoint(
-            CheckpointError::NotAFile { .. }
-            | CheckpointError::Malformed { .. }
-            | CheckpointError::OtherFile { .. },
-        ) => exit::USAGE,
-        PublishError::Checkpoint(CheckpointError::Read { .. })
-        | PublishError::Read { .. }
-        | PublishError::TooLong { .. }
-        | PublishError::Lost(_)
-        | PublishError::GaveUp { .. }
-        | PublishError::QueueGone
-        | PublishError::Stopped => exit::FINDINGS,
-    })
+        PublishError::Checkpoint(CheckpointError::Read { .. }) => exit::FINDINGS,
+        PublishError::Unsuitable(_) | PublishError::Checkpoint(_) => exit::USAGE,
+        // Not everything was confirmed.
+        _ => exit::FINDINGS,
+    }
 }
 
 fn summary(report: &Report, queue: &str, seed: u64) -> String {
+    let Report { confirmed, seconds, .. } = report;
+    let rate = report.rate();
     let confirmed = format!(
-        "confirmed by the broker: {} messages to {queue} in {:.1} s ({:.0}/s)",
-        report.confirmed,
-        report.seconds,
-        report.rate()
+        "confirmed by the broker: {confirmed} messages to {queue} in {seconds:.1} s ({rate:.0}/s)"
     );
     if let Some(expected) = &report.expected {
+        let Expected { replays, attempts, malformed, .. } = expected;
         return format!(
-            "{confirmed}\namong them: {} votes to count, {} replays, {} duplicate attempts, {} \
-             malformed (--seed {seed})\n",
+            "{confirmed}\namong them: {} votes to count, {replays} replays, {attempts} duplicate \
+             attempts, {malformed} malformed (--seed {seed})\n",
             expected.counted(),
-            expected.replays,
-            expected.attempts,
-            expected.malformed
         );
     }
-    let (lines, blank, bytes) =
-        (HumanCount(report.lines), HumanCount(report.blank), HumanCount(report.bytes));
+    let [lines, blank, bytes] = [report.lines, report.blank, report.bytes].map(HumanCount);
     let from = match report.resumed_from {
         Some(from) => format!(", after the {} of earlier runs", HumanCount(from.lines)),
         None => String::new(),
@@ -260,54 +231,35 @@ fn summary(report: &Report, queue: &str, seed: u64) -> String {
     format!("{confirmed}\n{lines} lines, {blank} of them blank, {bytes} bytes{from}\n")
 }
 
-async fn dry_run(config: &Config, file: &Path) -> ExitCode {
-    let checked = match Source::lines(file, Position::default()).await {
-        Ok(source) => publish::check(source, config.batch.max_message_bytes).await,
-        Err(error) => Err(error),
-    };
-    match checked {
-        Ok(check) => {
-            let code = if check.malformed() == 0 { 0 } else { exit::FINDINGS };
-            output::answer(text(&check), code)
-        }
-        Err(error) => {
-            tracing::error!("cannot check: {error}");
-            code(&error)
-        }
-    }
+async fn dry_run(config: &Config, file: &Path) -> Outcome {
+    let cannot_check = |error: PublishError| exit::cannot("check", &error, code(&error));
+    let source = Source::lines(file, Position::default()).await.map_err(cannot_check)?;
+    let check =
+        publish::check(source, config.batch.max_message_bytes).await.map_err(cannot_check)?;
+    let code = if check.malformed() == 0 { 0 } else { exit::FINDINGS };
+    output::answer(text(&check), code)
 }
 
 fn text(check: &Check) -> String {
-    let Check { end: Position { lines, blank, .. }, votes, .. } = *check;
+    let counts = [check.end.lines, check.votes, check.malformed(), check.end.blank];
+    let [lines, votes, malformed, blank] = counts.map(HumanCount);
     let table = match check.malformed() {
         0 => String::new(),
         _ => format!("{}\n\n", table(check)),
     };
     format!(
-        "{table}{} lines: {} votes, {} that the service would dead-letter, {} blank; nothing is \
-         published\n",
-        HumanCount(lines),
-        HumanCount(votes),
-        HumanCount(check.malformed()),
-        HumanCount(blank)
+        "{table}{lines} lines: {votes} votes, {malformed} that the service would dead-letter, {blank} \
+         blank; nothing is published\n"
     )
 }
 
 fn table(check: &Check) -> Table {
     let rows = check.rejected.iter().map(|((reason, field), rejected)| {
         let first: Vec<String> = rejected.first.iter().map(u64::to_string).collect();
-        [
-            reason.as_str().to_owned(),
-            field.unwrap_or("-").to_owned(),
-            HumanCount(rejected.lines).to_string(),
-            first.join(", "),
-        ]
+        let lines = HumanCount(rejected.lines).to_string();
+        [reason.as_str().to_owned(), field.unwrap_or("-").to_owned(), lines, first.join(", ")]
     });
     output::table(["reason", "field", "lines", "first in lines"], rows, [2])
-}
-
-fn json(report: &Report) -> String {
-    serde_json::to_string_pretty(report).unwrap_or_default() + "\n"
 }
 
 fn share(text: &str) -> Result<f64, String> {

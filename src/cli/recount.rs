@@ -1,7 +1,5 @@
 //! `recount`.
 
-use std::io::{self, IsTerminal};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
@@ -10,11 +8,12 @@ use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use vote_aggregator::adapters::store::{
-    self, Comparison, Correction, LawCounts, Patience, Progress, StartError,
+    self, Comparison, Correction, LawCounts, Patience, Progress,
 };
 use vote_aggregator::platform::config::Config;
 
-use super::{RETRY_FOR, agreed, exit, output};
+use super::exit::{self, Outcome};
+use super::{RETRY_FOR, output, seconds};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -40,57 +39,44 @@ pub(super) struct Arguments {
     #[arg(long)]
     json: bool,
     /// Seconds to try for while PostgreSQL is away; 0: not at all
-    #[arg(long, value_name = "SECONDS", default_value_t = RETRY_FOR)]
-    retry_for: u32,
+    #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds())]
+    retry_for: Duration,
 }
 
-pub(super) async fn recount(config: &Config, arguments: Arguments) -> ExitCode {
-    if arguments.repair && !arguments.yes && !io::stdin().is_terminal() {
-        output::note(
-            "--repair asks before it writes, and standard input is no terminal: add --yes",
-        );
-        return ExitCode::from(exit::USAGE);
-    }
-    match run(config, &arguments).await {
-        Ok(code) => code,
-        Err(error) => {
-            tracing::error!("cannot recount: {error}");
-            ExitCode::from(exit::of_postgres(&error))
-        }
-    }
-}
-
-async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode, StartError> {
+pub(super) async fn recount(config: &Config, arguments: &Arguments) -> Outcome {
     let Arguments { repair, yes, reason, json, retry_for } = arguments;
-    let patience = Patience::new(Duration::from_secs((*retry_for).into()));
+    if *repair && !yes {
+        output::need_terminal(
+            "--repair asks before it writes, and standard input is no terminal: add --yes",
+        )?;
+    }
+    let failed = exit::without_postgres("recount");
+    let patience = Patience::new(*retry_for);
     let began = Instant::now();
     let bar = bar("recounting");
-    let found = store::recount(config, patience, |at| show(&bar, at)).await?;
+    let found = store::recount(config, patience, |at| show(&bar, at)).await.map_err(&failed)?;
     bar.finish_and_clear();
     if found.agrees() || !repair {
-        let text = if *json { object(&found, false) } else { text(&found) };
-        return Ok(output::answer(text, if found.agrees() { 0 } else { exit::FINDINGS }));
+        let text = if *json { format!("{}\n", object(&found, false)) } else { text(&found) };
+        return output::answer(text, if found.agrees() { 0 } else { exit::FINDINGS });
     }
     if !yes {
         output::note(text(&found).trim_end());
-        if !confirmed(began.elapsed()) {
-            output::note("nothing is changed");
-            return Ok(ExitCode::from(exit::FINDINGS));
-        }
+        let took = HumanDuration(began.elapsed().max(Duration::from_secs(1)));
+        output::ask(&format!(
+            "Write the audit's counts into vote_results? Counting will wait for about {took}."
+        ))?;
     }
     let bar = self::bar("correcting");
     let progress = |at| show(&bar, at);
-    let corrected = store::correct(config, patience, reason.as_deref(), progress).await?;
+    let corrected = store::correct(config, patience, reason.as_deref(), progress).await;
+    let Correction { before, found_done } = corrected.map_err(&failed)?;
     bar.finish_and_clear();
-    let text = if *json { corrected_object(&corrected) } else { correction(&corrected) };
-    Ok(output::ended(output::report(&text), 0))
-}
-
-fn confirmed(took: Duration) -> bool {
-    agreed(&format!(
-        "Write the audit's counts into vote_results? Counting will wait for about {}.",
-        HumanDuration(took.max(Duration::from_secs(1)))
-    ))
+    let mut object = object(&before, !before.agrees());
+    object["commit_unanswered"] = found_done.into();
+    let text = if *json { format!("{object}\n") } else { correction(&before, found_done) };
+    output::report(&text)?;
+    Ok(0)
 }
 
 fn text(found: &Comparison) -> String {
@@ -106,75 +92,45 @@ fn text(found: &Comparison) -> String {
     )
 }
 
-fn correction(Correction { before, found_done }: &Correction) -> String {
-    let (drift, differ) = (HumanCount(before.drift_votes), HumanCount(before.drift_laws));
+fn correction(before: &Comparison, found_done: bool) -> String {
     if before.agrees() {
         // Another repair was faster.
         return "results and audit agree by now; see result_corrections\n".to_owned();
     }
-    let recorded = if *found_done {
+    let (drift, differ) = (HumanCount(before.drift_votes), HumanCount(before.drift_laws));
+    let recorded = if found_done {
         "PostgreSQL did not answer the COMMIT, and result_corrections shows that it took effect"
     } else {
         "recorded in result_corrections"
     };
-    format!(
-        "{}\n\ncorrected: {drift} votes in {differ} laws, {recorded}\n",
-        table(&before.differing)
-    )
+    let table = table(&before.differing);
+    format!("{table}\n\ncorrected: {drift} votes in {differ} laws, {recorded}\n")
 }
 
 fn table(differing: &[LawCounts]) -> Table {
-    let header = [
-        "law",
-        "audit oui",
-        "audit non",
-        "results oui",
-        "results non",
-        "oui too many",
-        "non too many",
-    ];
+    let header = "law, audit oui, audit non, results oui, results non, oui too many, non too many"
+        .split(", ");
     let rows = differing.iter().map(|LawCounts { law_id, audit, results }| {
         let too_many = |choice: usize| i128::from(results[choice]) - i128::from(audit[choice]);
-        [
-            // Written by hand, a law's name may hold what a terminal obeys.
-            law_id.escape_debug().to_string(),
-            audit[0].to_string(),
-            audit[1].to_string(),
-            results[0].to_string(),
-            results[1].to_string(),
-            format!("{:+}", too_many(0)),
-            format!("{:+}", too_many(1)),
-        ]
+        // A law_id that was written by hand may hold control characters.
+        let mut cells = vec![law_id.escape_debug().to_string()];
+        cells.extend(audit.iter().chain(results).map(i64::to_string));
+        cells.extend([0, 1].map(|choice| format!("{:+}", too_many(choice))));
+        cells
     });
     output::table(header, rows, 1..7)
 }
 
-fn corrected_object(Correction { before, found_done }: &Correction) -> String {
-    let mut object = value(before, !before.agrees());
-    object["commit_unanswered"] = json!(found_done);
-    format!("{object}\n")
-}
-
-fn object(found: &Comparison, corrected: bool) -> String {
-    format!("{}\n", value(found, corrected))
-}
-
-fn value(found: &Comparison, corrected: bool) -> Value {
+fn object(found: &Comparison, corrected: bool) -> Value {
     let counts = |[oui, non]: [i64; 2]| json!({"oui": oui, "non": non});
-    let differing = found.differing.iter().map(|law| {
-        json!({
-            "law_id": law.law_id,
-            "audit": counts(law.audit),
-            "results": counts(law.results),
-        })
-    });
+    let law = |LawCounts { law_id, audit, results }: &LawCounts| json!({"law_id": law_id, "audit": counts(*audit), "results": counts(*results)});
     json!({
         "agree": found.agrees(),
         "laws": found.laws,
         "votes": found.votes,
         "drift_laws": found.drift_laws,
         "drift_votes": found.drift_votes,
-        "differing": differing.collect::<Vec<Value>>(),
+        "differing": found.differing.iter().map(law).collect::<Vec<_>>(),
         "corrected": corrected,
     })
 }
@@ -182,11 +138,9 @@ fn value(found: &Comparison, corrected: bool) -> Value {
 /// Pages, since their number is known before they are read.
 fn bar(doing: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(0).with_prefix(doing);
-    let template = "{prefix} {bar:30} {percent} %, {msg} votes ({eta} left)";
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    let style =
+        ProgressStyle::with_template("{prefix} {bar:30} {percent} %, {msg} votes ({eta} left)");
+    bar.with_style(style.expect("a valid template"))
 }
 
 fn show(bar: &ProgressBar, Progress { pages, all_pages, votes }: Progress) {

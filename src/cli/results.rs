@@ -1,19 +1,19 @@
 //! `results`.
 
 use std::io::{self, IsTerminal};
-use std::process::ExitCode;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use comfy_table::Table;
 use vote_aggregator::adapters::store::{self, Patience};
-use vote_aggregator::model::results::{
-    self, LawResult, Order, Reading, grouped, moment, printable,
-};
+use vote_aggregator::model::results::{self, LawResult, Order, Reading, moment, printable};
 use vote_aggregator::platform::config::Config;
 use vote_aggregator::platform::terminal;
 
-use super::{RETRY_FOR, exit, output, watch};
+use super::exit::{self, Outcome};
+use super::{RETRY_FOR, output, seconds, watch};
 
 /// Law ids that a note names.
 const NAMED: usize = 5;
@@ -41,11 +41,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "ID")]
     law: Vec<String>,
     /// What comes first: the law with most votes, the names in order, or the last one voted on
-    #[arg(long, value_enum, default_value_t)]
-    sort: Sort,
+    #[arg(long, default_value = "votes", value_parser = order())]
+    sort: Order,
     /// Only the first so many laws; sums are of all of them
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    top: Option<u32>,
+    #[arg(long, value_name = "N")]
+    top: Option<NonZeroUsize>,
     /// Print one JSON object
     #[arg(long, conflicts_with_all = ["csv", "watch"])]
     json: bool,
@@ -59,55 +59,37 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SECONDS", requires = "watch", default_value = "2", value_parser = interval)]
     interval: Duration,
     /// Seconds to try for while PostgreSQL is away; 0: not at all
-    #[arg(long, value_name = "SECONDS", default_value_t = RETRY_FOR, conflicts_with = "watch")]
-    retry_for: u32,
-}
-
-#[derive(Clone, Copy, Default, ValueEnum)]
-enum Sort {
-    Law,
-    #[default]
-    Votes,
-    Updated,
+    #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds(), conflicts_with = "watch")]
+    retry_for: Duration,
 }
 
 impl Arguments {
-    /// Whether the terminal is ours: nobody else may write to it then.
+    /// Whether it draws on the terminal, to which nothing else may write then.
     pub(super) fn draws(&self) -> bool {
         self.watch && terminal::draws(&io::stdout()) && io::stderr().is_terminal()
     }
-
-    fn order(&self) -> Order {
-        match self.sort {
-            Sort::Law => Order::Law,
-            Sort::Votes => Order::Votes,
-            Sort::Updated => Order::Updated,
-        }
-    }
-
-    fn top(&self) -> usize {
-        self.top.and_then(|top| usize::try_from(top).ok()).unwrap_or(usize::MAX)
-    }
 }
 
-pub(super) async fn results(config: &Config, arguments: &Arguments) -> ExitCode {
-    if arguments.watch {
-        return watched(config, arguments).await;
-    }
-    // Nobody stops it but a signal, which ends the process.
-    let patience = Patience::new(Duration::from_secs(arguments.retry_for.into()));
-    let mut reading = match store::results(config, &arguments.law, patience).await {
-        Ok(reading) => reading,
-        Err(error) => {
-            tracing::error!("cannot read the results: {error}");
-            return ExitCode::from(exit::of_postgres(&error));
+pub(super) async fn results(config: &Config, arguments: &Arguments) -> Outcome {
+    let Arguments { law, sort, json, csv, watch, interval, retry_for, .. } = arguments;
+    let top = arguments.top.map_or(usize::MAX, NonZeroUsize::get);
+    if *watch {
+        if !terminal::draws(&io::stdout()) {
+            return Err(output::usage(
+                "--watch draws on a terminal, and standard output is none, or one that draws nothing \
+                 (TERM is dumb or not set). Elsewhere, use --json in a loop:\n  \
+                 while vote-aggregator results --json; do sleep 2; done",
+            ));
         }
-    };
-    reading.sort(arguments.order());
-    let (law, top) = (&arguments.law, arguments.top());
-    let changed = reading.laws.iter().take(top).map(|law| law.law_id.as_str());
-    let changed: Vec<&str> = changed.filter(|id| results::looks_like_a_value(id)).collect();
-    if arguments.csv && !changed.is_empty() {
+        let view = watch::View::new(*sort, top, law.clone());
+        return watch::watch(config, view, *interval).await;
+    }
+    let read = store::results(config, law, Patience::new(*retry_for)).await;
+    let mut reading = read.map_err(exit::without_postgres("read the results"))?;
+    reading.sort(*sort);
+    let shown = reading.laws.iter().take(top).map(|law| law.law_id.as_str());
+    let changed: Vec<&str> = shown.filter(|id| results::looks_like_a_value(id)).collect();
+    if *csv && !changed.is_empty() {
         let more = if changed.len() > NAMED { ", ..." } else { "" };
         output::note(format_args!(
             "a spreadsheet that opens this by itself changes law ids ({}{more}): import it, with law_id \
@@ -115,7 +97,7 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> ExitCode 
             changed[..changed.len().min(NAMED)].join(", ")
         ));
     }
-    let text = match (arguments.json, arguments.csv) {
+    let text = match (json, csv) {
         (true, _) => results::json(&reading, top, law),
         (_, true) => results::csv(&reading, top),
         _ => text(&reading, top, law),
@@ -123,70 +105,36 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> ExitCode 
     output::answer(text, 0)
 }
 
-async fn watched(config: &Config, arguments: &Arguments) -> ExitCode {
-    if !terminal::draws(&io::stdout()) {
-        output::note(
-            "--watch draws on a terminal, and standard output is none, or one that draws nothing \
-             (TERM is dumb or not set). Elsewhere, use --json in a loop:\n  \
-             while vote-aggregator results --json; do sleep 2; done",
-        );
-        return ExitCode::from(exit::USAGE);
-    }
-    let view = watch::View::new(arguments.order(), arguments.top(), arguments.law.clone());
-    match watch::watch(config, view, arguments.interval).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(watch::Error::Start(error)) => {
-            output::note(format_args!("cannot read the results: {error}"));
-            ExitCode::from(exit::of_postgres(&error))
-        }
-        Err(watch::Error::Terminal(error)) => {
-            output::note(format_args!("cannot draw on this terminal: {error}"));
-            ExitCode::from(exit::INTERNAL)
-        }
-    }
-}
-
 fn text(reading: &Reading, top: usize, asked: &[String]) -> String {
-    let (laws, read) = (reading.laws.len(), moment(Some(reading.at)));
-    let missing = missing(&reading.not_counted(asked));
-    if laws == 0 {
-        return format!("{missing}no votes are counted yet (read at {read})\n");
-    }
-    let shown = match laws {
-        1 => "1 law".to_owned(),
-        _ if top < laws => format!("the first {top} of {} laws", grouped(count(laws))),
-        _ => format!("{} laws", grouped(count(laws))),
+    let read = moment(Some(reading.at));
+    let missing = reading.not_counted(asked).into_iter();
+    let missing: String =
+        missing.map(|law| format!("no votes are counted yet for {}\n", printable(law))).collect();
+    let shown = match reading.laws.len() {
+        0 => return format!("{missing}no votes are counted yet (read at {read})\n"),
+        all if top < all => format!("the first {top} of {}", watch::laws(all)),
+        all => watch::laws(all),
     };
     format!("{}\n\n{missing}{shown}, read at {read}\n", table(reading, top))
 }
 
-fn count(laws: usize) -> i64 {
-    i64::try_from(laws).unwrap_or(i64::MAX)
-}
-
-fn missing(laws: &[&str]) -> String {
-    let line = |law: &&str| format!("no votes are counted yet for {}\n", printable(law));
-    laws.iter().map(line).collect()
-}
-
 fn table(reading: &Reading, top: usize) -> Table {
-    let laws = reading.laws.iter().take(top).map(|law| row(&printable(&law.law_id), law));
-    let rows = laws.chain([row("all", &reading.sum())]);
-    let header = ["law", "oui", "non", "total", "oui %", "non %", "last update"];
-    output::table(header, rows, 1..7)
+    let sum = LawResult { law_id: "all".to_owned(), ..reading.sum() };
+    let rows = reading.laws.iter().take(top).chain([&sum]).map(|law| {
+        let mut cells = watch::counts(law);
+        cells.push(moment(law.updated_at));
+        cells
+    });
+    output::table(["law", "oui", "non", "total", "oui %", "non %", "last update"], rows, 1..7)
 }
 
-fn row(name: &str, law: &LawResult) -> [String; 7] {
-    let [oui, non] = results::percentages(law.oui, law.non);
-    [
-        name.to_owned(),
-        grouped(law.oui),
-        grouped(law.non),
-        grouped(law.total()),
-        oui,
-        non,
-        moment(law.updated_at),
-    ]
+/// Parses the value of --sort.
+fn order() -> impl TypedValueParser<Value = Order> {
+    PossibleValuesParser::new(["law", "votes", "updated"]).map(|name| match name.as_str() {
+        "law" => Order::Law,
+        "updated" => Order::Updated,
+        _ => Order::Votes,
+    })
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
@@ -222,13 +170,6 @@ mod tests {
         let end = "no votes are counted yet for law-9\n\
                    the first 2 of 3 laws, read at 2026-11-25 21:15:04Z\n";
         assert!(text.ends_with(end), "{text}");
-    }
-
-    #[test]
-    fn without_a_vote_it_says_so() {
-        let reading = Reading { laws: vec![], at: datetime!(2026-11-25 21:15:04 UTC) };
-        let expected = "no votes are counted yet (read at 2026-11-25 21:15:04Z)\n";
-        assert_eq!(text(&reading, 10, &[]), expected);
     }
 
     #[test]

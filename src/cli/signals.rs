@@ -1,4 +1,4 @@
-//! The signals that end a command, and the end at once.
+//! The signals that end a command.
 
 use std::io;
 
@@ -11,36 +11,21 @@ pub(super) fn leave(code: u8) -> ! {
     std::process::exit(code.into())
 }
 
-/// SIGINT and SIGTERM, from the moment it is made.
+/// Receives SIGINT and SIGTERM.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
-#[derive(Clone, Copy)]
-pub(super) enum Asked {
-    Interrupt,
-    Terminate,
-}
-
-impl Asked {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Interrupt => "SIGINT",
-            Self::Terminate => "SIGTERM",
-        }
-    }
-
-    /// 128 + the signal's number, as a shell reports a process that a signal ended.
-    pub(super) const fn code(self) -> u8 {
-        match self {
-            Self::Interrupt => 128 + 2,
-            Self::Terminate => 128 + 15,
-        }
-    }
+/// A signal that was received.
+pub(super) struct Received {
+    pub(super) name: &'static str,
+    /// 128 + its number, as a shell reports a process that the signal ended.
+    pub(super) code: u8,
 }
 
 impl Signals {
+    /// From here on, neither signal ends the process by itself.
     pub(super) fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -48,10 +33,10 @@ impl Signals {
         })
     }
 
-    pub(super) async fn next(&mut self) -> Asked {
+    pub(super) async fn next(&mut self) -> Received {
         tokio::select! {
-            _ = self.interrupt.recv() => Asked::Interrupt,
-            _ = self.terminate.recv() => Asked::Terminate,
+            _ = self.interrupt.recv() => Received { name: "SIGINT", code: 128 + 2 },
+            _ = self.terminate.recv() => Received { name: "SIGTERM", code: 128 + 15 },
         }
     }
 }

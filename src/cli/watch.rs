@@ -3,99 +3,93 @@
 mod screen;
 
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
-use futures::future;
+use futures::stream::{self, StreamExt};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use time::OffsetDateTime;
-use tokio::sync::mpsc::{self, Receiver, Sender};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::sync::mpsc::{self, Receiver};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use vote_aggregator::adapters::store::{Results, StartError};
-use vote_aggregator::model::results::Reading;
 use vote_aggregator::platform::config::Config;
 
-pub(super) use self::screen::View;
+pub(super) use self::screen::{View, counts, laws};
+use super::exit::{self, Exit, Outcome};
+use super::output;
 use super::signals::Signals;
 
 /// How often the clock and the age of the reading are drawn anew.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Why it did not begin, or could not go on.
-pub(super) enum Error {
-    Start(StartError),
-    Terminal(io::Error),
-}
-
-impl From<io::Error> for Error {
-    fn from(error: io::Error) -> Self {
-        Self::Terminal(error)
+/// Draws the results until q, Ctrl-C or a signal; restores the terminal, however it ends. An error that a
+/// retry cannot help ends it only before the first reading: later an operator may be fixing it.
+pub(super) async fn watch(config: &Config, view: View, interval: Duration) -> Outcome {
+    // Before it draws: a signal must not leave the terminal in raw mode.
+    let signals = Signals::listen().map_err(cannot_draw)?;
+    // Also restores the terminal at a panic.
+    let terminal = ratatui::try_init().map_err(cannot_draw)?;
+    let ended = run(config, view, interval, terminal, signals).await;
+    ratatui::try_restore().map_err(cannot_draw)?;
+    // Not before the terminal is restored.
+    match ended {
+        Ok(None) => Ok(0),
+        Ok(Some(error)) => {
+            output::note(format_args!("cannot read the results: {error}"));
+            Err(Exit(exit::of_postgres(&error)))
+        }
+        Err(error) => Err(cannot_draw(error)),
     }
 }
 
-/// What a try to read came to.
-type Read = Result<Reading, StartError>;
-
-/// Draws the results until q, Ctrl-C or a signal; leaves the terminal as it was, however it ends. A
-/// refusal that waiting does not mend ends it, too, but only before the first reading: later on
-/// somebody may be mending it.
-pub(super) async fn watch(config: &Config, view: View, interval: Duration) -> Result<(), Error> {
-    // Before the terminal is ours: a signal must find somebody who gives it back.
-    let signals = Signals::listen()?;
-    // Also restores the terminal when we panic.
-    let terminal = ratatui::try_init()?;
-    let ended = run(config, view, interval, terminal, signals).await;
-    ratatui::try_restore()?;
-    ended
+fn cannot_draw(error: io::Error) -> Exit {
+    output::note(format_args!("cannot draw on this terminal: {error}"));
+    Exit(exit::INTERNAL)
 }
 
+/// Returns the error that ended it, if it could not read the results.
 async fn run(
     config: &Config,
     mut view: View,
     interval: Duration,
     mut terminal: DefaultTerminal,
     mut signals: Signals,
-) -> Result<(), Error> {
-    let laws = view.asked().to_vec();
-    let (sender, mut readings) = mpsc::channel(1);
-    let mut reading = Box::pin(read(config, &laws, interval, sender));
+) -> io::Result<Option<StartError>> {
+    let laws = view.asked.clone();
+    let pauses = every(interval);
+    let readings =
+        stream::unfold((Results::new(config, &laws), pauses), async |(mut results, mut pauses)| {
+            pauses.tick().await;
+            Some((results.read().await, (results, pauses)))
+        });
+    let mut readings = pin!(readings);
     let mut keys = keys();
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = every(TICK);
     loop {
         terminal.draw(|frame| {
             screen::draw(frame, &view, OffsetDateTime::now_utc(), Instant::now());
         })?;
         tokio::select! {
-            read = readings.recv() => match read {
-                Some(Ok(reading)) => view.read(Instant::now(), reading),
-                Some(Err(error)) if view.is_empty() && !error.is_retried() => {
-                    return Err(Error::Start(error));
-                }
-                Some(Err(error)) => view.failed(OffsetDateTime::now_utc(), error.to_string()),
-                None => return Ok(()),
+            Some(read) = readings.next() => match read {
+                Ok(reading) => view.read(Instant::now(), reading),
+                Err(error) if view.is_empty() && !error.is_retried() => return Ok(Some(error)),
+                Err(error) => view.failed(OffsetDateTime::now_utc(), error.to_string()),
             },
-            () = &mut reading => {}
             Some(event) = keys.recv() => if ends(&event) {
-                return Ok(());
+                return Ok(None);
             },
             _ = ticks.tick() => {}
-            _ = signals.next() => return Ok(()),
+            _ = signals.next() => return Ok(None),
         }
     }
 }
 
-/// Reads every `interval`, and no sooner than the last reading has been taken.
-async fn read(config: &Config, laws: &[String], interval: Duration, readings: Sender<Read>) {
-    let mut results = Results::new(config, laws);
-    let mut due = tokio::time::interval(interval);
-    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        due.tick().await;
-        if readings.send(results.read().await).await.is_err() {
-            return future::pending().await;
-        }
-    }
+/// Ticks at once and then every `period`; a late tick delays those after it.
+fn every(period: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// What is typed. The thread that waits for it ends with the process.
@@ -117,8 +111,8 @@ fn ends(event: &Event) -> bool {
         return false;
     };
     match code {
-        KeyCode::Char('c' | 'd') if modifiers.contains(KeyModifiers::CONTROL) => true,
         KeyCode::Char('q' | 'Q') | KeyCode::Esc => true,
+        KeyCode::Char('c' | 'd') => modifiers.contains(KeyModifiers::CONTROL),
         _ => false,
     }
 }

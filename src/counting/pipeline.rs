@@ -1,4 +1,4 @@
-//! The dataflow, whole: deliveries in, exact counts out, acks behind them.
+//! The whole dataflow: deliveries in, exact counts out, then acks.
 //!
 //! ```text
 //! deliveries ─ those that are there ─ take_until(stop)
@@ -42,21 +42,21 @@ use self::unacked::Unacked;
 pub use self::upsert::{IsolationBudget, RetryPolicy};
 use self::upsert::{Unsettled, Upsert};
 use crate::model::ports::{
-    Channel, DeadLetters, Delivery, DeliveryTag, Lost, Session, Store, TraceContext, Votes,
+    BrokerError, Channel, DeadLetters, Delivery, DeliveryTag, Session, Store, TraceContext, Votes,
 };
 use crate::model::vote::{self, Rejection, Vote};
 
 /// How long the broker may take to confirm that it stopped delivering.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
-/// Most deliveries that are taken in one go. They mostly come many at a time, and what is done
-/// once for all of them (a lock, a look at the stop, a place in a queue) adds up.
+/// Most deliveries that are taken at once. They mostly arrive many at a time, and work that is done once
+/// for all of them (a lock, a check for the stop, a slot in a channel) adds up.
 const AT_ONCE: usize = 100;
 /// A half-open chain has proved the queue empty when, so long after its beginning, everything delivered
-/// is settled and nothing came for a second: there is room for a batch, and a broker with messages fills
-/// it at once.
+/// is settled and nothing came for a second: the prefetch allows a batch, and a broker with messages
+/// delivers it at once.
 const EMPTY_AFTER: Duration = Duration::from_secs(5);
 const SILENT_FOR: Duration = Duration::from_secs(1);
-/// What the log says of a message that is no vote; a flood of those is told in fewer lines.
+/// The log message for a malformed message; it is rate-limited.
 const MALFORMED: &str = "malformed message rejected";
 
 /// Runs the chain on one session until `stop`, a failure, or the end of a trial.
@@ -73,7 +73,7 @@ pub async fn run<S: Session, T: Store, D: DeadLetters>(
     let chunks = deliveries
         .try_ready_chunks(AT_ONCE)
         .take_until(flow.until_stopped(stop))
-        .map_ok(|deliveries| flow.decode(flow.track(deliveries)));
+        .map_ok(|deliveries| flow.decode(deliveries));
     let (take, taken) = flow.take(chunks);
     let valid = taken.then(|chunk| flow.reject_malformed(chunk)).flat_map(stream::iter);
     let chain = tokio_stream::StreamExt::chunks_timeout(valid, batch_size, batch_timeout)
@@ -88,7 +88,7 @@ pub async fn run<S: Session, T: Store, D: DeadLetters>(
     flow.ended()
 }
 
-/// A valid vote on its way, with what is needed to settle its delivery.
+/// A valid vote, with what is needed to settle its delivery.
 struct ValidDelivery {
     tag: DeliveryTag,
     body: Vec<u8>,
@@ -168,8 +168,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         }
     }
 
-    /// Resolves when a half-open chain has found the queue empty: no batch will ever prove that the
-    /// store takes votes again.
+    /// Resolves when a half-open chain has found the queue empty: no batch will show that the store takes
+    /// votes again.
     async fn proved_empty(&self) {
         if self.mode != Mode::HalfOpen {
             return pending().await;
@@ -182,23 +182,22 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     async fn cancel(&self) {
-        let cancelled = match tokio::time::timeout(CANCEL_TIMEOUT, self.channel.cancel()).await {
-            Ok(cancelled) => cancelled,
-            Err(_) => Err(Lost("the broker did not confirm the end of consuming".to_owned())),
-        };
-        if let Err(lost) = cancelled {
+        let cancelled = tokio::time::timeout(CANCEL_TIMEOUT, self.channel.cancel()).await;
+        let unconfirmed =
+            || BrokerError::Timeout("the broker did not confirm the end of consuming".to_owned());
+        if let Err(lost) = cancelled.unwrap_or_else(|_| Err(unconfirmed())) {
             self.fail(Failure::Lost(lost));
         }
     }
 
-    /// Tracks deliveries as they arrive, in the order of the tags.
-    fn track(&self, deliveries: Vec<Delivery>) -> (Vec<Delivery>, Instant) {
+    /// Tracks deliveries as they arrive, in the order of the tags. Returns the time.
+    fn track(&self, deliveries: &[Delivery]) -> Instant {
         let taken = Instant::now();
         *self.last_delivery() = taken;
         let mut acks = self.acks();
         deliveries.iter().for_each(|delivery| acks.track(delivery.tag, taken));
         self.gauge(&acks);
-        (deliveries, taken)
+        taken
     }
 
     /// Takes chunks as they come, also while the chain is full and polls for none: a full chain
@@ -206,7 +205,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// waits in between, and of that only votes with their bodies.
     fn take<V>(
         &self,
-        chunks: impl Stream<Item = Result<V, TryReadyChunksError<Delivery, Lost>>>,
+        chunks: impl Stream<Item = Result<V, TryReadyChunksError<Delivery, BrokerError>>>,
     ) -> (impl Future<Output = ()>, impl Stream<Item = V>) {
         let (sender, taken) = mpsc::unbounded();
         let take = chunks
@@ -217,7 +216,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         (take, taken)
     }
 
-    fn decode(&self, (deliveries, taken): (Vec<Delivery>, Instant)) -> DecodedChunk {
+    fn decode(&self, deliveries: Vec<Delivery>) -> DecodedChunk {
+        let taken = self.track(&deliveries);
         let mut chunk =
             DecodedChunk { valid: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
         let max_bytes = self.tools.limits.max_message_bytes;
@@ -246,37 +246,34 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         chunk
     }
 
-    /// Rejects malformed messages at once; passes valid votes on.
+    /// Rejects malformed messages at once; returns the valid votes.
     async fn reject_malformed(&self, chunk: DecodedChunk) -> Vec<ValidDelivery> {
         // A lost session takes no rejects: each further one would wait for its time-out.
-        for malformed in chunk.malformed.into_iter().take_while(|_| !self.halt.is_cancelled()) {
-            if let Err(lost) = self.reject(malformed).await {
+        let malformed = chunk.malformed.into_iter().take_while(|_| !self.halt.is_cancelled());
+        for Malformed { tag, size, rejection } in malformed {
+            if let Err(lost) = self.channel.reject(tag).await {
                 self.fail(Failure::Lost(lost));
+                continue;
+            }
+            let mut acks = self.acks();
+            acks.rejected(tag);
+            self.gauge(&acks);
+            drop(acks);
+            self.tools.instruments.rejected(rejection.reason);
+            let reason = rejection.reason.as_str();
+            if self.tools.instruments.log_limiter.admit(MALFORMED, reason) {
+                tracing::warn!(
+                    reason,
+                    field = rejection.field,
+                    detail = rejection.detail,
+                    delivery_tag = tag,
+                    size,
+                    vote_hash = rejection.vote_hash,
+                    "{MALFORMED}"
+                );
             }
         }
         chunk.valid
-    }
-
-    async fn reject(&self, Malformed { tag, size, rejection }: Malformed) -> Result<(), Lost> {
-        self.channel.reject(tag).await?;
-        let mut acks = self.acks();
-        acks.rejected(tag);
-        self.gauge(&acks);
-        drop(acks);
-        self.tools.instruments.rejected(rejection.reason);
-        let reason = rejection.reason.as_str();
-        if self.tools.instruments.log_limiter.admit(MALFORMED, reason) {
-            tracing::warn!(
-                reason,
-                field = rejection.field,
-                detail = rejection.detail,
-                delivery_tag = tag,
-                size,
-                vote_hash = rejection.vote_hash,
-                "{MALFORMED}"
-            );
-        }
-        Ok(())
     }
 
     /// Commits one batch; run to its end in any case.
@@ -288,36 +285,20 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         let taken = batch.first().map_or(began, |first| first.taken);
         let waited = began.saturating_duration_since(taken);
         let in_flight = self.tools.instruments.batch_complete(waited);
-        let mut tags = Vec::with_capacity(batch.len());
-        let mut bodies = Vec::with_capacity(batch.len());
-        let mut votes = Vec::with_capacity(batch.len());
-        let mut published = Vec::with_capacity(batch.len());
-        let mut replays = Vec::with_capacity(batch.len());
-        let mut redelivered = false;
-        for delivery in batch {
-            tags.push(delivery.tag);
-            bodies.push(delivery.body);
-            votes.push(delivery.vote);
-            published.extend(delivery.published_at);
-            replays.push(delivery.replays);
-            redelivered |= delivery.redelivered;
-        }
-        let Tools { store, dead_letters, limits, budget, jitter, instruments, health, .. } =
-            *self.tools;
-        let retry = &limits.retry;
+        let redelivered = batch.iter().any(|delivery| delivery.redelivered);
+        let tags: Vec<DeliveryTag> = batch.iter().map(|delivery| delivery.tag).collect();
+        let replays: Vec<u32> = batch.iter().map(|delivery| delivery.replays).collect();
+        let published: Vec<SystemTime> =
+            batch.iter().filter_map(|delivery| delivery.published_at).collect();
+        let (votes, bodies): (Vec<Vote>, Vec<Vec<u8>>) =
+            batch.into_iter().map(|delivery| (delivery.vote, delivery.body)).unzip();
+        let Tools { limits, instruments, health, .. } = *self.tools;
         let votes = Votes::new(votes);
-        let batch_log = &BatchLog::new(in_flight.number, votes.clone(), began, instruments);
-        let halt = &self.halt;
         let stage = Upsert {
-            store,
-            dead_letters,
-            retry,
+            tools: self.tools,
             deadline: taken + limits.batch_deadline,
-            budget,
-            jitter,
-            instruments,
-            halt,
-            batch_log,
+            halt: &self.halt,
+            batch_log: &BatchLog::new(in_flight.number, votes.clone(), began, instruments),
             unacked: &self.unacked,
             insert: self.plain_inserts.choose(redelivered),
             plain_inserts: &self.plain_inserts,
@@ -353,7 +334,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
             self.unacked.acked(deliveries);
             self.tools.instruments.acked(deliveries);
             self.gauge(&self.acks());
-            // Behind the first of several acks: the next may fail.
+            // After the first of several acks: the next may fail.
             self.tools.acknowledged.remember(marker.take());
         }
         // Its ack waits for a delivery before it.
@@ -366,7 +347,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     }
 
     fn fail(&self, failure: Failure) {
-        // Losing the race means another failure came first, and this one follows from it.
+        // An error means that another failure came first, and this one follows from it.
         let _later = self.failure.set(failure);
         self.halt.cancel();
     }
@@ -385,7 +366,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
 
     fn ended(self) -> Ended {
         let held = self.acks().unsettled();
-        // The tags end with the session, one way or the other.
+        // The tags end with the session.
         self.tools.instruments.unacked(0, None);
         Ended {
             held,

@@ -28,12 +28,12 @@ use crate::platform::telemetry::{
     BreakerState, Health, Instruments, Reason, SessionState, seconds,
 };
 
-/// First delay before a session is opened anew, and before a store that failed is probed.
+/// First delay before another session is opened, and before a store that failed is probed.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// Longest such delay.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// What is shown while the breaker is open.
+/// Shown by health while the breaker is open.
 const TAKES_NO_VOTES: &str = "PostgreSQL takes no votes";
 
 /// What the supervisor works with, for as long as the process lives.
@@ -86,7 +86,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
             let Some(mut session) = self.open(mode, &mut sessions, stop).await? else { break };
             let opened = Instant::now();
             let ended = self.consume(&mut session, mode, &budget, stop).await;
-            // An empty queue gives nothing to ack: a session that lasted was of use, too.
+            // On an empty queue there is nothing to ack: a session that lasted counts as success, too.
             if ended.acked || opened.elapsed() > LONGEST_WAIT {
                 sessions.backoff.reset();
             }
@@ -124,7 +124,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                         "a vote that the database refuses cannot be dead-lettered, and must not be \
                          lost: {lost}; all unacked deliveries are requeued, to be retried later"
                     );
-                    // Each try requeues everything held once more: one batch, seldom.
+                    // Each try requeues everything held once more, so tries are rare.
                     probing.jump_to_cap();
                     open_since.get_or_insert_with(Instant::now);
                     self.requeue(session, ended.held).await;
@@ -226,7 +226,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         self.health.breaker_open(Reason::of_fault(TAKES_NO_VOTES, fault));
         self.health.rabbitmq_failed("not consuming while PostgreSQL takes no votes");
         if mode == Mode::HalfOpen {
-            // The probe does not meet this fault, a trigger on one law say: no quick loops.
+            // The probe does not meet this fault, for example a trigger on one law: no quick loops.
             probing.jump_to_cap();
         }
     }

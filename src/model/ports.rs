@@ -1,7 +1,7 @@
-//! What the pipeline needs from the outside, and nothing of how it is done: a stream of
-//! deliveries, a channel that settles them, a store that counts, a place for what cannot be
-//! stored. The broker and the store implement these; so does a simulation of both.
+//! What the pipeline needs: a stream of deliveries, a channel that settles them, a store that counts,
+//! and a place for votes that cannot be stored. The broker and the store implement these; so does a simulation of both.
 
+use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, Range};
@@ -22,7 +22,7 @@ pub type DeliveryTag = u64;
 pub struct Delivery {
     pub tag: DeliveryTag,
     pub body: Vec<u8>,
-    /// When it was published, if its publisher said so. Measured by, and never decided by.
+    /// When it was published, if its publisher set that. Only for metrics.
     pub published_at: Option<SystemTime>,
     pub trace: TraceContext,
     /// How often an operator put it back from the dead-letter queue.
@@ -54,7 +54,7 @@ impl Delivery {
 pub struct TraceContext(Option<Box<str>>);
 
 impl TraceContext {
-    /// Longer than any W3C `traceparent` of today; a longer one is none.
+    /// Longer than any W3C `traceparent` of today; a longer one is ignored.
     const MAX_LENGTH: usize = 128;
 
     /// Of the text of a W3C `traceparent` header.
@@ -68,48 +68,78 @@ impl TraceContext {
     }
 }
 
-/// Leaves the body out: it tells who voted what.
+/// Leaves the body out: it shows who voted what.
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery").field("tag", &self.tag).finish_non_exhaustive()
     }
 }
 
-/// The session with the broker has ended, or what was asked of it did not happen.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Lost(pub String);
+/// Why the broker did not do what it was asked to.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The connection, the channel or the consumer has ended.
+    #[error("{action}: {source}")]
+    Disconnected { action: &'static str, source: Arc<dyn Error + Send + Sync> },
+    #[error("{0}")]
+    Timeout(String),
+    /// The broker does not take the message now.
+    #[error("publish not confirmed: the broker refused it: {0}")]
+    Refused(&'static str),
+    /// There is no such queue. The AMQP client may report it for another message under way.
+    #[error("publish not confirmed: the broker returned it: no such queue")]
+    Returned,
+    /// The connection could not be opened, or the broker refuses the message at every try.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+impl BrokerError {
+    pub fn disconnected(
+        action: &'static str,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self::Disconnected { action, source: source.into().into() }
+    }
+}
+
+/// By their messages: a source cannot be compared.
+impl PartialEq for BrokerError {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
 
 /// One channel's settlement. Never used for a delivery of any other channel.
 pub trait Channel: Send + Sync {
     /// `basic.ack` with `multiple`: every delivery up to and including `tag` is done with.
     ///
     /// # Errors
-    /// [`Lost`] when the channel is dead: then nothing was acked.
-    fn ack_up_to(&self, tag: DeliveryTag) -> impl Future<Output = Result<(), Lost>> + Send;
+    /// [`BrokerError`] when the channel is dead: then nothing was acked.
+    fn ack_up_to(&self, tag: DeliveryTag) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// `basic.reject` without requeue: the broker dead-letters the message.
     ///
     /// # Errors
-    /// [`Lost`] when the channel is dead: then the message will be delivered again.
-    fn reject(&self, tag: DeliveryTag) -> impl Future<Output = Result<(), Lost>> + Send;
+    /// [`BrokerError`] when the channel is dead: then the message will be delivered again.
+    fn reject(&self, tag: DeliveryTag) -> impl Future<Output = Result<(), BrokerError>> + Send;
 
     /// `basic.cancel`: no delivery is sent after its reply; the stream ends behind those that were.
     ///
     /// # Errors
-    /// [`Lost`] when the channel is dead or the broker did not answer.
-    fn cancel(&self) -> impl Future<Output = Result<(), Lost>> + Send;
+    /// [`BrokerError`] when the channel is dead or the broker did not answer.
+    fn cancel(&self) -> impl Future<Output = Result<(), BrokerError>> + Send;
 }
 
 /// Connection → channel → prefetch → consume: from the first delivery to the first error.
 pub trait Session: Send {
     type Channel: Channel;
-    type Deliveries: Stream<Item = Result<Delivery, Lost>> + Send;
+    type Deliveries: Stream<Item = Result<Delivery, BrokerError>> + Send;
 
     /// The two halves the pipeline runs on. The deliveries can be taken once.
     fn split(&mut self) -> (&Self::Channel, Self::Deliveries);
 
-    /// Gives back, once, everything that is held: cancel, `basic.nack` of all with requeue, close.
+    /// Requeues everything that is held: cancel, `basic.nack` of all with requeue, close.
     fn requeue(self) -> impl Future<Output = ()> + Send;
 
     /// Closes channel and connection, and waits for the replies. They prove nothing about acks: for
@@ -117,8 +147,8 @@ pub trait Session: Send {
     /// when it is closed. Those votes are committed; they come again and are replays then.
     ///
     /// # Errors
-    /// [`Lost`] when the broker did not answer.
-    fn close(self) -> impl Future<Output = Result<(), Lost>> + Send;
+    /// [`BrokerError`] when the broker did not answer.
+    fn close(self) -> impl Future<Output = Result<(), BrokerError>> + Send;
 }
 
 /// Why no session could be opened.
@@ -128,10 +158,10 @@ pub enum OpenError {
     #[error("{0}")]
     Credentials(String),
     /// Something that the configuration names is not there (AMQP 530: the virtual host), or the
-    /// broker is none that we trust.
+    /// broker's certificate is not trusted.
     #[error("{0}")]
     Configuration(String),
-    /// Somebody else holds what is needed: connections up to a limit, the queue exclusively. Waited
+    /// Another client holds what is needed: connections up to a limit, the queue exclusively. Waited
     /// for, as [`OpenError::Unavailable`] is; `phrase` is what readiness shows of it.
     #[error("{message}")]
     Occupied { phrase: &'static str, message: String },
@@ -141,7 +171,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether waiting can't mend this at start. Later on somebody may be mending it.
+    /// Whether the service gives up at start. Later on it waits, as the cause may be fixed meanwhile.
     pub const fn is_fatal_at_start(&self) -> bool {
         matches!(self, Self::Credentials(_) | Self::Configuration(_))
     }
@@ -166,17 +196,18 @@ pub struct DeadLetter {
     pub vote_hash: String,
     /// SQLSTATE of the refusal.
     pub sqlstate: String,
-    /// As its delivery had it: what guards a replay against going round for ever.
+    /// As its delivery had it: bounds how often a message is replayed.
     pub replays: u32,
 }
 
 /// Where isolated votes go.
 pub trait DeadLetters: Send + Sync {
-    /// Publishes one letter: mandatory, persistent, and confirmed by the broker on return.
+    /// Publishes one message: mandatory, persistent, and confirmed by the broker on return.
     ///
     /// # Errors
-    /// [`Lost`] when the confirm did not come: the letter may or may not be in the queue.
-    fn publish(&self, letter: &DeadLetter) -> impl Future<Output = Result<(), Lost>> + Send;
+    /// [`BrokerError`] when the confirm did not come: the message may or may not be in the queue.
+    fn publish(&self, message: &DeadLetter)
+    -> impl Future<Output = Result<(), BrokerError>> + Send;
 }
 
 /// Votes of one batch, shared with the task that stores them: the whole or a part of it.
@@ -320,6 +351,11 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// A fault that the server did not report.
+    pub fn new(class: Class, message: impl Into<String>) -> Self {
+        Self { class, sqlstate: None, message: message.into() }
+    }
+
     /// Whether the server refused the login: nothing was begun.
     pub fn is_login_refused(&self) -> bool {
         self.sqlstate.as_deref().is_some_and(|code| code.starts_with("28"))
@@ -356,7 +392,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_is_told_with_the_sqlstate_that_the_server_gave() {
+    fn a_fault_is_shown_with_the_sqlstate_that_the_server_gave() {
         let fault = Fault { class: Class::Pause, sqlstate: None, message: "no answer".to_owned() };
         assert_eq!(fault.to_string(), "no answer");
         let fault = Fault { sqlstate: Some("53100".to_owned()), ..fault };
@@ -364,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_is_told_by_its_tag_and_without_its_body() {
+    fn a_delivery_is_shown_by_its_tag_and_without_its_body() {
         let shown = format!("{:?}", Delivery::new(7, b"who voted what".to_vec()));
         assert_eq!(shown, "Delivery { tag: 7, .. }");
     }

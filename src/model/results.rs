@@ -20,7 +20,7 @@ pub use self::trend::{Span, Trend};
 pub struct LawResult {
     /// ASCII by the contract; a table that was there before this service may hold anything.
     pub law_id: String,
-    /// Votes. Below 0 is wrong, and possible in a table that somebody wrote to by hand.
+    /// Votes. Below 0 is wrong, and possible in a table that was edited by hand.
     pub oui: i64,
     pub non: i64,
     /// When a vote on it was last counted, or the row corrected; unknown where the table says
@@ -113,13 +113,13 @@ pub fn percentages(oui: i64, non: i64) -> [String; 2] {
 }
 
 /// `text` with whatever a terminal might obey, or not show, written as an escape. Backslashes are
-/// doubled, so that what is shown can be told from what was there.
+/// doubled, so that an escape differs from the same characters in the text.
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
             '"' | '\'' => shown.push(character),
-            // Written to a String: there is nobody to fail.
+            // Writing to a String cannot fail.
             other => write!(shown, "{}", other.escape_debug()).unwrap_or_default(),
         }
     }

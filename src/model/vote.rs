@@ -21,6 +21,9 @@ pub const MAX_LAW_ID: usize = 50;
 /// Longest `citizen_id`, in characters (Unicode scalar values, as PostgreSQL counts them).
 pub const MAX_CITIZEN_ID: usize = 100;
 
+/// The fields of a message, in the order in which they are checked.
+const FIELDS: [&str; 5] = ["vote_hash", "citizen_id", "law_id", "choice", "timestamp"];
+
 /// What was voted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Choice {
@@ -41,7 +44,7 @@ impl Choice {
     }
 }
 
-/// A valid vote. Equality of all five fields is what tells a replay from a duplicate attempt.
+/// A valid vote. A replay equals the counted vote in all five fields, a duplicate attempt does not.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vote {
     /// Identity of the vote: 1–64 visible ASCII characters.
@@ -55,7 +58,7 @@ pub struct Vote {
     pub timestamp: OffsetDateTime,
 }
 
-/// Leaves `citizen_id` out: a vote that ends up in a log or a panic must not tell who cast it.
+/// Leaves `citizen_id` out: a vote that ends up in a log or a panic must not show who cast it.
 impl fmt::Debug for Vote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vote")
@@ -179,27 +182,26 @@ fn check(body: &[u8], max_bytes: usize) -> Result<Vote, Rejection> {
     let text = std::str::from_utf8(body).map_err(|_| Rejection::of_message(Reason::NotUtf8))?;
     let fields = json::parse(text).map_err(Rejection::of_message)?;
 
+    let [hash, citizen, law, choice, timestamp] = fields.texts();
     let reject = |(reason, field)| {
         // Whatever is wrong with the rest, a valid hash helps whoever looks for the message.
-        let hash = fields.vote_hash.text().filter(|hash| check_vote_hash(hash).is_ok());
-        let vote_hash = hash.map(str::to_owned);
+        let vote_hash = check_vote_hash(hash).is_ok().then(|| hash.to_owned());
         Rejection { field: Some(field), vote_hash, ..Rejection::of_message(reason) }
     };
 
-    fields.complete().map_err(reject)?;
-    let timestamp = validate(&fields).map_err(reject)?;
-    let choice = match fields.choice.text() {
-        Some("oui") => Choice::Oui,
-        Some("non") => Choice::Non,
+    fields.complete().and_then(|()| validate(fields.texts())).map_err(reject)?;
+    let choice = match choice {
+        "oui" => Choice::Oui,
+        "non" => Choice::Non,
         _ => return Err(reject((Reason::BadChoice, "choice"))),
     };
     let timestamp =
         timestamp::parse(timestamp).ok_or_else(|| reject((Reason::BadTimestamp, "timestamp")))?;
 
     Ok(Vote {
-        vote_hash: fields.vote_hash.into_text(),
-        citizen_id: fields.citizen_id.into_text(),
-        law_id: fields.law_id.into_text(),
+        vote_hash: hash.into(),
+        citizen_id: citizen.into(),
+        law_id: law.into(),
         choice,
         timestamp,
     })
@@ -207,36 +209,24 @@ fn check(body: &[u8], max_bytes: usize) -> Result<Vote, Rejection> {
 
 type Broken = (Reason, &'static str);
 
-/// Checks the identifiers; gives back the timestamp's text, which is parsed last.
-fn validate<'a>(fields: &'a json::Fields<'_>) -> Result<&'a str, Broken> {
-    let [hash, citizen, law, choice, timestamp] = fields.texts();
-    let bounded = [
-        (hash, "vote_hash", MAX_VOTE_HASH),
-        (citizen, "citizen_id", MAX_CITIZEN_ID),
-        (law, "law_id", MAX_LAW_ID),
-        // Neither has a column length to overflow; what they may be is checked below.
-        (choice, "choice", usize::MAX),
-        (timestamp, "timestamp", usize::MAX),
-    ];
-    for (text, field, _) in bounded {
-        if text.is_empty() {
-            return Err((Reason::EmptyField, field));
-        }
-    }
-    for (text, field, longest) in bounded {
-        // Bytes bound characters from above, so most texts need no count.
-        if text.len() > longest && text.chars().count() > longest {
-            return Err((Reason::TooLong, field));
-        }
-    }
-    for (text, field, _) in bounded {
-        if has_control(text) {
-            return Err((Reason::ControlCharacter, field));
-        }
-    }
-    check_vote_hash(hash)?;
-    check_law_id(law)?;
-    Ok(timestamp)
+/// Checks the lengths and the characters.
+fn validate(texts: [&str; 5]) -> Result<(), Broken> {
+    // Choice and timestamp have no column length to overflow; what they may be is checked later.
+    let longest = [MAX_VOTE_HASH, MAX_CITIZEN_ID, MAX_LAW_ID, usize::MAX, usize::MAX];
+    first(Reason::EmptyField, |at| texts[at].is_empty())?;
+    // Bytes bound characters from above, so most texts need no count.
+    first(Reason::TooLong, |at| {
+        texts[at].len() > longest[at] && texts[at].chars().count() > longest[at]
+    })?;
+    first(Reason::ControlCharacter, |at| has_control(texts[at]))?;
+    check_vote_hash(texts[0])?;
+    check_law_id(texts[2])
+}
+
+/// The first field that breaks a rule.
+fn first(reason: Reason, breaks: impl Fn(usize) -> bool) -> Result<(), Broken> {
+    let found = (0..FIELDS.len()).find(|at| breaks(*at));
+    found.map_or(Ok(()), |at| Err((reason, FIELDS[at])))
 }
 
 fn has_control(text: &str) -> bool {
@@ -254,11 +244,8 @@ fn any_byte(text: &str, is: impl Fn(u8) -> bool) -> bool {
 
 fn check_vote_hash(hash: &str) -> Result<(), Broken> {
     let fits = !hash.is_empty() && hash.len() <= MAX_VOTE_HASH;
-    if fits && !any_byte(hash, |byte| !byte.is_ascii_graphic()) {
-        Ok(())
-    } else {
-        Err((Reason::BadVoteHash, "vote_hash"))
-    }
+    let valid = fits && !any_byte(hash, |byte| !byte.is_ascii_graphic());
+    if valid { Ok(()) } else { Err((Reason::BadVoteHash, "vote_hash")) }
 }
 
 fn check_law_id(law: &str) -> Result<(), Broken> {

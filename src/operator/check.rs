@@ -1,7 +1,7 @@
-//! What `vote-aggregator check` finds: the rules over the configuration, which need no server, and what
-//! the broker's facts mean. The store finds out about its own side.
+//! The findings of `vote-aggregator check`: rules over the configuration, which need no server, and what
+//! the facts about broker and database mean.
 //!
-//! Architecture invariant: only looks; AMQP and SQL are elsewhere.
+//! Architecture invariant: reads, and changes nothing; AMQP and SQL are in the adapters.
 
 mod broker;
 mod database;
@@ -9,6 +9,7 @@ mod offline;
 pub mod queue;
 
 use serde::Serialize;
+use strum::IntoStaticStr;
 
 pub use self::broker::broker;
 pub use self::database::database;
@@ -16,24 +17,21 @@ pub use self::offline::configuration;
 use crate::platform::config::{Config, Problem, keys::Key};
 
 /// How bad a finding is; the worst first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Severity {
     /// Votes would be lost or not counted, or the service would not start.
     Error,
-    /// It works, and not as well or as safely as it could.
+    /// It works, but not as well or as safely as it could.
     Warning,
     /// Good to know.
     Info,
 }
 
 impl Severity {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warning => "warning",
-            Self::Info => "info",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -43,7 +41,7 @@ pub struct Finding {
     pub severity: Severity,
     /// The setting (`batch.size`), or the thing on a server (`queue "votes"`).
     pub subject: String,
-    /// What was found there, when there is a value to tell.
+    /// What was found there, where it has a value.
     pub value: Option<String>,
     /// Where a setting's value came from; `None` for what is on a server.
     pub set_by: Option<String>,
@@ -70,12 +68,12 @@ impl Finding {
         }
     }
 
-    /// The same with the value that was found.
+    /// With the value that was found.
     pub fn with_value(self, value: impl Into<String>) -> Self {
         Self { value: Some(value.into()), ..self }
     }
 
-    /// About a setting, with its value (never a password) and where that came from.
+    /// A finding about a setting, with its value (never a password) and where that came from.
     pub fn of_setting(
         severity: Severity,
         config: &Config,
@@ -84,16 +82,14 @@ impl Finding {
         remedy: impl Into<String>,
     ) -> Self {
         let found = Self::new(severity, key.path, meaning, remedy);
-        match config.redacted().into_iter().find(|setting| setting.path == key.path) {
-            Some(setting) => {
-                let set_by = Some(setting.set_by).filter(|set_by| !set_by.is_empty());
-                Self { value: Some(setting.value), set_by, ..found }
-            }
-            None => found,
-        }
+        let Some(setting) = config.redacted().into_iter().find(|it| it.path == key.path) else {
+            return found;
+        };
+        let set_by = Some(setting.set_by).filter(|set_by| !set_by.is_empty());
+        Self { set_by, ..found.with_value(setting.value) }
     }
 
-    /// In one line, for a log whose other fields tell the subject.
+    /// In one line, for a log whose other fields name the subject.
     pub fn line(&self) -> String {
         let Self { value, meaning, remedy, .. } = self;
         match value {
@@ -118,7 +114,7 @@ impl From<&Problem> for Finding {
     }
 }
 
-/// What was looked at, and what there is to say of it.
+/// What was checked, and what was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// One line each, for people.
@@ -127,12 +123,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Notes that something was looked at.
-    pub fn looked_at(&mut self, what: impl Into<String>) {
-        self.checked.push(what.into());
-    }
-
-    /// Takes in what another part found.
+    /// Adds what another part found.
     pub fn absorb(&mut self, other: Self) {
         self.checked.extend(other.checked);
         self.findings.extend(other.findings);

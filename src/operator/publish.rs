@@ -8,17 +8,17 @@ pub mod files;
 mod format;
 mod lines;
 pub mod progress;
-pub(crate) mod rate;
 mod run;
 mod sample;
 
-use std::io::Cursor;
+use std::io::{Cursor, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::time::{Interval, interval};
 
 pub use self::check::{Check, Rejected, check};
 pub use self::checkpoint::{Checkpoint, CheckpointError};
@@ -28,8 +28,7 @@ pub use self::lines::{LONGEST_LINE, Position};
 use self::progress::Length;
 pub use self::run::publish;
 pub use self::sample::{Expected, Samples, Shape};
-use crate::adapters::broker::NotPublished;
-use crate::model::ports::{Lost, OpenError};
+use crate::model::ports::{BrokerError, OpenError};
 
 /// The source of the messages.
 pub enum Source {
@@ -40,7 +39,7 @@ pub enum Source {
         lines: Box<Lines>,
         /// For messages.
         name: String,
-        /// Bytes, of a file that is one.
+        /// In bytes, of a regular file.
         size: Option<u64>,
     },
 }
@@ -53,30 +52,23 @@ impl Source {
     /// [`PublishError::Read`] when the file can't be opened, [`PublishError::Unsuitable`] when it begins
     /// as a file in another format does.
     pub async fn lines(path: &Path, position: Position) -> Result<Self, PublishError> {
-        let stdin = path.as_os_str() == "-";
-        let name = if stdin { "standard input".to_owned() } else { path.display().to_string() };
-        let opened = async {
-            let (mut input, size): (Input, _) = match stdin {
-                true => (Box::new(tokio::io::stdin()), None),
-                false => {
-                    let mut file = File::open(path).await?;
-                    let metadata = file.metadata().await?;
-                    if position.bytes > 0 {
-                        file.seek(std::io::SeekFrom::Start(position.bytes)).await?;
-                    }
-                    (Box::new(file), metadata.is_file().then_some(metadata.len()))
-                }
-            };
-            let head = format::head(&mut input).await?;
-            Ok((head, input, size))
+        let is_stdin = path.as_os_str() == "-";
+        let name = if is_stdin { "standard input".to_owned() } else { path.display().to_string() };
+        let unreadable = |source| PublishError::Read { path: name.clone(), source };
+        let (mut input, size): (Input, _) = if is_stdin {
+            (Box::new(tokio::io::stdin()), None)
+        } else {
+            let mut file = File::open(path).await.map_err(unreadable)?;
+            let metadata = file.metadata().await.map_err(unreadable)?;
+            if position.bytes > 0 {
+                file.seek(SeekFrom::Start(position.bytes)).await.map_err(unreadable)?;
+            }
+            (Box::new(file), metadata.is_file().then_some(metadata.len()))
         };
-        let (head, input, size) = match opened.await {
-            Ok(opened) => opened,
-            Err(source) => return Err(PublishError::Read { path: name, source }),
-        };
+        let head = format::head(&mut input).await.map_err(unreadable)?;
         // Later lines were checked with the first one.
         if position.bytes == 0 {
-            format::check(&head, if stdin { "-" } else { &name })?;
+            format::check(&head, if is_stdin { "-" } else { &name })?;
         }
         let input = Box::new(Cursor::new(head).chain(input));
         Ok(Self::Lines { lines: Box::new(Lines::new(input, position)), name, size })
@@ -84,7 +76,7 @@ impl Source {
 
     fn length(&self) -> Length {
         match self {
-            Self::Samples(samples) => Length::Messages(samples.len() as u64),
+            Self::Samples(samples) => Length::Messages(samples.shape.count as u64),
             Self::Lines { lines, size: Some(all), .. } => {
                 Length::Bytes { from: lines.position().bytes, all: *all }
             }
@@ -92,39 +84,27 @@ impl Source {
         }
     }
 
+    /// Returns how far it is read; a sample counts as a line.
     fn position(&self) -> Position {
         match self {
-            Self::Samples(_) => Position::default(),
+            Self::Samples(samples) => samples.at,
             Self::Lines { lines, .. } => lines.position(),
         }
     }
 
-    /// Where reading has come to: after blank lines, if they are the last.
-    fn end(&self, published: Position) -> Position {
-        match self {
-            Self::Samples(_) => published,
-            Self::Lines { lines, .. } => lines.position(),
-        }
-    }
-
-    /// Returns the next message and where it ends; for a sample, `before` and one more line.
-    async fn next(
-        &mut self,
-        before: Position,
-    ) -> Result<Option<(Vec<u8>, Position)>, PublishError> {
-        match self {
-            Self::Samples(samples) => Ok(samples.next().map(|body| {
-                let bytes = before.bytes + body.len() as u64;
-                (body, Position { bytes, lines: before.lines + 1, blank: 0 })
-            })),
-            Self::Lines { lines, name, .. } => match lines.next().await {
-                Ok(None) => Ok(None),
-                Ok(Some(Line::Body { body, end })) => Ok(Some((body, end))),
-                Ok(Some(Line::TooLong { number })) => {
-                    Err(PublishError::TooLong { path: name.clone(), number })
-                }
-                Err(source) => Err(PublishError::Read { path: name.clone(), source }),
-            },
+    /// Returns the next message, which ends at [`Source::position`].
+    async fn next(&mut self) -> Result<Option<Vec<u8>>, PublishError> {
+        let (lines, name) = match self {
+            Self::Samples(samples) => return Ok(samples.next()),
+            Self::Lines { lines, name, .. } => (lines, name),
+        };
+        match lines.next().await {
+            Ok(Some(Line::Body(body))) => Ok(Some(body)),
+            Ok(Some(Line::TooLong { number })) => {
+                Err(PublishError::TooLong { path: name.clone(), number })
+            }
+            Ok(None) => Ok(None),
+            Err(source) => Err(PublishError::Read { path: name.clone(), source }),
         }
     }
 }
@@ -136,6 +116,12 @@ pub struct Pace {
     pub rate: Option<u32>,
     /// How long to retry while the broker is away, since the last confirm.
     pub retry_for: Duration,
+}
+
+/// Returns an interval of so many ticks a second. The first is due at once, and ticks that were missed
+/// follow without a pause.
+pub(crate) fn ticks(per_second: u32) -> Interval {
+    interval((Duration::from_secs(1) / per_second.max(1)).max(Duration::from_nanos(1)))
 }
 
 /// The outcome of a run.
@@ -183,7 +169,7 @@ pub enum PublishError {
     Unsuitable(#[from] Unsuitable),
     /// Never returned by [`publish`], which opens another connection.
     #[error(transparent)]
-    Lost(#[from] Lost),
+    Lost(BrokerError),
     #[error("RabbitMQ is away for {} s, longer than --retry-for: {reason}", away.as_secs())]
     GaveUp { away: Duration, reason: String },
     #[error("stopped by a signal")]
@@ -192,12 +178,12 @@ pub enum PublishError {
     Checkpoint(#[from] CheckpointError),
 }
 
-impl From<NotPublished> for PublishError {
-    fn from(not: NotPublished) -> Self {
-        match not {
-            NotPublished::Lost(lost) => Self::Lost(lost),
-            NotPublished::Returned => Self::QueueGone,
-            NotPublished::Refused(error) => Self::Refused(error),
+impl From<BrokerError> for PublishError {
+    fn from(error: BrokerError) -> Self {
+        match error {
+            BrokerError::Returned => Self::QueueGone,
+            BrokerError::Open(error) => Self::Refused(error),
+            lost => Self::Lost(lost),
         }
     }
 }

@@ -18,6 +18,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use serde::Serialize;
+use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -110,7 +112,7 @@ pub fn start(listener: TcpListener, sources: Sources) -> Result<HttpThread, Star
 impl HttpThread {
     /// Waits for the end of the thread, which comes by a panic only; dropped, it ends the thread.
     pub async fn ended(self) {
-        // Nothing is ever sent: the sender goes with the thread.
+        // Nothing is ever sent: the sender is dropped with the thread.
         self.ended.await.ok();
     }
 }
@@ -146,14 +148,11 @@ async fn metrics(State(shared): State<Shared>) -> Response {
 
 /// Answers whether the process runs and its counting runtime runs its tasks.
 async fn livez(State(shared): State<Shared>) -> Response {
-    match shared.liveness.stalled_for() {
-        None => Json(serde_json::json!({ "status": "alive" })).into_response(),
-        Some(age) => {
-            let reason = format!("no heartbeat of the counting runtime for {} s", age.as_secs());
-            let stalled = serde_json::json!({ "status": "stalled", "reason": reason });
-            (StatusCode::SERVICE_UNAVAILABLE, Json(stalled)).into_response()
-        }
-    }
+    let Some(age) = shared.liveness.stalled_for() else {
+        return answer(true, json!({ "status": "alive" }));
+    };
+    let reason = format!("no heartbeat of the counting runtime for {} s", age.as_secs());
+    answer(false, json!({ "status": "stalled", "reason": reason }))
 }
 
 /// Answers whether both sides work: votes are being counted, or would be.
@@ -162,18 +161,20 @@ async fn readyz(State(Shared { sources, .. }): State<Shared>) -> Response {
         sources.health.rabbitmq_failed("stopping");
     }
     let report = sources.health.report();
-    let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(report)).into_response()
+    answer(report.is_ready(), report)
 }
 
 /// Answers whether it was ready once: from then on, `/readyz` says what does not work.
 async fn startupz(State(Shared { sources, .. }): State<Shared>) -> Response {
     if sources.health.has_started() {
-        return Json(serde_json::json!({ "status": "started" })).into_response();
+        return answer(true, json!({ "status": "started" }));
     }
-    let report = sources.health.report();
-    let starting = serde_json::json!({ "status": "starting", "checks": report.checks });
-    (StatusCode::SERVICE_UNAVAILABLE, Json(starting)).into_response()
+    answer(false, json!({ "status": "starting", "checks": sources.health.report().checks }))
+}
+
+fn answer(ok: bool, body: impl Serialize) -> Response {
+    let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(body)).into_response()
 }
 
 #[cfg(test)]

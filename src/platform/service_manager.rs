@@ -1,7 +1,7 @@
 //! Notifies a service manager (systemd) by `sd_notify`: started, status, watchdog, stopping. Nothing is
 //! sent unless `NOTIFY_SOCKET` is set.
 //!
-//! *Started* means: votes are counted, or a server is down and waited for. An outage is no failed start:
+//! *Started* means: votes are counted, or a server is down and waited for. An outage is not a failed start:
 //! a restart would not help, and a boot would hang on it. What is not retried, a wrong password for
 //! example, ends the process before that, so that starting the unit fails and shows why.
 //!
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::platform::telemetry::Health;
 
-/// How long one notification may take; the socket's buffer is full when nobody reads it.
+/// How long one notification may take; the socket's buffer is full when it is not read.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The service manager that started us.
@@ -57,23 +57,19 @@ impl ServiceManager {
                 && let Some(summary) = summary
             {
                 let status = one_line(&summary);
-                if sent.replace(summary).is_none() {
-                    self.send(move || notify(&[NotifyState::Ready, NotifyState::Status(&status)]))
-                        .await;
-                } else {
-                    self.send(move || notify(&[NotifyState::Status(&status)])).await;
-                }
+                let first = sent.replace(summary).is_none();
+                self.send(move || {
+                    let states = [NotifyState::Ready, NotifyState::Status(&status)];
+                    sd_notify::notify(if first { &states } else { &states[1..] })
+                })
+                .await;
             }
             tokio::select! {
-                noted = notes.changed() => {
-                    // Health outlives this task.
-                    if noted.is_err() {
-                        std::future::pending::<()>().await;
-                    }
-                }
+                // It cannot fail: health outlives this task.
+                _ = notes.changed() => {}
                 () = tick(&mut heartbeat) => {
                     runtime_is_responsive().await;
-                    self.send(|| notify(&[NotifyState::Watchdog])).await;
+                    self.send(|| sd_notify::notify(&[NotifyState::Watchdog])).await;
                 }
             }
         }
@@ -82,7 +78,7 @@ impl ServiceManager {
     /// Sends that the service is stopping.
     pub async fn stopping(&self) {
         let status = NotifyState::Status("stopping: what was taken is committed and acked");
-        self.send(move || notify(&[NotifyState::Stopping, status])).await;
+        self.send(move || sd_notify::notify(&[NotifyState::Stopping, status])).await;
     }
 
     /// In a thread for blocking work, since the socket blocks while its buffer is full.
@@ -103,10 +99,6 @@ impl ServiceManager {
     }
 }
 
-fn notify(states: &[NotifyState<'_>]) -> io::Result<()> {
-    sd_notify::notify(states)
-}
-
 /// Beats twice in each `period`, as sd_watchdog_enabled(3) recommends.
 fn heartbeat(period: Duration) -> Interval {
     let half = (period / 2).max(Duration::from_millis(1));
@@ -116,12 +108,8 @@ fn heartbeat(period: Duration) -> Interval {
 }
 
 async fn tick(heartbeat: &mut Option<Interval>) {
-    match heartbeat {
-        Some(heartbeat) => {
-            heartbeat.tick().await;
-        }
-        None => std::future::pending().await,
-    }
+    let Some(heartbeat) = heartbeat else { return std::future::pending().await };
+    heartbeat.tick().await;
 }
 
 /// Waits until the runtime has run another task: not while all its threads are blocked.

@@ -1,5 +1,5 @@
-//! What the service tells about itself: metrics, health, logs, traces. Every metric's name, unit, help
-//! text and buckets stand in `telemetry/metrics.rs` or `telemetry/metrics/gauges.rs`, once.
+//! Metrics, health, logs and traces. Every metric's name, unit, help text and buckets are in
+//! `telemetry/metrics.rs` or `telemetry/metrics/gauges.rs`, once.
 //!
 //! Architecture invariant: nothing here knows who calls.
 

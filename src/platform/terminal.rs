@@ -1,5 +1,4 @@
-//! What goes to a terminal: colours only where they are welcome, and text from strangers made
-//! harmless.
+//! What goes to a terminal: colours only where they are wanted, and untrusted text made harmless.
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
@@ -24,28 +23,21 @@ pub fn colours(stream: &impl IsTerminal) -> bool {
 /// Escapes what a terminal would obey and what would change the look of the text around it: control
 /// characters, line separators, and marks of direction or without any width.
 pub fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if obeyed(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
-    }
-    shown
+    let shown = |c: char| if obeyed(c) { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 /// The same in a line of JSON, where such a character can only be within a string.
 pub fn json_line(json: &str) -> String {
-    use std::fmt::Write;
-    let mut line = String::with_capacity(json.len());
-    for c in json.chars() {
-        if !obeyed(c) {
-            line.push(c);
-            continue;
+    let shown = |c: char| {
+        let escape = |unit: &mut u16| format!("\\u{unit:04x}");
+        if obeyed(c) {
+            c.encode_utf16(&mut [0; 2]).iter_mut().map(escape).collect()
+        } else {
+            c.to_string()
         }
-        for unit in c.encode_utf16(&mut [0; 2]) {
-            // Writing to a String cannot fail.
-            write!(line, "\\u{unit:04x}").ok();
-        }
-    }
-    line
+    };
+    json.chars().map(shown).collect()
 }
 
 fn obeyed(c: char) -> bool {

@@ -47,6 +47,7 @@ pub struct Variables {
 impl TlsFailure {
     /// Returns the failure if `error` is about TLS.
     pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
+        use AlertDescription as Alert;
         use CertificateError as E;
         let error = tls_error(error)?;
         let kind = match error {
@@ -56,17 +57,24 @@ impl TlsFailure {
                 | E::NotValidYet
                 | E::NotValidYetContext { .. },
             ) => TlsFailureKind::OutOfDate,
-            TlsError::AlertReceived(alert) if is_about_our_certificate(*alert) => {
-                TlsFailureKind::ClientCertificate
-            }
+            // A client's certificate is missing, or the server does not accept it.
+            TlsError::AlertReceived(
+                Alert::CertificateRequired
+                | Alert::NoCertificate
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied,
+            ) => TlsFailureKind::ClientCertificate,
             TlsError::InvalidCertificate(_)
             // A first answer that is not a TLS record.
             | TlsError::InvalidMessage(InvalidMessage::InvalidContentType)
             | TlsError::PeerIncompatible(_)
             | TlsError::AlertReceived(
-                AlertDescription::ProtocolVersion
-                | AlertDescription::InsufficientSecurity
-                | AlertDescription::HandshakeFailure,
+                Alert::ProtocolVersion | Alert::InsufficientSecurity | Alert::HandshakeFailure,
             )
             | TlsError::InconsistentKeys(_)
             | TlsError::UnsupportedNameType => TlsFailureKind::Untrusted,
@@ -108,22 +116,6 @@ impl TlsFailure {
         };
         format!("{}; {place}. {remedy}", self.text)
     }
-}
-
-/// The alerts that a server sends when a client's certificate is missing or not to its liking.
-fn is_about_our_certificate(alert: AlertDescription) -> bool {
-    matches!(
-        alert,
-        AlertDescription::CertificateRequired
-            | AlertDescription::NoCertificate
-            | AlertDescription::BadCertificate
-            | AlertDescription::UnsupportedCertificate
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied
-    )
 }
 
 /// rustls's error at the bottom of another. An `io::Error` hides what it holds from `source`.

@@ -1,47 +1,34 @@
 //! Notices when acknowledged votes are no longer in the database (semantics, section 10).
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
-use crate::adapters::store::{LookUp, LostVotes, PgStore};
-use crate::counting::pipeline::Acknowledged;
+use super::Watch;
+use crate::adapters::store::{LookUp, LostVotes};
 use crate::model::ports::Fault;
-use crate::platform::telemetry::{Health, Instruments};
 
-/// Looks up what was acknowledged, and raises the alarm.
-pub(super) struct AcknowledgedWatch {
-    pub(super) store: PgStore,
-    pub(super) acknowledged: Arc<Acknowledged>,
-    pub(super) instruments: Instruments,
-    pub(super) health: Arc<Health>,
-    /// POSTGRES_ACCEPT_LOST: the alarms that an operator accepted.
-    pub(super) accepted: Vec<String>,
-    pub(super) seen: Seen,
-}
-
-/// What the looks so far have found.
+/// What the look-ups so far have found.
 #[derive(Default)]
 pub(super) struct Seen {
-    /// Names an alarm of this process.
+    /// The name of this process's alarm.
     alarm: Option<String>,
-    /// Of the last look at a primary.
+    /// PostgreSQL's timeline at the last look-up on a primary.
     timeline: i64,
-    /// What was missing at the last look: counted once for each time that it is lost.
+    /// What was missing at the last look-up: counted once for each time that it is lost.
     missing: BTreeSet<String>,
     alarms: Vec<String>,
-    /// Whether the log says already that `lost_votes` cannot be used.
+    /// Whether it was logged that `lost_votes` cannot be used.
     warned: bool,
 }
 
-impl AcknowledgedWatch {
-    /// Looks once.
+impl Watch {
+    /// Looks acknowledged votes up, once, and raises or ends the alarm.
     ///
     /// # Errors
     /// [`Fault`] when the database does not answer, or does not take what was found missing.
-    pub(super) async fn look(&mut self) -> Result<(), Fault> {
+    pub(super) async fn look_up_acknowledged(&mut self) -> Result<(), Fault> {
         let remembered = self.acknowledged.remembered();
         let mut hashes: BTreeSet<String> = remembered.hashes.iter().cloned().collect();
-        // What cannot be recorded is kept in mind until it is there again.
+        // What could not be recorded is looked up until it is there again.
         hashes.extend(self.seen.missing.iter().cloned());
         let Some(mut found) = self.look_up(hashes.into_iter().collect()).await? else {
             return Ok(());
@@ -52,7 +39,13 @@ impl AcknowledgedWatch {
         self.instruments.acknowledged_votes_lost(fresh as u64);
         self.seen.missing = missing;
         if found.alarms.is_none() {
-            self.warn_once();
+            if !std::mem::replace(&mut self.seen.warned, true) {
+                tracing::warn!(
+                    "the table lost_votes cannot be used: this instance alone would notice that \
+                     acknowledged votes were lost, and forget it at a restart. Run migrate, then \
+                     roles.sql"
+                );
+            }
         } else if !found.missing.is_empty() {
             self.record(&found).await?;
             if let Some(again) = self.look_up(Vec::new()).await? {
@@ -62,15 +55,6 @@ impl AcknowledgedWatch {
         self.acknowledged.looked_up(&remembered);
         self.show(found);
         Ok(())
-    }
-
-    fn warn_once(&mut self) {
-        if !std::mem::replace(&mut self.seen.warned, true) {
-            tracing::warn!(
-                "the table lost_votes cannot be used: this instance alone would notice that \
-                 acknowledged votes were lost, and forget it at a restart. Run migrate, then roles.sql"
-            );
-        }
     }
 
     async fn look_up(&self, hashes: Vec<String>) -> Result<Option<LookUp>, Fault> {
@@ -99,7 +83,7 @@ impl AcknowledgedWatch {
         recorded
     }
 
-    /// Logs alarms that are new, and says in the readiness whether there is any.
+    /// Logs alarms that are new, and shows in the readiness whether there is any.
     fn show(&mut self, found: LookUp) {
         let recorded = found.alarms.is_some();
         let alarms = match found.alarms {
@@ -108,9 +92,9 @@ impl AcknowledgedWatch {
             None => vec![self.alarm()],
         };
         for alarm in alarms.iter().filter(|alarm| !self.seen.alarms.contains(alarm)) {
-            let way_on = match recorded {
-                true => format!("To go on without them, set POSTGRES_ACCEPT_LOST={alarm}"),
-                false => "To go on without them, restart this instance".to_owned(),
+            let accept = match recorded {
+                true => format!("set POSTGRES_ACCEPT_LOST={alarm}"),
+                false => "restart this instance".to_owned(),
             };
             tracing::error!(
                 alarm,
@@ -119,13 +103,13 @@ impl AcknowledgedWatch {
                 timeline_after = found.timeline,
                 "acknowledged votes are missing from vote_audit: a failover or a restore of \
                  PostgreSQL lost their commits. Publish the votes of that time again: those that are \
-                 there are not counted twice. {way_on}"
+                 there are not counted twice. To go on without them, {accept}"
             );
         }
         if alarms.is_empty() {
             if !self.seen.alarms.is_empty() {
                 tracing::info!("no acknowledged votes are missing from vote_audit any more");
-                // A later loss is another one, also for whoever accepted this one.
+                // A later loss is a new alarm, also where this one was accepted.
                 self.seen.alarm = None;
             }
             self.health.acknowledged_votes_present();

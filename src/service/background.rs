@@ -3,36 +3,29 @@
 use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinSet;
 
 /// A background task ended, which none may do while the service runs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the background task \"{name}\" {how}, and the service cannot go on without it")]
 pub struct TaskEnded {
     pub name: &'static str,
-    how: &'static str,
+    pub how: &'static str,
 }
-
-/// A background task with its name.
-pub type NamedTask = (&'static str, BoxFuture<'static, ()>);
 
 /// Spawns named tasks; all of them are aborted when it is dropped.
 #[derive(Debug)]
 pub(super) struct Background {
-    ended: mpsc::UnboundedSender<TaskEnded>,
-    tasks: Vec<AbortOnDrop>,
+    ended: UnboundedSender<TaskEnded>,
+    tasks: JoinSet<()>,
 }
 
-/// Receives the first task that ends.
-#[derive(Debug)]
-pub(super) struct Supervision(mpsc::UnboundedReceiver<TaskEnded>);
-
 impl Background {
-    pub(super) fn new() -> (Self, Supervision) {
+    /// Also returns what receives the tasks that end.
+    pub(super) fn new() -> (Self, UnboundedReceiver<TaskEnded>) {
         let (ended, receiver) = mpsc::unbounded_channel();
-        (Self { ended, tasks: Vec::new() }, Supervision(receiver))
+        (Self { ended, tasks: JoinSet::new() }, receiver)
     }
 
     /// Runs `task`, which must never end, on the current runtime.
@@ -42,21 +35,10 @@ impl Background {
         task: impl Future<Output = ()> + Send + 'static,
     ) {
         let ended = self.ended.clone();
-        self.tasks.push(AbortOnDrop(tokio::spawn(async move {
+        self.tasks.spawn(async move {
             // Without a receiver the service has ended already.
             ended.send(supervised(name, task).await).ok();
-        })));
-    }
-}
-
-impl Supervision {
-    /// Waits until a task ends; for ever when none does.
-    pub(super) async fn ended(&mut self) -> TaskEnded {
-        match self.0.recv().await {
-            Some(ended) => ended,
-            // All senders are dropped: every task was aborted together with its owner.
-            None => std::future::pending().await,
-        }
+        });
     }
 }
 
@@ -69,15 +51,6 @@ pub(super) async fn supervised<T>(name: &'static str, task: impl Future<Output =
     }
 }
 
-#[derive(Debug)]
-struct AbortOnDrop(JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::sync::oneshot;
@@ -86,21 +59,18 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_task_that_ends_is_named_with_how_it_ended() {
-        let (mut background, mut supervision) = Background::new();
+        let (mut background, mut ended) = Background::new();
         background.spawn("endless", std::future::pending());
-        assert!(supervision.ended().now_or_never().is_none());
+        assert_eq!(ended.recv().now_or_never(), None);
         background.spawn("brief", async {});
-        let ended = supervision.ended().await;
-        assert_eq!((ended.name, ended.how), ("brief", "returned"));
+        assert_eq!(ended.recv().await, Some(TaskEnded { name: "brief", how: "returned" }));
         background.spawn("broken", async { panic!("on purpose") });
-        let ended = supervision.ended().await;
-        assert_eq!((ended.name, ended.how), ("broken", "panicked"));
-        assert!(ended.to_string().contains("\"broken\" panicked"), "{ended}");
+        assert_eq!(ended.recv().await, Some(TaskEnded { name: "broken", how: "panicked" }));
     }
 
     #[tokio::test]
     async fn tasks_are_aborted_with_their_owner() {
-        let (mut background, mut supervision) = Background::new();
+        let (mut background, mut ended) = Background::new();
         let (alive, aborted) = oneshot::channel::<()>();
         background.spawn("endless", async move {
             let _alive = alive;
@@ -108,6 +78,6 @@ mod tests {
         });
         drop(background);
         assert!(aborted.await.is_err(), "the task is dropped");
-        assert!(supervision.ended().now_or_never().is_none(), "an abort is not an end");
+        assert_eq!(ended.recv().await, None, "an abort is not an end");
     }
 }

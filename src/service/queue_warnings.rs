@@ -1,4 +1,4 @@
-//! What sessions find out about their queue: in the log, in readiness, in the metrics.
+//! Facts about the queue that each session finds: logged, and shown in readiness and metrics.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,7 +7,7 @@ use crate::operator::check::queue;
 use crate::platform::config::keys;
 use crate::platform::telemetry::Health;
 
-/// Returns an observer of a queue's facts that warns of what can lose votes, of the same only once.
+/// Returns an observer of a queue's facts that warns of whatever can lose votes, once each.
 pub(super) fn observer(name: String, health: Arc<Health>) -> impl Fn(&QueueFacts) + Send + Sync {
     let logged = Mutex::new(Vec::<String>::new());
     move |facts| {

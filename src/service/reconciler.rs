@@ -1,7 +1,7 @@
-//! Compares the totals with the audit again and again: counting cannot make a difference, so any
-//! difference has to be reported.
+//! Compares the totals with the audit at an interval: counting never makes them differ, so any
+//! difference is reported.
 //!
-//! All instances share one comparison an interval; the one that made it logs what differs.
+//! All instances share one comparison per interval; the one that made it logs what differs.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::platform::retry::Jitter;
 use crate::platform::telemetry::{Instruments, seconds};
 
 /// Laws that a log line names.
-const TOLD: usize = 10;
+const NAMED: usize = 10;
 /// The shortest pause after a connection was lost or refused, which costs hardly any time.
 const AFTER_A_LOSS: Duration = Duration::from_secs(1);
-/// Longest pause before the result of another instance, which compares now, is looked for.
+/// Longest pause before looking for the result of another instance, which is comparing.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// The task that compares; dropped at any point, it leaves nothing behind.
@@ -25,106 +25,109 @@ pub(super) struct Reconciler {
     pub(super) instruments: Instruments,
     pub(super) jitter: Jitter,
     pub(super) interval: Duration,
+    /// Whether the last comparison found a difference.
+    pub(super) differed: bool,
+    /// Whether it was logged that this instance compares for itself.
+    pub(super) alone: bool,
 }
 
 impl Reconciler {
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         self.instruments.comparison_interval(self.interval);
-        let mut differed = false;
-        let mut alone = false;
         loop {
             let began = Instant::now();
-            let reconciled = self.store.reconcile(self.interval, TOLD).await;
-            let elapsed = began.elapsed();
-            let wait = match reconciled {
-                Ok(Reconciled::Compared(comparison)) => {
-                    self.compared(&comparison, &mut differed, elapsed)
-                }
-                Ok(Reconciled::Alone(comparison)) => {
-                    if !std::mem::replace(&mut alone, true) {
-                        tracing::warn!(
-                            "the table reconciliation cannot be used: this instance compares the \
-                             totals with the audit for itself. Run migrate, then roles.sql"
-                        );
-                    }
-                    self.compared(&comparison, &mut differed, elapsed)
-                }
-                Ok(Reconciled::Recent(last)) => {
-                    self.show(&last, &mut differed);
-                    last.interval(self.interval).saturating_sub(last.age)
-                }
-                Ok(Reconciled::Busy(last)) => {
-                    if let Some(last) = last {
-                        self.show(&last, &mut differed);
-                    }
-                    self.interval.min(LOOK_AGAIN)
-                }
-                // Counting goes on; when it can't either, it says so itself.
-                Err(fault) => {
-                    tracing::warn!(
-                        sqlstate = fault.sqlstate,
-                        elapsed = seconds(elapsed),
-                        "the totals could not be compared with the audit: {fault}"
-                    );
-                    pause(self.interval, elapsed, Some(&fault))
-                }
-            };
+            let reconciled = self.store.reconcile(self.interval, NAMED).await;
+            let wait = self.reconciled(reconciled, began.elapsed());
             tokio::time::sleep(self.jitter.stretch(wait)).await;
         }
     }
 
-    /// Shows and logs what this instance compared; the time until the next comparison.
-    fn compared(&self, it: &Comparison, differed: &mut bool, elapsed: Duration) -> Duration {
+    /// Shows and logs the outcome. Returns the time until the next comparison.
+    fn reconciled(&mut self, outcome: Result<Reconciled, Fault>, elapsed: Duration) -> Duration {
+        match outcome {
+            Ok(Reconciled::Compared(comparison)) => self.compared(&comparison, elapsed),
+            Ok(Reconciled::Alone(comparison)) => {
+                if !std::mem::replace(&mut self.alone, true) {
+                    tracing::warn!(
+                        "the table reconciliation cannot be used: this instance compares the totals \
+                         with the audit for itself. Run migrate, then roles.sql"
+                    );
+                }
+                self.compared(&comparison, elapsed)
+            }
+            Ok(Reconciled::Recent(last)) => {
+                self.show(&last);
+                last.interval(self.interval).saturating_sub(last.age)
+            }
+            Ok(Reconciled::Busy(last)) => {
+                last.iter().for_each(|last| self.show(last));
+                self.interval.min(LOOK_AGAIN)
+            }
+            // Counting goes on; when it fails, too, it logs that itself.
+            Err(fault) => {
+                tracing::warn!(
+                    sqlstate = fault.sqlstate,
+                    elapsed = seconds(elapsed),
+                    "the totals could not be compared with the audit: {fault}"
+                );
+                pause(self.interval, elapsed, Some(&fault))
+            }
+        }
+    }
+
+    /// Shows and logs what this instance compared. Returns the time until the next comparison.
+    fn compared(&mut self, comparison: &Comparison, elapsed: Duration) -> Duration {
+        let Comparison { laws, votes, drift_laws, drift_votes, differing } = comparison;
         let pause = pause(self.interval, elapsed, None);
-        self.instruments.compared(it.drift_votes, it.drift_laws, Duration::ZERO);
+        self.instruments.compared(*drift_votes, *drift_laws, Duration::ZERO);
         self.instruments.comparison_interval(pause);
-        tell(it, *differed, elapsed);
-        *differed = !it.agrees();
+        let elapsed = seconds(elapsed);
+        if !comparison.agrees() {
+            let mut named: Vec<String> = differing.iter().map(ToString::to_string).collect();
+            let others = drift_laws - differing.len() as u64;
+            if others > 0 {
+                named.push(format!("and {others} more"));
+            }
+            tracing::error!(
+                votes = drift_votes,
+                law_count = drift_laws,
+                elapsed,
+                "vote_results differs from vote_audit by {drift_votes} votes in {drift_laws} laws: {}",
+                named.join("; ")
+            );
+        } else if self.differed {
+            tracing::info!(
+                votes,
+                law_count = laws,
+                elapsed,
+                "vote_results agrees with vote_audit again: {votes} votes in {laws} laws"
+            );
+        } else {
+            tracing::debug!(
+                votes,
+                law_count = laws,
+                elapsed,
+                "vote_results agrees with vote_audit"
+            );
+        }
+        self.differed = !comparison.agrees();
         pause
     }
 
     /// Shows what another instance compared, or this one earlier.
-    fn show(&self, last: &Shared, differed: &mut bool) {
+    fn show(&mut self, last: &Shared) {
         self.instruments.compared(last.drift_votes, last.drift_laws, last.age);
         self.instruments.comparison_interval(last.interval(self.interval));
-        *differed = last.drift_laws > 0;
+        self.differed = last.drift_laws > 0;
     }
 }
 
 fn pause(interval: Duration, took: Duration, failed: Option<&Fault>) -> Duration {
     match failed {
-        // The server did nothing in that time, or stopped soon after it had lost us: a link that
-        // hangs for minutes is no reason to pause for hours.
+        // The server did nothing in that time, or stopped soon after it had lost the connection: a link
+        // that hangs for minutes is no reason to pause for hours.
         Some(Fault { sqlstate: None, .. }) => interval.max(AFTER_A_LOSS),
         _ => interval.max(took.saturating_mul(PAUSES)),
-    }
-}
-
-fn tell(comparison: &Comparison, differed: bool, elapsed: Duration) {
-    let Comparison { laws, votes, drift_laws, drift_votes, differing } = comparison;
-    let elapsed = seconds(elapsed);
-    if !comparison.agrees() {
-        let mut laws: Vec<String> = differing.iter().map(ToString::to_string).collect();
-        let others = drift_laws - differing.len() as u64;
-        if others > 0 {
-            laws.push(format!("and {others} more"));
-        }
-        let laws = laws.join("; ");
-        tracing::error!(
-            votes = drift_votes,
-            law_count = drift_laws,
-            elapsed,
-            "vote_results differs from vote_audit by {drift_votes} votes in {drift_laws} laws: {laws}"
-        );
-    } else if differed {
-        tracing::info!(
-            votes,
-            law_count = laws,
-            elapsed,
-            "vote_results agrees with vote_audit again: {votes} votes in {laws} laws"
-        );
-    } else {
-        tracing::debug!(votes, law_count = laws, elapsed, "vote_results agrees with vote_audit");
     }
 }
 

@@ -1,6 +1,7 @@
-//! A background task that ends, beside servers that do not answer.
+//! Background tasks that end, without servers.
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 
 use super::*;
 use crate::platform::config::Sources;
@@ -20,19 +21,17 @@ fn without_servers() -> Config {
 #[tokio::test]
 async fn a_task_that_ends_ends_the_service_with_an_error_that_names_it() {
     let config = without_servers();
-    let tasks: [NamedTask; 2] = [
+    let tasks: [(_, BoxFuture<'static, ()>); 2] = [
         ("broken", async { panic!("on purpose") }.boxed()),
         ("brief", tokio::time::sleep(Duration::from_millis(300)).boxed()),
     ];
     for (name, task) in tasks {
         let stop = CancellationToken::new();
-        let ended = run(&config, None, &stop, vec![(name, task)]).await;
-        let error = ended.expect_err("the task ended");
-        let ServiceError::TaskEnded(TaskEnded { name: named, .. }) = &error else {
-            panic!("{error:?}");
-        };
-        assert_eq!(*named, name);
-        assert!(error.to_string().contains(name), "{error}");
+        let mut background = Background::new();
+        background.0.spawn(name, task);
+        let ended = run_with(&config, None, &stop, background).await;
+        let Err(ServiceError::TaskEnded(ended)) = ended else { panic!("{ended:?}") };
+        assert_eq!(ended.name, name);
         assert!(!stop.is_cancelled(), "the caller's token is the caller's");
     }
 }
@@ -40,12 +39,10 @@ async fn a_task_that_ends_ends_the_service_with_an_error_that_names_it() {
 #[tokio::test]
 async fn a_stop_with_every_task_alive_is_no_error() {
     let (config, stop) = (without_servers(), CancellationToken::new());
-    let tasks: Vec<NamedTask> = vec![("endless", std::future::pending().boxed())];
-    let running = run(&config, None, &stop, tasks);
     let stopping = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         stop.cancel();
     };
-    let (ended, ()) = tokio::join!(running, stopping);
+    let (ended, ()) = tokio::join!(run(&config, None, &stop), stopping);
     ended.expect("stopped");
 }

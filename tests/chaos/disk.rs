@@ -10,7 +10,7 @@ use crate::Result;
 use crate::servers::Servers;
 
 /// More than the votes of hours.
-const ROOM: &str = "size=4g";
+const SIZE: &str = "size=4g";
 /// In /var/tmp, which any account can reach.
 const PLACE: &str = "/var/tmp";
 const PREFIX: &str = "vote-chaos-";
@@ -36,7 +36,7 @@ impl Disk {
         }
     }
 
-    /// Puts a new database's vote_audit on it.
+    /// Puts vote_audit of a new database on it.
     pub async fn take_in(&self, servers: &Servers, database: &str) -> Result<()> {
         let statements = match self {
             Self::Mount(_) => {
@@ -52,37 +52,34 @@ impl Disk {
     }
 
     pub async fn fill(&self, servers: &Servers, database: &str) -> Result<()> {
-        let place = match self {
-            Self::Mount(place) => place,
-            Self::Trigger(_) => {
-                let create = "CREATE TRIGGER disk_full BEFORE INSERT ON vote_audit
-                              EXECUTE FUNCTION disk_full()";
-                return servers.execute(database, create).await;
-            }
+        let Self::Mount(place) = self else {
+            let create = "CREATE TRIGGER disk_full BEFORE INSERT ON vote_audit
+                          EXECUTE FUNCTION disk_full()";
+            return servers.execute(database, create).await;
         };
         // What was written between the look and the resize makes the size too small to be taken.
-        let mut refused = None;
+        let mut resized = Ok(());
         for slack in [0, 64, 256, 1024] {
             let used = run("df", &["--output=used", "-k", &place.to_string_lossy()]).await?;
             let used: u64 = used.lines().nth(1).unwrap_or_default().trim().parse()?;
-            match resize(place, &format!("size={}k", used + slack)).await {
-                Ok(()) => return Ok(()),
-                Err(error) => refused = Some(error),
+            resized = resize(place, &format!("size={}k", used + slack)).await;
+            if resized.is_ok() {
+                break;
             }
         }
-        refused.map_or(Ok(()), Err)
+        resized
     }
 
     pub async fn clear(&self, servers: &Servers, database: &str) -> Result<()> {
         match self {
-            Self::Mount(place) => resize(place, ROOM).await,
+            Self::Mount(place) => resize(place, SIZE).await,
             Self::Trigger(_) => {
                 servers.execute(database, "DROP TRIGGER IF EXISTS disk_full ON vote_audit").await
             }
         }
     }
 
-    /// Gives the mount back, once nothing uses it any more.
+    /// Removes the mount, once nothing uses it any more.
     pub async fn release(&self) {
         if let Self::Mount(place) = self {
             unmount(place).await;
@@ -93,7 +90,7 @@ impl Disk {
 async fn mount(servers: &Servers, place: &Path) -> Result<()> {
     let owner = servers.postgres_owner().await?;
     std::fs::create_dir(place)?;
-    run("mount", &["-t", "tmpfs", "-o", ROOM, "vote-chaos", &place.to_string_lossy()]).await?;
+    run("mount", &["-t", "tmpfs", "-o", SIZE, "vote-chaos", &place.to_string_lossy()]).await?;
     let space = place.join("space");
     std::fs::create_dir(&space)?;
     std::os::unix::fs::chown(&space, Some(owner), None)?;
@@ -105,7 +102,7 @@ async fn resize(place: &Path, size: &str) -> Result<()> {
     run("mount", &["-o", &format!("remount,{size}"), &place.to_string_lossy()]).await.map(drop)
 }
 
-/// As far as it goes: what is not there need not be taken away.
+/// Ignores errors: there may be no mount.
 async fn unmount(place: &Path) {
     run("umount", &[&place.to_string_lossy()]).await.ok();
     std::fs::remove_dir(place).ok();

@@ -1,25 +1,24 @@
-//! What was published, and what the broker said to it: all that a verdict may rest on.
+//! What was published, and what the broker answered: the basis of the verdict.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use serde_json::json;
 use tokio::time::Instant;
 use vote_aggregator::model::vote::Vote;
 
-use crate::Result;
 use crate::traffic::Message;
 
 /// Everything attempted in one run.
+#[derive(Default)]
 pub struct Ledger {
     /// `vote_hash` → every different content that was sent under it.
     pub votes: BTreeMap<String, Vec<Cast>>,
     /// Bodies that belong on the dead-letter queue, and what is known of those confirmed.
     pub refused: BTreeMap<Vec<u8>, Option<Confirmed>>,
     pub counts: Counts,
-    file: BufWriter<File>,
 }
 
 /// One content under a hash.
@@ -50,65 +49,56 @@ pub struct Counts {
 }
 
 impl Ledger {
-    /// A ledger that also writes every event to `path`, for a post mortem.
-    pub fn new(path: &Path) -> Result<Self> {
-        let file = BufWriter::new(File::create(path)?);
-        let (votes, refused) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { votes, refused, counts: Counts::default(), file })
-    }
-
     /// To be called before the first byte is sent.
-    pub fn attempt(&mut self, message: &Message) -> Result<()> {
+    pub fn attempt(&mut self, message: &Message) {
         self.counts.attempted += 1;
-        match &message.vote {
-            Some(vote) => {
-                let casts = self.votes.entry(vote.vote_hash.to_string()).or_default();
-                if !casts.iter().any(|cast| cast.vote == *vote) {
-                    casts.push(Cast { vote: vote.clone(), confirmed: false });
-                }
-            }
-            None => {
-                self.refused.entry(message.body.clone()).or_insert_with(|| {
-                    self.counts.malformed += 1;
-                    None
-                });
-            }
+        let Some(vote) = &message.vote else {
+            self.refused.entry(message.body.clone()).or_insert_with(|| {
+                self.counts.malformed += 1;
+                None
+            });
+            return;
+        };
+        let casts = self.votes.entry(vote.vote_hash.to_string()).or_default();
+        if !casts.iter().any(|cast| cast.vote == *vote) {
+            casts.push(Cast { vote: vote.clone(), confirmed: false });
         }
-        let body = String::from_utf8_lossy(&message.body);
-        self.note(&json!({ "attempted": message.number, "body": body }))
     }
 
-    pub fn confirm(&mut self, message: &Message) -> Result<()> {
+    pub fn confirm(&mut self, message: &Message) {
         self.counts.confirmed += 1;
-        match &message.vote {
-            Some(vote) => {
-                let casts = self.votes.entry(vote.vote_hash.to_string()).or_default();
-                let first = !casts.iter().any(|cast| cast.confirmed);
-                self.counts.votes_confirmed += u64::from(first);
-                for cast in casts.iter_mut().filter(|cast| cast.vote == *vote) {
-                    cast.confirmed = true;
-                }
-            }
-            None => {
-                let confirmed =
-                    Confirmed { at: Instant::now(), behind: self.counts.votes_confirmed };
-                self.refused.insert(message.body.clone(), Some(confirmed));
-            }
+        let Some(vote) = &message.vote else {
+            let confirmed = Confirmed { at: Instant::now(), behind: self.counts.votes_confirmed };
+            self.refused.insert(message.body.clone(), Some(confirmed));
+            return;
+        };
+        let casts = self.votes.entry(vote.vote_hash.to_string()).or_default();
+        let first = !casts.iter().any(|cast| cast.confirmed);
+        self.counts.votes_confirmed += u64::from(first);
+        for cast in casts.iter_mut().filter(|cast| cast.vote == *vote) {
+            cast.confirmed = true;
         }
-        self.note(&json!({ "confirmed": message.number }))
     }
 
-    /// Nobody will ever know whether it arrived.
-    pub fn give_up(&mut self, message: &Message) -> Result<()> {
-        self.counts.indeterminate += 1;
-        self.note(&json!({ "indeterminate": message.number }))
-    }
-
-    pub fn flush(&mut self) -> Result<()> {
-        Ok(self.file.flush()?)
-    }
-
-    fn note(&mut self, event: &serde_json::Value) -> Result<()> {
-        Ok(writeln!(self.file, "{event}")?)
+    /// Everything, for a look into a failed run: a JSON object a line.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
+        for Cast { vote, confirmed } in self.votes.values().flatten() {
+            let Vote { vote_hash, citizen_id, law_id, choice, timestamp } = vote;
+            let (choice, timestamp) = (choice.as_str(), timestamp.to_string());
+            writeln!(
+                file,
+                "{}",
+                json!({
+                    "vote_hash": vote_hash, "citizen_id": citizen_id, "law_id": law_id,
+                    "choice": choice, "timestamp": timestamp, "confirmed": confirmed,
+                })
+            )?;
+        }
+        for (body, confirmed) in &self.refused {
+            let body = String::from_utf8_lossy(body);
+            writeln!(file, "{}", json!({ "refused": body, "confirmed": confirmed.is_some() }))?;
+        }
+        file.flush()
     }
 }

@@ -16,10 +16,8 @@ mod faults;
 mod instances;
 mod invariants;
 mod ledger;
-mod pgwire;
 mod phase;
 mod plan;
-mod progress;
 mod proxy;
 mod publisher;
 mod report;
@@ -31,10 +29,11 @@ mod watch;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use strum::IntoStaticStr;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::disk::Disk;
@@ -56,34 +55,17 @@ const SHORT_HOLD: Duration = Duration::from_secs(5);
 /// From this length on, faults last as long as they like.
 const LONG: Duration = Duration::from_secs(180);
 
-const EXAMPLES: &str = "\
-Examples:
-  script/chaos                                    two minutes, both queue types
-  script/chaos --minutes 20 --seed 1              20 minutes, about 360 faults
-  script/chaos --minutes 5 --queue quorum --instances 5
-
-Exit codes: 0 every invariant held; 1 one did not, or the run failed; 2 wrong usage; 130 interrupted.
-Logs, ledgers of failed runs and report.json stay in target/chaos.";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum QueueType {
     Classic,
     Quorum,
 }
 
-impl QueueType {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Classic => "classic",
-            Self::Quorum => "quorum",
-        }
-    }
-}
-
 /// Kills, freezes, cuts and fills what the service depends on, and the service, while votes are
 /// published; then checks that every vote was counted exactly once.
 #[derive(Parser)]
-#[command(name = "chaos", bin_name = "script/chaos", after_help = EXAMPLES)]
+#[command(name = "chaos", bin_name = "script/chaos")]
 struct Arguments {
     /// Minutes of traffic, shared by the queue types [default: 1.8]
     #[arg(long, value_parser = minutes)]
@@ -106,14 +88,6 @@ struct Arguments {
     /// The service's binary
     #[arg(long, default_value = env!("CARGO_BIN_EXE_vote-aggregator"))]
     binary: PathBuf,
-    /// As cargo test takes it: runs nothing unless it is part of "chaos"
-    #[arg(hide = true)]
-    filter: Option<String>,
-    /// What people pass to tests with a harness
-    #[arg(long, hide = true)]
-    nocapture: bool,
-    #[arg(long, hide = true)]
-    test_threads: Option<u32>,
 }
 
 fn minutes(text: &str) -> std::result::Result<f64, String> {
@@ -123,20 +97,12 @@ fn minutes(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    if arguments.filter.as_ref().is_some_and(|filter| !"chaos".contains(filter.as_str())) {
-        println!("0 passed, 0 failed");
-        return ExitCode::SUCCESS;
-    }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("chaos: no runtime: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(chaos(arguments)) {
+    match chaos(Arguments::parse()) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("chaos: {error}");
@@ -147,9 +113,8 @@ fn main() -> ExitCode {
 }
 
 /// Servers around the run, which end with it however it ends.
+#[tokio::main]
 async fn chaos(arguments: Arguments) -> Result<u8> {
-    pgwire::self_check()?;
-    traffic::self_check()?;
     let binary = arguments.binary.canonicalize();
     let binary = binary.map_err(|error| format!("{}: {error}", arguments.binary.display()))?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -157,24 +122,20 @@ async fn chaos(arguments: Arguments) -> Result<u8> {
 
     let mut servers = Servers::new();
     let up = servers.up().await;
-    let servers = Arc::new(servers);
-    let mut disk = None;
-    let ended = match up {
-        Err(error) => Err(error),
-        Ok(()) => {
-            let disk = Arc::clone(disk.insert(Arc::new(Disk::prepare(&servers).await)));
-            // When a signal wins, the run is dropped, and with it its tasks and processes.
-            tokio::select! {
-                ended = run(&arguments, binary, &servers, &disk) => ended,
-                _ = interrupt.recv() => Ok(128 + 2),
-                _ = terminate.recv() => Ok(128 + 15),
-            }
-        }
+    // Leaked, since tasks use both until the process ends.
+    let servers: &Servers = Box::leak(Box::new(servers));
+    let disk: &Disk = Box::leak(Box::new(match &up {
+        Ok(()) => Disk::prepare(servers).await,
+        Err(_) => Disk::Trigger("no servers".to_owned()),
+    }));
+    // When a signal wins, the run is dropped, and with it its tasks and processes.
+    let ended = tokio::select! {
+        ended = async { up?; run(&arguments, binary, servers, disk).await } => ended,
+        _ = interrupt.recv() => Ok(128 + 2),
+        _ = terminate.recv() => Ok(128 + 15),
     };
     let down = servers.down().await;
-    if let Some(disk) = disk {
-        disk.release().await;
-    }
+    disk.release().await;
     let code = ended?;
     down?;
     Ok(code)
@@ -183,8 +144,8 @@ async fn chaos(arguments: Arguments) -> Result<u8> {
 async fn run(
     arguments: &Arguments,
     binary: PathBuf,
-    servers: &Arc<Servers>,
-    disk: &Arc<Disk>,
+    servers: &'static Servers,
+    disk: &'static Disk,
 ) -> Result<u8> {
     let queue_types = match arguments.queue {
         Some(queue_type) => vec![queue_type],
@@ -199,46 +160,52 @@ async fn run(
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("chaos");
     let directory = directory.join(format!("{}-seed-{seed}", std::process::id()));
     let instances = usize::from(arguments.instances);
-    deadlocks::self_check(servers).await?;
     eprintln!("chaos: seed {seed}, {instances} instances; logs in {}", directory.display());
 
     // One deck for all: the second queue type gets the kinds that the first did not.
     let mut deck = Deck::new(seed);
     let mut phases = Vec::new();
     for (number, queue_type) in (0..).zip(queue_types) {
-        let directory = directory.join(queue_type.name());
+        let directory = directory.join(<&str>::from(queue_type));
         std::fs::create_dir_all(&directory)?;
-        let setup = Setup {
-            servers: Arc::clone(servers),
-            disk: Arc::clone(disk),
-            binary: binary.clone(),
-            directory: directory.clone(),
-            queue_type,
-            instances,
-            rate: arguments.rate,
-            seed: seed.wrapping_add(number),
-            plan: deck.plan(length, FAULT_EVERY, longest, instances),
-            brief: arguments.brief,
-        };
-        let phase = setup.run().await?;
-        if phase.verdicts.iter().all(|verdict| verdict.held) {
-            // Large, and of interest to a post mortem only.
-            std::fs::remove_file(directory.join("ledger.ndjson"))?;
-        }
-        phases.push(phase);
+        phases.push(
+            phase::run(Setup {
+                servers,
+                disk,
+                binary: binary.clone(),
+                directory,
+                queue_type,
+                instances,
+                rate: arguments.rate,
+                seed: seed.wrapping_add(number),
+                plan: deck.plan(length, FAULT_EVERY, longest, instances),
+                brief: arguments.brief,
+            })
+            .await?,
+        );
     }
 
-    let disk_full = match &**disk {
-        Disk::Mount(_) => "a tablespace on a full file system".to_owned(),
-        Disk::Trigger(why) => format!("simulated by a trigger that raises 53100 ({why})"),
+    let verdicts = || phases.iter().flat_map(|phase| &phase.verdicts);
+    let passed = verdicts().filter(|verdict| verdict.held).count();
+    let report = Report {
+        seed,
+        instances,
+        binary: binary.display().to_string(),
+        disk_full: match disk {
+            Disk::Mount(_) => "a tablespace on a full file system".to_owned(),
+            Disk::Trigger(why) => format!("simulated by a trigger that raises 53100 ({why})"),
+        },
+        faults: report::rows(&phases),
+        passed,
+        failed: verdicts().count() - passed,
+        phases,
     };
-    let report = Report::new(seed, instances, binary.display().to_string(), disk_full, phases);
     let path = directory.join("report.json");
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)?;
     if arguments.brief && report.failed == 0 {
-        println!("{}", report.line_each());
+        println!("{}", report.votes());
     } else {
-        println!("{}{}", report.text(), report.failures());
+        println!("\n{}\n\n{}\n\n{}", report.faults(), report.votes(), report.verdicts());
     }
     println!("Report: {}", path.display());
     println!("Again: script/chaos --seed {seed} (with the other arguments as they were)");

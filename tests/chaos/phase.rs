@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lapin::Connection;
+use indicatif::HumanCount;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use tokio::process::Command;
@@ -15,332 +15,297 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::deadlocks;
 use crate::disk::Disk;
-use crate::faults::{Field, Outcome, inflict};
-use crate::instances::{self, Instance, Recipe, Seen};
+use crate::faults::inflict;
+use crate::instances::Instance;
 use crate::invariants::{self, Evidence};
 use crate::ledger::Ledger;
-use crate::plan::{Kind, Planned};
-use crate::progress::Progress;
+use crate::plan::{Harm, Planned};
 use crate::publisher::Publisher;
-use crate::report::Phase;
-use crate::servers::Servers;
+use crate::report::QueueReport;
+use crate::servers::{Server, Servers};
 use crate::traffic::{POISONOUS, Traffic};
-use crate::watch::{self, watch};
-use crate::{PATIENCE, QueueType, Result};
+use crate::watch::{self, Watched, watch};
+use crate::{PATIENCE, QueueType, Result, deadlocks, lock};
 
-/// No use in waiting longer: the verdict is no by then.
+/// Waiting longer is useless: the verdict is no by then.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
 
-/// What a run of one queue type takes.
+/// What a run of one queue type needs.
 pub struct Setup {
-    pub servers: Arc<Servers>,
-    pub disk: Arc<Disk>,
+    pub servers: &'static Servers,
+    pub disk: &'static Disk,
     pub binary: PathBuf,
-    /// Logs and ledger.
+    /// For logs and the ledger of a failed run.
     pub directory: PathBuf,
     pub queue_type: QueueType,
     pub instances: usize,
+    /// Messages a second.
     pub rate: u32,
     pub seed: u64,
     pub plan: Vec<Planned>,
-    /// No line that tells what goes on.
+    /// No line for each fault.
     pub brief: bool,
 }
 
-impl Setup {
-    fn database(&self) -> String {
-        format!("chaos_{}", self.queue_type.name())
+/// What faults, publisher and watch share of a run.
+pub struct Phase {
+    pub setup: Setup,
+    pub database: String,
+    pub queue: String,
+    pub instances: Vec<&'static Instance>,
+    pub ledger: Mutex<Ledger>,
+    /// Votes counted so far, as the watch sees them.
+    pub counted: AtomicU64,
+    pub began: Instant,
+    /// Each held by the fault that harms this server.
+    pub rabbitmq: Lock<()>,
+    pub postgres: Lock<()>,
+    /// Restarts of a RabbitMQ that came back without its queue.
+    pub revivals: AtomicU64,
+    /// In PostgreSQL's log, from the queue types before this one.
+    deadlocks_before: usize,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When the run itself fails; what the service does wrong is in the report.
+pub async fn run(setup: Setup) -> Result<QueueReport> {
+    let queue_type: &str = setup.queue_type.into();
+    let (database, queue) = (format!("chaos_{queue_type}"), format!("chaos.{queue_type}"));
+    let servers = setup.servers;
+    let environment = |index| environment(servers, &database, &queue, index);
+    migrate(&setup, environment(0)).await?;
+    setup.disk.take_in(servers, &database).await?;
+    let constraint = format!(
+        "ALTER TABLE vote_audit ADD CONSTRAINT no_poison
+             CHECK (citizen_id NOT LIKE '{POISONOUS}%')"
+    );
+    servers.execute(&database, &constraint).await?;
+    if setup.queue_type == QueueType::Classic {
+        declare_classic(servers, &queue).await?;
     }
 
-    fn queue(&self) -> String {
-        format!("chaos.{}", self.queue_type.name())
+    // Leaked as the phase is below, since tasks use both until the process ends.
+    let mut instances = Vec::new();
+    let mut keepers = JoinSet::new();
+    for index in 0..setup.instances {
+        let (binary, directory) = (setup.binary.clone(), setup.directory.clone());
+        let instance = Instance::new(index, servers, binary, directory, environment(index)).await?;
+        let instance: &Instance = Box::leak(Box::new(instance));
+        keepers.spawn(instance.keep());
+        instances.push(instance);
+    }
+    until_exists(servers, &queue).await?;
+
+    let phase: &Phase = Box::leak(Box::new(Phase {
+        ledger: Mutex::default(),
+        setup,
+        database,
+        queue,
+        instances,
+        counted: AtomicU64::new(0),
+        began: Instant::now(),
+        rabbitmq: Lock::default(),
+        postgres: Lock::default(),
+        revivals: AtomicU64::new(0),
+        deadlocks_before: deadlocks::logged(servers).await?,
+    }));
+    let (no_more, over) = (CancellationToken::new(), CancellationToken::new());
+    let mut rng = fastrand::Rng::with_seed(phase.setup.seed);
+    let traffic = Traffic::new(rng.u64(..), 15 * u64::from(phase.setup.rate));
+    let publisher = Publisher::new(phase, traffic, rng.fork(), no_more.clone());
+    let mut publishing = JoinSet::new();
+    publishing.spawn(publisher.run());
+    let mut watching = JoinSet::new();
+    watching.spawn(watch(phase, over.clone()));
+
+    let mut faults = JoinSet::new();
+    for planned in phase.setup.plan.clone() {
+        faults.spawn(inflict(phase, planned));
+    }
+    let (mut struck, mut missed) = (Vec::new(), 0);
+    while let Some(fault) = faults.join_next().await {
+        match fault?? {
+            Some(fault) => struck.push(fault),
+            None => missed += 1,
+        }
+    }
+    struck.sort_by_key(|fault| fault.began);
+
+    no_more.cancel();
+    while let Some(published) = publishing.join_next().await {
+        published??;
+    }
+    let drained_after = phase.drain().await?;
+    let seconds = phase.began.elapsed().as_secs_f64();
+    over.cancel();
+    let watched = watching.join_next().await.ok_or("the watch is gone")??;
+    phase.instances.iter().for_each(|instance| instance.stop());
+    while let Some(stopped) = timeout(PATIENCE, keepers.join_next()).await? {
+        stopped?;
     }
 
-    /// Of the three, one has the defaults, one tries again quickly with several batches in flight,
-    /// one has large batches.
-    fn environment(&self, index: usize) -> BTreeMap<String, String> {
-        let servers = &self.servers;
-        let (database, queue) = (self.database(), self.queue());
-        let mut environment = vec![
-            ("RABBITMQ_USER", servers.get("RABBITMQ_USER")),
-            ("RABBITMQ_PASSWORD", servers.get("RABBITMQ_PASSWORD")),
-            ("RABBITMQ_QUEUE", queue.as_str()),
-            ("POSTGRES_USER", servers.get("POSTGRES_USER")),
-            ("POSTGRES_PASSWORD", servers.get("POSTGRES_PASSWORD")),
-            ("POSTGRES_DB", database.as_str()),
-            // The link has to read along.
-            ("POSTGRES_SSLMODE", "disable"),
-            ("PROMETHEUS_HOST", "127.0.0.1"),
-            ("PROMETHEUS_PORT", "0"),
-            ("LOG_FORMAT", "json"),
-        ];
-        match index % 3 {
-            1 => environment.extend([
-                ("RETRY_DELAY_SECONDS", "0.2"),
-                ("RABBITMQ_PREFETCH_COUNT", "400"),
-                ("BATCH_TIMEOUT_SECONDS", "0.2"),
-            ]),
-            2 => environment.push(("PIPELINE_PROFILE", "throughput")),
-            _ => {}
-        }
-        environment.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    if phase.instances.iter().all(|one| one.postgres.committed_after(phase.began).is_none()) {
+        return Err("no link recognised a COMMIT: faults of a COMMIT struck nothing".into());
     }
 
-    /// Database with its tables and a constraint that no poisonous vote passes; queue, if it is
-    /// not the service that has to create it.
-    async fn prepare(&self) -> Result<()> {
-        let (servers, database) = (&self.servers, self.database());
-        let create = format!("CREATE DATABASE {database}");
-        servers.execute(servers.get("POSTGRES_DB"), &create).await?;
-        let mut environment = self.environment(0);
-        for name in ["POSTGRES_HOST", "POSTGRES_PORT"] {
-            environment.insert(name.to_owned(), servers.get(name).to_owned());
-        }
-        let migrated = Command::new(&self.binary)
-            .arg("migrate")
-            .env_clear()
-            .envs(&environment)
-            .current_dir(&self.directory)
-            .kill_on_drop(true)
-            .output();
-        let migrated = timeout(PATIENCE, migrated).await??;
-        if !migrated.status.success() {
-            let stderr = String::from_utf8_lossy(&migrated.stderr);
-            return Err(format!("{} migrate: {stderr}", self.binary.display()).into());
-        }
-        self.disk.take_in(servers, &database).await?;
-        let constraint = format!(
-            "ALTER TABLE vote_audit ADD CONSTRAINT no_poison
-                 CHECK (citizen_id NOT LIKE '{POISONOUS}%')"
-        );
-        servers.execute(&database, &constraint).await?;
-        if self.queue_type == QueueType::Classic {
-            self.declare_classic().await?;
-        }
-        Ok(())
+    let killed = |harm| matches!(harm, Harm::KillServer(Server::RabbitMq));
+    let kills = struck.iter().filter(|fault| killed(fault.planned.kind.harm));
+    let classic_killed = match phase.setup.queue_type {
+        QueueType::Classic => kills.map(|fault| fault.began).collect(),
+        QueueType::Quorum => Vec::new(),
+    };
+    let evidence = phase.evidence(drained_after, watched, classic_killed).await?;
+    let ledger = lock(&phase.ledger);
+    let verdicts = invariants::judge(&ledger, &evidence);
+    if verdicts.iter().any(|verdict| !verdict.held) {
+        ledger.write(&phase.setup.directory.join("ledger.ndjson"))?;
     }
+    Ok(QueueReport {
+        queue: queue_type,
+        seconds,
+        verdicts,
+        messages: ledger.counts,
+        votes_counted: evidence.audit.len(),
+        attempts_recorded: evidence.attempts.len(),
+        dead_letters: evidence.dead_letters.len(),
+        drained_after,
+        missed,
+        broker_revivals: phase.revivals.load(Ordering::Relaxed),
+        outcomes: phase.outcomes(&struck),
+    })
+}
 
-    async fn declare_classic(&self) -> Result<()> {
-        let connection = self.servers.amqp().await?;
-        let channel = connection.create_channel().await?;
-        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        let dead = format!("{}.dlq", self.queue());
-        channel.queue_declare(dead.as_str().into(), durable, FieldTable::default()).await?;
-        let mut arguments = FieldTable::default();
-        let text = |text: &str| AMQPValue::LongString(text.into());
-        arguments.insert("x-dead-letter-exchange".into(), text(""));
-        arguments.insert("x-dead-letter-routing-key".into(), text(&dead));
-        channel.queue_declare(self.queue().as_str().into(), durable, arguments).await?;
-        connection.close(200, "OK".into()).await?;
-        Ok(())
+/// Of the three, one has the defaults, one tries again quickly with several batches in flight, one
+/// has large batches.
+fn environment(
+    servers: &Servers,
+    database: &str,
+    queue: &str,
+    index: usize,
+) -> BTreeMap<String, String> {
+    let mut settings = vec![
+        ("RABBITMQ_QUEUE", queue),
+        ("POSTGRES_DB", database),
+        // The link reads along.
+        ("POSTGRES_SSLMODE", "disable"),
+        ("PROMETHEUS_HOST", "127.0.0.1"),
+        ("PROMETHEUS_PORT", "0"),
+        ("LOG_FORMAT", "json"),
+    ];
+    match index % 3 {
+        1 => settings.extend([
+            ("RETRY_DELAY_SECONDS", "0.2"),
+            ("RABBITMQ_PREFETCH_COUNT", "400"),
+            ("BATCH_TIMEOUT_SECONDS", "0.2"),
+        ]),
+        2 => settings.push(("PIPELINE_PROFILE", "throughput")),
+        _ => {}
     }
+    let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    servers.env.clone().into_iter().chain(settings).collect()
+}
 
-    /// Runs it.
-    ///
-    /// # Errors
-    /// When the run itself fails; what the service does wrong is in the report.
-    pub async fn run(self) -> Result<Phase> {
-        let database = self.database();
-        self.prepare().await?;
-        let deadlocks_before = deadlocks::logged(&self.servers).await?;
-        let mut keepers = Vec::new();
-        let mut all = Vec::new();
-        for index in 0..self.instances {
-            let recipe = Recipe {
-                binary: self.binary.clone(),
-                directory: self.directory.clone(),
-                environment: self.environment(index),
-            };
-            let (instance, keeper) = Instance::start(index, &self.servers, recipe).await?;
-            all.push(Arc::new(instance));
-            keepers.push(keeper);
-        }
-        self.until_queue_exists().await?;
-
-        let ledger = Ledger::new(&self.directory.join("ledger.ndjson"))?;
-        let ledger = Arc::new(Mutex::new(ledger));
-        let counted = Arc::new(AtomicU64::new(0));
-        let mut rng = fastrand::Rng::with_seed(self.seed);
-        let traffic = Traffic::new(rng.u64(..), 15 * u64::from(self.rate));
-        let publisher = Publisher {
-            servers: Arc::clone(&self.servers),
-            queue: self.queue(),
-            ledger: Arc::clone(&ledger),
-            rate: self.rate,
-            backlog: 20_000,
-            counted: Arc::clone(&counted),
-            again: 0.7,
-            rng: rng.fork(),
-        };
-        let (no_more, drained, over) =
-            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let mut publishing = JoinSet::new();
-        publishing.spawn(publisher.run(traffic, no_more.clone()));
-        let mut watching = JoinSet::new();
-        let servers = Arc::clone(&self.servers);
-        watching.spawn(watch(servers, database.clone(), Arc::clone(&counted), over.clone()));
-
-        let field = Arc::new(Field {
-            servers: Arc::clone(&self.servers),
-            disk: Arc::clone(&self.disk),
-            database: database.clone(),
-            queue: self.queue(),
-            instances: all.clone(),
-            began: Instant::now(),
-            broker: Lock::default(),
-            postgres: Lock::default(),
-            under_way: Mutex::default(),
-            numbers: AtomicU64::new(0),
-            revivals: AtomicU64::new(0),
-        });
-        let began = field.began;
-        let progress =
-            (!self.brief).then(|| Progress::show(self.queue_type, &field, &ledger, &counted));
-        let (struck, mut last) = self.strike(&field, &drained).await?;
-        let Struck { mut recovering, missed } = struck;
-
-        no_more.cancel();
-        if let Some(published) = publishing.join_next().await {
-            published??;
-        }
-        last = last.max(Instant::now());
-        let drained_after = self.drain(last).await?;
-        let seconds = began.elapsed().as_secs_f64();
-        drained.cancel();
-        let mut outcomes = Vec::new();
-        while let Some(outcome) = recovering.join_next().await {
-            outcomes.push(outcome?);
-        }
-        outcomes.sort_by(|a: &Outcome, b| a.began.total_cmp(&b.began));
-        over.cancel();
-        let watched = watching.join_next().await.ok_or("the watch is gone")??;
-        let broker_revivals = field.revivals.load(Ordering::Relaxed);
-        drop((progress, field));
-
-        let seen = self.stop(all, keepers).await?;
-        let killed = outcomes.iter().filter(|outcome| outcome.kind == Some(Kind::KillBroker));
-        let killed = killed.map(|outcome| began + Duration::from_secs_f64(outcome.began));
-        let classic_killed = match self.queue_type {
-            QueueType::Classic => killed.collect(),
-            QueueType::Quorum => Vec::new(),
-        };
-        let mut evidence = self.evidence(drained_after, watched, seen, classic_killed).await?;
-        evidence.deadlocks = deadlocks::logged(&self.servers).await? - deadlocks_before;
-        let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Phase {
-            queue: self.queue_type.name(),
-            seconds,
-            verdicts: invariants::judge(&ledger, &evidence),
-            messages: ledger.counts,
-            votes_counted: evidence.audit.len(),
-            attempts_recorded: evidence.attempts.len(),
-            dead_letters: evidence.dead_letters.len(),
-            drained_after,
-            missed,
-            broker_revivals,
-            outcomes,
-        })
+/// Creates the database that these settings name, with its tables.
+async fn migrate(setup: &Setup, environment: BTreeMap<String, String>) -> Result<()> {
+    let Setup { servers, binary, directory, .. } = setup;
+    let create = format!("CREATE DATABASE {}", environment["POSTGRES_DB"]);
+    servers.execute(servers.get("POSTGRES_DB"), &create).await?;
+    let migrated = Command::new(binary)
+        .arg("migrate")
+        .env_clear()
+        .envs(&environment)
+        .current_dir(directory)
+        .kill_on_drop(true)
+        .output();
+    let migrated = timeout(PATIENCE, migrated).await??;
+    if !migrated.status.success() {
+        let stderr = String::from_utf8_lossy(&migrated.stderr);
+        return Err(format!("{} migrate: {stderr}", binary.display()).into());
     }
+    Ok(())
+}
 
-    /// Inflicts the plan; comes back when the last fault has healed, with its time.
-    async fn strike(
-        &self,
-        field: &Arc<Field>,
-        drained: &CancellationToken,
-    ) -> Result<(Struck, Instant)> {
-        let mut faults = JoinSet::new();
-        for planned in self.plan.clone() {
-            faults.spawn(inflict(Arc::clone(field), planned));
+/// The service would create a quorum queue.
+async fn declare_classic(servers: &Servers, queue: &str) -> Result<()> {
+    let connection = servers.amqp().await?;
+    let channel = connection.create_channel().await?;
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let dead = format!("{queue}.dlq");
+    channel.queue_declare(dead.as_str().into(), durable, FieldTable::default()).await?;
+    let mut arguments = FieldTable::default();
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    arguments.insert("x-dead-letter-exchange".into(), text(""));
+    arguments.insert("x-dead-letter-routing-key".into(), text(&dead));
+    channel.queue_declare(queue.into(), durable, arguments).await?;
+    connection.close(200, "OK".into()).await?;
+    Ok(())
+}
+
+async fn until_exists(servers: &Servers, queue: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match servers.ready(queue).await {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => sleep(Duration::from_millis(100)).await,
         }
-        let mut struck = Struck { recovering: JoinSet::new(), missed: 0 };
-        let mut last = Instant::now();
-        while let Some(fault) = faults.join_next().await {
-            match fault?? {
-                Some(healed) => {
-                    last = last.max(healed.healed);
-                    struck.recovering.spawn(healed.recover(drained.clone()));
-                }
-                None => struck.missed += 1,
-            }
-        }
-        Ok((struck, last))
     }
+}
 
-    async fn until_queue_exists(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let connection = self.servers.amqp().await?;
-            let found = invariants::ready(&connection, &self.queue()).await;
-            connection.close(200, "OK".into()).await?;
-            match found {
-                Ok(_) => return Ok(()),
-                Err(error) if Instant::now() > deadline => return Err(error),
-                Err(_) => sleep(Duration::from_millis(100)).await,
-            }
+impl Phase {
+    /// Prints what happens, and how far publishing and counting are.
+    pub fn progress(&self, what: &str) {
+        if !self.setup.brief {
+            eprintln!(
+                "{} {:>4} s  published {}  counted {}  {what}",
+                <&str>::from(self.setup.queue_type),
+                self.began.elapsed().as_secs(),
+                HumanCount(lock(&self.ledger).counts.confirmed),
+                HumanCount(self.counted.load(Ordering::Relaxed)),
+            );
         }
     }
 
-    /// Seconds from `healed` until the queue had nothing ready and nothing unacked.
-    async fn drain(&self, healed: Instant) -> Result<Option<f64>> {
-        let connection = self.servers.amqp().await?;
-        let drained = loop {
-            if healed.elapsed() > DRAIN_PATIENCE {
-                break None;
-            }
+    /// Seconds until the queue had nothing ready and nothing unacked.
+    async fn drain(&self) -> Result<Option<f64>> {
+        let healed = Instant::now();
+        while healed.elapsed() < DRAIN_PATIENCE {
             let asked = healed.elapsed();
-            if self.messages(&connection).await? == 0 {
-                break Some(asked.as_secs_f64());
+            if self.messages().await? == 0 {
+                return Ok(Some(asked.as_secs_f64()));
             }
             sleep(Duration::from_millis(200)).await;
-        };
-        connection.close(200, "OK".into()).await?;
-        Ok(drained)
+        }
+        Ok(None)
     }
 
-    async fn messages(&self, connection: &Connection) -> Result<u64> {
-        let ready = invariants::ready(connection, &self.queue()).await?;
+    async fn messages(&self) -> Result<u64> {
+        let ready = self.setup.servers.ready(&self.queue).await?;
         if ready > 0 {
-            return Ok(u64::from(ready));
+            return Ok(ready.into());
         }
         // Only the broker's own tool counts what is unacked, and it takes its time.
-        let columns = ["name", "messages"];
-        let list = [&["ctl", "--", "--quiet", "list_queues"], &columns[..]].concat();
-        let queues = self.servers.script(&list).await?;
+        let queues = self.setup.servers.ctl(&["list_queues", "name", "messages"]).await?;
         let mut columns = queues.lines().filter_map(|line| line.split_once('\t'));
-        let ours = columns.find(|(name, _)| *name == self.queue());
+        let ours = columns.find(|(name, _)| *name == self.queue);
         Ok(ours.ok_or("the queue is gone")?.1.trim().parse()?)
     }
 
-    async fn stop(
-        &self,
-        all: Vec<Arc<Instance>>,
-        keepers: Vec<tokio::task::JoinHandle<()>>,
-    ) -> Result<Vec<Seen>> {
-        let mut stopping = JoinSet::new();
-        for (instance, keeper) in all.into_iter().zip(keepers) {
-            let instance = Arc::into_inner(instance).ok_or("an instance is still in use")?;
-            stopping.spawn(instances::stop(instance, keeper));
-        }
-        let mut seen = Vec::new();
-        while let Some(stopped) = stopping.join_next().await {
-            seen.push(stopped??);
-        }
-        Ok(seen)
-    }
-
+    /// What is in queues and tables, once every instance has stopped.
     async fn evidence(
         &self,
         drained_after: Option<f64>,
-        watched: watch::Watched,
-        seen: Vec<Seen>,
+        watched: Watched,
         classic_killed: Vec<Instant>,
     ) -> Result<Evidence> {
-        let connection = self.servers.amqp().await?;
-        let mut sql = self.servers.sql(&self.database()).await?;
+        let servers = self.setup.servers;
+        let connection = servers.amqp().await?;
+        let mut sql = servers.sql(&self.database).await?;
         let attempts = invariants::attempts(&mut sql).await?;
-        let dead = format!("{}.dlq", self.queue());
+        let dead = format!("{}.dlq", self.queue);
         Ok(Evidence {
             audit: invariants::audit(&mut sql).await?,
             results: watch::totals(&mut sql).await?,
@@ -348,25 +313,12 @@ impl Setup {
             attempt_rows: attempts.len(),
             attempts: attempts.into_iter().collect(),
             dead_letters: invariants::take_all(&connection, &dead).await?,
-            left: invariants::ready(&connection, &self.queue()).await?,
+            left: servers.ready(&self.queue).await?,
             drained_after,
             watched,
-            seen,
-            deadlocks: 0,
+            seen: self.instances.iter().map(|instance| lock(&instance.seen).clone()).collect(),
+            deadlocks: deadlocks::logged(servers).await? - self.deadlocks_before,
             classic_killed,
         })
     }
-}
-
-/// What has been inflicted.
-struct Struck {
-    recovering: JoinSet<Outcome>,
-    /// Faults that found nothing to strike at, and are no faults.
-    missed: usize,
-}
-
-/// Messages confirmed and votes counted, for the progress line.
-pub fn figures(ledger: &Mutex<Ledger>, counted: &AtomicU64) -> (u64, u64) {
-    let counts = ledger.lock().unwrap_or_else(PoisonError::into_inner).counts;
-    (counts.confirmed, counted.load(Ordering::Relaxed))
 }

@@ -2,140 +2,91 @@
 
 use std::time::Duration;
 
-/// A kind of fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    KillService,
-    KillBeforeCommit,
-    KillAfterCommit,
-    StopService,
-    TermService,
-    KillBroker,
-    FreezeBroker,
+use rustix::process::Signal;
+
+use self::Harm::{
+    CloseConnections, DiskFull, End, Freeze, FreezeServer, HoldReply, KillAt, KillServer, Link,
+    MemoryAlarm, TerminateBackends,
+};
+use self::LinkFault::{Cut, Down, HalfOpen, Slow};
+use crate::proxy::Direction;
+use crate::proxy::Place::{self, AfterCommit, BeforeCommit};
+use crate::servers::Server::{self, Postgres, RabbitMq};
+
+/// What a fault does, and to what.
+#[derive(Clone, Copy, Debug)]
+pub enum Harm {
+    /// Ends the service's process by a signal; it is started again.
+    End(Signal),
+    /// Stops the service's process for a while.
+    Freeze,
+    /// Kills the service's process while its transaction is caught there.
+    KillAt(Place),
+    /// Withholds the reply to a COMMIT, then closes the connection.
+    HoldReply,
+    Link(Server, LinkFault),
+    KillServer(Server),
+    FreezeServer(Server),
     CloseConnections,
     MemoryAlarm,
-    CutBroker,
-    HalfOpenBroker,
-    RefuseBroker,
-    SlowBroker,
-    KillPostgres,
-    FreezePostgres,
     TerminateBackends,
     DiskFull,
-    CutPostgres,
-    HalfOpenPostgres,
-    RefusePostgres,
-    SlowPostgres,
-    CommitReplyLost,
-    CommitReplyCut,
 }
 
-impl Kind {
-    pub const ALL: [Self; 23] = [
-        Self::KillService,
-        Self::KillBeforeCommit,
-        Self::KillAfterCommit,
-        Self::StopService,
-        Self::TermService,
-        Self::KillBroker,
-        Self::FreezeBroker,
-        Self::CloseConnections,
-        Self::MemoryAlarm,
-        Self::CutBroker,
-        Self::HalfOpenBroker,
-        Self::RefuseBroker,
-        Self::SlowBroker,
-        Self::KillPostgres,
-        Self::FreezePostgres,
-        Self::TerminateBackends,
-        Self::DiskFull,
-        Self::CutPostgres,
-        Self::HalfOpenPostgres,
-        Self::RefusePostgres,
-        Self::SlowPostgres,
-        Self::CommitReplyLost,
-        Self::CommitReplyCut,
-    ];
-
-    /// What the table calls it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::KillService => "service: kill -9",
-            Self::KillBeforeCommit => "service: kill -9 between insert and COMMIT",
-            Self::KillAfterCommit => "service: kill -9 between COMMIT and ack",
-            Self::StopService => "service: SIGSTOP",
-            Self::TermService => "service: SIGTERM",
-            Self::KillBroker => "RabbitMQ: kill -9",
-            Self::FreezeBroker => "RabbitMQ: SIGSTOP",
-            Self::CloseConnections => "RabbitMQ: closes all connections",
-            Self::MemoryAlarm => "RabbitMQ: memory alarm",
-            Self::CutBroker => "link to RabbitMQ: cut",
-            Self::HalfOpenBroker => "link to RabbitMQ: half open",
-            Self::RefuseBroker => "link to RabbitMQ: down",
-            Self::SlowBroker => "link to RabbitMQ: slow",
-            Self::KillPostgres => "PostgreSQL: kill -9",
-            Self::FreezePostgres => "PostgreSQL: SIGSTOP",
-            Self::TerminateBackends => "PostgreSQL: pg_terminate_backend",
-            Self::DiskFull => "PostgreSQL: disk full",
-            Self::CutPostgres => "link to PostgreSQL: cut",
-            Self::HalfOpenPostgres => "link to PostgreSQL: half open",
-            Self::RefusePostgres => "link to PostgreSQL: down",
-            Self::SlowPostgres => "link to PostgreSQL: slow",
-            Self::CommitReplyLost => "COMMIT: its reply never comes",
-            Self::CommitReplyCut => "COMMIT: cut before its reply",
-        }
-    }
-
-    /// Shortest and longest time that it lasts, in seconds; a momentary one heals by itself.
-    const fn holds(self) -> (f64, f64) {
-        match self {
-            Self::StopService => (1.0, 30.0),
-            Self::FreezeBroker | Self::FreezePostgres => (1.0, 15.0),
-            Self::HalfOpenBroker | Self::HalfOpenPostgres => (2.0, 25.0),
-            Self::CommitReplyLost => (1.0, 20.0),
-            Self::MemoryAlarm | Self::DiskFull => (2.0, 12.0),
-            Self::RefuseBroker | Self::RefusePostgres => (1.0, 10.0),
-            Self::SlowBroker | Self::SlowPostgres => (2.0, 10.0),
-            _ => (0.0, 0.0),
-        }
-    }
-
-    const fn is_of_a_link(self) -> bool {
-        matches!(
-            self,
-            Self::CutBroker
-                | Self::HalfOpenBroker
-                | Self::RefuseBroker
-                | Self::SlowBroker
-                | Self::CutPostgres
-                | Self::HalfOpenPostgres
-                | Self::RefusePostgres
-                | Self::SlowPostgres
-        )
-    }
-
-    const fn is_of_a_server(self) -> bool {
-        matches!(
-            self,
-            Self::KillBroker
-                | Self::FreezeBroker
-                | Self::CloseConnections
-                | Self::MemoryAlarm
-                | Self::KillPostgres
-                | Self::FreezePostgres
-                | Self::TerminateBackends
-                | Self::DiskFull
-        )
-    }
-}
-
-/// Which way a half-open link is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dead {
-    ToServer,
-    ToService,
-    BothWays,
+pub enum LinkFault {
+    Cut,
+    HalfOpen,
+    Down,
+    Slow,
 }
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// Its name in the table.
+    pub name: &'static str,
+    pub harm: Harm,
+    /// Shortest and longest time that it lasts, in seconds.
+    hold: (f64, f64),
+}
+
+const fn kind(name: &'static str, harm: Harm, hold: (f64, f64)) -> Kind {
+    Kind { name, harm, hold }
+}
+
+/// It is over at once, or when what it struck has started again.
+const MOMENTARY: (f64, f64) = (0.0, 0.0);
+
+pub const ALL: [Kind; 23] = [
+    kind("service: kill -9", End(Signal::KILL), MOMENTARY),
+    kind("service: kill -9 between insert and COMMIT", KillAt(BeforeCommit), MOMENTARY),
+    kind("service: kill -9 between COMMIT and ack", KillAt(AfterCommit), MOMENTARY),
+    kind("service: SIGSTOP", Freeze, (1.0, 30.0)),
+    kind("service: SIGTERM", End(Signal::TERM), MOMENTARY),
+    kind("RabbitMQ: kill -9", KillServer(RabbitMq), MOMENTARY),
+    kind("RabbitMQ: SIGSTOP", FreezeServer(RabbitMq), (1.0, 15.0)),
+    kind("RabbitMQ: closes all connections", CloseConnections, MOMENTARY),
+    kind("RabbitMQ: memory alarm", MemoryAlarm, (2.0, 12.0)),
+    kind("link to RabbitMQ: cut", Link(RabbitMq, Cut), MOMENTARY),
+    kind("link to RabbitMQ: half open", Link(RabbitMq, HalfOpen), (2.0, 25.0)),
+    kind("link to RabbitMQ: down", Link(RabbitMq, Down), (1.0, 10.0)),
+    kind("link to RabbitMQ: slow", Link(RabbitMq, Slow), (2.0, 10.0)),
+    kind("PostgreSQL: kill -9", KillServer(Postgres), MOMENTARY),
+    kind("PostgreSQL: SIGSTOP", FreezeServer(Postgres), (1.0, 15.0)),
+    kind("PostgreSQL: pg_terminate_backend", TerminateBackends, MOMENTARY),
+    kind("PostgreSQL: disk full", DiskFull, (2.0, 12.0)),
+    kind("link to PostgreSQL: cut", Link(Postgres, Cut), MOMENTARY),
+    kind("link to PostgreSQL: half open", Link(Postgres, HalfOpen), (2.0, 25.0)),
+    kind("link to PostgreSQL: down", Link(Postgres, Down), (1.0, 10.0)),
+    kind("link to PostgreSQL: slow", Link(Postgres, Slow), (2.0, 10.0)),
+    kind("COMMIT: its reply never comes", HoldReply, (1.0, 20.0)),
+    kind("COMMIT: cut before its reply", HoldReply, MOMENTARY),
+];
+
+/// The ways in which a half-open link may be dead.
+const DEAD_WAYS: [&[Direction]; 3] =
+    [&[Direction::ToServer], &[Direction::ToService], &[Direction::ToServer, Direction::ToService]];
 
 /// One fault to come.
 #[derive(Clone, Debug)]
@@ -144,9 +95,10 @@ pub struct Planned {
     /// From the beginning of the traffic.
     pub at: Duration,
     pub hold: Duration,
-    /// The instances that it strikes.
+    /// The instances that it strikes, at least one.
     pub instances: Vec<usize>,
-    pub dead: Dead,
+    /// Directions of a half-open link that are dead.
+    pub dead: &'static [Direction],
 }
 
 /// Deals faults so that every kind has come once before any comes again.
@@ -162,10 +114,10 @@ impl Deck {
 
     fn draw(&mut self) -> Kind {
         if self.left.is_empty() {
-            self.left = Kind::ALL.to_vec();
+            self.left = ALL.to_vec();
             self.rng.shuffle(&mut self.left);
         }
-        self.left.pop().unwrap_or(Kind::KillService)
+        self.left.pop().expect("just filled")
     }
 
     /// Faults for `length`, one about every `every`, none longer than `longest`.
@@ -180,20 +132,24 @@ impl Deck {
         (0..count)
             .map(|n| {
                 let kind = self.draw();
-                // Anywhere in its slot: sometimes on the heels of the last one.
+                // Anywhere in its slot: sometimes right behind the last one.
                 let at = every.mul_f64(f64::from(n) + self.rng.f64());
-                let (shortest, limit) = kind.holds();
+                let (shortest, limit) = kind.hold;
                 let limit = limit.min(longest.as_secs_f64()).max(shortest);
                 // Short ones more often than long ones.
                 let hold = shortest + (limit - shortest) * self.rng.f64().powi(2);
-                let all = kind.is_of_a_server() || (kind.is_of_a_link() && self.rng.u8(..4) == 0);
+                let all = match kind.harm {
+                    Harm::End(_) | Harm::Freeze | Harm::KillAt(_) | Harm::HoldReply => false,
+                    Harm::Link(..) => self.rng.u8(..4) == 0,
+                    _ => true,
+                };
                 let one = self.rng.usize(..instances);
                 Planned {
                     kind,
                     at,
                     hold: Duration::from_secs_f64(hold),
                     instances: if all { (0..instances).collect() } else { vec![one] },
-                    dead: [Dead::ToServer, Dead::ToService, Dead::BothWays][self.rng.usize(..3)],
+                    dead: DEAD_WAYS[self.rng.usize(..3)],
                 }
             })
             .collect()

@@ -2,46 +2,52 @@
 //! to stand still at a COMMIT.
 
 use std::io;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Mutex as Lock, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::pgwire::{Messages, Piece};
-use crate::plan::Dead;
+use crate::lock;
 
-/// What is wrong with a link; the default: nothing.
-#[derive(Clone, Debug, Default)]
-pub struct Trouble {
-    /// Sockets stay open, nothing passes.
-    pub dead: Option<Dead>,
-    /// New connections are closed at once.
-    pub refuse: bool,
-    /// Delay of every read.
-    pub slow: Option<Duration>,
-}
+/// How long to wait for a transaction to catch; an instance that is not counting begins none.
+const TRANSACTION_WITHIN: Duration = Duration::from_secs(20);
+/// Delay of every read on a slow link.
+const SLOW: Duration = Duration::from_millis(150);
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
     ToServer,
     ToService,
 }
 
-impl Trouble {
-    fn holds(&self, direction: Direction) -> bool {
-        match self.dead {
-            None => false,
-            Some(Dead::BothWays) => true,
-            Some(Dead::ToServer) => direction == Direction::ToServer,
-            Some(Dead::ToService) => direction == Direction::ToService,
+impl Direction {
+    /// PostgreSQL's simple query `COMMIT`, or the command tag of its reply. Neither can be part of
+    /// a vote, which holds no NUL. One that two reads take apart is missed; a COMMIT and its reply
+    /// are small and sent by themselves, so that hardly happens.
+    const fn commit(self) -> &'static [u8] {
+        match self {
+            Self::ToServer => b"Q\0\0\0\x0bCOMMIT\0",
+            Self::ToService => b"C\0\0\0\x0bCOMMIT\0",
         }
     }
+}
+
+/// What becomes of bytes and of new connections; open connections stay.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum State {
+    #[default]
+    Open,
+    /// Nothing passes in these directions.
+    Dead(&'static [Direction]),
+    /// New connections are closed at once.
+    Refusing,
+    Slow,
 }
 
 /// Where the next transaction is caught.
@@ -55,89 +61,66 @@ pub enum Place {
 
 /// A transaction that was caught: its connection stands still until this is dropped, and is
 /// closed then.
-pub struct Caught {
-    _release: oneshot::Sender<()>,
-}
-
-struct Trap {
-    place: Place,
-    spring: oneshot::Sender<Caught>,
-}
+pub type Caught = oneshot::Sender<()>;
 
 struct Shared {
     server: SocketAddr,
-    trouble: watch::Sender<Trouble>,
+    state: watch::Sender<State>,
     /// Every change closes every connection, on both ends.
-    cuts: watch::Sender<u64>,
-    trap: Mutex<Option<Trap>>,
-    /// COMMITs whose reply has reached the service.
-    commits: AtomicU64,
-    postgres: bool,
+    cuts: watch::Sender<()>,
+    trap: Mutex<Option<(Place, oneshot::Sender<Caught>)>>,
+    /// When the reply to each COMMIT reached the service.
+    commits: Mutex<Vec<Instant>>,
 }
 
 /// A link; ends when it is dropped.
 pub struct Proxy {
     pub port: u16,
+    /// Held by the fault that harms this link.
+    pub lock: Lock<()>,
     shared: Arc<Shared>,
     _accepting: JoinSet<()>,
 }
 
 impl Proxy {
-    /// A link that passes bytes.
-    pub async fn opaque(server: SocketAddr) -> io::Result<Self> {
-        Self::to(server, false).await
-    }
-
-    /// A link that knows a COMMIT when it sees one.
-    pub async fn postgres(server: SocketAddr) -> io::Result<Self> {
-        Self::to(server, true).await
-    }
-
-    async fn to(server: SocketAddr, postgres: bool) -> io::Result<Self> {
-        let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await?;
+    pub async fn to(server: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared {
             server,
-            trouble: watch::Sender::default(),
+            state: watch::Sender::default(),
             cuts: watch::Sender::default(),
             trap: Mutex::default(),
-            commits: AtomicU64::new(0),
-            postgres,
+            commits: Mutex::default(),
         });
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, Arc::clone(&shared)));
-        Ok(Self { port, shared, _accepting: accepting })
+        Ok(Self { port, lock: Lock::default(), shared, _accepting: accepting })
     }
 
-    /// Transactions that the service knows to be committed, so far.
-    pub fn commits(&self) -> u64 {
-        self.shared.commits.load(Ordering::Relaxed)
+    /// When the service first learned of a commit after `then`.
+    pub fn committed_after(&self, then: Instant) -> Option<Instant> {
+        let commits = lock(&self.shared.commits);
+        commits.get(commits.partition_point(|commit| *commit <= then)).copied()
     }
 
-    /// Makes trouble; `Trouble::default()` ends it. Open connections stay.
-    pub fn trouble(&self, trouble: Trouble) {
-        self.shared.trouble.send_replace(trouble);
+    pub fn set(&self, state: State) {
+        self.shared.state.send_replace(state);
     }
 
     /// Closes every connection.
     pub fn cut(&self) {
-        self.shared.cuts.send_modify(|cuts| *cuts += 1);
+        self.shared.cuts.send_replace(());
     }
 
-    /// Catches the next transaction that gets to `place`.
-    pub fn catch(&self, place: Place) -> oneshot::Receiver<Caught> {
+    /// Catches the next transaction that gets to `place`; `None` when there was none, or its
+    /// connection ended between COMMIT and reply.
+    pub async fn catch(&self, place: Place) -> Option<Caught> {
         let (spring, caught) = oneshot::channel();
-        *self.trap() = Some(Trap { place, spring });
-        caught
-    }
-
-    /// Takes the trap away if nothing has got into it.
-    pub fn disarm(&self) {
-        self.trap().take();
-    }
-
-    fn trap(&self) -> std::sync::MutexGuard<'_, Option<Trap>> {
-        self.shared.trap.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.shared.trap) = Some((place, spring));
+        let caught = timeout(TRANSACTION_WITHIN, caught).await;
+        lock(&self.shared.trap).take();
+        caught.ok()?.ok()
     }
 }
 
@@ -148,7 +131,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             accepted = listener.accept() => {
                 // Out of descriptors, say: the next try may do better.
                 let Ok((client, _)) = accepted else { continue };
-                if !shared.trouble.borrow().refuse {
+                if !matches!(*shared.state.borrow(), State::Refusing) {
                     connections.spawn(serve(client, Arc::clone(&shared)));
                 }
             }
@@ -168,12 +151,7 @@ async fn serve(client: TcpStream, shared: Arc<Shared>) {
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let reply_trap = Mutex::default();
-    let pump = |direction| Pump {
-        shared: &shared,
-        direction,
-        trouble: shared.trouble.subscribe(),
-        reply_trap: &reply_trap,
-    };
+    let pump = |direction| Pump { shared: &shared, direction, reply_trap: &reply_trap };
     // An end that stops ends the other direction too: neither protocol uses half-closed sockets.
     tokio::select! {
         _ = pump(Direction::ToServer).run(from_client, to_server) => {}
@@ -185,82 +163,58 @@ async fn serve(client: TcpStream, shared: Arc<Shared>) {
 struct Pump<'a> {
     shared: &'a Shared,
     direction: Direction,
-    trouble: watch::Receiver<Trouble>,
     /// Set while the reply to this connection's COMMIT is to be caught.
     reply_trap: &'a Mutex<Option<oneshot::Sender<Caught>>>,
 }
 
 impl Pump<'_> {
-    async fn run(mut self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
+    async fn run(self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
+        let mut state = self.shared.state.subscribe();
+        let commit = self.direction.commit();
         let mut chunk = vec![0; 65_536];
-        let mut messages = match self.direction {
-            Direction::ToServer => Messages::of_client(),
-            Direction::ToService => Messages::of_server(),
-        };
         loop {
             let read = from.read(&mut chunk).await?;
             if read == 0 {
                 return Ok(());
             }
-            self.passable().await;
-            if !self.shared.postgres {
-                to.write_all(&chunk[..read]).await?;
-                continue;
+            if matches!(*state.borrow(), State::Slow) {
+                sleep(SLOW).await;
             }
-            messages.push(&chunk[..read]);
-            while let Some(piece) = messages.next() {
-                match piece {
-                    Piece::Other(bytes) => to.write_all(&bytes).await?,
-                    Piece::Commit(bytes) => {
-                        if self.caught().await {
-                            return Ok(());
-                        }
-                        to.write_all(&bytes).await?;
-                        if self.direction == Direction::ToService {
-                            self.shared.commits.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
+            let passes = |state: &State| !matches!(state, State::Dead(ways) if ways.contains(&self.direction));
+            // It only fails when the proxy is gone, and then the connection is, too.
+            drop(state.wait_for(passes).await);
+
+            let mut rest = &chunk[..read];
+            while let Some(at) = rest.windows(commit.len()).position(|bytes| bytes == commit) {
+                to.write_all(&rest[..at]).await?;
+                if self.caught().await {
+                    return Ok(());
                 }
+                to.write_all(commit).await?;
+                if self.direction == Direction::ToService {
+                    lock(&self.shared.commits).push(Instant::now());
+                }
+                rest = &rest[at + commit.len()..];
             }
+            to.write_all(rest).await?;
         }
     }
 
-    /// Waits while the link is dead in this direction; dawdles while it is slow.
-    async fn passable(&mut self) {
-        let direction = self.direction;
-        let slow = self.trouble.borrow().slow;
-        if let Some(delay) = slow {
-            tokio::time::sleep(delay).await;
-        }
-        // It only fails when the proxy is gone, and then the connection is, too.
-        drop(self.trouble.wait_for(|trouble| !trouble.holds(direction)).await);
-    }
-
-    /// Whether this COMMIT, or the reply to it, got into a trap; comes back after its release.
+    /// Whether this COMMIT, or the reply to it, was caught; returns after its release.
     async fn caught(&self) -> bool {
         let spring = match self.direction {
-            Direction::ToService => {
-                self.reply_trap.lock().unwrap_or_else(PoisonError::into_inner).take()
-            }
-            Direction::ToServer => {
-                match self.shared.trap.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                    Some(Trap { place: Place::BeforeCommit, spring }) => Some(spring),
-                    Some(Trap { place: Place::AfterCommit, spring }) => {
-                        *self.reply_trap.lock().unwrap_or_else(PoisonError::into_inner) =
-                            Some(spring);
-                        None
-                    }
-                    None => None,
+            Direction::ToService => lock(self.reply_trap).take(),
+            Direction::ToServer => match lock(&self.shared.trap).take() {
+                Some((Place::BeforeCommit, spring)) => Some(spring),
+                at_reply => {
+                    *lock(self.reply_trap) = at_reply.map(|(_, spring)| spring);
+                    None
                 }
-            }
+            },
         };
         let Some(spring) = spring else { return false };
         let (release, released) = oneshot::channel();
-        if spring.send(Caught { _release: release }).is_err() {
-            // Nobody waits for it any more: an ordinary COMMIT.
-            return false;
-        }
-        // Ends with an error when the sender is dropped, which is the release.
-        released.await.is_err()
+        // Without a receiver it is an ordinary COMMIT; dropping the sender is the release.
+        spring.send(release).is_ok() && released.await.is_err()
     }
 }

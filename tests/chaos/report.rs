@@ -1,6 +1,4 @@
-//! The table for people and the JSON for everything else.
-
-use std::collections::BTreeMap;
+//! The tables for people and the JSON for everything else.
 
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use indicatif::HumanCount;
@@ -9,6 +7,7 @@ use serde::Serialize;
 use crate::faults::Outcome;
 use crate::invariants::Verdict;
 use crate::ledger::Counts;
+use crate::plan;
 
 /// A whole run.
 #[derive(Serialize)]
@@ -19,14 +18,14 @@ pub struct Report {
     /// How out of disk was brought about.
     pub disk_full: String,
     pub faults: Vec<Row>,
-    pub phases: Vec<Phase>,
+    pub phases: Vec<QueueReport>,
     pub passed: usize,
     pub failed: usize,
 }
 
 /// One queue type.
 #[derive(Serialize)]
-pub struct Phase {
+pub struct QueueReport {
     pub queue: &'static str,
     pub seconds: f64,
     pub messages: Counts,
@@ -42,7 +41,7 @@ pub struct Phase {
     pub verdicts: Vec<Verdict>,
 }
 
-/// One kind of fault.
+/// One kind of fault, or all of them.
 #[derive(Serialize)]
 pub struct Row {
     pub fault: &'static str,
@@ -54,175 +53,119 @@ pub struct Row {
     pub worst_overlapped: Option<f64>,
 }
 
-impl Report {
-    pub fn new(
-        seed: u64,
-        instances: usize,
-        binary: String,
-        disk_full: String,
-        phases: Vec<Phase>,
-    ) -> Self {
-        let held = phases.iter().flat_map(|phase| &phase.verdicts).filter(|v| v.held).count();
-        let all: usize = phases.iter().map(|phase| phase.verdicts.len()).sum();
-        let faults = rows(&phases);
-        Self {
-            seed,
-            instances,
-            binary,
-            disk_full,
-            faults,
-            phases,
-            passed: held,
-            failed: all - held,
-        }
-    }
-
-    /// One line a queue type, when there is nothing to look into.
-    pub fn line_each(&self) -> String {
-        let line = |phase: &Phase| {
-            format!(
-                "{}: {} faults in {:.0} s, {} messages published, {} votes counted, {} attempts, \
-                 {} dead letters, drained in {} s: {} invariants hold",
-                phase.queue,
-                phase.outcomes.len(),
-                phase.seconds,
-                HumanCount(phase.messages.attempted),
-                number(phase.votes_counted),
-                number(phase.attempts_recorded),
-                number(phase.dead_letters),
-                seconds(phase.drained_after),
-                phase.verdicts.iter().filter(|verdict| verdict.held).count(),
-            )
+impl Row {
+    fn of<'o>(fault: &'static str, outcomes: impl Iterator<Item = &'o Outcome>) -> Self {
+        let (overlapped, alone): (Vec<_>, Vec<_>) = outcomes.partition(|one| one.overlapped);
+        let times = |outcomes: &[&Outcome]| {
+            let mut times: Vec<f64> =
+                outcomes.iter().filter_map(|outcome| outcome.recovered_after).collect();
+            times.sort_by(f64::total_cmp);
+            times
         };
-        self.phases.iter().map(line).collect::<Vec<_>>().join("\n") + &self.revivals()
-    }
-
-    /// What was done for the broker's own fault, when it was.
-    fn revivals(&self) -> String {
-        match self.phases.iter().map(|phase| phase.broker_revivals).sum::<u64>() {
-            0 => String::new(),
-            times => format!(
-                "\nRabbitMQ came back from a kill without its queue and was restarted: {times} x"
-            ),
+        let recovered = times(&alone);
+        Self {
+            fault,
+            count: alone.len() + overlapped.len(),
+            median: recovered.get(recovered.len() / 2).copied(),
+            worst: recovered.last().copied(),
+            worst_overlapped: times(&overlapped).last().copied(),
         }
     }
+}
 
-    /// One line a broken invariant.
-    pub fn failures(&self) -> String {
-        let mut failures = String::new();
-        for phase in &self.phases {
-            for Verdict { name, detail, .. } in phase.verdicts.iter().filter(|v| !v.held) {
-                failures += &format!("FAILED {}: {name}: {detail}\n", phase.queue);
-            }
+/// By kind, in the order of the plan's table, and all together.
+pub fn rows(phases: &[QueueReport]) -> Vec<Row> {
+    let outcomes = || phases.iter().flat_map(|phase| &phase.outcomes);
+    let kinds = plan::ALL.iter().map(|kind| kind.name);
+    let rows = kinds.map(|name| Row::of(name, outcomes().filter(|one| one.fault == name)));
+    rows.filter(|row| row.count > 0).chain([Row::of("all", outcomes())]).collect()
+}
+
+impl Report {
+    /// What was published and counted, a row for each queue type.
+    pub fn votes(&self) -> String {
+        let header = [
+            "queue",
+            "seconds",
+            "faults",
+            "published",
+            "confirmed",
+            "indeterminate",
+            "counted",
+            "attempts",
+            "dead letters",
+            "drained in s",
+        ];
+        let rows = self.phases.iter().map(|phase| {
+            let Counts { attempted, confirmed, indeterminate, .. } = phase.messages;
+            vec![
+                phase.queue.to_owned(),
+                format!("{:.0}", phase.seconds),
+                phase.outcomes.len().to_string(),
+                HumanCount(attempted).to_string(),
+                HumanCount(confirmed).to_string(),
+                HumanCount(indeterminate).to_string(),
+                HumanCount(phase.votes_counted as u64).to_string(),
+                HumanCount(phase.attempts_recorded as u64).to_string(),
+                HumanCount(phase.dead_letters as u64).to_string(),
+                seconds(phase.drained_after),
+            ]
+        });
+        let mut votes = table(&header, rows).to_string();
+        let revivals: u64 = self.phases.iter().map(|phase| phase.broker_revivals).sum();
+        if revivals > 0 {
+            votes += "\nRabbitMQ came back from a kill without its queue and was restarted: ";
+            votes += &format!("{revivals} x");
         }
-        failures
+        votes
     }
 
-    /// The three tables.
-    pub fn text(&self) -> String {
-        let mut faults =
-            table(&["fault", "times", "median s", "worst s", "worst s, overlapped"], &[1, 2, 3, 4]);
-        for row in &self.faults {
-            faults.add_row(vec![
+    /// How long counting took to come back after each kind of fault.
+    pub fn faults(&self) -> String {
+        let header = ["fault", "times", "median s", "worst s", "worst s, overlapped"];
+        let rows = self.faults.iter().map(|row| {
+            vec![
                 row.fault.to_owned(),
                 row.count.to_string(),
                 seconds(row.median),
                 seconds(row.worst),
                 seconds(row.worst_overlapped),
-            ]);
-        }
-        let total: usize = self.faults.iter().map(|row| row.count).sum();
-        let outcomes = || self.phases.iter().flat_map(|phase| &phase.outcomes);
-        let (median, worst) = spread(outcomes().filter(|o| !o.overlapped));
-        let (_, overlapped) = spread(outcomes().filter(|o| o.overlapped));
-        faults.add_row(vec![
-            "all".to_owned(),
-            total.to_string(),
-            seconds(median),
-            seconds(worst),
-            seconds(overlapped),
-        ]);
-
-        let mut votes = table(
-            &[
-                "queue",
-                "seconds",
-                "faults",
-                "published",
-                "confirmed",
-                "indeterminate",
-                "counted",
-                "attempts",
-                "dead letters",
-                "drained in s",
-            ],
-            &[1, 2, 3, 4, 5, 6, 7, 8, 9],
-        );
-        for phase in &self.phases {
-            votes.add_row(vec![
-                phase.queue.to_owned(),
-                format!("{:.0}", phase.seconds),
-                phase.outcomes.len().to_string(),
-                HumanCount(phase.messages.attempted).to_string(),
-                HumanCount(phase.messages.confirmed).to_string(),
-                HumanCount(phase.messages.indeterminate).to_string(),
-                number(phase.votes_counted),
-                number(phase.attempts_recorded),
-                number(phase.dead_letters),
-                seconds(phase.drained_after),
-            ]);
-        }
-
-        let mut verdicts = table(&["queue", "invariant", "", "detail"], &[]);
-        for phase in &self.phases {
-            for Verdict { name, held, detail } in &phase.verdicts {
-                let word = if *held { "holds" } else { "BROKEN" };
-                verdicts.add_row(vec![phase.queue, name, word, detail]);
-            }
-        }
-        let (disk, revivals) = (&self.disk_full, self.revivals());
+            ]
+        });
         format!(
-            "\n{faults}\nSeconds from a fault's end to the next commit of every instance that it \
-             struck.\nDisk full: {disk}{revivals}\n\n{votes}\n\n{verdicts}\n"
+            "{}\nSeconds from a fault's end to the next commit of every instance that it struck.\n\
+             Disk full: {}",
+            table(&header, rows),
+            self.disk_full
         )
     }
-}
 
-fn rows(phases: &[Phase]) -> Vec<Row> {
-    let mut kinds: BTreeMap<_, Vec<&Outcome>> = BTreeMap::new();
-    for outcome in phases.iter().flat_map(|phase| &phase.outcomes) {
-        kinds.entry((outcome.kind, outcome.fault)).or_default().push(outcome);
+    /// Every invariant of each queue type; a broken one begins with `FAILED`.
+    pub fn verdicts(&self) -> String {
+        let mut lines = String::new();
+        for phase in &self.phases {
+            for Verdict { name, held, detail } in &phase.verdicts {
+                let word = if *held { "holds" } else { "FAILED" };
+                lines += &format!("{word} {}: {name}: {detail}\n", phase.queue);
+            }
+        }
+        lines
     }
-    let row = |((_, fault), outcomes): ((_, &'static str), Vec<&Outcome>)| {
-        let (median, worst) = spread(outcomes.iter().copied().filter(|o| !o.overlapped));
-        let (_, worst_overlapped) = spread(outcomes.iter().copied().filter(|o| o.overlapped));
-        Row { fault, count: outcomes.len(), median, worst, worst_overlapped }
-    };
-    kinds.into_iter().map(row).collect()
-}
-
-fn spread<'o>(outcomes: impl Iterator<Item = &'o Outcome>) -> (Option<f64>, Option<f64>) {
-    let mut times: Vec<f64> = outcomes.filter_map(|outcome| outcome.recovered_after).collect();
-    times.sort_by(f64::total_cmp);
-    (times.get(times.len() / 2).copied(), times.last().copied())
 }
 
 fn seconds(value: Option<f64>) -> String {
     value.map_or("-".to_owned(), |value| format!("{value:.1}"))
 }
 
-fn number(count: usize) -> String {
-    HumanCount(count as u64).to_string()
-}
-
-fn table(header: &[&str], right: &[usize]) -> Table {
+/// The first column is text, the others are numbers.
+fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN);
-    table.set_header(header.to_vec());
-    for index in right {
-        if let Some(column) = table.column_mut(*index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
+    table.load_style(ASCII_MARKDOWN).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
     }
     table
 }

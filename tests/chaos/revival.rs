@@ -5,14 +5,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::servers::Servers;
-use crate::{PATIENCE, Result, invariants};
+use crate::{PATIENCE, Result};
 
-/// Restarts RabbitMQ for as long as its queue answers by 541 (internal error); gives how often.
+/// Restarts RabbitMQ for as long as its queue answers by 541 (internal error); returns how often.
 ///
 /// RabbitMQ 3.10.8, killed within seconds of a start, sometimes comes back with a quorum queue that
 /// has no leader and gets none: applying its log again, the leader looks for messages that are gone
 /// (`lists:zipwith` in `rabbit_fifo`), and takes the supervisor of dead-lettering with it. No client
-/// can mend that, so that whoever runs the broker is played here.
+/// can repair that; an operator would restart the broker.
 ///
 /// # Errors
 /// When that does not help.
@@ -20,11 +20,7 @@ pub async fn revive(servers: &Servers, queue: &str) -> Result<u64> {
     let deadline = Instant::now() + 4 * PATIENCE;
     let (mut restarts, mut failures) = (0, 0);
     loop {
-        let connection = servers.amqp().await?;
-        let asked = invariants::ready(&connection, queue).await;
-        // A connection that the broker ended has nothing more to say.
-        connection.close(200, "OK".into()).await.ok();
-        match asked {
+        match servers.ready(queue).await {
             Ok(_) => return Ok(restarts),
             Err(error) if Instant::now() > deadline => return Err(error),
             // One may come from a queue that is still electing its leader.

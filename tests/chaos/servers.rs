@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::postgres::PgConnectOptions;
@@ -13,10 +15,27 @@ use tokio::time::timeout;
 
 use crate::{PATIENCE, Result};
 
+#[derive(Clone, Copy, Debug)]
+pub enum Server {
+    RabbitMq,
+    Postgres,
+}
+
+impl Server {
+    /// As `script/services` calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RabbitMq => "rabbitmq",
+            Self::Postgres => "postgres",
+        }
+    }
+}
+
 /// Started and ended by `script/services`.
 pub struct Servers {
     dir: PathBuf,
-    env: BTreeMap<String, String>,
+    /// `script/services env`: addresses and credentials under the service's own variable names.
+    pub env: BTreeMap<String, String>,
 }
 
 impl Servers {
@@ -56,7 +75,7 @@ impl Servers {
         Ok(format!("{}:{}", self.get(&host), self.get(&port)).parse()?)
     }
 
-    /// Runs a command of script/services; gives its output.
+    /// Runs a command of script/services; returns its output.
     pub async fn script(&self, arguments: &[&str]) -> Result<String> {
         let Some((command, rest)) = arguments.split_first() else { return Ok(String::new()) };
         let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("script/services"))
@@ -73,9 +92,14 @@ impl Servers {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Sends a signal to a server's process and all below it: PostgreSQL's are one each connection.
-    pub async fn signal(&self, server: &str, signal: Signal) -> Result<()> {
-        let root: i32 = self.script(&["pid", server]).await?.trim().parse()?;
+    /// Runs a command of `rabbitmqctl`; returns its output.
+    pub async fn ctl(&self, arguments: &[&str]) -> Result<String> {
+        self.script(&[&["ctl", "--", "--quiet"], arguments].concat()).await
+    }
+
+    /// Sends a signal to a server's process and all below it: PostgreSQL has one for each connection.
+    pub async fn signal(&self, server: Server, signal: Signal) -> Result<()> {
+        let root: i32 = self.script(&["pid", server.name()]).await?.trim().parse()?;
         for id in process_tree(root)? {
             if let Some(pid) = Pid::from_raw(id) {
                 // It may have ended since it was listed.
@@ -92,19 +116,16 @@ impl Servers {
         Ok(std::fs::metadata(format!("/proc/{}", pid.trim()))?.uid())
     }
 
-    pub fn database(&self, database: &str) -> Result<PgConnectOptions> {
-        Ok(PgConnectOptions::new_without_pgpass()
+    /// A connection past every proxy, as the owner of everything.
+    pub async fn sql(&self, database: &str) -> Result<PgConnection> {
+        let options = PgConnectOptions::new_without_pgpass()
             .host(self.get("POSTGRES_HOST"))
             .port(self.get("POSTGRES_PORT").parse()?)
             .username(self.get("POSTGRES_USER"))
             .password(self.get("POSTGRES_PASSWORD"))
             .database(database)
-            .disable_statement_logging())
-    }
-
-    /// A connection past every proxy, as the owner of everything.
-    pub async fn sql(&self, database: &str) -> Result<PgConnection> {
-        Ok(timeout(PATIENCE, self.database(database)?.connect()).await??)
+            .disable_statement_logging();
+        Ok(timeout(PATIENCE, options.connect()).await??)
     }
 
     /// Runs statements without parameters, on a connection of their own.
@@ -116,7 +137,18 @@ impl Servers {
         Ok(())
     }
 
-    /// A connection past every proxy. Its heartbeat tells a broker that stands still.
+    /// Messages ready in a queue.
+    pub async fn ready(&self, queue: &str) -> Result<u32> {
+        let connection = self.amqp().await?;
+        let channel = connection.create_channel().await?;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
+        // A connection that the broker ended cannot be closed.
+        connection.close(200, "OK".into()).await.ok();
+        Ok(declared?.message_count())
+    }
+
+    /// A connection past every proxy. Its heartbeat notices a broker that stands still.
     pub async fn amqp(&self) -> Result<Connection> {
         let [host, port, user, password] =
             ["HOST", "PORT", "USER", "PASSWORD"].map(|name| self.get(&format!("RABBITMQ_{name}")));

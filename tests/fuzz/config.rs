@@ -26,9 +26,9 @@ pub fn check(input: &[u8], dir: &Path) {
     let mut sources = Sources { working_dir: Some(dir.to_owned()), ..Sources::default() };
     let mut flags = Overrides::default();
     for part in parts {
-        let mut letters = part.chars();
-        let (Some(number), Some(kind)) = (letters.next(), letters.next()) else { continue };
-        let value = letters.as_str();
+        let mut characters = part.chars();
+        let (Some(number), Some(kind)) = (characters.next(), characters.next()) else { continue };
+        let value = characters.as_str();
         let settings: Vec<_> = keys::ALL.iter().chain(keys::SELECTORS).collect();
         let key = settings[(number as usize).wrapping_sub('!' as usize) % settings.len()];
         let value = match (key.secret, key.name().ends_with("url")) {

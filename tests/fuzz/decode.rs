@@ -1,7 +1,8 @@
 //! What must hold for the decoder, whatever the bytes: an accepted vote obeys the rules, a refused
 //! message broke one. The rules are checked a second time here, plainly and not by the decoder's
-//! code, on what `serde_json` makes of the text.
+//! code, on what `serde_json` and `time` make of the text.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use serde::Deserialize;
@@ -41,12 +42,11 @@ pub fn check(body: &[u8]) {
             assert!(hash.is_none_or(is_vote_hash), "an invalid vote_hash would be logged");
         }
     }
-    // Nothing is said of a text that is too deep, or has a number too large, for a `Value`.
+    // A text that is too deep, or has a number too large, for a `Value` is not judged.
     if body.len() <= MAX_BYTES
         && let Ok(Pairs(pairs)) = serde_json::from_slice(body)
-        && let Some(expected) = judge(&pairs)
     {
-        assert_eq!(decoded.ok(), expected, "decoded, and judged from its fields");
+        assert_eq!(decoded.ok(), judge(&pairs), "decoded, and judged from its fields");
     }
 }
 
@@ -75,35 +75,27 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-/// The vote that these members are, `Some(None)` when they are none, `None` when that is left open.
-fn judge(pairs: &[(String, Value)]) -> Option<Option<Vote>> {
-    let mut texts = Vec::new();
-    for name in ["vote_hash", "citizen_id", "law_id", "choice", "timestamp"] {
+/// The vote that these members are, if they are a valid one.
+fn judge(pairs: &[(String, Value)]) -> Option<Vote> {
+    let text = |name: &str| {
         let mut named = pairs.iter().filter(|(key, _)| key == name);
         match (named.next(), named.next()) {
-            (Some((_, Value::String(text))), None) => texts.push(text.as_str()),
-            _ => return Some(None),
+            (Some((_, Value::String(text))), None) => Some(text.as_str()),
+            _ => None,
         }
-    }
-    let [hash, citizen, law, choice, moment] = texts[..] else { return Some(None) };
-    let choice = match choice {
-        "oui" => Choice::Oui,
-        "non" => Choice::Non,
-        _ => return Some(None),
-    };
-    let timestamp = match instant(moment) {
-        Moment::At(timestamp) => timestamp,
-        Moment::None => return Some(None),
-        Moment::LeapSecond => return None,
     };
     let vote = Vote {
-        vote_hash: hash.into(),
-        citizen_id: citizen.into(),
-        law_id: law.into(),
-        choice,
-        timestamp,
+        vote_hash: text("vote_hash")?.into(),
+        citizen_id: text("citizen_id")?.into(),
+        law_id: text("law_id")?.into(),
+        choice: match text("choice")? {
+            "oui" => Choice::Oui,
+            "non" => Choice::Non,
+            _ => return None,
+        },
+        timestamp: instant(text("timestamp")?)?,
     };
-    Some(obeys_the_rules(&vote).then_some(vote))
+    obeys_the_rules(&vote).then_some(vote)
 }
 
 fn is_vote_hash(hash: &str) -> bool {
@@ -123,86 +115,20 @@ fn obeys_the_rules(vote: &Vote) -> bool {
         && vote.timestamp.nanosecond().is_multiple_of(1_000)
 }
 
-enum Moment {
-    At(OffsetDateTime),
-    None,
-    /// Which of them count is for the decoder to say.
-    LeapSecond,
-}
-
-/// `YYYY-MM-DD`, T or t or a space, `HH:MM:SS`, perhaps a fraction, Z or z or an offset; rounded to
-/// microseconds, ties to even, from the nine digits of a fraction that are looked at.
-fn instant(text: &str) -> Moment {
-    read_instant(text).unwrap_or(Moment::None)
-}
-
-fn read_instant(text: &str) -> Option<Moment> {
-    let (date, rest) = (text.get(..10)?, text.get(10..)?);
-    let [year, month, day] = numbers(date, '-', [4, 2, 2])?;
-    let rest = rest.strip_prefix(['T', 't', ' '])?;
-    let [hour, minute, second] = numbers(rest.get(..8)?, ':', [2, 2, 2])?;
-    let mut rest = rest.get(8..)?;
-    let mut nanos = 0;
-    if let Some(fraction) = rest.strip_prefix('.') {
-        let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
-        if digits == 0 {
-            return None;
-        }
-        nanos = format!("{:0<9.9}", &fraction[..digits]).parse().ok()?;
-        rest = &fraction[digits..];
-    }
-    let offset = match rest {
-        "Z" | "z" => 0,
-        _ => {
-            let sign = if rest.starts_with('-') { -1 } else { 1 };
-            let [hours, minutes] = numbers(rest.strip_prefix(['+', '-'])?, ':', [2, 2])?;
-            if hours > 23 || minutes > 59 {
-                return None;
-            }
-            sign * (hours * 60 + minutes)
-        }
-    };
-    let leap_year = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let days = match month {
-        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
-        4 | 6 | 9 | 11 => 30,
-        2 if leap_year => 29,
-        2 => 28,
-        _ => return None,
-    };
-    if !(1..=days).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+/// RFC 3339, with T, t or a space in the middle; rounded to microseconds, ties to even. Leap seconds
+/// and digits behind the ninth are for the `time` crate to judge.
+fn instant(text: &str) -> Option<OffsetDateTime> {
+    if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {
         return None;
     }
-    if second == 60 {
-        return Some(Moment::LeapSecond);
-    }
-    // Years from March on, so that the leap day is the last one.
-    let (shifted_year, shifted_month) =
-        if month < 3 { (year - 1, month + 9) } else { (year, month - 3) };
-    let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
-    let leap_days =
-        shifted_year.div_euclid(4) - shifted_year.div_euclid(100) + shifted_year.div_euclid(400);
-    let since_1970 = shifted_year * 365 + leap_days + day_of_year - 719_468;
-    let seconds = ((since_1970 * 24 + hour) * 60 + minute - offset) * 60 + second;
-    let (micros, excess) = (nanos / 1_000, nanos % 1_000);
-    let up = excess > 500 || (excess == 500 && micros % 2 == 1);
-    let micros = seconds * 1_000_000 + micros + i64::from(up);
-    let timestamp = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000);
-    Some(timestamp.map_or(Moment::None, Moment::At))
-}
-
-/// Numbers of exactly these many digits, with `between` between them and nothing else.
-fn numbers<const N: usize>(text: &str, between: char, widths: [usize; N]) -> Option<[i64; N]> {
-    let parts: Vec<&str> = text.split(between).collect();
-    let fits = parts.len() == N
-        && parts.iter().zip(widths).all(|(part, width)| {
-            part.len() == width && part.bytes().all(|byte| byte.is_ascii_digit())
-        });
-    let mut numbers = [0; N];
-    for (number, part) in numbers.iter_mut().zip(parts) {
-        *number = if fits { part.parse().ok()? } else { return None };
-    }
-    Some(numbers)
+    let nanos = OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp_nanos();
+    let micros = nanos.div_euclid(1_000);
+    let up = match nanos.rem_euclid(1_000).cmp(&500) {
+        Ordering::Less => false,
+        Ordering::Equal => micros.rem_euclid(2) == 1,
+        Ordering::Greater => true,
+    };
+    OffsetDateTime::from_unix_timestamp_nanos((micros + i128::from(up)) * 1_000).ok()
 }
 
 fn encode(vote: &Vote) -> Vec<u8> {

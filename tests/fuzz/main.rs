@@ -1,5 +1,5 @@
-//! What `script/fuzz` checks on millions of inputs, on those that are kept: so the checks can't
-//! rot, and what fuzzing finds is a line of the corpus away from a test.
+//! What `script/fuzz` checks on millions of inputs, on those that are kept: so the checks stay
+//! correct, and an input that fuzzing finds becomes a test by a line in the corpus.
 
 mod config;
 mod decode;
@@ -10,40 +10,27 @@ mod seeds;
 use std::fs;
 use std::path::PathBuf;
 
-/// A directory of a test's own, gone with it.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(name: &str) -> Self {
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).expect("a directory can be made");
-        Self(path)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // What can't be removed is below target/.
-        drop(fs::remove_dir_all(&self.0));
+/// Checks each seed, and `copies(length)` damaged copies of it.
+fn check_all(
+    seeds: &[(String, Vec<u8>)],
+    copies: impl Fn(usize) -> usize,
+    mut check: impl FnMut(&[u8]),
+) {
+    let mut random = fastrand::Rng::with_seed(1);
+    for (_, seed) in seeds {
+        check(seed);
+        for _ in 0..copies(seed.len()) {
+            let mut seed = seed.clone();
+            let (_, other) = &seeds[random.usize(..seeds.len())];
+            damage(&mut seed, other, &mut random);
+            check(&seed);
+        }
     }
 }
 
 #[test]
 fn the_decoder_holds_what_is_checked_of_it_on_the_corpus_and_on_damaged_copies() {
-    let corpus = seeds::messages();
-    let mut random = fastrand::Rng::with_seed(1);
-    for (_, body) in &corpus {
-        decode::check(body);
-        if body.len() <= 1_000 {
-            for _ in 0..50 {
-                let mut body = body.clone();
-                let (_, other) = &corpus[random.usize(..corpus.len())];
-                damage(&mut body, other, &mut random);
-                decode::check(&body);
-            }
-        }
-    }
+    check_all(&seeds::messages(), |length| if length <= 1_000 { 50 } else { 0 }, decode::check);
 }
 
 /// Replaces a few bytes of `body`, or a part of it by a part of `other`.
@@ -60,7 +47,7 @@ fn damage(body: &mut Vec<u8>, other: &[u8], random: &mut fastrand::Rng) {
     }
 }
 
-/// A stack has some megabytes; a decoder that recurses would need one frame a bracket.
+/// A stack has some megabytes; a decoder that recurses would need a stack frame for each bracket.
 #[test]
 fn a_hundred_thousand_brackets_are_no_stack_overflow() {
     let valid = r#"{"vote_hash":"h","citizen_id":"c","law_id":"l","choice":"oui","timestamp":"2025-11-14T12:00:00Z","deep":"#;
@@ -79,34 +66,21 @@ fn a_hundred_thousand_brackets_are_no_stack_overflow() {
 
 #[test]
 fn no_configuration_panics_or_shows_a_password() {
-    let dir = Directory::new("fuzz-config");
-    let seeds = seeds::configurations();
-    let mut random = fastrand::Rng::with_seed(2);
-    for (_, seed) in &seeds {
-        config::check(seed, &dir.0);
-        for _ in 0..2 {
-            let mut seed = seed.clone();
-            let (_, other) = &seeds[random.usize(..seeds.len())];
-            damage(&mut seed, other, &mut random);
-            config::check(&seed, &dir.0);
-        }
-    }
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fuzz-config");
+    fs::create_dir_all(&dir).expect("a directory can be made");
+    check_all(&seeds::configurations(), |_| 2, |seed| config::check(seed, &dir));
 }
 
 #[test]
 fn the_client_can_parse_what_passes_the_screen() {
-    let seeds = seeds::properties();
-    let mut random = fastrand::Rng::with_seed(3);
     let mut read = fastrand::Rng::with_seed(4);
-    for (_, seed) in &seeds {
-        properties::check(seed, || read.usize(1..70_000));
-        for _ in 0..if seed.len() < 1_000 { 300 } else { 3 } {
-            let mut seed = seed.clone();
-            let (_, other) = &seeds[random.usize(..seeds.len())];
-            damage(&mut seed, other, &mut random);
-            properties::check(&seed, || read.usize(1..5_000));
-        }
-    }
+    check_all(
+        &seeds::properties(),
+        |length| if length < 1_000 { 300 } else { 3 },
+        |seed| {
+            properties::check(seed, || read.usize(1..70_000));
+        },
+    );
 }
 
 #[test]
@@ -127,24 +101,6 @@ fn properties_of_any_length_leave_a_message_that_the_client_takes() {
         let size = u32::try_from(table.len()).expect("small").to_be_bytes();
         let input = [&[3][..], b"key", &[0x20, 0], &size, &table].concat();
         assert_eq!(properties::check(&input, || 30_000), marked, "{length}");
-    }
-}
-
-proptest::proptest! {
-    #[test]
-    fn however_its_bytes_are_read_a_message_leaves_the_screen_the_same(
-        seed in 0..seeds::properties().len(),
-        from in 0..1_000_usize,
-        bytes in proptest::collection::vec(0..=255_u8, 0..40),
-        sizes in proptest::collection::vec(1..40_usize, 1..20),
-    ) {
-        let (_, mut input) = seeds::properties().swap_remove(seed);
-        if input.len() < 2_000 {
-            let from = from % (input.len() + 1);
-            input.splice(from.., bytes);
-            let mut sizes = sizes.into_iter().cycle();
-            properties::check(&input, || sizes.next().unwrap_or(1));
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! parser would have refused, or that are too long to be held, are marked.
 
 use amq_protocol::frame::{AMQPContentHeader, AMQPFrame, parse_frame};
+use amq_protocol::protocol::basic::AMQPProperties;
 use amq_protocol::protocol::{AMQPClass, basic};
 use vote_aggregator::adapters::broker::Frames;
 
@@ -37,32 +38,31 @@ pub fn check(input: &[u8], mut read: impl FnMut() -> usize) -> bool {
     assert_eq!(parsed(&tuned, TUNED).len(), 5);
 
     let frames = parsed(&whole, FRAME_MAX);
-    let [AMQPFrame::Method(..), AMQPFrame::Header(_, header), body, AMQPFrame::Heartbeat] =
-        &frames[..]
+    let [
+        AMQPFrame::Method(CHANNEL, AMQPClass::Basic(basic::AMQPMethod::Deliver(deliver))),
+        AMQPFrame::Header(_, header),
+        AMQPFrame::Body(CHANNEL, body),
+        AMQPFrame::Heartbeat,
+    ] = &frames[..]
     else {
-        panic!("other frames than those that were sent: {}", frames.len());
+        panic!("other frames than those that were sent: {frames:?}");
     };
-    assert_eq!(*body, AMQPFrame::Body(CHANNEL, BODY.to_vec()));
-    let AMQPFrame::Method(CHANNEL, AMQPClass::Basic(basic::AMQPMethod::Deliver(deliver))) =
-        &frames[0]
-    else {
-        panic!("no basic.deliver: {:?}", frames[0]);
-    };
-    assert_eq!(
-        (deliver.delivery_tag, deliver.routing_key.as_str().len()),
-        (TAG, routing_key.len())
-    );
+    assert_eq!((deliver.delivery_tag, body.as_slice()), (TAG, BODY));
+    assert_eq!(deliver.routing_key.as_str().len(), routing_key.len());
     let AMQPContentHeader { class_id, body_size, properties: found } = header;
     assert_eq!((*class_id, *body_size), (60, BODY.len() as u64));
 
-    let marked = found.cluster_id().as_ref().is_some_and(|id| id.as_str() == MARK);
+    let has_mark = |properties: &AMQPProperties| {
+        properties.cluster_id().as_ref().is_some_and(|id| id.as_str() == MARK)
+    };
+    let marked = has_mark(found);
     let too_long = CONTENT_HEAD + properties.len() > HELD_AT_MOST;
     assert!(marked || !too_long, "not held, and not marked");
     // The oracle recurses, so it is asked only where it can't go deep.
     let containers = properties.iter().filter(|byte| matches!(byte, b'A' | b'F')).count();
     if properties.len() < 1_000 && containers < 30 {
         let parsed = basic::parse_properties(properties);
-        let forged = matches!(&parsed, Ok((_, p)) if p.cluster_id().as_ref().is_some_and(|id| id.as_str() == MARK));
+        let forged = parsed.as_ref().is_ok_and(|(_, properties)| has_mark(properties));
         let valid = matches!(parsed, Ok(([], _))) && std::str::from_utf8(routing_key).is_ok();
         assert_eq!(marked, !valid, "marked, and valid");
         if valid && !forged {
@@ -87,15 +87,13 @@ fn parsed(mut bytes: &[u8], frame_max: usize) -> Vec<AMQPFrame> {
     frames
 }
 
-/// Reads and gives as many bytes at a time as `count` says.
+/// What comes out of the screen; reads and takes as many bytes at a time as `count` says.
 fn screened(sent: &[u8], mut count: impl FnMut() -> usize) -> Vec<u8> {
-    let (mut frames, mut given, mut rest) = (Frames::new(), Vec::new(), sent);
+    let (mut frames, mut given, mut rest) = (Frames::default(), Vec::new(), sent);
     while !rest.is_empty() {
-        let space = frames.space();
-        let read = space.len().min(rest.len()).min(count());
-        space[..read].copy_from_slice(&rest[..read]);
-        rest = &rest[read..];
-        frames.filled(read).expect("a frame that can be held");
+        let (read, unread) = rest.split_at(rest.len().min(count()));
+        rest = unread;
+        frames.receive(read).expect("a frame that can be held");
         let mut buffer = vec![0; count().min(4_096)];
         loop {
             let bytes = frames.give(&mut buffer);

@@ -60,7 +60,7 @@ pub fn configurations() -> Vec<(String, Vec<u8>)> {
         ("profile".to_owned(), format!("{PART}{PART}!pthroughput")),
     ];
     for (number, key) in (0_u8..).zip(keys::ALL) {
-        let letter = char::from(b'!' + number);
+        let setting = char::from(b'!' + number);
         for value in [
             "1",
             "amqps",
@@ -72,7 +72,7 @@ pub fn configurations() -> Vec<(String, Vec<u8>)> {
             seeds.push((
                 format!("{}-{}", key.variable, seeds.len()),
                 format!(
-                    "[default.{}]\n{} = \"{value}\"\n{PART}{}='{value}'\n{PART}{letter}e{value}{PART}{letter}f{value}{PART}{letter}r{value}",
+                    "[default.{}]\n{} = \"{value}\"\n{PART}{}='{value}'\n{PART}{setting}e{value}{PART}{setting}f{value}{PART}{setting}r{value}",
                     key.section(), key.name(), key.variable,
                 ),
             ));

@@ -14,7 +14,7 @@ use crate::support::{eventually, send};
 /// Builds when nothing is built yet: on two cores, some minutes.
 const DEMO_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
-/// Its servers are at one place, so that nobody starts a second one.
+/// Every demo has its servers at the same place.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 fn demo() -> (Command, PathBuf) {
@@ -42,9 +42,9 @@ async fn the_demo_agrees_and_leaves_nothing_running() {
     assert!(!kept.exists(), "it cleaned up");
 }
 
-/// As by `script/demo | less`, left early: what it says while it cleans up reaches nobody.
+/// As by `script/demo | less`, left early.
 #[tokio::test]
-async fn a_demo_that_nobody_listens_to_any_more_cleans_up() {
+async fn a_demo_whose_output_is_closed_cleans_up() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let (mut demo, kept) = demo();
     let piped = demo.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();

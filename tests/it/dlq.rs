@@ -4,30 +4,21 @@ mod look;
 mod purge;
 mod replay;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use lapin::BasicProperties;
-use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions};
-use lapin::types::AMQPValue;
-use rustix::process::Signal;
 use serde_json::Value;
-use tokio::time::timeout;
-use vote_aggregator::adapters::broker::RabbitMq;
 use vote_aggregator::model::vote::{Choice, Vote};
 
 use crate::support::{
-    BINARY, Ended, PATIENCE, Servers, Service, Stage, command, ended, eventually, execute, message,
-    vote, votes,
+    BINARY, Ended, Servers, Service, Stage, command, ended, eventually, execute, message, messages,
+    run_with, vote, votes,
 };
 
 const FORBID_LAW_X: &str =
     "ALTER TABLE vote_audit ADD CONSTRAINT no_law_x CHECK (law_id <> 'law-x')";
 const ALLOW_LAW_X: &str = "ALTER TABLE vote_audit DROP CONSTRAINT no_law_x";
+/// The header of a vote that the database refused.
+const REFUSED: [(&str, &str); 1] = [("x-sqlstate", "23514")];
 
 impl Ended {
     fn lines(&self) -> Vec<Value> {
@@ -35,29 +26,23 @@ impl Ended {
         self.stdout.lines().map(line).collect()
     }
 
-    /// The rows of its tables.
-    fn row(&self, begin: &str) -> Option<&str> {
-        self.stdout.lines().map(str::trim).find(|line| line.starts_with(begin))
+    /// The number at the end of the row that begins so.
+    fn count(&self, row: &str) -> &str {
+        let mut rows = self.stdout.lines().map(str::trim);
+        let found = rows.find(|line| line.starts_with(row)).and_then(|row| row.rsplit(' ').next());
+        found.unwrap_or_else(|| panic!("{row} in {}{}", self.stdout, self.stderr))
     }
 }
 
-async fn dlq(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
-    let mut command = command(stage, BINARY, &[&["dlq"], arguments].concat());
-    // They say how long a batch may take, which a trial waits for.
-    command.envs([
+/// A command that has to end with this code.
+async fn expect(stage: &Stage<'_>, code: i32, arguments: &[&str]) -> Ended {
+    // A trial waits as long as a batch may take by these settings.
+    let settings = [
         ("BATCH_TIMEOUT_SECONDS", "0.2"),
         ("RETRY_DELAY_SECONDS", "0.1"),
         ("MAX_RETRY_ATTEMPTS", "1"),
-    ]);
-    ended(command).await
-}
-
-/// The same, which has to end with this code.
-async fn expect(stage: &Stage<'_>, code: i32, arguments: &[&str]) -> Ended {
-    let ended = dlq(stage, arguments).await;
-    let Ended { code: was, stdout, stderr } = &ended;
-    assert_eq!(*was, Some(code), "{arguments:?}\n{stdout}\n{stderr}");
-    ended
+    ];
+    run_with(stage, &[&["dlq"], arguments].concat(), &settings).await.assert(code, &[])
 }
 
 /// A command that changes nothing: all `dead` messages are ready again afterwards.
@@ -69,38 +54,33 @@ async fn unchanged(stage: &Stage<'_>, dead: usize, arguments: &[&str]) -> Ended 
 
 /// Waits until the dead-letter queue has so many ready messages.
 async fn until_dead(stage: &Stage<'_>, count: usize) {
-    eventually(&format!("{count} dead letters"), async || {
-        stage.ready(&stage.dead_letter_queue()).await == Some(count as u32)
-    })
-    .await;
+    stage.until_ready(&stage.dead_letter_queue(), count).await;
 }
 
-/// Publishes straight into the dead-letter queue, which exists.
+/// Publishes to the dead-letter queue, which exists, and waits until the messages are ready.
 async fn put(stage: &Stage<'_>, bodies: &[Vec<u8>], headers: &[(&str, &str)]) {
-    let config = stage.config(&[]);
-    let rabbitmq = RabbitMq::new(config.rabbitmq);
-    let publisher = rabbitmq.publisher().await.expect("RabbitMQ takes a publisher");
-    let mut confirms = Vec::new();
-    for body in bodies {
-        let sent = publisher.publish(&stage.dead_letter_queue(), body, headers).await;
-        confirms.push(sent.expect("published"));
-    }
-    for confirm in confirms {
-        confirm.await.expect("confirmed");
-    }
-    publisher.close().await.expect("closed");
+    let queue = stage.dead_letter_queue();
+    let before = stage.ready(&queue).await.expect("the queue exists");
+    stage.publish_to(&queue, bodies, headers).await;
+    until_dead(stage, before as usize + bodies.len()).await;
 }
 
-/// A file of the test's own that is not there yet.
-fn new_file(stage: &Stage<'_>) -> PathBuf {
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.ndjson", stage.database));
-    std::fs::remove_file(&file).ok();
-    file
+/// The body in a line of `show --json --reveal` or of an archive.
+fn body(line: &Value) -> Vec<u8> {
+    match &line["body"] {
+        Value::String(text) => text.clone().into_bytes(),
+        _ => STANDARD.decode(line["body_base64"].as_str().expect("base64")).expect("base64"),
+    }
 }
 
 fn sorted(mut bodies: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     bodies.sort();
     bodies
+}
+
+/// `count` bodies that are no votes.
+fn no_votes(count: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|number| format!("no vote {number}").into_bytes()).collect()
 }
 
 async fn taken(stage: &Stage<'_>) -> Vec<Vec<u8>> {
@@ -118,18 +98,17 @@ fn malformed() -> Vec<Vec<u8>> {
 }
 
 /// A service that has dead-lettered four malformed messages and two votes on law-x, which the
-/// database still refuses, and counted the others; with what is dead.
+/// database still refuses, and has counted the others; all votes, and the dead bodies.
 async fn some_dead(name: &str) -> (Stage<'static>, Service, Vec<Vote>, Vec<Vec<u8>>) {
     let stage = Stage::migrated(Servers::shared(), name).await;
     execute(&stage, FORBID_LAW_X).await;
-    let good = votes(100, 60);
+    let mut all = votes(100, 60);
     let refused = [vote(1_000, "law-x", Choice::Oui), vote(1_001, "law-x", Choice::Non)];
-    let dead: Vec<Vec<u8>> = malformed().into_iter().chain(refused.iter().map(message)).collect();
-    let all: Vec<Vec<u8>> = good.iter().map(message).chain(dead.clone()).collect();
-    stage.publish(&all).await;
+    let dead = [malformed(), messages(&refused)].concat();
+    stage.publish(&[messages(&all), dead.clone()].concat()).await;
     let service = stage.start(&[]).await;
-    stage.until_counted(good.len()).await;
+    stage.until_counted(all.len()).await;
     until_dead(&stage, dead.len()).await;
-    let every = good.into_iter().chain(refused).collect();
-    (stage, service, every, sorted(dead))
+    all.extend(refused);
+    (stage, service, all, sorted(dead))
 }

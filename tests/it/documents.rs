@@ -1,11 +1,10 @@
-//! The documents, held to the repository: paths and links lead somewhere, scripts and commands take
-//! the options that are written, names are those of the code.
+//! The documents, compared with the repository: paths and links lead somewhere, scripts and commands
+//! have the options that are written, names are those of the code.
 
-mod house;
+mod layout;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -26,8 +25,9 @@ const FOLDERS: [&str; 10] = [
     "tests",
 ];
 /// A name that ends so is a file's, also without a folder before it.
-const ENDINGS: [&str; 8] = [".md", ".mjs", ".patch", ".py", ".rs", ".sql", ".toml", ".tsv"];
-/// In these every name with an underscore has to be one of the code.
+const ENDINGS: [&str; 9] =
+    [".md", ".mjs", ".patch", ".py", ".rs", ".sql", ".toml", ".tsv", ".yaml"];
+/// In these documents every name with an underscore has to be one of the code.
 const NAMING: [&str; 3] = ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"];
 
 /// The anchor of a heading, as GitHub and its like make it.
@@ -37,14 +37,11 @@ pub fn anchor(heading: &str) -> String {
 }
 
 pub fn headings(text: &str) -> Vec<&str> {
-    text.lines()
-        .filter_map(|line| {
-            line.trim_start_matches('#').strip_prefix(' ').filter(|_| line.starts_with('#'))
-        })
-        .collect()
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings.filter_map(|line| line.trim_start_matches('#').strip_prefix(' ')).collect()
 }
 
-/// A document, taken apart.
+/// A document and its parts.
 pub struct Document {
     /// From the root.
     path: String,
@@ -55,9 +52,9 @@ pub struct Document {
 }
 
 impl Document {
-    fn new(path: &str, text: &str) -> Self {
+    pub fn read(path: &str) -> Self {
         let (mut prose, mut fenced, mut within) = (String::new(), Vec::new(), false);
-        for line in text.lines() {
+        for line in read(path).lines() {
             if line.trim_start().starts_with("```") {
                 within = !within;
             } else if within {
@@ -71,10 +68,6 @@ impl Document {
         Self { path: path.to_owned(), prose, fenced }
     }
 
-    pub fn read(path: &str) -> Self {
-        Self::new(path, &read(path))
-    }
-
     fn all() -> Vec<Self> {
         let docs = files_below("docs").into_iter().filter(|path| path.ends_with(".md"));
         let others = ["README.md", "tests/seeded-mutants/README.md", "tests/data/README.md"];
@@ -82,21 +75,21 @@ impl Document {
         docs.chain(others).map(|path| Self::read(&path)).collect()
     }
 
-    /// What stands between backticks.
+    /// The texts between backticks.
     fn spans(&self) -> Vec<String> {
         assert_eq!(self.prose.matches('`').count() % 2, 0, "{}: backticks in pairs", self.path);
         let spans = self.prose.split('`').skip(1).step_by(2);
         spans.map(|span| span.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
     }
 
-    /// Those within the repository, as they are written.
+    /// The links within the repository, as they are written.
     pub fn links(&self) -> Vec<&str> {
         let links = self.prose.split("](").skip(1);
         let links = links.map(|rest| rest.split(')').next().expect("an end"));
         links.filter(|link| !link.contains("://")).collect()
     }
 
-    /// Whatever may be a command: lines of fences, and spans.
+    /// The texts that may be commands: lines of fences, and spans.
     fn lines(&self) -> Vec<String> {
         self.fenced.iter().cloned().chain(self.spans()).collect()
     }
@@ -106,20 +99,23 @@ impl Document {
     }
 }
 
-/// What was looked at, and what of it is not so.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Look {
+/// What documents claim, and whether it is so.
+#[derive(Default)]
+struct Claims {
     seen: usize,
-    problems: Vec<String>,
+    wrong: Vec<String>,
 }
 
-impl Look {
-    fn note(&mut self, document: &Document, problem: impl Into<String>) {
-        self.problems.push(format!("{}: {}", document.path, problem.into()));
+impl Claims {
+    fn add(&mut self, document: &Document, claim: &str, holds: bool) {
+        self.seen += 1;
+        if !holds {
+            self.wrong.push(format!("{}: {claim}", document.path));
+        }
     }
 
-    fn is_clean(&self, at_least: usize) {
-        assert!(self.problems.is_empty(), "{:#?}", self.problems);
+    fn assert(self, at_least: usize) {
+        assert!(self.wrong.is_empty(), "not so: {:#?}", self.wrong);
         assert!(self.seen >= at_least, "{} were found, the documents have more", self.seen);
     }
 }
@@ -138,229 +134,157 @@ fn path_in(word: &str) -> Option<&str> {
     (written && !path.starts_with(['/', '-']) && (ours || named)).then_some(path)
 }
 
-fn exists(document: &Document, path: &str, files: &BTreeSet<String>) -> bool {
-    if let Some((before, after)) = path.split_once('*') {
-        return files.iter().any(|file| file.starts_with(before) && file.ends_with(after));
-    }
-    let is_name_of = |file: &String| Path::new(file).file_name().is_some_and(|name| name == path);
-    Path::new(ROOT).join(path).exists()
-        || document.folder().join(path).exists()
-        || files.iter().any(is_name_of)
-}
-
-/// Paths that lead nowhere.
-fn lost_paths(documents: &[Document]) -> Look {
-    let (files, mut look) = (all_files(), Look::default());
-    for document in documents {
+#[test]
+fn every_path_leads_somewhere() {
+    let (files, mut claims) = (all_files(), Claims::default());
+    for document in Document::all() {
         for span in document.spans() {
             for path in span.split(' ').filter_map(path_in) {
-                look.seen += 1;
-                if !exists(document, path, &files) {
-                    look.note(document, format!("there is no {path}"));
-                }
+                let named = format!("/{path}");
+                let exists = match path.split_once('*') {
+                    Some((before, after)) => {
+                        files.iter().any(|file| file.starts_with(before) && file.ends_with(after))
+                    }
+                    None => {
+                        Path::new(ROOT).join(path).exists()
+                            || document.folder().join(path).exists()
+                            || files.iter().any(|file| file.ends_with(&named))
+                    }
+                };
+                claims.add(&document, path, exists);
             }
         }
     }
-    look
+    claims.assert(150);
 }
 
 #[test]
-fn every_path_leads_somewhere() {
-    lost_paths(&Document::all()).is_clean(150);
-}
-
-/// Links that lead nowhere, or to a heading that is not there.
-fn lost_links(documents: &[Document]) -> Look {
-    let mut look = Look::default();
-    for document in documents {
+fn every_link_leads_somewhere() {
+    let mut claims = Claims::default();
+    for document in Document::all() {
         for link in document.links() {
-            look.seen += 1;
             let (file, part) = link.split_once('#').unwrap_or((link, ""));
             let target = match file {
                 "" => Path::new(ROOT).join(&document.path),
                 file => document.folder().join(file),
             };
-            let there = target.exists()
-                && (part.is_empty()
-                    || fs::read_to_string(&target).is_ok_and(|text| {
-                        headings(&text).into_iter().map(anchor).any(|anchor| anchor == part)
-                    }));
-            if !there {
-                look.note(document, format!("{link} leads nowhere"));
-            }
+            let text = fs::read_to_string(&target).unwrap_or_default();
+            let has_part = headings(&text).into_iter().any(|heading| anchor(heading) == part);
+            claims.add(&document, link, target.exists() && (part.is_empty() || has_part));
         }
     }
-    look
+    claims.assert(40);
 }
 
-#[test]
-fn every_link_leads_somewhere() {
-    lost_links(&Document::all()).is_clean(40);
+/// The words behind each call of a program in a line, up to the command's end.
+fn calls<'l>(line: &'l str, program: &str) -> Vec<Vec<&'l str>> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let is_call = |word: &&str| word.trim_start_matches(['$', '(', '"']) == program;
+    let calls = (0..words.len()).filter(|at| is_call(&words[*at]));
+    calls
+        .map(|at| {
+            let rest = &words[at + 1..];
+            let is_end = |word: &&str| ["--", "#", "|", "&&", ">"].contains(word);
+            let end = rest.iter().position(is_end).unwrap_or(rest.len());
+            let closed = rest.iter().position(|word| word.contains(')'));
+            let rest = &rest[..closed.map_or(end, |closed| end.min(closed + 1))];
+            rest.iter().map(|word| word.trim_end_matches([')', ';', '"'])).collect()
+        })
+        .collect()
 }
 
-/// What follows `name` in a line wherever it is called as a program, up to the command's end.
-fn calls<'l>(line: &'l str, name: &str) -> Vec<Vec<&'l str>> {
-    let mut found = Vec::new();
-    for (at, _) in line.match_indices(name) {
-        let before = line[..at].chars().next_back();
-        let rest = &line[at + name.len()..];
-        if before.is_none_or(|c| " $(\"".contains(c)) && rest.starts_with([' ', ')']) {
-            let words =
-                rest.split(' ').take_while(|word| !["--", "#", "|", "&&", ">"].contains(word));
-            // Of $(script/x --y) the bracket is the end.
-            let mut open = true;
-            let words = words.take_while(|word| std::mem::replace(&mut open, !word.contains(')')));
-            let words = words.map(|word| word.split([')', ';', '"']).next().unwrap_or_default());
-            found.push(words.filter(|word| !word.is_empty()).collect());
-        }
-    }
-    found
-}
-
-/// The help of a program, by its name or path; `None` when it has none.
-fn help(program: &str, words: &[&str]) -> Option<String> {
+/// The help of a program; empty when it has none.
+fn help(program: &str, words: &[&str]) -> String {
     let output = Command::new(program)
         .args(words)
         .arg("--help")
         .current_dir(ROOT)
         .stdin(Stdio::null())
         .output()
-        .ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    (output.status.success() && !text.is_empty()).then_some(text)
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    if output.status.success() {
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    } else {
+        String::new()
+    }
 }
 
-/// Scripts that are not there or cannot be run, and options that they or the binary do not have.
-fn lost_options(documents: &[Document]) -> Look {
-    let folder = fs::read_dir(Path::new(ROOT).join("script")).expect("a folder of scripts");
-    let scripts = folder.map(|entry| entry.expect("an entry"));
-    let mut programs = Vec::new();
-    for script in scripts {
-        let mode = script.metadata().expect("metadata").permissions().mode();
-        let name = format!("script/{}", script.file_name().to_str().expect("UTF-8"));
-        assert!(mode & 0o111 != 0, "{name} can be run");
-        programs.push((name.clone(), format!("{ROOT}/{name}")));
-    }
-    programs.push(("vote-aggregator".to_owned(), BINARY.to_owned()));
-
-    let mut helps: BTreeMap<(String, String), Option<String>> = BTreeMap::new();
-    let mut look = Look::default();
-    for document in documents {
+#[test]
+fn every_command_and_option_exists() {
+    let scripts =
+        files_below("script").into_iter().map(|name| (name.clone(), format!("{ROOT}/{name}")));
+    let programs: Vec<(String, String)> =
+        scripts.chain([("vote-aggregator".to_owned(), BINARY.to_owned())]).collect();
+    let mut helps: BTreeMap<String, String> = BTreeMap::new();
+    let mut claims = Claims::default();
+    for document in Document::all() {
         for line in document.lines() {
             for (name, program) in &programs {
                 for call in calls(&line, name) {
-                    // The binary has commands with a help of their own.
-                    let is_word = |w: &&&str| w.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-                    let words = call.iter().take_while(|w| !w.starts_with('-')).take_while(is_word);
+                    // The binary's commands have a help of their own.
+                    let is_word = |w: &&&str| w.starts_with(|c: char| c.is_ascii_lowercase());
+                    let words = call
+                        .iter()
+                        .take_while(is_word)
+                        .take_while(|w| w.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
                     let words: Vec<&str> =
                         words.copied().filter(|_| name == "vote-aggregator").collect();
-                    let message = helps
-                        .entry((name.clone(), words.join(" ")))
-                        .or_insert_with(|| help(program, &words));
-                    let Some(message) = message else {
-                        look.note(document, format!("{line}: no such command"));
-                        continue;
-                    };
+                    let command = format!("{name} {}", words.join(" "));
+                    let help =
+                        helps.entry(command.clone()).or_insert_with(|| help(program, &words));
+                    claims.add(&document, &command, !help.is_empty());
                     for option in call.iter().filter(|word| word.starts_with("--")) {
                         let option = option.split('=').next().unwrap_or_default();
                         let mut known =
-                            message.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
-                        look.seen += 1;
-                        if option != "--help" && !known.any(|word| word == option) {
-                            look.note(document, format!("{name} has no {option}"));
-                        }
+                            help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+                        let known = option == "--help" || known.any(|word| word == option);
+                        claims.add(&document, &format!("{command} {option}"), known);
                     }
                 }
             }
-            for (at, _) in line.match_indices("script/") {
-                let name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-                let named = line[at + 7..].split(|c| !name(c)).next().unwrap_or_default();
-                if !named.is_empty() && !Path::new(ROOT).join("script").join(named).exists() {
-                    look.note(document, format!("there is no script/{named}"));
-                }
+            for rest in line.split("script/").skip(1) {
+                let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+                let script = rest.split(|c| !is_name(c)).next().unwrap_or_default();
+                let exists = Path::new(ROOT).join("script").join(script).exists();
+                claims.add(&document, &format!("script/{script}"), exists);
             }
             for (option, folder) in [("--test ", "tests"), ("--bench ", "benches")] {
                 for target in line.split(option).skip(1).filter(|_| line.contains("cargo ")) {
                     let target = target.split(' ').next().unwrap_or_default();
                     let path = Path::new(ROOT).join(folder).join(target);
-                    if !path.join("main.rs").exists() && !path.with_extension("rs").exists() {
-                        look.note(document, format!("cargo has no {option}{target}"));
-                    }
+                    let exists =
+                        path.join("main.rs").exists() || path.with_extension("rs").exists();
+                    claims.add(&document, &format!("cargo {option}{target}"), exists);
                 }
             }
         }
     }
-    look
+    claims.assert(150);
 }
 
+/// A name with four underscores or more is a test's.
 #[test]
-fn every_script_and_option_is_there() {
-    lost_options(&Document::all()).is_clean(40);
-}
-
-/// Names with an underscore that nothing in the repository has. A long one is a test's.
-fn lost_names(documents: &[Document]) -> Look {
+fn every_name_is_one_of_the_code() {
+    let others = ["pipeline.toml", ".env.example", "init_db.sql"].map(str::to_owned);
+    let files = all_files().into_iter().chain(others);
     // Not all of them are text.
-    let code = all_files()
-        .into_iter()
-        .filter(|file| file != "tests/it/documents.rs")
-        .chain(["pipeline.toml", ".env.example", "init_db.sql"].map(str::to_owned))
-        .filter_map(|file| fs::read_to_string(Path::new(ROOT).join(file)).ok());
+    let code = files.filter_map(|file| fs::read_to_string(Path::new(ROOT).join(file)).ok());
     let code = code.collect::<Vec<_>>().join("\n");
-    // Made-up names are in here, too, and none of them is a test's.
-    let tests = code.clone() + include_str!("documents.rs");
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let known: BTreeSet<&str> = code.split(|c| !is_name(c)).collect();
-    let mut look = Look::default();
-    for document in documents {
+    let mut claims = Claims::default();
+    for document in NAMING.map(Document::read) {
         for name in document.spans() {
             let underscores = name.matches('_').count();
-            if underscores == 0 || !name.chars().all(is_name) {
-                continue;
-            }
-            look.seen += 1;
-            let is_test = tests.contains(&format!("fn {name}("));
-            let there = is_test || (underscores < 4 && known.contains(name.as_str()));
-            if !there {
-                look.note(document, format!("nothing is called {name}"));
+            if underscores > 0 && name.chars().all(is_name) {
+                let is_known = if underscores < 4 {
+                    known.contains(name.as_str())
+                } else {
+                    code.contains(&format!("fn {name}("))
+                };
+                claims.add(&document, &name, is_known);
             }
         }
     }
-    look
-}
-
-#[test]
-fn every_name_is_one_of_the_code() {
-    lost_names(&NAMING.map(Document::read)).is_clean(50);
-}
-
-/// What stands above would not notice much if nothing were found out by it.
-#[test]
-fn what_is_not_so_is_found() {
-    let text = "See `src/nowhere.rs`, `tests/it/main.rs` and `nowhere_at_all.md`, [this](docs/none.md), \
-                [that](README.md#no-such-part), [the guarantees](README.md#guarantees).\n\
-                `a_name_that_no_test_ever_had`, `no_such_name`, `vote_hash`, `script/nothing`\n\
-                ```console\n$ script/chaos --minuets 3 # --no-option\n$ cargo test --test nothing\n\
-                $ vote-aggregator publish --chekpoint x | wc --lines\n$ vote-aggregator count\n```\n";
-    let document = [Document::new("MADE-UP.md", text)];
-    let found = |Look { seen, problems }: Look| {
-        let message = problems.into_iter().map(|message| message.replace("MADE-UP.md: ", ""));
-        (message.collect::<Vec<_>>(), seen)
-    };
-    let lost = |paths: &[&str]| paths.iter().map(|path| format!("there is no {path}")).collect();
-    let paths: Vec<String> = lost(&["src/nowhere.rs", "nowhere_at_all.md", "script/nothing"]);
-    assert_eq!(found(lost_paths(&document)), (paths, 4));
-    let links = ["docs/none.md leads nowhere", "README.md#no-such-part leads nowhere"];
-    assert_eq!(found(lost_links(&document)), (links.map(str::to_owned).to_vec(), 3));
-    let options = [
-        "script/chaos has no --minuets",
-        "cargo has no --test nothing",
-        "vote-aggregator has no --chekpoint",
-        "$ vote-aggregator count: no such command",
-        "there is no script/nothing",
-    ];
-    assert_eq!(found(lost_options(&document)), (options.map(str::to_owned).to_vec(), 2));
-    let names =
-        ["nothing is called a_name_that_no_test_ever_had", "nothing is called no_such_name"];
-    assert_eq!(found(lost_names(&document)), (names.map(str::to_owned).to_vec(), 3));
+    claims.assert(50);
 }

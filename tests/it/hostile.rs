@@ -1,5 +1,5 @@
-//! Input made to do harm by its mass or its size: every vote among it is counted, everything else
-//! is dead-lettered, and memory and log stay small.
+//! Messages that harm by their number or their size: every vote among them is counted, everything
+//! else is dead-lettered, and memory and log stay small.
 
 mod properties;
 
@@ -14,7 +14,7 @@ const MIB: u64 = 1_024 * 1_024;
 /// `MAX_MESSAGE_BYTES` unless it is set.
 const MAX_MESSAGE_BYTES: usize = 16_384;
 
-/// Malformed in one of eight ways, and no two alike.
+/// Malformed in one of eight ways; no two are alike.
 fn malformed(number: u64) -> Vec<u8> {
     let good = message(&vote(number, "law-000", Choice::Oui));
     let text = String::from_utf8_lossy(&good);
@@ -54,22 +54,16 @@ async fn a_flood_of_malformed_messages_harms_nothing() {
     until_settled(&stage, patience, good.len(), count).await;
     let settled = began.elapsed();
 
-    let rejected = "aggregation_errors_total{error_type=\"malformed\"}";
-    assert_eq!(service.metric(rejected).await, Some(count as f64));
-    assert_eq!(
-        service.metric("votes_rejected_total{reason=\"not_json\"}").await,
-        Some(count.div_ceil(8) as f64)
-    );
+    service.until_metric("aggregation_errors_total{error_type=\"malformed\"}", count as f64).await;
+    let not_json = "votes_rejected_total{reason=\"not_json\"}";
+    service.until_metric(not_json, count.div_ceil(8) as f64).await;
     let peak = peak_below(&service, 96 * MIB);
-    let log = service.stop().await;
-    stage.assert_counted_exactly(&good).await;
-    stage.assert_drained().await;
+    let log = stage.finish([service], &good).await;
 
-    // Ten lines and one for the rest, a reason and minute; and what a start and a stop say.
+    // Ten lines and a summary for each reason and minute, besides those of a start and a stop.
     let minutes = settled.as_secs() as usize / 60 + 2;
     let lines = log.lines().count();
     assert!(lines <= 30 + minutes * 8 * 11, "{lines} lines in {minutes} minutes");
-    // None went by untold.
     let logged: u64 = log
         .lines()
         .map(|line| serde_json::from_str(line).expect("a JSON log line"))
@@ -88,14 +82,15 @@ async fn a_flood_of_malformed_messages_harms_nothing() {
     );
 }
 
-/// All votes in the audit, and so many messages dead-lettered.
-async fn until_settled(stage: &Stage<'_>, patience: Duration, votes: usize, letters: u64) {
-    eventually_within(patience, &format!("{votes} counted, {letters} dead-lettered"), async || {
+/// All votes in the audit, and exactly this many messages dead-lettered.
+async fn until_settled(stage: &Stage<'_>, patience: Duration, votes: usize, dead: u64) {
+    let dead_letters = async || stage.ready(&stage.dead_letter_queue()).await.map(u64::from);
+    eventually_within(patience, &format!("{votes} counted, {dead} dead-lettered"), async || {
         stage.number("SELECT count(*) FROM vote_audit").await >= votes as i64
-            && stage.ready(&stage.dead_letter_queue()).await.map(u64::from) >= Some(letters)
+            && dead_letters().await >= Some(dead)
     })
     .await;
-    assert_eq!(stage.ready(&stage.dead_letter_queue()).await.map(u64::from), Some(letters));
+    assert_eq!(dead_letters().await, Some(dead));
 }
 
 fn peak_below(service: &Service, bound: u64) -> u64 {
@@ -104,7 +99,7 @@ fn peak_below(service: &Service, bound: u64) -> u64 {
     peak
 }
 
-/// A valid vote, made as long as a message may be by a field that nobody asked for.
+/// A valid vote, made as long as a message may be by an additional field.
 fn padded(vote: &Vote) -> Vec<u8> {
     let mut body = message(vote);
     assert_eq!(body.pop(), Some(b'}'));
@@ -117,51 +112,36 @@ fn padded(vote: &Vote) -> Vec<u8> {
 /// The store takes nothing, and everything that the prefetch allows waits in memory. Bounded by
 /// prefetch x `MAX_MESSAGE_BYTES`, 63 MiB, for the votes, which may yet have to be dead-lettered as
 /// they are; as much again for what the allocator and the client keep; 30 MiB for the process; and
-/// a few of the bodies of 10 MB, which are let go as they arrive. All sixty would be 572 MiB.
+/// a few of the bodies of 10 MB, which are released as they arrive. All sixty would be 572 MiB.
 #[tokio::test]
 async fn huge_bodies_do_not_pile_up_while_the_store_hangs() {
     const HUGE: u64 = 60;
-    const PREFETCH: &str = "4000";
     let stage = Stage::migrated(Servers::shared(), "huge").await;
     let service = stage
         .start(&[
-            ("RABBITMQ_PREFETCH_COUNT", PREFETCH),
+            ("RABBITMQ_PREFETCH_COUNT", "4000"),
             ("POSTGRES_MAX_CONNECTIONS", "4"),
-            // However long publishing takes here, the chain must not give up meanwhile.
+            // However long publishing takes here, the pipeline must not give up meanwhile.
             ("MAX_RETRY_ATTEMPTS", "8"),
         ])
         .await;
-    let idle = service.peak_memory();
-    let mut blocker = stage.sql.begin().await.expect("a transaction");
-    sqlx::query("LOCK TABLE vote_audit").execute(&mut *blocker).await.expect("locked");
+    let lock = stage.hold("LOCK TABLE vote_audit").await;
 
-    // Behind these the chain is full.
+    // Behind these the pipeline is full.
     let good = votes(0, 3_000);
     let (before, behind) = good.split_at(1_500);
     stage.publish_each(before.iter().map(padded)).await;
     let huge = vec![b'{'; 10_000_000];
     stage.publish_each((0..HUGE).map(|_| &huge)).await;
     stage.publish_each(behind.iter().map(padded)).await;
-    eventually_within(Duration::from_secs(60), "all are delivered", async || {
-        stage.ready(&stage.queue).await == Some(0)
-    })
-    .await;
-    let while_hanging = peak_below(&service, 192 * MIB);
-    blocker.rollback().await.expect("unlocked");
+    stage.until_ready(&stage.queue, 0).await;
+    peak_below(&service, 192 * MIB);
+    drop(lock);
 
     until_settled(&stage, Duration::from_secs(120), good.len(), HUGE).await;
-    let too_large = service.metric("votes_rejected_total{reason=\"too_large\"}").await;
-    assert_eq!(too_large, Some(HUGE as f64));
-    let peak = peak_below(&service, 192 * MIB);
-    println!(
-        "peak: {} MiB idle, {} with a store that hangs, {} in all",
-        idle / MIB,
-        while_hanging / MIB,
-        peak / MIB
-    );
-    service.stop().await;
-    stage.assert_counted_exactly(&good).await;
-    stage.assert_drained().await;
+    service.until_metric("votes_rejected_total{reason=\"too_large\"}", HUGE as f64).await;
+    peak_below(&service, 192 * MIB);
+    stage.finish([service], &good).await;
 }
 
 /// The largest votes there are, twice the prefetch of them, in less than the bound above.
@@ -177,9 +157,6 @@ async fn bodies_of_exactly_the_limit_are_counted_in_bounded_memory() {
     stage.publish(&[long]).await;
     let service = stage.spawn(&[("PIPELINE_PROFILE", "throughput")]).await;
     until_settled(&stage, Duration::from_secs(120), good.len(), 1).await;
-    let peak = peak_below(&service, 192 * MIB);
-    println!("peak: {} MiB", peak / MIB);
-    service.stop().await;
-    stage.assert_counted_exactly(&good).await;
-    stage.assert_drained().await;
+    peak_below(&service, 192 * MIB);
+    stage.finish([service], &good).await;
 }

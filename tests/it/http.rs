@@ -1,5 +1,5 @@
-//! Clients of the metrics port that do harm by their number or their slowness: votes are counted as
-//! fast as without them, and health answers.
+//! Clients of the metrics port that are many or slow: votes are counted as fast as without them, and
+//! the health addresses answer.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,7 +16,7 @@ const MIB: u64 = 1_024 * 1_024;
 const LAWS: &str = "INSERT INTO vote_results (law_id, oui_count, non_count) \
                     SELECT 'a-law-with-a-name-of-some-length-' || n, 1000 + n, 2000 + n \
                     FROM generate_series(1, 990) AS n";
-/// What the stage compares would differ by these laws.
+/// A comparison with the audit would report these laws.
 const UNCOMPARED: (&str, &str) = ("RECONCILE_INTERVAL_SECONDS", "0");
 /// Longest time that a probe of Kubernetes waits for, unless it is set.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,34 +37,29 @@ async fn probe(address: &str, path: &str) -> std::io::Result<Duration> {
     Ok(began.elapsed())
 }
 
-/// Probes are answered in milliseconds. The bound is the one that matters to Kubernetes, which also
-/// takes one failure for none; a machine that is busy with other tests exceeds it now and then. So
-/// one round of ten has to be good, in which every probe is.
+/// Probes are answered in milliseconds. The bound is the one that matters to Kubernetes; a machine that
+/// is busy with other tests exceeds it now and then. So one round of ten has to be good, in which every
+/// probe is.
 async fn assert_probes_are_answered(service: &Service) {
+    const UNANSWERED: Duration = Duration::from_secs(5);
     let address = service.address().await;
     let mut rounds = Vec::new();
     for _ in 0..10 {
-        let mut slowest = Ok(Duration::ZERO);
+        let mut slowest = Duration::ZERO;
         for path in ["/livez", "/readyz", "/startupz"].repeat(5) {
-            let took = timeout(5 * PROBE_TIMEOUT, probe(&address, path)).await;
-            slowest = match (slowest, took) {
-                (Ok(slowest), Ok(Ok(took))) => Ok(slowest.max(took)),
-                (Err(failed), _) => Err(failed),
-                (_, failed) => Err(format!("{path}: {failed:?}")),
-            };
+            let took = timeout(UNANSWERED, probe(&address, path)).await;
+            slowest = slowest.max(took.ok().and_then(Result::ok).unwrap_or(UNANSWERED));
             sleep(Duration::from_millis(20)).await;
         }
-        let good = slowest.as_ref().is_ok_and(|slowest| *slowest < PROBE_TIMEOUT);
-        rounds.push(slowest);
-        if good {
-            println!("slowest probe of each round: {rounds:?}");
+        if slowest < PROBE_TIMEOUT {
             return;
         }
+        rounds.push(slowest);
     }
     panic!("slowest probe of each round: {rounds:?}");
 }
 
-/// 3,000 connections that say nothing, or half a request, each opened anew as soon as it is closed.
+/// 3,000 connections that send nothing, or half a request, each opened anew when it is closed.
 #[tokio::test]
 async fn silent_connections_do_not_keep_health_from_answering() {
     const CONNECTIONS: usize = 3_000;
@@ -88,7 +83,7 @@ async fn silent_connections_do_not_keep_health_from_answering() {
     service.stop().await;
 }
 
-/// A connection after the other, each until it is closed.
+/// Opens one connection after the other, each until it is closed.
 async fn stay_silent(address: &str, number: usize) {
     let request = if number.is_multiple_of(2) { "" } else { "GET /metrics HTTP/1.1\r\nHo" };
     loop {
@@ -132,11 +127,6 @@ async fn clients_that_do_not_read_cost_no_memory() {
     }
     assert_probes_are_answered(&service).await;
     let peak = service.peak_memory();
-    println!(
-        "{length} bytes to {CLIENTS} clients: {} MiB before, {} MiB at most",
-        before / MIB,
-        peak / MIB
-    );
     // A copy for each would be 600 MB.
     assert!(peak < before + 32 * MIB, "{} MiB, and {} before", peak / MIB, before / MIB);
     drop(clients);
@@ -180,47 +170,34 @@ async fn cost(service: &Service, stage: &Stage<'_>) -> f64 {
     cost
 }
 
-/// By processor time of the counting thread alone, since wall-clock time on a busy machine says
+/// By processor time of the counting thread alone, since wall-clock time on a busy machine proves
 /// nothing. A busy neighbour, on the other thread of a core or in its cache, makes processor time
-/// longer as well, whatever it does. So scrapes are compared with as many requests for a short
-/// answer, phases alternate, the cheapest of each kind count, and one good pair ends the test. The
-/// comparison with an idle port is the coarse one. Before HTTP had a thread of its own, a vote cost
-/// 80 times as much under these scrapes.
+/// longer as well. So scrapes are compared with as many requests for a short
+/// answer, phases alternate, the cheapest of each kind count, and one good pair ends the test. Before
+/// HTTP had a thread of its own, a vote cost 80 times as much under these scrapes.
 #[tokio::test]
 async fn scrapes_do_not_take_time_from_counting() {
     const ROUNDS: usize = 15;
     let stage = Stage::migrated(Servers::shared(), "scraped").await;
     execute(&stage, LAWS).await;
     stage.publish_votes(&votes(0, 80_000)).await;
-    let service = stage
-        .start(&[
-            UNCOMPARED,
-            // So slow that the backlog lasts, with batches that are always full.
-            ("BATCH_SIZE", "20"),
-            ("RABBITMQ_PREFETCH_COUNT", "20"),
-        ])
-        .await;
+    // So slow that the backlog lasts, with batches that are always full.
+    let slow = [UNCOMPARED, ("BATCH_SIZE", "20"), ("RABBITMQ_PREFETCH_COUNT", "20")];
+    let service = stage.start(&slow).await;
     let address = service.address().await;
-    sleep(Duration::from_secs(1)).await;
-    let [mut idle, mut short, mut scraped] = [f64::MAX; 3];
-    for round in 1..=ROUNDS {
-        idle = idle.min(cost(&service, &stage).await);
+    let [mut short, mut scraped] = [f64::MAX; 2];
+    for _ in 0..ROUNDS {
         for (path, least) in [("/startupz", &mut short), ("/metrics", &mut scraped)] {
             tokio::select! {
                 cost = cost(&service, &stage) => *least = least.min(cost),
                 () = ask_without_reading(&address, path) => unreachable!("it does not end"),
             }
         }
-        println!(
-            "round {round}: {idle:.1} µs a vote without requests, {short:.1} with short answers, \
-             {scraped:.1} with scrapes"
-        );
-        if scraped < short * 1.05 && scraped < idle * 1.5 {
+        if scraped < short * 1.05 {
             break;
         }
     }
     assert!(scraped < short * 1.05, "{scraped:.1} µs a vote with scrapes, not {short:.1}");
-    assert!(scraped < idle * 1.5, "{scraped:.1} µs a vote with scrapes, not {idle:.1}");
     assert_probes_are_answered(&service).await;
     service.stop().await;
 }

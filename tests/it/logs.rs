@@ -1,35 +1,38 @@
-//! What becomes of the log: journald knows how urgent a line is, and a reader that hangs costs lines
-//! and no votes.
+//! The log: journald gets the priority of each line, and a reader that hangs costs lines and no votes.
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
 
+use rustix::process::Signal;
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
+use tokio::time::timeout;
 
-use crate::support::{Servers, Service, Stage, request, send, votes};
+use crate::support::{BINARY, PATIENCE, Servers, Service, Stage, request, send, votes};
 
 /// As under systemd: standard error is the stream that JOURNAL_STREAM names, here a file.
 fn under_journald() -> Command {
     let mut command = Command::new("sh");
     let script = "JOURNAL_STREAM=$(stat -L -c %d:%i /dev/fd/2); export JOURNAL_STREAM; \
                   exec \"$0\" run";
-    command.args(["-c", script, env!("CARGO_BIN_EXE_vote-aggregator")]);
+    command.args(["-c", script, BINARY]);
     command
 }
 
 #[tokio::test]
-async fn journald_is_told_the_priority_of_each_line() {
+async fn journald_gets_the_priority_of_each_line() {
     let path = std::env::var("PATH").expect("a PATH");
-    // Nothing listens on port 1.
-    let environment = [
+    let mut environment: BTreeMap<String, String> = [
         ("PATH", path.as_str()),
         ("POSTGRES_HOST", "127.0.0.1"),
+        // Nothing listens there.
         ("POSTGRES_PORT", "1"),
         ("PROMETHEUS_HOST", "127.0.0.1"),
         ("PROMETHEUS_PORT", "0"),
-    ];
-    let environment: std::collections::BTreeMap<String, String> =
-        environment.map(|(n, v)| (n.to_owned(), v.to_owned())).into();
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
     let service = Service::spawn_as("journald", under_journald(), &environment);
     service.until_logged("waiting for PostgreSQL").await;
     let log = service.stop().await;
@@ -39,26 +42,20 @@ async fn journald_is_told_the_priority_of_each_line() {
     }
     assert!(log.contains("<4>") && log.contains("<6>"), "{log}");
 
-    // The variable is inherited by what has another standard error.
-    let mut elsewhere = Command::new(env!("CARGO_BIN_EXE_vote-aggregator"));
-    elsewhere.arg("run");
-    let mut inherited = environment;
-    inherited.insert("JOURNAL_STREAM".to_owned(), "8:12345".to_owned());
-    let service = Service::spawn_as("journald", elsewhere, &inherited);
+    // A child that inherits the variable may have another standard error.
+    environment.insert("JOURNAL_STREAM".to_owned(), "8:12345".to_owned());
+    let service = Service::spawn("journald", &["run"], &environment).await;
     service.until_logged("waiting for PostgreSQL").await;
     assert!(!service.stop().await.contains('<'));
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_stops_neither_counting_nor_the_stop() {
+async fn a_log_that_is_not_read_stops_neither_counting_nor_the_stop() {
     const VOTES: u64 = 3_000;
     let stage = Stage::migrated(Servers::shared(), "unread").await;
-    let mut environment = stage.environment();
     // A line or more for each vote.
-    for (name, value) in [("BATCH_SIZE", "1"), ("LOG_LEVEL", "trace"), ("LOG_FORMAT", "json")] {
-        environment.insert(name.to_owned(), value.to_owned());
-    }
-    let mut service = Command::new(env!("CARGO_BIN_EXE_vote-aggregator"))
+    let environment = stage.environment_with(&[("BATCH_SIZE", "1"), ("LOG_LEVEL", "trace")]);
+    let mut service = Command::new(BINARY)
         .arg("run")
         .env_clear()
         .envs(&environment)
@@ -70,12 +67,12 @@ async fn a_log_that_nobody_reads_stops_neither_counting_nor_the_stop() {
     let mut log = BufReader::new(service.stderr.take().expect("piped")).lines();
     let address = loop {
         let line = log.next_line().await.expect("UTF-8").expect("a line");
-        let line: serde_json::Value = serde_json::from_str(&line).expect("a JSON log line");
+        let line: Value = serde_json::from_str(&line).expect("a JSON log line");
         if let Some(address) = line["address"].as_str() {
             break address.to_owned();
         }
     };
-    // From here on nobody reads.
+    // From here on the log is not read.
     let all = votes(0, VOTES);
     stage.publish_votes(&all).await;
     stage.until_counted(all.len()).await;
@@ -84,8 +81,8 @@ async fn a_log_that_nobody_reads_stops_neither_counting_nor_the_stop() {
     let dropped = scrape.lines().find_map(|line| line.strip_prefix("log_lines_dropped_total "));
     let dropped: f64 = dropped.expect("the metric").parse().expect("a number");
     assert!(dropped > 0.0, "{dropped}");
-    send(&service, rustix::process::Signal::TERM);
-    let ended = tokio::time::timeout(crate::support::PATIENCE, service.wait()).await;
+    send(&service, Signal::TERM);
+    let ended = timeout(PATIENCE, service.wait()).await;
     assert_eq!(ended.expect("ends in time").expect("a child of ours").code(), Some(0));
     stage.assert_counted_exactly(&all).await;
 }

@@ -1,4 +1,4 @@
-//! Every metric as documented, fit for Prometheus, and telling what is the case.
+//! Every metric as documented, valid for Prometheus, and with the right value.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -10,11 +10,11 @@ use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
 
-use crate::support::{Servers, Service, Stage, eventually, message, votes};
+use crate::support::{Servers, Stage, eventually, message, run, votes};
 
 const DOCUMENTATION: &str = include_str!("../../docs/metrics.md");
 
-/// What can be documented of a metric, but its name.
+/// What is documented of a metric besides its name.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Family {
     kind: String,
@@ -64,7 +64,7 @@ fn documented() -> BTreeMap<String, Family> {
     .collect()
 }
 
-/// Where promtool is; Debian's package has Prometheus itself beside it.
+/// The path of promtool; Debian's package installs Prometheus itself in the same directory.
 pub fn promtool_path() -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("script/services");
     let found = Command::new(script).arg("promtool").output().expect("script/services runs");
@@ -72,7 +72,7 @@ pub fn promtool_path() -> PathBuf {
     PathBuf::from(String::from_utf8_lossy(&found.stdout).trim())
 }
 
-/// What promtool finds in a scrape.
+/// Whether promtool accepts a scrape, and what it prints.
 fn promtool(scrape: &str) -> (bool, String) {
     let mut child = Command::new(promtool_path())
         .args(["check", "metrics"])
@@ -83,17 +83,16 @@ fn promtool(scrape: &str) -> (bool, String) {
         .expect("promtool runs");
     child.stdin.take().expect("piped").write_all(scrape.as_bytes()).expect("read by promtool");
     let output = child.wait_with_output().expect("ends");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
 }
 
 #[tokio::test]
 async fn a_scrape_is_what_is_documented_and_promtool_finds_nothing_in_it() {
     let stage = Stage::migrated(Servers::shared(), "catalogue").await;
     let service = stage.start(&[]).await;
-    let sample = ["publish", "--count", "300", "--duplicates", "0.1", "--malformed", "0.1"];
-    let mut publisher = Service::spawn(&stage.queue, &sample, &stage.environment()).await;
-    assert_eq!(publisher.exit_code().await, Some(0));
+    let sample = ["--count", "300", "--duplicates", "0.1", "--malformed", "0.1"];
+    run(&stage, "publish", &sample).await.assert(0, &[]);
     eventually("every metric has a series", async || {
         let scrape = service.get("/metrics").await.body;
         documented().keys().all(|name| scrape.contains(&format!("# TYPE {name} ")))
@@ -108,8 +107,8 @@ async fn a_scrape_is_what_is_documented_and_promtool_finds_nothing_in_it() {
     }
 
     assert_eq!(promtool(&scrape), (true, String::new()));
-    let (ok, said) = promtool("# TYPE votes counter\nvotes 1\n");
-    assert!(!ok && said.contains("_total"), "it does look: {said}");
+    let (ok, found) = promtool("# TYPE votes counter\nvotes 1\n");
+    assert!(!ok && found.contains("_total"), "it does check: {found}");
     service.stop().await;
 }
 
@@ -138,41 +137,33 @@ async fn latency_counts_from_the_header_else_from_the_timestamp_else_not_at_all(
         let sent = channel.basic_publish("".into(), queue, options, &body, properties).await;
         sent.expect("sent");
     }
-    stage.until_counted(3).await;
-    eventually("two of three have a latency", async || {
-        service.metric("vote_latency_seconds_count").await == Some(2.0)
-    })
-    .await;
+    service.until_metric("vote_latency_seconds_count", 2.0).await;
     let sum = service.metric("vote_latency_seconds_sum").await.expect("a sum");
     assert!((10_060.0..10_200.0).contains(&sum), "{sum}");
-    assert_eq!(service.metric("vote_latency_seconds_bucket{le=\"30\"}").await, Some(0.0));
-    assert_eq!(service.metric("batch_votes_sum").await, Some(3.0));
+    service.until_metric("vote_latency_seconds_bucket{le=\"30\"}", 0.0).await;
+    service.until_metric("batch_votes_sum", 3.0).await;
     connection.close(200, "OK".into()).await.expect("closed");
     service.stop().await;
 }
 
 #[tokio::test]
-async fn gauges_tell_what_is_held_and_what_waits() {
+async fn gauges_show_what_is_held_and_what_waits() {
     let stage = Stage::migrated(Servers::shared(), "held").await;
     let service = stage.start(&[("BATCH_SIZE", "50"), ("RABBITMQ_PREFETCH_COUNT", "100")]).await;
-    assert_eq!(service.metric("breaker_state{state=\"closed\"}").await, Some(1.0));
-    assert_eq!(service.metric("session_state{state=\"consuming\"}").await, Some(1.0));
-    assert_eq!(service.metric("postgres_connections_max").await, Some(10.0));
-
-    let mut other = stage.sql.begin().await.expect("a transaction");
-    sqlx::raw_sql("LOCK TABLE vote_audit").execute(&mut *other).await.expect("locked");
-    stage.publish_votes(&votes(0, 250)).await;
+    let lock = stage.hold("LOCK TABLE vote_audit").await;
+    let all = votes(0, 250);
+    stage.publish_votes(&all).await;
     for (series, value) in [
+        ("breaker_state{state=\"closed\"}", 1.0),
+        ("session_state{state=\"consuming\"}", 1.0),
+        ("postgres_connections_max", 10.0),
         ("deliveries_unacked", 100.0),
         ("batches_in_flight", 2.0),
         ("postgres_connections{state=\"in_use\"}", 2.0),
         ("queue_messages", 150.0),
         ("dead_letter_queue_messages", 0.0),
     ] {
-        eventually(&format!("{series} is {value}"), async || {
-            service.metric(series).await == Some(value)
-        })
-        .await;
+        service.until_metric(series, value).await;
     }
     assert!(service.metric("oldest_unacked_age_seconds").await > Some(0.0));
     eventually("the lock was waited for too long", async || {
@@ -180,13 +171,16 @@ async fn gauges_tell_what_is_held_and_what_waits() {
     })
     .await;
 
-    other.rollback().await.expect("unlocked");
+    drop(lock);
     stage.until_counted(250).await;
-    for series in ["deliveries_unacked", "batches_in_flight", "oldest_unacked_age_seconds"] {
-        eventually(&format!("{series} is 0"), async || service.metric(series).await == Some(0.0))
-            .await;
+    for series in [
+        "deliveries_unacked",
+        "batches_in_flight",
+        "oldest_unacked_age_seconds",
+        "reconnects_total{side=\"postgres\"}",
+    ] {
+        service.until_metric(series, 0.0).await;
     }
     assert!(service.metric("last_commit_age_seconds").await < Some(60.0));
-    assert_eq!(service.metric("reconnects_total{side=\"postgres\"}").await, Some(0.0));
-    service.stop().await;
+    stage.finish([service], &all).await;
 }

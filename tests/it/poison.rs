@@ -5,19 +5,19 @@ use std::collections::BTreeSet;
 use lapin::types::AMQPValue;
 use vote_aggregator::model::vote::{Choice, Vote};
 
-use crate::support::{Servers, Stage, eventually, message, vote, votes};
+use crate::support::{Servers, Stage, execute, message, vote, votes};
 
-async fn forbid(stage: &Stage<'_>, check: &'static str) {
-    sqlx::raw_sql(check).execute(&stage.sql).await.expect("a constraint");
+/// A stage whose database refuses the votes on a law.
+async fn forbidding(name: &str, law: &str) -> Stage<'static> {
+    let stage = Stage::migrated(Servers::shared(), name).await;
+    let check = format!("ALTER TABLE vote_audit ADD CONSTRAINT no_law CHECK (law_id <> '{law}')");
+    execute(&stage, &check).await;
+    stage
 }
-
-const FORBID_LAW_X: &str =
-    "ALTER TABLE vote_audit ADD CONSTRAINT no_law_x CHECK (law_id <> 'law-x')";
 
 #[tokio::test]
 async fn a_vote_the_database_refuses_is_dead_lettered_with_its_sqlstate_and_the_rest_counted() {
-    let stage = Stage::migrated(Servers::shared(), "poison").await;
-    forbid(&stage, FORBID_LAW_X).await;
+    let stage = forbidding("poison", "law-x").await;
     let good = votes(0, 298);
     let poison = [vote(1_000, "law-x", Choice::Oui), vote(1_001, "law-x", Choice::Non)];
     let mut mixed: Vec<Vote> = good.clone();
@@ -25,49 +25,33 @@ async fn a_vote_the_database_refuses_is_dead_lettered_with_its_sqlstate_and_the_
     mixed.insert(230, poison[1].clone());
     stage.publish_votes(&mixed).await;
     let service = stage.start(&[]).await;
-    stage.until_counted(good.len()).await;
-    eventually("both are dead-lettered", async || {
-        stage.ready(&stage.dead_letter_queue()).await == Some(2)
-    })
-    .await;
-    assert_eq!(
-        service.metric("aggregation_errors_total{error_type=\"unstorable\"}").await,
-        Some(2.0)
-    );
-    let log = service.stop().await;
+    stage.until_ready(&stage.dead_letter_queue(), 2).await;
+    service.until_metric("aggregation_errors_total{error_type=\"unstorable\"}", 2.0).await;
+    let log = stage.finish([service], &good).await;
     assert!(!log.contains("citizen-0000"), "{log}");
-    stage.assert_counted_exactly(&good).await;
-    stage.assert_drained().await;
 
-    let letters = stage.take_dead_letters().await;
-    let bodies: BTreeSet<Vec<u8>> = letters.iter().map(|(body, _)| body.clone()).collect();
+    let dead_letters = stage.take_dead_letters().await;
+    let bodies: BTreeSet<Vec<u8>> = dead_letters.iter().map(|(body, _)| body.clone()).collect();
     assert_eq!(bodies, poison.iter().map(message).collect(), "as they were published");
-    for (_, headers) in &letters {
+    for (_, headers) in &dead_letters {
         assert_eq!(headers.get("x-sqlstate"), Some(&AMQPValue::LongString("23514".into())));
     }
 }
 
-/// A constraint that refuses every vote of a big law is somebody's mistake, not a fault of those
-/// votes: none is dead-lettered, and all are counted once it is mended.
+/// A constraint that refuses every vote of a big law is an operator's mistake, not a fault of those
+/// votes: none is dead-lettered, and all are counted once it is dropped.
 #[tokio::test]
 async fn a_systemic_refusal_pauses_and_dead_letters_nothing() {
-    let stage = Stage::migrated(Servers::shared(), "systemic").await;
-    forbid(&stage, "ALTER TABLE vote_audit ADD CONSTRAINT oops CHECK (law_id <> 'law-001')").await;
+    let stage = forbidding("systemic", "law-001").await;
     let all = votes(0, 300);
     stage.publish_votes(&all).await;
     let service = stage.spawn(&[]).await;
     service.until_logged("too many for faults of single votes").await;
     service.until_not_ready().await;
-    assert_eq!(stage.ready(&stage.dead_letter_queue()).await, Some(0));
-    sqlx::raw_sql("ALTER TABLE vote_audit DROP CONSTRAINT oops")
-        .execute(&stage.sql)
-        .await
-        .expect("mended");
+    execute(&stage, "ALTER TABLE vote_audit DROP CONSTRAINT no_law").await;
     stage.until_counted(all.len()).await;
     service.until_ready().await;
-    service.stop().await;
-    stage.assert_counted_exactly(&all).await;
-    stage.assert_drained().await;
+    stage.finish([service], &all).await;
     assert_eq!(stage.ready(&stage.dead_letter_queue()).await, Some(0));
 }
 
@@ -76,43 +60,30 @@ async fn a_systemic_refusal_pauses_and_dead_letters_nothing() {
 async fn a_table_that_is_missing_pauses_until_it_is_back() {
     let stage = Stage::migrated(Servers::shared(), "renamed").await;
     let service = stage.start(&[]).await;
-    sqlx::raw_sql("ALTER TABLE vote_results RENAME TO vote_results_away")
-        .execute(&stage.sql)
-        .await
-        .expect("renamed");
+    execute(&stage, "ALTER TABLE vote_results RENAME TO vote_results_away").await;
     let all = votes(0, 200);
     stage.publish_votes(&all).await;
     service.until_logged("consuming stops until a write succeeds").await;
     service.until_not_ready().await;
     assert!(service.logged("42P01") > 0, "{}", service.log());
-    sqlx::raw_sql("ALTER TABLE vote_results_away RENAME TO vote_results")
-        .execute(&stage.sql)
-        .await
-        .expect("back");
+    execute(&stage, "ALTER TABLE vote_results_away RENAME TO vote_results").await;
     stage.until_counted(all.len()).await;
     service.until_ready().await;
-    service.stop().await;
-    stage.assert_counted_exactly(&all).await;
-    stage.assert_drained().await;
+    stage.finish([service], &all).await;
     assert_eq!(stage.ready(&stage.dead_letter_queue()).await, Some(0));
 }
 
 /// A dead-letter queue that takes nothing: the vote may be neither lost nor acked, the good ones
-/// beside it are counted, and what is held does not go round in circles.
+/// beside it are counted, and what is held is not requeued in a loop.
 #[tokio::test]
 async fn a_dead_letter_that_cannot_be_published_is_kept_and_tried_again() {
-    let stage = Stage::migrated(Servers::shared(), "undeliverable").await;
-    forbid(&stage, FORBID_LAW_X).await;
-    stage
-        .declare_queue(
-            &stage.dead_letter_queue(),
-            true,
-            &[
-                ("x-max-length", AMQPValue::LongInt(0)),
-                ("x-overflow", AMQPValue::LongString("reject-publish".into())),
-            ],
-        )
-        .await;
+    let stage = forbidding("undeliverable", "law-x").await;
+    let dead_letters = stage.dead_letter_queue();
+    let full = [
+        ("x-max-length", AMQPValue::LongInt(0)),
+        ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+    ];
+    stage.declare_queue(&dead_letters, true, &full).await;
     let good = votes(0, 60);
     let mut mixed = good.clone();
     mixed.insert(30, vote(1_000, "law-x", Choice::Oui));
@@ -121,16 +92,11 @@ async fn a_dead_letter_that_cannot_be_published_is_kept_and_tried_again() {
     service.until_logged("cannot be dead-lettered").await;
     stage.until_counted(good.len()).await;
     service.until_not_ready().await;
-    assert_eq!(stage.ready(&stage.queue).await, Some(61), "given back, not lost");
-    assert_eq!(service.logged("cannot be dead-lettered"), 1, "no storm");
-    stage.delete(&stage.dead_letter_queue()).await;
-    // The service creates it anew; the longest wait before it tries is what this takes.
-    eventually("dead-lettered at last", async || {
-        stage.ready(&stage.dead_letter_queue()).await == Some(1)
-    })
-    .await;
+    assert_eq!(stage.ready(&stage.queue).await, Some(61), "requeued, not lost");
+    assert_eq!(service.logged("cannot be dead-lettered"), 1, "not again and again");
+    stage.delete(&dead_letters).await;
+    // The service creates it anew; it tries again after the longest wait.
+    stage.until_ready(&dead_letters, 1).await;
     service.until_ready().await;
-    service.stop().await;
-    stage.assert_counted_exactly(&good).await;
-    stage.assert_drained().await;
+    stage.finish([service], &good).await;
 }

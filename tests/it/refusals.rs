@@ -1,11 +1,9 @@
-//! What RabbitMQ refuses: permissions that are needed only on a bad day, and what time mends.
+//! What RabbitMQ refuses: missing permissions, which a start finds, and what a start waits for.
 
 use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
 
-use crate::support::{BINARY, Ended, Servers, Service, Stage, command, ended, votes};
-
-const PASSWORD: &str = "least-of-all";
+use crate::support::{Ended, Servers, Service, Stage, run_with, votes};
 
 /// A user of the broker of this stage's own.
 struct User<'s> {
@@ -16,7 +14,7 @@ struct User<'s> {
 impl<'s> User<'s> {
     fn new(stage: &'s Stage<'s>) -> Self {
         let user = Self { stage, name: format!("user_{}", stage.database) };
-        user.ctl(&["add_user", &user.name, PASSWORD]);
+        user.ctl(&["add_user", &user.name, "least"]);
         user
     }
 
@@ -29,13 +27,13 @@ impl<'s> User<'s> {
     }
 
     fn settings(&self) -> [(&str, &str); 2] {
-        [("RABBITMQ_USER", self.name.as_str()), ("RABBITMQ_PASSWORD", PASSWORD)]
+        [("RABBITMQ_USER", self.name.as_str()), ("RABBITMQ_PASSWORD", "least")]
     }
 
     async fn check(&self, queue: &str) -> Ended {
-        let mut check = command(self.stage, BINARY, &["check", "--connect", "--json"]);
-        check.envs(self.settings()).env("RABBITMQ_QUEUE", queue);
-        ended(check).await
+        let [user, password] = self.settings();
+        let settings = [user, password, ("RABBITMQ_QUEUE", queue)];
+        run_with(self.stage, &["check", "--connect", "--json"], &settings).await
     }
 }
 
@@ -48,21 +46,21 @@ fn has(check: &Ended, severity: &str, words: &str) {
     assert!(remedy.contains("rabbitmqctl set_permissions -p '/'"), "{found}");
 }
 
-async fn reason(service: &Service) -> String {
+async fn assert_reason(service: &Service, words: &str) {
     let readiness = service.get("/readyz").await;
     assert_eq!(readiness.status, 503);
-    readiness.json()["checks"]["rabbitmq"]["reason"].as_str().expect("a reason").to_owned()
+    let reason = &readiness.json()["checks"]["rabbitmq"]["reason"];
+    assert!(reason.as_str().is_some_and(|reason| reason.contains(words)), "{words} in {reason}");
 }
 
 #[tokio::test]
-async fn a_permission_for_a_bad_day_is_missed_at_start_and_what_time_mends_is_waited_for() {
+async fn missing_permissions_are_found_at_start_and_passing_refusals_are_waited_for() {
     let stage = Stage::migrated(Servers::shared(), "rights").await;
     stage.declare(true, &[]).await;
     stage.declare_queue(&stage.dead_letter_queue(), true, &[]).await;
     let user = User::new(&stage);
     user.may("", "", "");
-    let found = user.check(&stage.queue).await;
-    assert_eq!(found.code, Some(1), "{}", found.stdout);
+    let found = user.check(&stage.queue).await.assert(1, &[]);
     has(&found, "error", &format!("no read permission on the queue \\\"{}\\\"", stage.queue));
     has(&found, "warning", ".dlq\\\"");
     has(&found, "error", "no write permission on the default exchange");
@@ -70,28 +68,23 @@ async fn a_permission_for_a_bad_day_is_missed_at_start_and_what_time_mends_is_wa
     has(&found, "error", "no permission to create the queue");
 
     user.may(".*", "", ".*");
-    let mut service = stage.spawn(&user.settings()).await;
-    assert_eq!(service.exit_code().await, Some(77), "{}", service.log());
-    let log = service.log();
-    for named in ["write on the default exchange (amq.default)", "rabbitmqctl set_permissions"] {
-        assert!(log.contains(named), "{named} in {log}");
-    }
+    let named = ["write on the default exchange (amq.default)", "rabbitmqctl set_permissions"];
+    stage.spawn(&user.settings()).await.assert_ends(77, &named).await;
 
     user.may(".*", ".*", ".*");
     user.ctl(&["set_user_limits", &user.name, r#"{"max-connections": 0}"#]);
-    let connection = stage.amqp().await;
-    let channel = connection.create_channel().await.expect("a channel");
+    let (connection, channel) = stage.channel().await;
     let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
     let queue = stage.queue.as_str().into();
     let held = channel.basic_consume(queue, "".into(), exclusive, FieldTable::default());
     let _held = held.await.expect("a consumer, until it is dropped");
     let service = stage.spawn(&user.settings()).await;
     service.until_logged("connection limit (0) is reached").await;
-    assert!(reason(&service).await.contains("rabbitmqctl list_connections"));
+    assert_reason(&service, "rabbitmqctl list_connections").await;
     user.ctl(&["clear_user_limits", &user.name, "max-connections"]);
     service.until_logged("in exclusive use").await;
     assert!(service.logged("rabbitmqctl list_consumers") > 0, "{}", service.log());
-    assert!(reason(&service).await.contains("rabbitmqctl list_consumers"));
+    assert_reason(&service, "rabbitmqctl list_consumers").await;
     connection.close(200, "OK".into()).await.expect("closed");
     service.until_ready().await;
     stage.publish_votes(&votes(0, 20)).await;
@@ -100,20 +93,19 @@ async fn a_permission_for_a_bad_day_is_missed_at_start_and_what_time_mends_is_wa
     user.ctl(&["delete_user", &user.name]);
 }
 
-/// Declared by another connection for itself: refused with 405, and gone with that connection.
+/// Refused with 405, until that connection ends.
 #[tokio::test]
-async fn a_queue_that_another_connection_has_to_itself_is_waited_for() {
+async fn a_queue_that_is_exclusive_to_another_connection_is_waited_for() {
     let stage = Stage::migrated(Servers::shared(), "locked").await;
     let connection = stage.exclusive_queue(&stage.queue).await;
     let service = stage.spawn(&[]).await;
     service.until_logged("cannot obtain exclusive access").await;
-    assert!(reason(&service).await.contains("declared the queue exclusive"));
+    assert_reason(&service, "declared the queue exclusive").await;
     connection.close(200, "OK".into()).await.expect("closed");
     service.until_ready().await;
     service.stop().await;
 }
 
-/// Nothing is refused, so nothing has to be dead-lettered.
 #[tokio::test]
 async fn a_dead_letter_queue_that_cannot_be_reached_keeps_no_vote_from_being_counted() {
     let stage = Stage::migrated(Servers::shared(), "deadside").await;
@@ -124,10 +116,9 @@ async fn a_dead_letter_queue_that_cannot_be_reached_keeps_no_vote_from_being_cou
     stage.until_counted(20).await;
     service.until_ready().await;
     service.until_logged("cannot obtain exclusive access").await;
-    let log = service.log();
-    let warning = log.lines().find(|line| line.contains("cannot obtain exclusive access"));
-    let warning = warning.expect("just seen");
-    assert!(warning.contains("WARN") && warning.contains(&stage.dead_letter_queue()), "{warning}");
+    let (log, queue) = (service.log(), stage.dead_letter_queue());
+    let mut warnings = log.lines().filter(|line| line.contains("WARN") && line.contains(&queue));
+    assert!(warnings.any(|line| line.contains("cannot obtain exclusive access")), "{log}");
     connection.close(200, "OK".into()).await.expect("closed");
     service.stop().await;
 }

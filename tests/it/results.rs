@@ -1,19 +1,19 @@
-//! `results`: what it reads and how it shows it, as which role, and what becomes of it when
-//! PostgreSQL is not there.
+//! `results`: what it reads and how it shows it, with which role, and without PostgreSQL.
 
 use std::process::Stdio;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::support::{
-    BINARY, Ended, PATIENCE, Servers, Stage, command, ended, eventually, execute, run,
+    BINARY, Ended, PATIENCE, Servers, Service, Stage, command, ended, eventually, execute, login,
+    run, run_with,
 };
 
 const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
 
-/// Three laws, one of them with a name that only a hand can have written.
+/// Three laws, one of them with a name that the service would not count votes for.
 const LAWS: &str = "INSERT INTO vote_results (law_id, oui_count, non_count, updated_at) VALUES \
     ('law-001', 1, 2, '2026-11-25 21:00:00+00'), \
     ('law-002', 999999, 1, '2026-11-25 22:15:03.25+01'), \
@@ -37,38 +37,30 @@ async fn results(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
 #[tokio::test]
 async fn it_shows_the_counts_for_people_and_for_programs() {
     let stage = Stage::migrated(Servers::shared(), "results").await;
-    let none = results(&stage, &[]).await;
-    assert_eq!(none.code, Some(0), "{}", none.stderr);
-    assert!(none.stdout.starts_with("no votes are counted yet (read at 2"), "{}", none.stdout);
+    results(&stage, &[]).await.assert(0, &["no votes are counted yet (read at 2"]);
 
     execute(&stage, LAWS).await;
-    let all = results(&stage, &[]).await;
-    assert_eq!(all.code, Some(0), "{}", all.stderr);
+    let all = results(&stage, &[]).await.assert(0, &["\n3 laws, read at 2"]);
     let rows = all.rows();
     let first = "law-002 999,999 1 1,000,000 >99.9 <0.1 2026-11-25 21:15:03Z";
     assert_eq!(rows[2].join(" "), first);
     assert_eq!(rows[3][..6], ["law-001", "1", "2", "3", "33.3", "66.7"]);
     assert_eq!(rows[4], ["=1+1\\u{1b}[2J", "0", "0", "0", "-", "-", "-"]);
     assert_eq!(rows[5][..6], ["all", "1,000,000", "3", "1,000,003", ">99.9", "<0.1"]);
-    assert!(all.stdout.contains("\n3 laws, read at 2"), "{}", all.stdout);
     assert!(!all.stdout.contains('\x1b'), "nothing for a terminal to obey");
 
     let one = results(&stage, &["--law", "law-001", "--law", "law-9", "--json"]).await;
-    let mut object: Value = serde_json::from_str(&one.stdout).expect("one JSON object");
+    let mut object = one.json();
     assert!(object["read_at"].take().as_str().is_some_and(|at| at.ends_with('Z')), "{object}");
-    let shares = (100.0 / 3.0, 200.0 / 3.0);
-    let expected = json!({
-        "read_at": null,
-        "laws": [{
-            "law_id": "law-001", "oui": 1, "non": 2, "total": 3,
-            "oui_percent": shares.0, "non_percent": shares.1, "updated_at": "2026-11-25T21:00:00Z",
-        }],
-        "totals": {
-            "laws": 1, "oui": 1, "non": 2, "total": 3,
-            "oui_percent": shares.0, "non_percent": shares.1, "updated_at": "2026-11-25T21:00:00Z",
-        },
-        "not_counted": ["law-9"],
+    let mut law = json!({
+        "oui": 1, "non": 2, "total": 3, "oui_percent": 100.0 / 3.0, "non_percent": 200.0 / 3.0,
+        "updated_at": "2026-11-25T21:00:00Z",
     });
+    let mut totals = law.clone();
+    law["law_id"] = "law-001".into();
+    totals["laws"] = 1.into();
+    let expected =
+        json!({"read_at": null, "laws": [law], "totals": totals, "not_counted": ["law-9"]});
     assert_eq!(object, expected);
 
     let csv = results(&stage, &["--csv", "--sort", "law"]).await;
@@ -83,41 +75,45 @@ async fn it_shows_the_counts_for_people_and_for_programs() {
     assert!(head.stdout.starts_with("law_id,") && head.stderr.is_empty(), "{}", head.stderr);
 
     let top = results(&stage, &["--sort", "updated", "--top", "1"]).await;
+    let top = top.assert(0, &["the first 1 of 3 laws"]);
     assert_eq!((top.rows()[2][0], top.rows()[3][0]), ("law-002", "all"));
-    assert!(top.stdout.contains("the first 1 of 3 laws"), "{}", top.stdout);
 }
 
 #[tokio::test]
-async fn select_on_the_results_is_enough_and_what_is_missing_has_a_code() {
+async fn without_tables_or_grants_results_and_recount_end_with_a_code_of_their_own() {
     let stage = Stage::new(Servers::shared(), "resultcodes").await;
-    let with = async |settings: &[(&str, &str)]| {
-        let mut command = command(&stage, BINARY, &["results"]);
-        command.envs(settings.iter().copied());
-        let ended = ended(command).await;
-        (ended.code, ended.stdout + &ended.stderr)
-    };
-    let (code, message) = with(&[]).await;
-    assert!(code == Some(78) && message.contains("vote-aggregator migrate"), "no table: {message}");
-    let (code, message) = with(&[("POSTGRES_DB", "nowhere")]).await;
-    assert!(code == Some(78) && message.contains("nowhere"), "{message}");
-
+    for name in ["results", "recount"] {
+        let with = async |settings: &[_]| run_with(&stage, &[name], settings).await;
+        with(&[]).await.assert(78, &["vote-aggregator migrate"]);
+        with(&[("POSTGRES_DB", "nowhere")]).await.assert(78, &["nowhere"]);
+        with(&[("BATCH_SIZE", "many")]).await.assert(78, &["BATCH_SIZE"]);
+    }
     stage.store().await;
     execute(&stage, LAWS).await;
     stage.servers.script(&["psql", "--", "-d", &stage.database, "-X", "-q", "-f", ROLES]);
-    let role = format!("reader_{}", stage.database);
-    execute(&stage, &format!("CREATE ROLE {role} LOGIN PASSWORD 'least'")).await;
-    let login = [("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")];
-    let (code, message) = with(&login).await;
-    assert!(code == Some(77) && message.contains("42501"), "no grant: {message}");
+    let repair = ["recount", "--repair", "--yes"];
+    for (group, results, recount) in
+        [("vote_auditor", 0, 1), ("vote_service", 0, 1), ("vote_results_reader", 0, 77)]
+    {
+        let role = stage.role(group, &format!("IN ROLE {group}")).await;
+        run_with(&stage, &["results"], &login(&role)).await.assert(results, &["3 laws"]);
+        run_with(&stage, &["recount"], &login(&role)).await.assert(recount, &[]);
+        run_with(&stage, &repair, &login(&role)).await.assert(77, &["42501"]);
+    }
+    let role = stage.role("reader", "").await;
+    run_with(&stage, &["results"], &login(&role)).await.assert(77, &["42501"]);
     execute(&stage, &format!("GRANT SELECT ON vote_results TO {role}")).await;
-    let (code, message) = with(&login).await;
-    assert!(code == Some(0) && message.contains("3 laws"), "{message}");
+    run_with(&stage, &["results"], &login(&role)).await.assert(0, &["3 laws"]);
 
-    // No terminal, no live view.
-    let piped = results(&stage, &["--watch"]).await;
-    assert!(piped.code == Some(2) && piped.stderr.contains("--json"), "{}", piped.stderr);
+    // A schema from before corrections were recorded.
+    execute(&stage, "DROP TABLE result_corrections").await;
+    run_with(&stage, &["recount"], &[]).await.assert(1, &[]);
+    run_with(&stage, &repair, &[]).await.assert(78, &["result_corrections"]);
+
+    // The live view needs a terminal.
+    let piped = results(&stage, &["--watch"]).await.assert(2, &["--json"]);
     assert_eq!(piped.stdout, "");
-    assert_eq!(results(&stage, &["--json", "--csv"]).await.code, Some(2));
+    results(&stage, &["--json", "--csv"]).await.assert(2, &[]);
 }
 
 #[tokio::test]
@@ -126,44 +122,28 @@ async fn a_server_that_is_down_is_waited_for() {
     let stage = Stage::migrated(&servers, "resultswait").await;
     execute(&stage, LAWS).await;
     servers.script(&["stop", "postgres"]);
-    let mut waiting = command(&stage, BINARY, &["results", "--csv"]);
-    let log =
-        std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.log", stage.database));
-    waiting.stdout(Stdio::piped()).stderr(std::fs::File::create(&log).expect("a file"));
-    let waiting = waiting.spawn().expect("it runs");
-    eventually("it says that it waits", async || {
-        std::fs::read_to_string(&log).is_ok_and(|log| log.contains("waiting for PostgreSQL"))
-    })
-    .await;
+    let mut command = Command::new(BINARY);
+    command.args(["results", "--csv"]);
+    let waiting = Service::spawn_as(&stage.queue, command, &stage.environment());
+    waiting.until_logged("waiting for PostgreSQL").await;
     servers.script(&["start", "postgres"]);
-    let output = timeout(PATIENCE, waiting.wait_with_output()).await.expect("ends in time");
-    let output = output.expect("it ran");
-    assert!(output.status.success());
-    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 4);
+    waiting.assert_ends(0, &[]).await;
 }
 
-/// One-shot commands give up, and say on whom.
+/// One-shot commands give up, and name the server.
 #[tokio::test]
 async fn a_server_that_stays_away_or_read_only_is_given_up() {
     let stage = Stage::new(Servers::shared(), "givenup").await;
     for name in ["results", "recount", "migrate"] {
-        let mut command = command(&stage, BINARY, &[name, "--retry-for", "1"]);
-        command.env("POSTGRES_PORT", "1");
-        let Ended { code, stderr, .. } = ended(command).await;
-        assert_eq!(code, Some(75), "{name}: {stderr}");
-        assert!(
-            stderr.contains("waiting for PostgreSQL, for 1 s more at most"),
-            "{name}: {stderr}"
-        );
-        assert!(stderr.contains("gave up after 1 s (--retry-for)"), "{name}: {stderr}");
-        assert!(stderr.contains(&stage.database), "{name}: {stderr}");
+        let away = [("POSTGRES_PORT", "1")];
+        let gave_up = run_with(&stage, &[name, "--retry-for", "1"], &away).await;
+        let waited = "waiting for PostgreSQL, for 1 s more at most";
+        gave_up.assert(75, &[waited, "gave up after 1 s (--retry-for)", &stage.database]);
     }
-    let read_only =
-        format!("ALTER DATABASE {} SET default_transaction_read_only = on", stage.database);
+    let database = &stage.database;
+    let read_only = format!("ALTER DATABASE {database} SET default_transaction_read_only = on");
     execute(&stage, &read_only).await;
-    let refused = run(&stage, "migrate", &["--retry-for", "0"]).await;
-    assert_eq!(refused.code, Some(75), "{}", refused.stderr);
-    assert!(refused.stderr.contains("25006"), "{}", refused.stderr);
+    run(&stage, "migrate", &["--retry-for", "0"]).await.assert(75, &["25006"]);
 }
 
 /// util-linux's script gives the command a terminal; what is drawn there goes to a file.

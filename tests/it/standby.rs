@@ -1,38 +1,45 @@
 //! A PostgreSQL with a synchronous standby that goes away, and a failover to it.
 
-use sqlx::Row;
 use vote_aggregator::model::ports::{Store, Votes};
 
-use crate::support::{Servers, Service, Stage, eventually, votes};
+use crate::support::{Servers, Service, Stage, eventually, execute, votes};
 
 /// A pair of servers of which the primary waits for its standby at each COMMIT.
-async fn replicated(name: &str) -> Servers {
+fn replicated(name: &str) -> Servers {
     let servers = Servers::private(name);
     servers.script(&["standby", "up"]);
     // On the primary alone: once it is promoted, the standby has nothing to wait for.
-    servers.script(&[
-        "psql",
-        "--",
-        "-qc",
-        "ALTER SYSTEM SET synchronous_standby_names = 'standby'",
-        "-c",
-        "SELECT pg_reload_conf()",
-    ]);
+    let names = "ALTER SYSTEM SET synchronous_standby_names = 'standby'";
+    servers.script(&["psql", "--", "-qc", names, "-c", "SELECT pg_reload_conf()"]);
     servers
 }
 
-/// Backends whose COMMIT waits for the standby.
-const WAITING: &str = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-
 async fn until_a_commit_waits(stage: &Stage<'_>, what: &str) {
-    eventually(what, async || stage.number(WAITING).await > 0).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    eventually(what, async || stage.number(waiting).await > 0).await;
+}
+
+async fn until_acknowledged(service: &Service, votes: f64) {
+    service.until_metric("deliveries_settled_total{outcome=\"acked\"}", votes).await;
+}
+
+async fn until_a_loss_shows(service: &Service) {
+    service.until_logged("acknowledged votes are missing from vote_audit").await;
+    service.until_check("acknowledged_votes", false).await;
+}
+
+/// The alarms in `lost_votes`, with the timelines before and after.
+async fn alarms(stage: &Stage<'_>) -> Vec<(String, i64, i64)> {
+    let rows =
+        sqlx::query_as("SELECT DISTINCT alarm, timeline_before, timeline_after FROM lost_votes");
+    rows.fetch_all(&stage.sql).await.expect("lost_votes can be read")
 }
 
 /// Semantics, section 10: the interrupted COMMIT is visible without its standby. The rerun finds
 /// replays only, and must not be acknowledged before the standby has them as well.
 #[tokio::test]
 async fn a_rerun_is_not_acknowledged_before_the_standby_has_its_votes() {
-    let servers = replicated("standby").await;
+    let servers = replicated("standby");
     let stage = Stage::migrated(&servers, "standby").await;
     let all = votes(0, 580);
     stage.publish_votes(&all[..500]).await;
@@ -43,12 +50,8 @@ async fn a_rerun_is_not_acknowledged_before_the_standby_has_its_votes() {
     servers.script(&["standby", "stop"]);
     stage.publish_votes(&all[500..]).await;
     until_a_commit_waits(&stage, "the COMMIT waits for the standby").await;
-    sqlx::raw_sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'",
-    )
-    .execute(&stage.sql)
-    .await
-    .expect("terminated");
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    execute(&stage, end).await;
     stage.until_counted(580).await;
     until_a_commit_waits(&stage, "the rerun waits, after its backend was terminated").await;
     servers.script(&["restart", "postgres"]);
@@ -58,20 +61,11 @@ async fn a_rerun_is_not_acknowledged_before_the_standby_has_its_votes() {
     servers.script(&["standby", "promote"]);
     stage.until_counted(580).await;
     service.until_ready().await;
-    service.stop().await;
-    stage.assert_counted_exactly(&all).await;
-    stage.assert_drained().await;
-}
-
-async fn lost_votes(stage: &Stage<'_>) -> Vec<(String, i64, i64)> {
-    let rows =
-        sqlx::query("SELECT DISTINCT alarm, timeline_before, timeline_after FROM lost_votes");
-    let rows = rows.fetch_all(&stage.sql).await.expect("lost_votes can be read");
-    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+    stage.finish([service], &all).await;
 }
 
 /// A failover to a standby that lagged: what was acknowledged and is gone raises an alarm, which ends
-/// once the publisher's ledger was published again.
+/// once the publisher has published its votes again.
 #[tokio::test]
 async fn a_failover_that_loses_acknowledged_votes_is_noticed_until_they_are_there_again() {
     let servers = Servers::private("lossy");
@@ -84,19 +78,15 @@ async fn a_failover_that_loses_acknowledged_votes_is_noticed_until_they_are_ther
     // Without synchronous_standby_names nothing waits for it.
     servers.script(&["standby", "stop"]);
     stage.publish_votes(&all[100..200]).await;
-    stage.until_counted(200).await;
     until_acknowledged(&service, 200.0).await;
     servers.script(&["standby", "promote"]);
     assert_eq!(stage.number("SELECT count(*) FROM vote_audit").await, 100, "the loss");
 
-    service.until_logged("acknowledged votes are missing from vote_audit").await;
-    service.until_not_ready().await;
-    let checks = service.get("/readyz").await.json()["checks"].clone();
-    assert_eq!(checks["acknowledged_votes"]["ok"], false, "{checks}");
+    until_a_loss_shows(&service).await;
     assert!(service.metric("acknowledged_votes_lost_total").await >= Some(1.0));
-    let recorded = lost_votes(&stage).await;
-    assert!(matches!(&recorded[..], [(_, 1, 2)]), "one alarm: {recorded:?}");
-    assert_eq!(service.logged(&format!("POSTGRES_ACCEPT_LOST={}", recorded[0].0)), 1);
+    let alarms = alarms(&stage).await;
+    assert!(matches!(&alarms[..], [(_, 1, 2)]), "one alarm: {alarms:?}");
+    assert_eq!(service.logged(&format!("POSTGRES_ACCEPT_LOST={}", alarms[0].0)), 1);
 
     // Counting goes on, and so does the alarm.
     stage.publish_votes(&all[200..]).await;
@@ -105,26 +95,23 @@ async fn a_failover_that_loses_acknowledged_votes_is_noticed_until_they_are_ther
     stage.publish_votes(&all).await;
     stage.until_counted(300).await;
     service.until_ready().await;
-    service.stop().await;
-    stage.assert_counted_exactly(&all).await;
+    stage.finish([service], &all).await;
 }
 
 /// The COMMIT of a batch is interrupted; its rerun finds replays and is acknowledged, since no standby is
 /// named any more; then the primary is lost.
 #[tokio::test]
 async fn a_rerun_after_an_unknown_outcome_that_is_lost_later_is_noticed() {
-    let servers = replicated("rerun").await;
+    let servers = replicated("rerun");
     let stage = Stage::migrated(&servers, "rerun").await;
     let all = votes(0, 100);
     stage.publish_votes(&all[..50]).await;
     let service = stage.start(&[]).await;
-    stage.until_counted(50).await;
     until_acknowledged(&service, 50.0).await;
     servers.script(&["standby", "stop"]);
     stage.publish_votes(&all[50..]).await;
     until_a_commit_waits(&stage, "the COMMIT waits for the standby").await;
-    let reset = "ALTER SYSTEM RESET synchronous_standby_names";
-    sqlx::raw_sql(reset).execute(&stage.sql).await.expect("reset");
+    execute(&stage, "ALTER SYSTEM RESET synchronous_standby_names").await;
     let end = "SELECT pid FROM (SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' \
                LIMIT 1) AS waiting WHERE pg_terminate_backend(pid)";
     let ended: i32 = sqlx::query_scalar(end).fetch_one(&stage.sql).await.expect("one waits");
@@ -134,19 +121,17 @@ async fn a_rerun_after_an_unknown_outcome_that_is_lost_later_is_noticed() {
         left.fetch_optional(&stage.sql).await.expect("asked").is_none()
     })
     .await;
-    sqlx::raw_sql("SELECT pg_reload_conf()").execute(&stage.sql).await.expect("reloaded");
+    execute(&stage, "SELECT pg_reload_conf()").await;
     until_acknowledged(&service, 100.0).await;
     // On a busy machine only a part of them is in the batch whose COMMIT waits.
     assert!(service.metric("votes_replayed_total").await >= Some(1.0), "the rerun found them");
 
     servers.script(&["standby", "promote"]);
-    service.until_logged("acknowledged votes are missing from vote_audit").await;
-    service.until_not_ready().await;
+    until_a_loss_shows(&service).await;
     stage.publish_votes(&all[50..]).await;
     stage.until_counted(100).await;
     service.until_ready().await;
-    service.stop().await;
-    stage.assert_counted_exactly(&all).await;
+    stage.finish([service], &all).await;
 }
 
 /// Restored while the service runs, and on the connections that it has: no reconnect shows it.
@@ -154,64 +139,55 @@ async fn a_rerun_after_an_unknown_outcome_that_is_lost_later_is_noticed() {
 async fn an_older_backup_under_a_running_service_is_noticed_and_can_be_accepted() {
     let stage = Stage::migrated(Servers::shared(), "restored").await;
     let all = votes(0, 60);
-    let execute = |sql: &'static str| sqlx::raw_sql(sql).execute(&stage.sql);
     stage.publish_votes(&all[..30]).await;
-    let [one, two] = [stage.start(&[]).await, stage.start(&[]).await];
+    let services = [stage.start(&[]).await, stage.start(&[]).await];
     stage.until_counted(30).await;
-    execute(
-        "CREATE TABLE audit_backup AS TABLE vote_audit; \
-         CREATE TABLE results_backup AS TABLE vote_results",
-    )
-    .await
-    .expect("backed up");
+    let back_up = "CREATE TABLE audit_backup AS TABLE vote_audit; \
+                   CREATE TABLE results_backup AS TABLE vote_results";
+    execute(&stage, back_up).await;
     stage.publish_votes(&all[30..]).await;
-    stage.until_counted(60).await;
-    let acked = async || {
+    eventually("all are acknowledged", async || {
         let mut acked = 0.0;
-        for service in [&one, &two] {
+        for service in &services {
             let metric = "deliveries_settled_total{outcome=\"acked\"}";
             acked += service.metric(metric).await.unwrap_or_default();
         }
-        acked
-    };
-    eventually("all are acknowledged", async || acked().await >= 60.0).await;
-    execute(
-        "BEGIN; DELETE FROM vote_audit; INSERT INTO vote_audit TABLE audit_backup; \
-         DELETE FROM vote_results; INSERT INTO vote_results TABLE results_backup; COMMIT",
-    )
-    .await
-    .expect("restored");
+        acked >= 60.0
+    })
+    .await;
+    let restore = "BEGIN; DELETE FROM vote_audit; INSERT INTO vote_audit TABLE audit_backup; \
+                   DELETE FROM vote_results; INSERT INTO vote_results TABLE results_backup; COMMIT";
+    execute(&stage, restore).await;
 
     // Both show it, whichever of them counted the votes.
-    for service in [&one, &two] {
+    for service in &services {
         service.until_not_ready().await;
     }
-    let recorded = lost_votes(&stage).await;
-    assert_eq!(recorded.len(), 1, "one alarm for both: {recorded:?}");
-    one.stop().await;
-    two.stop().await;
+    let alarms = alarms(&stage).await;
+    assert_eq!(alarms.len(), 1, "one alarm for both: {alarms:?}");
+    for service in services {
+        service.stop().await;
+    }
     // It outlives the instances that noticed it.
     let again = stage.spawn(&[]).await;
-    again.until_logged("acknowledged votes are missing from vote_audit").await;
-    again.until_not_ready().await;
+    until_a_loss_shows(&again).await;
     again.stop().await;
-    let accept = format!("0a1b2c3d,{}", recorded[0].0);
-    let accepted = stage.start(&[("POSTGRES_ACCEPT_LOST", &accept)]).await;
-    accepted.stop().await;
+    let accept = format!("0a1b2c3d,{}", alarms[0].0);
+    stage.start(&[("POSTGRES_ACCEPT_LOST", &accept)]).await.stop().await;
 }
 
 /// A rerun after an unknown outcome finds its own votes: they are remembered like any other.
 #[tokio::test]
 async fn a_batch_of_replays_is_remembered_by_a_vote_that_is_there() {
     let store = Stage::new(Servers::shared(), "marker").await.store().await;
-    let batch = || Votes::new(votes(0, 10));
-    let first = store.count(batch()).await.expect("counted");
-    let rerun = store.count(batch()).await.expect("found");
+    let count = async |votes| store.count(Votes::new(votes)).await.expect("counted");
+    let first = count(votes(0, 10)).await;
+    let rerun = count(votes(0, 10)).await;
     assert_eq!((first.added(), rerun.replays), (10, 10));
     assert_eq!(first.marker.as_deref(), Some("hash-00000000"));
     assert_eq!(rerun.marker, first.marker);
     // Of a batch that adds some, one that it added: an older row proves nothing about this commit.
-    let mixed = store.count(Votes::new(votes(0, 12))).await.expect("counted");
+    let mixed = count(votes(0, 12)).await;
     assert_eq!((mixed.added(), mixed.marker.as_deref()), (2, Some("hash-00000010")));
 
     let hashes = ["hash-00000003", "hash-00000011", "hash-00000099"].map(str::to_owned);
@@ -219,11 +195,4 @@ async fn a_batch_of_replays_is_remembered_by_a_vote_that_is_there() {
     let found = found.expect("a primary");
     assert_eq!((found.missing, found.alarms), (vec!["hash-00000099".to_owned()], Some(Vec::new())));
     assert!(found.timeline >= 1, "{}", found.timeline);
-}
-
-async fn until_acknowledged(service: &Service, votes: f64) {
-    eventually("all are acknowledged", async || {
-        service.metric("deliveries_settled_total{outcome=\"acked\"}").await == Some(votes)
-    })
-    .await;
 }

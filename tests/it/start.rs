@@ -1,50 +1,48 @@
-//! What keeps the service from starting, and what does not.
+//! What ends a start, and what it waits for.
 
+use std::process::Stdio;
+
+use futures::future::join_all;
 use lapin::types::AMQPValue;
-use sqlx::AssertSqlSafe;
 use vote_aggregator::adapters::store::StartError;
 
-use crate::support::{Pooler, Servers, Service, Stage, eventually, run, votes};
+use crate::support::{Pooler, Servers, Stage, eventually, execute, login, run};
 
-async fn execute(stage: &Stage<'_>, sql: String) {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&stage.sql).await.expect("executed");
+type Settings<'a> = &'a [(&'a str, &'a str)];
+
+/// The settings that could lose commits and for which the start is refused, and their remedy.
+async fn lossy(stage: &Stage<'_>, settings: &[(&str, &str)]) -> (String, String) {
+    match stage.prepare(settings).await {
+        Err(StartError::Lossy { settings, remedy, .. }) => (settings, remedy),
+        other => panic!("{:?}", other.err()),
+    }
 }
 
 #[tokio::test]
 async fn a_database_that_could_lose_commits_is_refused_unless_that_is_accepted() {
     let stage = Stage::migrated(Servers::shared(), "lossy").await;
     let database = &stage.database;
-    execute(&stage, format!("ALTER DATABASE {database} SET synchronous_commit = off")).await;
-    let refused = stage.prepare(&[]).await.err();
-    let Some(StartError::Lossy { settings, .. }) = &refused else { panic!("{refused:?}") };
-    assert_eq!(settings, "synchronous_commit=off");
-    assert!(refused.is_some_and(|e| e.to_string().contains("POSTGRES_ALLOW_LOSSY")));
+    execute(&stage, &format!("ALTER DATABASE {database} SET synchronous_commit = off")).await;
+    assert_eq!(lossy(&stage, &[]).await.0, "synchronous_commit=off");
+    let refused = stage.spawn(&[]).await;
+    refused.assert_ends(78, &["POSTGRES_ALLOW_LOSSY"]).await;
     stage.prepare(&[("POSTGRES_ALLOW_LOSSY", "true")]).await.expect("accepted");
 }
 
-/// Each of these passes for vote_audit, and is empty after a crash or is kept elsewhere.
 #[tokio::test]
 async fn a_table_that_a_crash_empties_is_refused_like_a_setting() {
     let stage = Stage::migrated(Servers::shared(), "unlogged").await;
-    let cases = [
-        ("ALTER TABLE duplicate_attempts SET UNLOGGED", "unlogged table duplicate_attempts"),
-        ("ALTER TABLE vote_results SET UNLOGGED", "unlogged table vote_results"),
-        ("ALTER TABLE vote_audit SET UNLOGGED", "unlogged table vote_audit"),
-    ];
-    for (alter, named) in cases {
-        execute(&stage, alter.to_owned()).await;
-        let refused = stage.prepare(&[]).await.err();
-        let Some(StartError::Lossy { settings, remedy, .. }) = &refused else {
-            panic!("{alter}: {refused:?}")
-        };
-        assert!(settings.contains(named), "{settings}");
+    // In an order that the foreign keys allow.
+    let tables = ["duplicate_attempts", "vote_results", "vote_audit"];
+    for table in tables {
+        execute(&stage, &format!("ALTER TABLE {table} SET UNLOGGED")).await;
+        let (settings, remedy) = lossy(&stage, &[]).await;
+        assert!(settings.contains(&format!("unlogged table {table}")), "{settings}");
         assert!(remedy.contains("SET LOGGED"), "{remedy}");
     }
-    let mut service = stage.spawn(&[]).await;
-    assert_eq!(service.exit_code().await, Some(78), "{}", service.log());
     stage.prepare(&[("POSTGRES_ALLOW_LOSSY", "true")]).await.expect("accepted");
-    for table in ["vote_audit", "vote_results", "duplicate_attempts"] {
-        execute(&stage, format!("ALTER TABLE {table} SET LOGGED")).await;
+    for table in tables.iter().rev() {
+        execute(&stage, &format!("ALTER TABLE {table} SET LOGGED")).await;
     }
     stage.prepare(&[]).await.expect("durable again");
 }
@@ -53,32 +51,22 @@ async fn a_table_that_a_crash_empties_is_refused_like_a_setting() {
 #[tokio::test]
 async fn partitions_children_and_foreign_tables_are_looked_at_too() {
     let stage = Stage::new(Servers::shared(), "partitions").await;
-    execute(
-        &stage,
-        "CREATE TABLE vote_audit (vote_hash varchar(64) COLLATE \"C\" PRIMARY KEY, \
-             citizen_id varchar(100) NOT NULL, law_id varchar(50) NOT NULL, \
-             choice varchar(3) NOT NULL, \"timestamp\" timestamptz NOT NULL) \
-             PARTITION BY HASH (vote_hash); \
-         CREATE TABLE first PARTITION OF vote_audit FOR VALUES WITH (MODULUS 2, REMAINDER 0); \
-         CREATE UNLOGGED TABLE second PARTITION OF vote_audit \
-             FOR VALUES WITH (MODULUS 2, REMAINDER 1)"
-            .to_owned(),
-    )
-    .await;
-    let lossy = async || match stage.prepare(&[]).await {
-        Err(StartError::Lossy { settings, .. }) => settings,
-        other => panic!("{:?}", other.err()),
-    };
-    assert_eq!(lossy().await, "unlogged table second");
-    execute(
-        &stage,
-        "ALTER TABLE second SET LOGGED; CREATE UNLOGGED TABLE child () INHERITS (vote_results); \
-         CREATE FOREIGN DATA WRAPPER nowhere; CREATE SERVER far FOREIGN DATA WRAPPER nowhere; \
-         CREATE FOREIGN TABLE away () INHERITS (vote_results) SERVER far"
-            .to_owned(),
-    )
-    .await;
-    assert_eq!(lossy().await, "foreign table away, unlogged table child");
+    let partitioned = "\
+        CREATE TABLE vote_audit (vote_hash varchar(64) COLLATE \"C\" PRIMARY KEY, \
+            citizen_id varchar(100) NOT NULL, law_id varchar(50) NOT NULL, \
+            choice varchar(3) NOT NULL, \"timestamp\" timestamptz NOT NULL) \
+            PARTITION BY HASH (vote_hash); \
+        CREATE TABLE first PARTITION OF vote_audit FOR VALUES WITH (MODULUS 2, REMAINDER 0); \
+        CREATE UNLOGGED TABLE second PARTITION OF vote_audit \
+            FOR VALUES WITH (MODULUS 2, REMAINDER 1)";
+    execute(&stage, partitioned).await;
+    assert_eq!(lossy(&stage, &[]).await.0, "unlogged table second");
+    let children = "\
+        ALTER TABLE second SET LOGGED; CREATE UNLOGGED TABLE child () INHERITS (vote_results); \
+        CREATE FOREIGN DATA WRAPPER nowhere; CREATE SERVER far FOREIGN DATA WRAPPER nowhere; \
+        CREATE FOREIGN TABLE away () INHERITS (vote_results) SERVER far";
+    execute(&stage, children).await;
+    assert_eq!(lossy(&stage, &[]).await.0, "foreign table away, unlogged table child");
 }
 
 /// On a private server, since the settings hold for all of its databases.
@@ -87,9 +75,8 @@ async fn commits_that_wait_for_no_standby_are_warned_of_and_refused_on_request()
     let servers = Servers::private("standbynames");
     let stage = Stage::migrated(&servers, "standbynames").await;
     let required = [("POSTGRES_REQUIRE_STANDBY", "true")];
-    let mut service = stage.spawn(&required).await;
-    assert_eq!(service.exit_code().await, Some(78));
-    assert!(service.log().contains("synchronous_standby_names"), "{}", service.log());
+    let refused = stage.spawn(&required).await;
+    refused.assert_ends(78, &["synchronous_standby_names"]).await;
 
     // To the server a standby is a connection that replicates.
     let mut standby = tokio::process::Command::new("script/services")
@@ -97,222 +84,119 @@ async fn commits_that_wait_for_no_standby_are_warned_of_and_refused_on_request()
         .args(["psql", "--dir"])
         .arg(servers.dir())
         .args(["--", "-X", "dbname=postgres replication=true"])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
         .kill_on_drop(true)
         .spawn()
         .expect("psql runs");
-    let connected = "SELECT count(*) FROM pg_stat_replication";
-    eventually("it replicates", async || stage.number(connected).await == 1).await;
-    // Seen by a role that may see no details, too.
-    let role = format!("least_{}", stage.database);
-    execute(
-        &stage,
-        format!(
-            "CREATE ROLE {role} LOGIN PASSWORD 'least'; \
-             GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"
-        ),
-    )
-    .await;
-    let as_role = [("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")];
-    let service = stage.start(&as_role).await;
+    stage.until_number("SELECT count(*) FROM pg_stat_replication", 1).await;
+    // A role without the right to see the details notices it, too.
+    let role = stage.role("least", "").await;
+    execute(&stage, &format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")).await;
+    let service = stage.start(&login(&role)).await;
     assert_eq!(service.logged("synchronous_standby_names is empty"), 1, "{}", service.log());
-    assert_eq!(service.metric("postgres_standbys").await, Some(1.0));
-    assert_eq!(service.metric("postgres_synchronous_standby").await, Some(0.0));
+    service.until_metric("postgres_standbys", 1.0).await;
+    service.until_metric("postgres_synchronous_standby", 0.0).await;
     let checked = run(&stage, "check", &["--connect"]).await;
     assert!(checked.stdout.contains("standbys connected: 1"), "{}", checked.stdout);
     service.stop().await;
 
     // Named standbys that a commit does not wait for.
     let database = &stage.database;
-    execute(&stage, format!("ALTER DATABASE {database} SET synchronous_commit = local")).await;
-    stage.prepare(&[]).await.expect("without names, local is as good as on");
-    for statement in
-        ["ALTER SYSTEM SET synchronous_standby_names = 'one'", "SELECT pg_reload_conf()"]
-    {
-        execute(&stage, statement.to_owned()).await;
-    }
+    execute(&stage, &format!("ALTER DATABASE {database} SET synchronous_commit = local")).await;
+    stage.prepare(&[]).await.expect("without names, local means the same as on");
+    execute(&stage, "ALTER SYSTEM SET synchronous_standby_names = 'one'").await;
+    execute(&stage, "SELECT pg_reload_conf()").await;
     let names = "SELECT count(*) FROM pg_settings WHERE name = 'synchronous_standby_names' \
                  AND setting <> ''";
-    eventually("the names are read", async || stage.number(names).await == 1).await;
-    let refused = stage.prepare(&required).await.err();
-    let Some(StartError::Lossy { settings, .. }) = &refused else { panic!("{refused:?}") };
-    assert_eq!(settings, "synchronous_commit=local");
+    stage.until_number(names, 1).await;
+    assert_eq!(lossy(&stage, &required).await.0, "synchronous_commit=local");
     let accepted = [("POSTGRES_ALLOW_LOSSY", "true"), required[0]];
     stage.prepare(&accepted).await.expect("accepted, and standbys are named");
     standby.kill().await.expect("ended");
 }
 
+/// Waiting repairs none of these.
 #[tokio::test]
-async fn wrong_settings_are_all_named_with_where_they_come_from() {
-    let stage = Stage::new(Servers::shared(), "settings").await;
-    let mut service = stage
-        .spawn(&[
-            ("BATCH_SIZE", "many"),
-            ("POSTGRES_PORT", "99999"),
-            ("RABBITMQ_PREFETCH_COUNT", "0"),
-            ("LOG_LEVEL", "chatty"),
-        ])
-        .await;
-    assert_eq!(service.exit_code().await, Some(78));
-    let log = service.log();
-    for name in ["BATCH_SIZE", "POSTGRES_PORT", "LOG_LEVEL"] {
-        assert!(log.contains(&format!("environment variable {name}")), "{name} in {log}");
-    }
-    for value in ["many", "99999", "chatty"] {
-        assert!(log.contains(value), "{value} in {log}");
-    }
-    assert!(!log.contains(stage.servers.get("POSTGRES_PASSWORD")));
-}
-
-#[tokio::test]
-async fn a_prefetch_below_the_batch_size_is_refused() {
-    let stage = Stage::new(Servers::shared(), "prefetch").await;
-    let mut service = stage.spawn(&[("RABBITMQ_PREFETCH_COUNT", "50")]).await;
-    assert_eq!(service.exit_code().await, Some(78));
-    assert!(service.log().contains("RABBITMQ_PREFETCH_COUNT"), "{}", service.log());
-}
-
-#[tokio::test]
-async fn refused_credentials_end_with_77_and_missing_places_with_78() {
+async fn what_is_refused_at_start_ends_it_with_an_exit_code_and_a_hint() {
     let stage = Stage::migrated(Servers::shared(), "refused").await;
-    let cases = [
-        ("POSTGRES_PASSWORD", "wrong-secret", 77, "POSTGRES_PASSWORD"),
-        ("RABBITMQ_PASSWORD", "wrong-secret", 77, "RABBITMQ_PASSWORD"),
-        ("POSTGRES_DB", "no_such_database", 78, "POSTGRES_DB"),
-        ("RABBITMQ_VHOST", "no-such-vhost", 78, "RABBITMQ_VHOST"),
-    ];
-    for (variable, value, code, hint) in cases {
-        let mut service = stage.spawn(&[(variable, value)]).await;
-        assert_eq!(service.exit_code().await, Some(code), "{variable}: {}", service.log());
-        let log = service.log();
-        assert!(log.contains(hint), "{hint} in {log}");
-        assert!(!log.contains("wrong-secret"), "{log}");
-    }
-}
-
-/// Of a stream only what arrives while a consumer is attached would be counted.
-#[tokio::test]
-async fn a_stream_queue_is_refused_with_what_to_do() {
-    let stage = Stage::migrated(Servers::shared(), "stream").await;
-    let stream = AMQPValue::LongString("stream".into());
-    stage.declare(true, &[("x-queue-type", stream)]).await;
-    stage.publish_votes(&votes(0, 5)).await;
-    let mut service = stage.spawn(&[]).await;
-    assert_eq!(service.exit_code().await, Some(78), "{}", service.log());
-    let log = service.log();
-    assert!(log.contains("x-queue-type=stream") && log.contains("RABBITMQ_QUEUE"), "{log}");
-}
-
-#[tokio::test]
-async fn servers_that_are_down_at_start_are_waited_for() {
-    let servers = Servers::private("late");
-    let stage = Stage::migrated(&servers, "late").await;
-    servers.script(&["stop", "rabbitmq"]);
-    servers.script(&["stop", "postgres"]);
-    let service = stage.spawn(&[]).await;
-    service.until_logged("waiting for PostgreSQL").await;
-    let readiness = service.get("/readyz").await;
-    assert_eq!(readiness.status, 503);
-    assert_eq!(service.get("/livez").await.status, 200, "alive, if not ready");
-    servers.script(&["start", "postgres"]);
-    service.until_logged("no session with RabbitMQ").await;
-    let checks = service.get("/readyz").await.json()["checks"].clone();
-    assert_eq!(checks["postgres"]["ok"], true);
-    assert_eq!(checks["rabbitmq"]["ok"], false);
-    servers.script(&["start", "rabbitmq"]);
-    service.until_ready().await;
-    let batch = votes(0, 150);
-    stage.publish_votes(&batch).await;
-    stage.until_counted(150).await;
-    service.stop().await;
-    stage.assert_counted_exactly(&batch).await;
-}
-
-#[tokio::test]
-async fn a_metrics_port_that_is_taken_is_a_clear_refusal() {
-    let stage = Stage::migrated(Servers::shared(), "port").await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("an address").port().to_string();
-    let mut service = stage.spawn(&[("PROMETHEUS_PORT", port.as_str())]).await;
-    assert_eq!(service.exit_code().await, Some(78));
-    assert!(service.log().contains("PROMETHEUS_PORT"), "{}", service.log());
+    // Of a stream only what arrives while a consumer is attached would be counted.
+    let stream = format!("{}.stream", stage.queue);
+    let is_stream = [("x-queue-type", AMQPValue::LongString("stream".into()))];
+    stage.declare_queue(&stream, true, &is_stream).await;
+    let wrong_settings =
+        [("BATCH_SIZE", "many"), ("POSTGRES_PORT", "99999"), ("LOG_LEVEL", "chatty")];
+    let wrong: Vec<String> =
+        wrong_settings.iter().map(|(name, _)| format!("environment variable {name}")).collect();
+    let cases: [(Settings, i32, &[&str]); 7] = [
+        (&[("POSTGRES_PASSWORD", "wrong-secret")], 77, &["POSTGRES_PASSWORD"]),
+        (&[("RABBITMQ_PASSWORD", "wrong-secret")], 77, &["RABBITMQ_PASSWORD"]),
+        (&[("POSTGRES_DB", "no_such_database")], 78, &["POSTGRES_DB"]),
+        (&[("RABBITMQ_VHOST", "no-such-vhost")], 78, &["RABBITMQ_VHOST"]),
+        (&[("RABBITMQ_QUEUE", &stream)], 78, &["x-queue-type=stream", "RABBITMQ_QUEUE"]),
+        (&[("PROMETHEUS_PORT", &port)], 78, &["PROMETHEUS_PORT"]),
+        (&wrong_settings, 78, &[&wrong[0], "many", &wrong[1], "99999", &wrong[2], "chatty"]),
+    ];
+    for (settings, code, texts) in cases {
+        let log = stage.spawn(settings).await.assert_ends(code, texts).await;
+        for secret in ["wrong-secret", stage.servers.get("POSTGRES_PASSWORD")] {
+            assert!(!log.contains(secret), "{log}");
+        }
+    }
 }
 
-#[tokio::test]
-async fn every_command_helps_with_an_example_and_wrong_usage_ends_with_2() {
-    for arguments in
-        [&["--help"][..], &["check", "--help"], &["migrate", "--help"], &["publish", "--help"]]
-    {
-        let help = Service::output(arguments).await;
-        assert_eq!(help.0, Some(0));
-        assert!(help.1.contains("Examples:"), "{arguments:?}: {}", help.1);
-    }
-    for arguments in [&["--no-such-flag"][..], &["publish", "--malformed", "2"], &["count"]] {
-        assert_eq!(Service::output(arguments).await.0, Some(2), "{arguments:?}");
-    }
-}
-
-/// Somebody holds a lock on a table for as long as it takes: the start waits, says so, and can be
-/// stopped like anything else.
+/// The start waits for a lock on a table as long as it takes, logs that, and can be stopped
+/// meanwhile.
 #[tokio::test]
 async fn a_locked_table_at_start_is_waited_for_and_a_stop_is_a_stop() {
     let stage = Stage::migrated(Servers::shared(), "lockedstart").await;
-    let mut other = stage.sql.begin().await.expect("a transaction");
-    sqlx::raw_sql("LOCK TABLE vote_audit").execute(&mut *other).await.expect("locked");
-    let stopped = stage.spawn(&[]).await;
-    stopped.until_logged("waiting for PostgreSQL").await;
+    let lock = stage.hold("LOCK TABLE vote_audit").await;
+    let [stopped, patient] = [stage.spawn(&[]).await, stage.spawn(&[]).await];
+    for service in [&stopped, &patient] {
+        service.until_logged("waiting for PostgreSQL").await;
+    }
     stopped.stop().await;
-
-    let patient = stage.spawn(&[]).await;
-    patient.until_logged("waiting for PostgreSQL").await;
     assert!(patient.log().contains("55P03"), "{}", patient.log());
-    other.rollback().await.expect("unlocked");
+    drop(lock);
     patient.until_ready().await;
     patient.stop().await;
 }
 
-/// Time or an operator may change each of these, so the service waits, and says what for.
+/// Time or an operator may change each of these, so the service waits and names the reason.
 #[tokio::test]
 async fn a_read_only_server_and_a_pooler_are_named_and_waited_for() {
     let stage = Stage::migrated(Servers::shared(), "readonlystart").await;
-    let role = format!("least_{}", stage.database);
-    execute(
-        &stage,
-        format!(
-            "CREATE ROLE {role} LOGIN PASSWORD 'least'; \
-             ALTER ROLE {role} SET default_transaction_read_only = on; \
-             GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"
-        ),
-    )
-    .await;
+    let role = stage.role("least", "").await;
+    let read_only = format!(
+        "ALTER ROLE {role} SET default_transaction_read_only = on; \
+         GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"
+    );
+    execute(&stage, &read_only).await;
     let strict = Pooler::ignoring(&stage, "search_path").await;
     let pooler = Pooler::start(&stage).await;
-    let cases = [
-        (
-            vec![("POSTGRES_USER", role.as_str()), ("POSTGRES_PASSWORD", "least")],
-            "default_transaction_read_only is on",
-            "25006",
-            "read-only",
-        ),
-        (
-            vec![("POSTGRES_PORT", strict.port.as_str())],
-            "ignore_startup_parameters",
-            "08P01",
-            "a pooler",
-        ),
-        (vec![("POSTGRES_PORT", pooler.port.as_str())], "pool_mode = session", "42P05", "a pooler"),
+    let (as_role, through_strict, pooled) = (
+        login(&role),
+        [("POSTGRES_PORT", strict.port.as_str())],
+        [("POSTGRES_PORT", pooler.port.as_str())],
+    );
+    let cases: [(Settings, _, _, _); 3] = [
+        (&as_role, "default_transaction_read_only is on", "25006", Some("read-only")),
+        (&through_strict, "ignore_startup_parameters", "08P01", Some("a pooler")),
+        // Through a pooler in transaction mode the next attempt may succeed by chance.
+        (&pooled, "pool_mode = session", "42P05", None),
     ];
-    futures::future::join_all(cases.iter().map(async |(overrides, named, code, shown)| {
-        let service = stage.spawn(overrides).await;
+    join_all(cases.iter().map(async |(settings, named, code, shown)| {
+        let service = stage.spawn(settings).await;
         service.until_logged(named).await;
         assert!(service.log().contains(code), "{}", service.log());
-        // Through a pooler in transaction mode the next attempt may succeed by chance.
-        if *code != "42P05" {
-            let readiness = service.get("/readyz").await;
-            assert_eq!(readiness.status, 503);
-            let reason = readiness.json()["checks"]["postgres"]["reason"].to_string();
-            assert!(reason.contains(shown) && reason.contains(code), "{reason}");
+        if let Some(shown) = shown {
+            eventually(&format!("{shown} and {code} in /readyz"), async || {
+                let reason = service.checks().await["postgres"]["reason"].to_string();
+                reason.contains(shown) && reason.contains(code)
+            })
+            .await;
         }
         service.stop().await;
     }))

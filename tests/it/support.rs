@@ -3,6 +3,7 @@
 mod certificates;
 pub mod collector;
 mod command;
+mod files;
 mod interceptor;
 mod pooler;
 mod process;
@@ -10,6 +11,7 @@ mod raw;
 pub mod repository;
 mod servers;
 mod stage;
+mod steps;
 
 use std::time::Duration;
 
@@ -18,29 +20,27 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 use vote_aggregator::model::vote::{Choice, Vote};
 
-pub use self::certificates::{Authority, Files, Validity};
+pub use self::certificates::{Authority, Validity};
 pub use self::collector::Collector;
 pub use self::command::{BINARY, Ended, command, ended, execute, run};
+pub use self::files::Files;
 pub use self::interceptor::{Interceptor, Pass};
 pub use self::pooler::Pooler;
 pub use self::process::{Service, request, send};
 pub use self::raw::RawPublisher;
 pub use self::servers::Servers;
 pub use self::stage::Stage;
+pub use self::steps::{LOCK_WAITS, login, run_with};
 
-/// How long anything may take that should take moments: generous, since a busy machine is no
-/// failure, and a condition that holds ends the wait at once.
+/// How long anything may take: generous, for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until `condition` holds.
-///
-/// # Panics
-/// When it does not within [`PATIENCE`], naming `what`.
+/// Waits until `condition` holds; panics when it does not within [`PATIENCE`].
 pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
     eventually_within(PATIENCE, what, condition).await;
 }
 
-/// As [`eventually`], with a patience of its own.
+/// As [`eventually`], with another limit.
 pub async fn eventually_within(
     patience: Duration,
     what: &str,

@@ -2,22 +2,22 @@
 //! `session.rs` has the client's side of a connection.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::task::Waker;
+use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use vote_aggregator::model::ports::{Delivery, DeliveryTag, Lost};
+use vote_aggregator::model::ports::{BrokerError, Delivery, DeliveryTag};
 
-use crate::plan::Plan;
 use crate::world::World;
 
-pub type SessionId = u64;
+/// Index into [`Server::connections`].
+pub type SessionId = usize;
 
 /// A message in the queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Message {
     pub item: usize,
-    /// Times it was given back: a quorum queue counts them.
+    /// Times it was requeued: a quorum queue counts them.
     requeued: u32,
 }
 
@@ -38,69 +38,71 @@ pub enum Frame {
     RequeueAll,
     Cancel(oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
-    /// The end of the connection, orderly or not.
-    Gone,
 }
 
-/// Both ends of one connection with its one channel.
+/// What a consumer gets, and when it arrives.
+pub type Arrival = (Instant, Result<Delivery, BrokerError>);
+
+/// Both ends of one connection with its one channel. Stays when it has ended.
 pub struct Connection {
     prefetch: usize,
-    /// Frames pass. When they do not, neither side may know yet.
+    /// Frames and deliveries pass. When they do not, neither side may know yet.
     pub linked: bool,
     /// The broker takes the channel for open.
     pub up: bool,
     consuming: bool,
     last_tag: DeliveryTag,
     unacked: BTreeMap<DeliveryTag, (Message, Instant)>,
-    /// Frames on their way to the broker.
-    pub outgoing: VecDeque<(Instant, Frame)>,
-    /// Deliveries on their way to the client or buffered there.
-    pub inbox: VecDeque<(Instant, Delivery)>,
-    /// What the stream ends with behind the inbox.
-    pub stream_end: Option<Option<Lost>>,
+    /// Until the stream ends.
+    deliveries: Option<mpsc::UnboundedSender<Arrival>>,
     /// The client knows that the channel is dead.
     pub noticed: bool,
     /// Deliveries that the client may still settle, by what they carry.
     pub held: BTreeMap<DeliveryTag, usize>,
-    pub waker: Option<Waker>,
-    /// Requests that nobody will answer.
-    pub unanswered: Vec<oneshot::Sender<()>>,
-    gone: bool,
+    /// Requests that get no answer before the client notices the end.
+    unanswered: Vec<oneshot::Sender<()>>,
 }
 
 impl Connection {
-    pub fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
+    fn has_capacity(&self) -> bool {
+        self.up && self.consuming && self.unacked.len() < self.prefetch
+    }
+
+    fn deliver(&self, arrives: Instant, delivery: Result<Delivery, BrokerError>) {
+        if let Some(deliveries) = &self.deliveries {
+            // The client may have dropped its stream.
+            let _unheard = deliveries.send((arrives, delivery));
         }
+    }
+
+    fn end_stream(&mut self, why: &str) {
+        self.deliver(Instant::now(), Err(BrokerError::disconnected("consume", why)));
+        self.deliveries = None;
     }
 
     /// The client learns of the end.
     pub fn notice(&mut self, why: &str) {
         self.noticed = true;
         self.unanswered.clear();
-        self.stream_end.get_or_insert(Some(Lost(why.to_owned())));
-        self.wake();
+        self.end_stream(why);
     }
 
-    /// Frames on their way are lost; what has arrived stays in the client's buffer.
-    pub fn unlink(&mut self, now: Instant) {
-        self.linked = false;
-        self.inbox.retain(|(arrives, _)| *arrives <= now);
-        for (_, frame) in self.outgoing.drain(..) {
-            if let Frame::Cancel(reply) | Frame::Close(reply) = frame {
-                self.unanswered.push(reply);
-            }
+    fn leave_unanswered(&mut self, frame: Frame) {
+        if let Frame::Cancel(reply) | Frame::Close(reply) = frame
+            && !self.noticed
+        {
+            self.unanswered.push(reply);
         }
     }
 }
 
+#[derive(Default)]
 pub struct Server {
     ready: VecDeque<Message>,
-    pub connections: BTreeMap<SessionId, Connection>,
-    last_id: SessionId,
+    /// All that were ever opened.
+    pub connections: Vec<Connection>,
     last_served: SessionId,
-    /// Nobody can connect or publish before.
+    /// Connecting and publishing fail before.
     pub down_until: Option<Instant>,
     /// Without a dead-letter route, what is rejected vanishes.
     pub dead_letters: Vec<(usize, How)>,
@@ -108,25 +110,11 @@ pub struct Server {
     pub landed: Vec<u32>,
     pub confirmed: Vec<bool>,
     pub most_requeued: u32,
-    delivery_limit: u32,
-    requeue_to_front: bool,
 }
 
 impl Server {
-    pub fn new(plan: &Plan) -> Self {
-        Self {
-            ready: VecDeque::new(),
-            connections: BTreeMap::new(),
-            last_id: 0,
-            last_served: 0,
-            down_until: None,
-            dead_letters: Vec::new(),
-            landed: vec![0; plan.items.len()],
-            confirmed: vec![false; plan.items.len()],
-            most_requeued: 0,
-            delivery_limit: plan.delivery_limit,
-            requeue_to_front: plan.requeue_to_front,
-        }
+    pub fn new(items: usize) -> Self {
+        Self { landed: vec![0; items], confirmed: vec![false; items], ..Self::default() }
     }
 
     pub fn is_down(&self) -> bool {
@@ -139,75 +127,75 @@ impl Server {
         self.dispatch(world);
     }
 
-    pub fn connect(&mut self, world: &World, prefetch: u16) -> SessionId {
-        self.last_id += 1;
-        let connection = Connection {
+    pub fn connect(
+        &mut self,
+        world: &World,
+        prefetch: u16,
+    ) -> (SessionId, mpsc::UnboundedReceiver<Arrival>) {
+        let (deliveries, arrivals) = mpsc::unbounded_channel();
+        self.connections.push(Connection {
             prefetch: prefetch.into(),
             linked: true,
             up: true,
             consuming: true,
             last_tag: 0,
             unacked: BTreeMap::new(),
-            outgoing: VecDeque::new(),
-            inbox: VecDeque::new(),
-            stream_end: None,
+            deliveries: Some(deliveries),
             noticed: false,
             held: BTreeMap::new(),
-            waker: None,
             unanswered: Vec::new(),
-            gone: false,
-        };
-        self.connections.insert(self.last_id, connection);
+        });
         self.dispatch(world);
-        self.last_id
+        (self.connections.len() - 1, arrivals)
     }
 
     /// Ready and unacked messages.
     pub fn depth(&self) -> [usize; 2] {
-        [self.ready.len(), self.connections.values().map(|c| c.unacked.len()).sum()]
+        [self.ready.len(), self.connections.iter().map(|c| c.unacked.len()).sum()]
     }
 
-    /// Hands out what is ready, in turn to each consumer that has room.
+    /// Sessions of which `condition` holds, in the order in which they were opened.
+    pub fn sessions(&self, condition: impl Fn(&Connection) -> bool) -> Vec<SessionId> {
+        let sessions = self.connections.iter().enumerate();
+        sessions.filter(|(_, connection)| condition(connection)).map(|(id, _)| id).collect()
+    }
+
+    /// Channels with a delivery older than this.
+    pub fn overdue(&self, timeout: Duration) -> Vec<SessionId> {
+        self.sessions(|c| c.up && c.unacked.values().any(|(_, since)| since.elapsed() > timeout))
+    }
+
+    /// Hands out what is ready, in turn to each consumer that has capacity.
     fn dispatch(&mut self, world: &World) {
         let now = Instant::now();
-        while !self.ready.is_empty() {
-            let has_room = |(id, c): (&SessionId, &Connection)| {
-                (c.up && c.consuming && c.unacked.len() < c.prefetch).then_some(*id)
-            };
-            let later = self.connections.range(self.last_served + 1..).find_map(has_room);
-            let Some(id) = later.or_else(|| self.connections.iter().find_map(has_room)) else {
-                break;
-            };
-            let (Some(connection), Some(message)) =
-                (self.connections.get_mut(&id), self.ready.pop_front())
-            else {
-                break;
-            };
+        let all = self.connections.len();
+        while let Some(message) = self.ready.front().copied() {
+            let mut others = (1..=all).map(|n| (self.last_served + n) % all);
+            let Some(id) = others.find(|id| self.connections[*id].has_capacity()) else { return };
+            self.ready.pop_front();
             self.last_served = id;
+            let connection = &mut self.connections[id];
             connection.last_tag += 1;
             let tag = connection.last_tag;
             connection.unacked.insert(tag, (message, now));
             connection.held.insert(tag, message.item);
             if connection.linked {
-                let earliest = connection.inbox.back().map_or(now, |(arrives, _)| *arrives);
-                let arrives = earliest.max(now + world.millis(world.plan.network_ms));
+                let arrives = now + world.millis(world.plan.network_ms);
                 let body = world.plan.items[message.item].body.clone();
-                connection.inbox.push_back((arrives, Delivery::new(tag, body)));
-                connection.wake();
+                connection.deliver(arrives, Ok(Delivery::new(tag, body)));
             }
         }
     }
 
-    fn give_back(&mut self, world: &World, id: SessionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let unacked = std::mem::take(&mut connection.unacked);
+    fn requeue(&mut self, world: &World, id: SessionId) {
+        let unacked = std::mem::take(&mut self.connections[id].unacked);
         let back = unacked.len();
         for (mut message, _) in unacked.into_values().rev() {
             message.requeued += 1;
             self.most_requeued = self.most_requeued.max(message.requeued);
-            if message.requeued > self.delivery_limit {
+            if message.requeued > world.plan.delivery_limit {
                 self.dead_letters.push((message.item, How::OverLimit));
-            } else if self.requeue_to_front {
+            } else if world.plan.requeue_to_front {
                 self.ready.push_front(message);
             } else {
                 let at = self.ready.len().saturating_sub(back);
@@ -220,74 +208,23 @@ impl Server {
         self.dispatch(world);
     }
 
-    /// The broker's side of a channel ends: what it held goes back.
+    /// The broker's side of a channel ends: what it held is requeued.
     pub fn close(&mut self, world: &World, id: SessionId) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.up = false;
-            connection.consuming = false;
-        }
-        self.give_back(world, id);
-        self.forget(id);
-    }
-
-    fn forget(&mut self, id: SessionId) {
-        if self.connections.get(&id).is_some_and(|c| c.gone && !c.up) {
-            self.connections.remove(&id);
-        }
+        self.connections[id].up = false;
+        self.requeue(world, id);
     }
 
     /// The broker ends the consumer, not the channel.
     pub fn cancel_consumer(&mut self, id: SessionId) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.consuming = false;
-            let why = Lost("the broker ended the consumer".to_owned());
-            connection.stream_end.get_or_insert(Some(why));
-            connection.wake();
-        }
+        self.connections[id].consuming = false;
+        self.connections[id].end_stream("the broker ended the consumer");
     }
 
-    /// The client's side no longer exists.
-    pub fn drop_client(&mut self, id: SessionId) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.gone = true;
-        }
-        self.forget(id);
-    }
-
-    /// Channels with a delivery older than this, in order.
-    pub fn overdue(&self, timeout: std::time::Duration) -> Vec<SessionId> {
-        let late =
-            |c: &Connection| c.up && c.unacked.values().any(|(_, since)| since.elapsed() > timeout);
-        self.connections.iter().filter(|(_, c)| late(c)).map(|(id, _)| *id).collect()
-    }
-
-    /// Does what the next frame asks for, if it is due.
-    pub fn process_due(&mut self, world: &World, id: SessionId) {
-        loop {
-            let now = Instant::now();
-            let Some(connection) = self.connections.get_mut(&id) else { return };
-            if connection.outgoing.front().is_none_or(|(due, _)| *due > now) {
-                return;
-            }
-            let Some((_, frame)) = connection.outgoing.pop_front() else { return };
-            self.process(world, id, frame);
-        }
-    }
-
-    fn process(&mut self, world: &World, id: SessionId, frame: Frame) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        if let Frame::Gone = frame {
-            connection.linked = false;
-            return self.close(world, id);
-        }
-        if !connection.up {
+    pub fn process(&mut self, world: &World, id: SessionId, frame: Frame) {
+        let connection = &mut self.connections[id];
+        if !connection.linked || !connection.up {
             // The client hears of it through the end of the channel.
-            if let Frame::Cancel(reply) | Frame::Close(reply) = frame
-                && !connection.noticed
-            {
-                connection.unanswered.push(reply);
-            }
-            return;
+            return connection.leave_unanswered(frame);
         }
         match frame {
             Frame::AckUpTo(tag) => {
@@ -309,28 +246,24 @@ impl Server {
                 }
                 self.dispatch(world);
             }
-            Frame::RequeueAll => self.give_back(world, id),
-            Frame::Cancel(reply) => {
+            Frame::RequeueAll => self.requeue(world, id),
+            Frame::Cancel(_) => {
                 connection.consuming = false;
-                connection.stream_end.get_or_insert(None);
-                connection.wake();
-                self.answer(world, id, reply);
+                connection.deliveries = None;
+                self.answer(world, id, frame);
             }
-            Frame::Close(reply) => {
-                self.answer(world, id, reply);
+            Frame::Close(_) => {
+                self.answer(world, id, frame);
                 self.close(world, id);
             }
-            Frame::Gone => {}
         }
     }
 
-    fn answer(&mut self, world: &World, id: SessionId, reply: oneshot::Sender<()>) {
+    fn answer(&mut self, world: &World, id: SessionId, request: Frame) {
         if world.mishap(world.plan.faults.no_answer) {
             world.trace(|| format!("broker: no answer on {id}"));
-            if let Some(connection) = self.connections.get_mut(&id) {
-                connection.unanswered.push(reply);
-            }
-        } else {
+            self.connections[id].leave_unanswered(request);
+        } else if let Frame::Cancel(reply) | Frame::Close(reply) = request {
             // A client that is gone needs no answer.
             let _gone = reply.send(());
         }
@@ -338,9 +271,7 @@ impl Server {
 
     fn precondition_failed(&mut self, world: &World, id: SessionId, what: &str, tag: DeliveryTag) {
         world.violation(format!("{what} of unknown tag {tag} on session {id}: the channel closes"));
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.notice("PRECONDITION_FAILED");
-        }
+        self.connections[id].notice("PRECONDITION_FAILED");
         self.close(world, id);
     }
 }

@@ -14,7 +14,7 @@ use crate::world::{World, lock};
 /// as an attempt, or is in the dead-letter queue. Afterwards the client holds none of them.
 pub fn check_ack(world: &World, session: SessionId, tag: DeliveryTag) {
     let mut server = lock(&world.broker);
-    let Some(connection) = server.connections.get_mut(&session) else { return };
+    let connection = &mut server.connections[session];
     if !connection.held.contains_key(&tag) {
         return world.violation(format!("acks tag {tag}, which is settled already or unknown"));
     }
@@ -24,20 +24,17 @@ pub fn check_ack(world: &World, session: SessionId, tag: DeliveryTag) {
         server.dead_letters.iter().filter(|(_, how)| *how == How::Published).map(|d| d.0).collect();
     drop(server);
 
+    let database = lock(&world.database);
     for (covered_tag, item) in covered {
-        let settled = match &world.plan.items[item].vote {
-            None => false,
-            Some(vote) => lock(&world.database).has(vote) || published.contains(&item),
-        };
-        if !settled {
-            world
-                .violation(format!("I8: ack {tag} covers {covered_tag}, item {item}: not settled"));
-        }
         let vote = world.plan.items[item].vote.as_ref();
-        if vote.is_some_and(|vote| lock(&world.database).standby_lacks(vote)) {
-            world.violation(format!(
-                "I11: ack {tag} covers {covered_tag}, item {item}: the standby does not have it"
-            ));
+        let broken = |rule: &str, what: &str| {
+            world.violation(format!("{rule}: ack {tag} covers {covered_tag}, item {item}: {what}"));
+        };
+        if vote.is_none_or(|vote| !database.tables.has(vote) && !published.contains(&item)) {
+            broken("I8", "not settled");
+        }
+        if vote.is_some_and(|vote| database.standby_lacks(vote)) {
+            broken("I11", "the standby does not have it");
         }
     }
 }
@@ -45,7 +42,7 @@ pub fn check_ack(world: &World, session: SessionId, tag: DeliveryTag) {
 /// Only what is malformed is rejected, and once.
 pub fn check_reject(world: &World, session: SessionId, tag: DeliveryTag) {
     let mut server = lock(&world.broker);
-    let Some(connection) = server.connections.get_mut(&session) else { return };
+    let connection = &mut server.connections[session];
     match connection.held.remove(&tag) {
         Some(item) if world.plan.items[item].vote.is_none() => {}
         Some(item) => world.violation(format!("rejects tag {tag}, item {item}: a valid vote")),
@@ -53,11 +50,11 @@ pub fn check_reject(world: &World, session: SessionId, tag: DeliveryTag) {
     }
 }
 
-/// Only what the store refused alone is dead-lettered, whole and with its SQLSTATE. Gives the item.
-pub fn check_letter(world: &World, letter: &DeadLetter) -> Option<usize> {
+/// Only what the store refused alone is dead-lettered, whole and with its SQLSTATE. Returns the item.
+pub fn check_dead_letter(world: &World, dead_letter: &DeadLetter) -> Option<usize> {
     let items = &world.plan.items;
-    let Some(item) = items.iter().position(|item| item.body == letter.body) else {
-        world.violation("dead-letters a body that nobody published".to_owned());
+    let Some(item) = items.iter().position(|item| item.body == dead_letter.body) else {
+        world.violation("dead-letters a body that was never published".to_owned());
         return None;
     };
     let vote = items[item].vote.as_ref();
@@ -65,7 +62,9 @@ pub fn check_letter(world: &World, letter: &DeadLetter) -> Option<usize> {
     if !refused {
         world.violation(format!("I5: dead-letters item {item}, which the store did not refuse"));
     }
-    if vote.is_none_or(|vote| vote.vote_hash != letter.vote_hash) || letter.sqlstate.len() != 5 {
+    if vote.is_none_or(|vote| vote.vote_hash != dead_letter.vote_hash)
+        || dead_letter.sqlstate.len() != 5
+    {
         world.violation(format!("the dead letter of item {item} has wrong headers"));
     }
     Some(item)
@@ -101,7 +100,7 @@ pub fn check_end(world: &World) {
         };
         published.entry(&vote.vote_hash).or_default().insert(vote);
         let refused = database.refused.contains(vote) && dead.contains_key(&number);
-        if !database.has(vote) && !refused {
+        if !database.tables.has(vote) && !refused {
             broken("I1", &format!("item {number} was published and is neither counted nor dead"));
         }
         if database
@@ -124,7 +123,7 @@ pub fn check_end(world: &World) {
     for (hash, vote) in &database.tables.audit {
         totals.entry(&vote.law_id).or_default()[usize::from(vote.choice == Choice::Non)] += 1;
         if !published.get(hash.as_str()).is_some_and(|votes| votes.contains(vote)) {
-            broken("I6", &format!("{hash} was counted with a content that nobody published"));
+            broken("I6", &format!("{hash} was counted with a content that was never published"));
         }
     }
     for attempt in &database.tables.attempts {

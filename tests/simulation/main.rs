@@ -32,8 +32,8 @@ use crate::world::{Tracing, lock};
 
 /// Seeds that are run twice, with equal traces.
 const REPEATED: u64 = 50;
-/// Failures told in full; what the others share with them can wait.
-const MOST_TOLD: usize = 10;
+/// Failures that are printed; the others are counted.
+const MOST_PRINTED: usize = 10;
 
 /// Simulates the service from seeds.
 #[derive(Debug, Parser)]
@@ -57,7 +57,7 @@ struct Arguments {
     /// As `cargo test` passes it on: runs nothing unless it is part of the name `simulation`.
     #[arg(hide = true)]
     filter: Option<String>,
-    /// What else `cargo test` may pass on; it changes nothing here.
+    /// Other options that `cargo test` may pass on; ignored.
     #[arg(long, hide = true)]
     nocapture: bool,
     #[arg(long, hide = true)]
@@ -125,55 +125,44 @@ fn repeats(from: u64) -> bool {
     different.is_none()
 }
 
-#[derive(Debug, Default)]
-struct Sum {
-    seeds: u64,
-    failures: Vec<(u64, String)>,
-    counted: u64,
-    commits: u64,
-    most_requeued: (u32, u64),
-    slowest: (Duration, u64),
-}
-
 fn seeds(&Arguments { from, seeds, first_failure, .. }: &Arguments) -> bool {
-    let sum = Mutex::new(Sum::default());
+    let outcomes = Mutex::new(Vec::new());
     let elapsed = in_parallel("seeds", seeds, |number, instruments| {
         let seed = from + number;
         let outcome = run(Plan::of(seed), Tracing::Off, instruments);
-        let mut sum = lock(&sum);
-        sum.seeds += 1;
-        sum.counted += outcome.counted;
-        sum.commits += outcome.commits;
-        sum.most_requeued = sum.most_requeued.max((outcome.most_requeued, seed));
-        sum.slowest = sum.slowest.max((outcome.drained_in, seed));
-        if let Some(violation) = outcome.violations.into_iter().next() {
-            sum.failures.push((seed, violation));
-        }
-        !first_failure || sum.failures.is_empty()
+        let goes_on = !first_failure || outcome.violations.is_empty();
+        lock(&outcomes).push((seed, outcome));
+        goes_on
     });
-    let mut sum = lock(&sum);
-    sum.failures.sort();
-    for (seed, violation) in sum.failures.iter().take(MOST_TOLD) {
+    let mut outcomes = lock(&outcomes);
+    outcomes.sort_by_key(|(seed, _)| *seed);
+    let violation =
+        |(seed, outcome): &(u64, Outcome)| Some((*seed, outcome.violations.first()?.clone()));
+    let failures: Vec<(u64, String)> = outcomes.iter().filter_map(violation).collect();
+    for (seed, violation) in failures.iter().take(MOST_PRINTED) {
         println!("FAILED {violation}\n  replay: cargo test --test simulation -- --seed {seed}");
     }
+    let sum =
+        |figure: fn(&Outcome) -> u64| outcomes.iter().map(|(_, one)| figure(one)).sum::<u64>();
+    let requeued = outcomes.iter().map(|(seed, one)| (one.most_requeued, *seed)).max();
+    let slowest = outcomes.iter().map(|(seed, one)| (one.drained_in, *seed)).max();
+    let ((requeued, requeued_seed), (slowest, slowest_seed)) =
+        (requeued.unwrap_or_default(), slowest.unwrap_or_default());
     println!(
         "simulation: {} seeds from {from} in {:.1} s, {} failed; {} votes in {} commits, \
-         at most {} requeues of a message (seed {}), slowest drain {:?} (seed {})",
-        sum.seeds,
+         at most {requeued} requeues of a message (seed {requeued_seed}), \
+         slowest drain {slowest:?} (seed {slowest_seed})",
+        outcomes.len(),
         elapsed.as_secs_f64(),
-        sum.failures.len(),
-        sum.counted,
-        sum.commits,
-        sum.most_requeued.0,
-        sum.most_requeued.1,
-        sum.slowest.0,
-        sum.slowest.1,
+        failures.len(),
+        sum(|one| one.counted),
+        sum(|one| one.commits),
     );
-    sum.failures.is_empty()
+    failures.is_empty()
 }
 
 /// Does `work` for every number below `count` on all cores, each thread with its own instruments,
-/// for as long as all of it says so.
+/// until one returns `false`.
 pub fn in_parallel(
     what: &'static str,
     count: u64,

@@ -12,12 +12,11 @@ use vote_aggregator::counting::supervisor::Supervisor;
 use vote_aggregator::platform::retry::Jitter;
 use vote_aggregator::platform::telemetry::{Health, Instruments};
 
-use crate::broker::SessionId;
 use crate::invariants;
 use crate::plan::{Blow, Plan};
 use crate::session::{SimBroker, close_channel, cut_connection};
 use crate::store::SimStore;
-use crate::world::{Process, Tracing, World, live, lock};
+use crate::world::{Process, Tracing, World, lock};
 
 /// From healing to an empty queue: 60 s, and the longest wait of a breaker on top.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60 + 38);
@@ -66,7 +65,6 @@ fn run_to_end(plan: Plan, tracing: Tracing, instruments: &Instruments) -> Outcom
             world: World::new(plan, tracing),
             instruments: instruments.clone(),
             processes: Mutex::default(),
-            current: Mutex::default(),
             closing: CancellationToken::new(),
         });
         simulation.run().await
@@ -89,9 +87,7 @@ struct Simulation {
     instruments: Instruments,
     /// All that were ever started.
     processes: Mutex<Vec<Arc<Process>>>,
-    /// By instance: the one that runs.
-    current: Mutex<Vec<Arc<Process>>>,
-    /// The run is over: who ends now does not start again.
+    /// The run is over: a process that ends now is not started again.
     closing: CancellationToken,
 }
 
@@ -107,8 +103,8 @@ impl Simulation {
         }
         let database = lock(&world.database);
         Outcome {
-            violations: world.violations(),
-            trace: world.take_trace(),
+            violations: lock(&world.violations).clone(),
+            trace: std::mem::take(&mut lock(&world.traced)),
             points: lock(&self.processes).iter().map(|process| process.points()).collect(),
             counted: database.tables.audit.len() as u64,
             commits: database.commits,
@@ -117,13 +113,13 @@ impl Simulation {
         }
     }
 
+    /// Returns how long the queue took to drain, from healing on.
     async fn life(self: Arc<Self>) -> Duration {
         let world = &self.world;
         let mut instances = JoinSet::new();
         for index in 0..world.plan.instances {
             let process = self.start(index);
-            lock(&self.current).push(Arc::clone(&process));
-            instances.spawn_local(Arc::clone(&self).instance(index, process));
+            instances.spawn_local(Arc::clone(&self).instance(process));
         }
         let publishing = tokio::spawn(publish_all(Arc::clone(world)));
         tokio::spawn(Arc::clone(&self).chaos());
@@ -146,7 +142,7 @@ impl Simulation {
         // What hung when all healed may hang until its deadline.
         sleep_until(world.instant(world.plan.heals_at + LONGEST_HANG)).await;
         self.closing.cancel();
-        lock(&self.current).iter().for_each(|process| process.stop.cancel());
+        (0..world.plan.instances).for_each(|index| self.current(index).stop.cancel());
         let stopping = async { while instances.join_next().await.is_some() {} };
         if timeout(STOP_LIMIT, stopping).await.is_err() {
             world.violation(format!("no stop within {STOP_LIMIT:?}, with nothing wrong"));
@@ -157,48 +153,49 @@ impl Simulation {
         drained_in
     }
 
-    fn start(&self, index: usize) -> Arc<Process> {
+    fn start(&self, instance: usize) -> Arc<Process> {
         let mut processes = lock(&self.processes);
-        let number = processes.len();
-        let crash_at = self.world.plan.crash_points.get(number).copied();
-        let process = Process::new(&self.world, format!("process {number}.{index}"), crash_at);
+        let process = Process::new(&self.world, processes.len(), instance);
         processes.push(Arc::clone(&process));
         process
     }
 
-    /// One process after the other, as whatever restarts containers does it.
-    async fn instance(self: Arc<Self>, index: usize, mut process: Arc<Process>) {
+    /// The process of an instance that was started last.
+    fn current(&self, instance: usize) -> Arc<Process> {
+        let processes = lock(&self.processes);
+        let newest = processes.iter().rfind(|process| process.instance == instance);
+        Arc::clone(newest.expect("each instance is started once"))
+    }
+
+    /// One process after the other, as a supervisor of containers does it.
+    async fn instance(self: Arc<Self>, mut process: Arc<Process>) {
         let world = Arc::clone(&self.world);
         loop {
-            world.trace(|| format!("{}: starts", process.name));
-            let ended = live(&process, self.serve(&process)).await;
-            let end = match ended {
+            process.trace(|| "starts".to_owned());
+            let end = match process.live(self.serve(&process)).await {
                 None => "dies",
                 Some(true) => "stops",
                 Some(false) => "does not start",
             };
-            world.trace(|| format!("{}: {end}", process.name));
+            process.trace(|| end.to_owned());
             if !self.closing.is_cancelled() {
                 world.sleep_up_to(if world.is_healed() { 0 } else { LONGEST_RESTART_MS }).await;
             }
             if self.closing.is_cancelled() {
                 return;
             }
-            process = self.start(index);
-            if let Some(current) = lock(&self.current).get_mut(index) {
-                *current = Arc::clone(&process);
-            }
+            process = self.start(process.instance);
         }
     }
 
     async fn serve(&self, process: &Arc<Process>) -> bool {
         let world = &self.world;
         let supervisor = Supervisor {
-            broker: &SimBroker::new(world, process),
-            store: &SimStore { world: Arc::clone(world), process: Arc::clone(process) },
+            broker: &SimBroker::new(process),
+            store: &SimStore(Arc::clone(process)),
             limits: &world.plan.limits,
             prefetch: world.plan.prefetch,
-            jitter: &Jitter::seeded(world.seed()),
+            jitter: &Jitter::seeded(world.number()),
             instruments: &self.instruments,
             health: &Health::default(),
             acknowledged: &Acknowledged::default(),
@@ -216,77 +213,54 @@ impl Simulation {
                 return;
             }
             let Some(blow) = world.choose(&faults.blows) else { return };
+            world.trace(|| format!("chaos: {blow:?}"));
             self.strike(blow);
         }
     }
 
     fn strike(&self, blow: Blow) {
         let world = &self.world;
-        world.trace(|| format!("chaos: {blow:?}"));
-        let victim = || world.choose(&(0..world.plan.instances).collect::<Vec<_>>());
-        let process = || victim().and_then(|index| lock(&self.current).get(index).cloned());
+        let open = || lock(&world.broker).sessions(|connection| connection.up && connection.linked);
+        let session = || world.choose(&open());
+        let process = || self.current(world.number() as usize % world.plan.instances);
         match blow {
             Blow::CutConnection => {
-                if let Some(session) = self.some_session() {
+                if let Some(session) = session() {
                     cut_connection(world, session);
                 }
             }
             Blow::CloseChannel => {
-                if let Some(session) = self.some_session() {
+                if let Some(session) = session() {
                     close_channel(world, session);
                 }
             }
             Blow::CancelConsumer => {
-                if let Some(session) = self.some_session() {
+                if let Some(session) = session() {
                     lock(&world.broker).cancel_consumer(session);
                 }
             }
-            Blow::RestartBroker => self.restart_broker(),
+            Blow::RestartBroker => {
+                let back = tokio::time::Instant::now() + world.millis(LONGEST_BROKER_RESTART_MS);
+                let back = back.min(world.instant(world.plan.heals_at));
+                lock(&world.broker).down_until = Some(back);
+                for session in open() {
+                    cut_connection(world, session);
+                    lock(&world.broker).close(world, session);
+                }
+            }
             Blow::LosePrimary => {
                 tokio::spawn(lose_primary(Arc::clone(world)));
             }
-            Blow::CrashInstance => {
-                if let Some(process) = process() {
-                    process.kill.cancel();
-                }
-            }
-            Blow::CrashAtPoint => {
-                if let Some(process) = process() {
-                    process.crash_in(world.seed() % 40 + 1);
-                }
-            }
+            Blow::CrashInstance => process().dead.cancel(),
+            Blow::CrashAtPoint => process().crash_in(world.number() % 40 + 1),
             Blow::StopInstance => {
-                if let Some(process) = process() {
-                    process.stop.cancel();
-                    tokio::spawn(async move {
-                        sleep(STOP_LIMIT).await;
-                        process.kill.cancel();
-                    });
-                }
+                let process = process();
+                process.stop.cancel();
+                tokio::spawn(async move {
+                    sleep(STOP_LIMIT).await;
+                    process.dead.cancel();
+                });
             }
-        }
-    }
-
-    fn some_session(&self) -> Option<SessionId> {
-        let sessions = self.open_sessions();
-        self.world.choose(&sessions)
-    }
-
-    fn open_sessions(&self) -> Vec<SessionId> {
-        let server = lock(&self.world.broker);
-        let open = server.connections.iter().filter(|(_, c)| c.up && c.linked);
-        open.map(|(id, _)| *id).collect()
-    }
-
-    fn restart_broker(&self) {
-        let world = &self.world;
-        let sessions = self.open_sessions();
-        let back = tokio::time::Instant::now() + world.millis(LONGEST_BROKER_RESTART_MS);
-        let back = back.min(world.instant(world.plan.heals_at));
-        lock(&world.broker).down_until = Some(back);
-        for session in sessions {
-            cut_connection(world, session);
-            lock(&world.broker).close(world, session);
         }
     }
 }

@@ -1,20 +1,20 @@
 //! The client's side of the model broker: the ports that the pipeline and the supervisor use.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::Stream;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use vote_aggregator::model::ports::{
-    Broker, Channel, DeadLetter, DeadLetters, Delivery, DeliveryTag, Lost, OpenError, Session,
+    Broker, BrokerError, Channel, DeadLetter, DeadLetters, Delivery, DeliveryTag, OpenError,
+    Session,
 };
 
-use crate::broker::{Frame, How, SessionId};
+use crate::broker::{Arrival, Frame, How, SessionId};
 use crate::invariants;
 use crate::world::{Process, World, lock};
 
@@ -26,24 +26,19 @@ const HEARTBEATS_MS: u64 = 20_000;
 /// Sessions that one process may open within a second: more is a hot loop.
 const MOST_OPENS: usize = 3;
 /// Votes of one batch that may be dead-lettered, with batches of this size.
-const MOST_LETTERS: usize = 3;
+const MOST_DEAD_LETTERS: usize = 3;
 
 /// The broker as one process sees it.
 pub struct SimBroker {
-    world: Arc<World>,
     process: Arc<Process>,
     ever_opened: AtomicBool,
     opens: Mutex<VecDeque<Instant>>,
 }
 
 impl SimBroker {
-    pub fn new(world: &Arc<World>, process: &Arc<Process>) -> Self {
-        Self {
-            world: Arc::clone(world),
-            process: Arc::clone(process),
-            ever_opened: AtomicBool::new(false),
-            opens: Mutex::default(),
-        }
+    pub fn new(process: &Arc<Process>) -> Self {
+        let process = Arc::clone(process);
+        Self { process, ever_opened: AtomicBool::new(false), opens: Mutex::default() }
     }
 
     /// Sessions opened within the last second, this one included.
@@ -55,16 +50,16 @@ impl SimBroker {
     }
 
     async fn refuse(&self) -> OpenError {
-        let unavailable = || OpenError::Unavailable("connection refused".to_owned());
-        match self.world.choose(&[0, 0, 1, 2]) {
+        match self.process.world.choose(&[0, 0, 1, 2]) {
             Some(1) => {
                 sleep(OPEN_TIMEOUT).await;
                 OpenError::Unavailable("no answer".to_owned())
             }
+            // At start it would be fatal.
             Some(2) if self.ever_opened.load(Ordering::Relaxed) => {
                 OpenError::Credentials("access refused".to_owned())
             }
-            _ => unavailable(),
+            _ => OpenError::Unavailable("connection refused".to_owned()),
         }
     }
 }
@@ -73,30 +68,32 @@ impl Broker for SimBroker {
     type Session = SimSession;
 
     async fn open(&self, prefetch: u16) -> Result<SimSession, OpenError> {
-        let (world, process) = (&self.world, &self.process);
+        let process = &self.process;
+        let world = &process.world;
         process.point().await;
         if prefetch == 0 || prefetch > world.plan.prefetch {
-            world.violation(format!("{} asks for a prefetch of {prefetch}", process.name));
+            process.violation(&format!("asks for a prefetch of {prefetch}"));
         }
         if self.opens() > MOST_OPENS {
-            world.violation(format!("{} opens session after session", process.name));
+            process.violation("opens session after session");
         }
         world.sleep_up_to(world.plan.network_ms).await;
         if lock(&world.broker).is_down() || world.mishap(world.plan.faults.open_refused) {
-            world.trace(|| format!("{}: open refused", process.name));
+            process.trace(|| "open refused".to_owned());
             return Err(self.refuse().await);
         }
-        let id = lock(&world.broker).connect(world, prefetch);
-        world.trace(|| format!("{}: session {id} opened, prefetch {prefetch}", process.name));
-        let channel = SimChannel {
-            world: Arc::clone(world),
+        let (id, arrivals) = lock(&world.broker).connect(world, prefetch);
+        process.trace(|| format!("session {id} opened, prefetch {prefetch}"));
+        lock(&process.dead_lettered).clear();
+        let (frames, sent) = mpsc::unbounded_channel();
+        tokio::spawn(carry(Arc::clone(world), id, sent));
+        let session = SimSession {
             process: Arc::clone(process),
             id,
+            frames,
+            arrivals: Some(arrivals),
             cancelled: AtomicBool::new(false),
         };
-        lock(&process.letters).clear();
-        // From here on its drop ends the connection.
-        let session = SimSession(channel);
         self.ever_opened.store(true, Ordering::Relaxed);
         process.point().await;
         Ok(session)
@@ -104,148 +101,131 @@ impl Broker for SimBroker {
 }
 
 impl DeadLetters for SimBroker {
-    async fn publish(&self, letter: &DeadLetter) -> Result<(), Lost> {
-        let (world, process) = (&self.world, &self.process);
+    async fn publish(&self, dead_letter: &DeadLetter) -> Result<(), BrokerError> {
+        let process = &self.process;
+        let world = &process.world;
         process.point().await;
         world.sleep_up_to(world.plan.network_ms).await;
-        // Of each batch in flight a few; more without an ack in between are of a batch that should
-        // have been given back.
-        let letters = {
-            let mut letters = lock(&process.letters);
-            letters.insert(letter.vote_hash.clone());
-            letters.len()
-        };
-        if letters > MOST_LETTERS * world.plan.limits.in_flight {
-            world.violation(format!("{} dead-letters vote after vote", process.name));
+        // A few of each batch in flight; more without an ack in between are of a batch that should
+        // have been requeued.
+        lock(&process.dead_lettered).insert(dead_letter.vote_hash.clone());
+        if lock(&process.dead_lettered).len() > MOST_DEAD_LETTERS * world.plan.limits.in_flight {
+            process.violation("dead-letters vote after vote");
         }
-        let item = invariants::check_letter(world, letter);
-        let lost = |why: &str| Err(Lost(why.to_owned()));
+        let item = invariants::check_dead_letter(world, dead_letter);
         if lock(&world.broker).is_down() {
-            return lost("connection refused");
+            return Err(BrokerError::disconnected("connect", "connection refused"));
         }
-        let land = |landed: bool| {
-            if let (true, Some(item)) = (landed, item) {
-                world.trace(|| format!("{}: item {item} dead-lettered", process.name));
-                lock(&world.broker).dead_letters.push((item, How::Published));
-            }
-        };
-        if world.mishap(world.plan.faults.dead_letter_lost) {
-            world.trace(|| format!("{}: confirm of a dead letter lost", process.name));
-            land(world.chance(0.5));
+        let lost = world.mishap(world.plan.faults.dead_letter_lost);
+        if let Some(item) = item
+            && (!lost || world.chance(0.5))
+        {
+            process.trace(|| format!("item {item} dead-lettered"));
+            lock(&world.broker).dead_letters.push((item, How::Published));
+        }
+        if lost {
+            process.trace(|| "confirm of a dead letter lost".to_owned());
             if world.chance(0.3) {
                 sleep(CONFIRM_TIMEOUT).await;
             }
-            process.point().await;
-            return lost("not confirmed");
         }
-        land(true);
         process.point().await;
-        Ok(())
+        if lost { Err(BrokerError::Timeout("not confirmed".to_owned())) } else { Ok(()) }
     }
 }
 
-pub struct SimSession(SimChannel);
-
-pub struct SimChannel {
-    world: Arc<World>,
+/// A connection with its channel. Its drop ends the connection.
+pub struct SimSession {
     process: Arc<Process>,
     id: SessionId,
+    frames: mpsc::UnboundedSender<(Instant, Frame)>,
+    arrivals: Option<mpsc::UnboundedReceiver<Arrival>>,
     cancelled: AtomicBool,
 }
 
-impl SimChannel {
-    /// Puts a frame on the wire, where it may be lost with the connection.
-    fn send(&self, frame: Frame) {
-        let world = &self.world;
-        let cut = world.mishap(world.plan.faults.frame_cut);
-        let mut server = lock(&world.broker);
-        let Some(connection) = server.connections.get_mut(&self.id) else { return };
-        if !connection.linked {
-            if let Frame::Cancel(reply) | Frame::Close(reply) = frame {
-                connection.unanswered.push(reply);
-            }
-            return;
+/// Carries frames to the broker in their order, until the client's end is gone; the connection may
+/// be cut just before or just after one takes effect.
+async fn carry(
+    world: Arc<World>,
+    id: SessionId,
+    mut sent: mpsc::UnboundedReceiver<(Instant, Frame)>,
+) {
+    while let Some((arrives, frame)) = sent.recv().await {
+        sleep_until(arrives).await;
+        let linked = lock(&world.broker).connections[id].linked;
+        let cut = linked && world.mishap(world.plan.faults.frame_cut);
+        let before = cut && world.chance(0.5);
+        if before {
+            cut_connection(&world, id);
         }
-        let now = Instant::now();
-        let earliest = connection.outgoing.back().map_or(now, |(due, _)| *due);
-        let due = earliest.max(now + world.millis(world.plan.network_ms));
-        connection.outgoing.push_back((due, frame));
-        if cut {
-            let arrives = world.chance(0.5);
-            if arrives {
-                connection.outgoing.iter_mut().for_each(|(due, _)| *due = now);
-                server.process_due(world, self.id);
-            }
-            drop(server);
-            return cut_connection(world, self.id);
+        lock(&world.broker).process(&world, id, frame);
+        if cut && !before {
+            cut_connection(&world, id);
         }
-        if due <= now {
-            return server.process_due(world, self.id);
-        }
-        let (world, id) = (Arc::clone(world), self.id);
-        tokio::spawn(async move {
-            sleep_until(due).await;
-            lock(&world.broker).process_due(&world, id);
-        });
     }
-
-    async fn ask(&self, frame: impl FnOnce(oneshot::Sender<()>) -> Frame) -> Result<(), Lost> {
-        let dead = || Lost("the channel is dead".to_owned());
-        if self.is_dead() {
-            return Err(dead());
-        }
-        let (reply, answer) = oneshot::channel();
-        self.send(frame(reply));
-        answer.await.map_err(|_| dead())
-    }
-
-    fn is_dead(&self) -> bool {
-        let server = lock(&self.world.broker);
-        server.connections.get(&self.id).is_none_or(|connection| connection.noticed)
-    }
-
-    async fn close(&self) -> Result<(), Lost> {
-        self.process.point().await;
-        let closed = match timeout(CLOSE_TIMEOUT, self.ask(Frame::Close)).await {
-            Ok(closed) => closed,
-            Err(_) => Err(Lost("no answer to a close".to_owned())),
-        };
-        self.process.point().await;
-        closed
+    // Of a cut connection the broker learns later.
+    let mut server = lock(&world.broker);
+    if server.connections[id].linked {
+        server.close(&world, id);
     }
 }
 
-impl Channel for SimChannel {
-    async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), Lost> {
-        self.process.point().await;
-        if self.is_dead() {
-            return Err(Lost("the channel is dead".to_owned()));
-        }
-        self.world.trace(|| format!("{}: acks up to {tag} on {}", self.process.name, self.id));
-        invariants::check_ack(&self.world, self.id, tag);
-        lock(&self.process.letters).clear();
+impl SimSession {
+    fn send(&self, frame: Frame) {
+        let world = &self.process.world;
+        let arrives = Instant::now() + world.millis(world.plan.network_ms);
+        self.frames.send((arrives, frame)).expect("frames are carried until this is dropped");
+    }
+
+    /// Sends a request and waits for its answer.
+    async fn ask(
+        &self,
+        request: impl FnOnce(oneshot::Sender<()>) -> Frame,
+    ) -> Result<(), BrokerError> {
+        self.check_alive()?;
+        let (reply, answer) = oneshot::channel();
+        self.send(request(reply));
+        answer.await.map_err(|_| dead())
+    }
+
+    fn check_alive(&self) -> Result<(), BrokerError> {
+        let server = lock(&self.process.world.broker);
+        if server.connections[self.id].noticed { Err(dead()) } else { Ok(()) }
+    }
+}
+
+fn dead() -> BrokerError {
+    BrokerError::disconnected("settle", "the channel is dead")
+}
+
+impl Channel for SimSession {
+    async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), BrokerError> {
+        let process = &self.process;
+        process.point().await;
+        self.check_alive()?;
+        process.trace(|| format!("acks up to {tag} on {}", self.id));
+        invariants::check_ack(&process.world, self.id, tag);
+        lock(&process.dead_lettered).clear();
         self.send(Frame::AckUpTo(tag));
-        self.process.point().await;
+        process.point().await;
         Ok(())
     }
 
-    async fn reject(&self, tag: DeliveryTag) -> Result<(), Lost> {
+    async fn reject(&self, tag: DeliveryTag) -> Result<(), BrokerError> {
         self.process.point().await;
-        if self.is_dead() {
-            return Err(Lost("the channel is dead".to_owned()));
-        }
-        invariants::check_reject(&self.world, self.id, tag);
+        self.check_alive()?;
+        invariants::check_reject(&self.process.world, self.id, tag);
         self.send(Frame::Reject(tag));
         self.process.point().await;
         Ok(())
     }
 
-    async fn cancel(&self) -> Result<(), Lost> {
+    async fn cancel(&self) -> Result<(), BrokerError> {
         self.process.point().await;
         if self.cancelled.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        self.world.trace(|| format!("{}: cancels on {}", self.process.name, self.id));
+        self.process.trace(|| format!("cancels on {}", self.id));
         let cancelled = self.ask(Frame::Cancel).await;
         self.process.point().await;
         cancelled
@@ -253,41 +233,47 @@ impl Channel for SimChannel {
 }
 
 impl Session for SimSession {
-    type Channel = SimChannel;
-    type Deliveries = Deliveries;
+    type Channel = Self;
+    type Deliveries = BoxStream<'static, Result<Delivery, BrokerError>>;
 
-    fn split(&mut self) -> (&SimChannel, Deliveries) {
-        let world = Arc::clone(&self.0.world);
-        (&self.0, Deliveries { world, id: self.0.id, arrival: None, ended: false })
+    fn split(&mut self) -> (&Self, Self::Deliveries) {
+        let arrivals = self.arrivals.take().expect("split once");
+        let deliveries =
+            stream::unfold(arrivals, async |mut arrivals: mpsc::UnboundedReceiver<Arrival>| {
+                let (arrives, delivery) = arrivals.recv().await?;
+                sleep_until(arrives).await;
+                Some((delivery, arrivals))
+            });
+        (&*self, deliveries.boxed())
     }
 
     async fn requeue(self) {
-        let giving_back = async {
-            self.0.cancel().await?;
-            self.0.process.point().await;
-            self.0.send(Frame::RequeueAll);
-            Ok::<_, Lost>(())
+        let requeueing = async {
+            self.cancel().await?;
+            self.process.point().await;
+            self.send(Frame::RequeueAll);
+            Ok::<_, BrokerError>(())
         };
-        // Whatever this did not give back, the end of the connection does.
-        let _given_back = timeout(CLOSE_TIMEOUT, giving_back).await;
-        let _closed = self.0.close().await;
+        // Whatever this did not requeue, the end of the connection does.
+        let _requeued = timeout(CLOSE_TIMEOUT, requeueing).await;
+        let _closed = self.close().await;
     }
 
-    async fn close(self) -> Result<(), Lost> {
-        self.0.close().await
+    async fn close(self) -> Result<(), BrokerError> {
+        self.process.point().await;
+        let closed = timeout(CLOSE_TIMEOUT, self.ask(Frame::Close)).await;
+        self.process.point().await;
+        closed.unwrap_or_else(|_| Err(BrokerError::Timeout("no answer to a close".to_owned())))
     }
 }
 
-impl Drop for SimChannel {
+impl Drop for SimSession {
     fn drop(&mut self) {
-        let world = &self.world;
-        // What a process wrote before it ended mostly still arrives.
+        // What a process sent before it ended mostly still arrives.
+        let world = &self.process.world;
         if self.process.is_dead() && world.chance(0.3) {
             cut_connection(world, self.id);
-        } else {
-            self.send(Frame::Gone);
         }
-        lock(&world.broker).drop_client(self.id);
     }
 }
 
@@ -297,9 +283,7 @@ pub fn cut_connection(world: &Arc<World>, id: SessionId) {
         || if world.mishap(0.3) { world.millis(HEARTBEATS_MS) } else { world.millis(50) };
     let (client, server) = (finds_out(), finds_out());
     world.trace(|| format!("connection of session {id} cut"));
-    if let Some(connection) = lock(&world.broker).connections.get_mut(&id) {
-        connection.unlink(Instant::now());
-    }
+    lock(&world.broker).connections[id].linked = false;
     notice_in(world, id, client, "connection reset");
     let world = Arc::clone(world);
     tokio::spawn(async move {
@@ -319,54 +303,6 @@ fn notice_in(world: &Arc<World>, id: SessionId, delay: Duration, why: &'static s
     let world = Arc::clone(world);
     tokio::spawn(async move {
         sleep(delay).await;
-        if let Some(connection) = lock(&world.broker).connections.get_mut(&id) {
-            connection.notice(why);
-        }
+        lock(&world.broker).connections[id].notice(why);
     });
-}
-
-/// What comes out of a consumer: everything buffered, then the end.
-pub struct Deliveries {
-    world: Arc<World>,
-    id: SessionId,
-    arrival: Option<Pin<Box<Sleep>>>,
-    ended: bool,
-}
-
-impl Stream for Deliveries {
-    type Item = Result<Delivery, Lost>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        if this.ended {
-            return Poll::Ready(None);
-        }
-        let mut server = lock(&this.world.broker);
-        let Some(connection) = server.connections.get_mut(&this.id) else {
-            this.ended = true;
-            return Poll::Ready(Some(Err(Lost("the connection is gone".to_owned()))));
-        };
-        match connection.inbox.front() {
-            Some((arrives, _)) if *arrives <= Instant::now() => {
-                let delivery = connection.inbox.pop_front().map(|(_, delivery)| Ok(delivery));
-                return Poll::Ready(delivery);
-            }
-            Some((arrives, _)) => {
-                let arrives = *arrives;
-                connection.waker = Some(cx.waker().clone());
-                let arrival = this.arrival.insert(Box::pin(sleep_until(arrives)));
-                if arrival.as_mut().poll(cx).is_ready() {
-                    cx.waker().wake_by_ref();
-                }
-            }
-            None => match connection.stream_end.clone() {
-                Some(end) => {
-                    this.ended = true;
-                    return Poll::Ready(end.map(Err));
-                }
-                None => connection.waker = Some(cx.waker().clone()),
-            },
-        }
-        Poll::Pending
-    }
 }

@@ -20,8 +20,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// The server ends what has been idle in a transaction for that long.
 const LONGEST_IDLE_MS: u64 = 10_000;
 
-/// Whether a transaction that adds nothing writes WAL all the same, where a standby is named: as the
-/// service's own statement does.
+/// By this a transaction that adds nothing writes WAL all the same, where a standby is named.
 const REPLAYS_WRITE: &str = "pg_logical_emit_message(true";
 
 /// What is committed.
@@ -34,7 +33,7 @@ pub struct Tables {
 
 impl Tables {
     /// Whether the effect of this vote is committed.
-    fn has(&self, vote: &Vote) -> bool {
+    pub fn has(&self, vote: &Vote) -> bool {
         self.audit.get(vote.vote_hash.as_str()) == Some(vote) || self.attempts.contains(vote)
     }
 }
@@ -59,17 +58,18 @@ pub struct Database {
 
 impl Database {
     /// The counting rule: by hash the first wins; equals are replays; what differs is an attempt.
-    fn count(&mut self, world: &World, votes: &[Vote]) -> Counted {
+    fn count(&mut self, votes: &[Vote]) -> Counted {
         let Tables { audit, attempts, totals } = &mut self.tables;
-        let before = totals.clone();
         let mut counted = Counted::default();
+        let mut laws: BTreeMap<String, [u64; 2]> = BTreeMap::new();
         for vote in votes {
             match audit.get(vote.vote_hash.as_str()) {
                 None => {
                     audit.insert(vote.vote_hash.to_string(), vote.clone());
                     counted.marker = Some(vote.vote_hash.clone());
-                    let totals = totals.entry(vote.law_id.to_string()).or_default();
-                    totals[usize::from(vote.choice == Choice::Non)] += 1;
+                    let choice = usize::from(vote.choice == Choice::Non);
+                    totals.entry(vote.law_id.to_string()).or_default()[choice] += 1;
+                    laws.entry(vote.law_id.to_string()).or_default()[choice] += 1;
                 }
                 Some(first) if first == vote => counted.replays += 1,
                 Some(_) => {
@@ -78,29 +78,16 @@ impl Database {
                 }
             }
         }
-        for (law_id, totals) in totals.iter() {
-            let old = before.get(law_id).copied().unwrap_or_default();
-            if totals[0] < old[0] || totals[1] < old[1] {
-                world.violation(format!("totals of {law_id} decreased"));
-            }
-            let added = [totals[0] - old[0], totals[1] - old[1]];
-            if added != [0, 0] {
-                let added = added.map(i64::unsigned_abs);
-                counted.laws.push(LawCount { law_id: law_id.clone(), added, totals: *totals });
-            }
-        }
+        let law =
+            |(law_id, added): (String, _)| LawCount { totals: totals[&law_id], law_id, added };
+        counted.laws = laws.into_iter().map(law).collect();
         self.commits += 1;
         counted
     }
 
-    /// Whether the effect of this vote is committed.
-    pub fn has(&self, vote: &Vote) -> bool {
-        self.tables.has(vote)
-    }
-
     /// Whether a failover at this moment would lose the effect of this vote.
     pub fn standby_lacks(&self, vote: &Vote) -> bool {
-        self.has(vote) && self.standby.as_ref().is_some_and(|standby| !standby.has(vote))
+        self.tables.has(vote) && self.standby.as_ref().is_some_and(|standby| !standby.has(vote))
     }
 
     /// Whether the standby is disconnected.
@@ -137,11 +124,12 @@ impl Database {
     /// PostgreSQL waits for standbys only if a transaction wrote WAL.
     fn writes(&self, votes: &[Vote]) -> bool {
         include_str!("../../src/adapters/store/classify.sql").contains(REPLAYS_WRITE)
-            || votes.iter().any(|vote| !self.has(vote))
+            || votes.iter().any(|vote| !self.tables.has(vote))
     }
 }
 
 /// How the wait of a COMMIT for the standby ended.
+#[derive(PartialEq, Eq)]
 enum Replicated {
     Yes,
     /// By a restart: committed on the primary alone.
@@ -151,48 +139,45 @@ enum Replicated {
 }
 
 /// The store as one process sees it.
-pub struct SimStore {
-    pub world: Arc<World>,
-    pub process: Arc<Process>,
-}
+pub struct SimStore(pub Arc<Process>);
 
 impl Store for SimStore {
     async fn count(&self, votes: Votes) -> Result<Counted, Fault> {
-        self.process.point().await;
+        self.0.point().await;
         let (answer, answered) = oneshot::channel();
-        let transaction = Transaction {
-            world: Arc::clone(&self.world),
-            process: Arc::clone(&self.process),
-            votes,
-            answer: Some(answer),
-        };
-        // A transaction outlives whoever waits for it.
-        tokio::spawn(transaction.run());
+        let process = Arc::clone(&self.0);
+        // A transaction outlives its client.
+        tokio::spawn(Transaction { process, votes, answer: Some(answer) }.run());
         let result = match timeout(DEADLINE, answered).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(fault("no answer", Class::UnknownOutcome, None)),
-            Err(_) => Err(fault("no answer in time", Class::UnknownOutcome, None)),
+            Ok(Err(_)) => Err(unknown("no answer")),
+            Err(_) => Err(unknown("no answer in time")),
         };
-        self.process.point().await;
+        self.0.point().await;
         result
     }
 
     async fn probe(&self) -> Result<(), Fault> {
-        self.process.point().await;
-        let world = &self.world;
+        self.0.point().await;
+        let world = &self.0.world;
         world.sleep_up_to(world.plan.disk_ms).await;
-        let result = match world.trouble() {
-            Some(Trouble::Down) => Err(down()),
-            Some(Trouble::Refuses(code)) => Err(refusal(code)),
-            Some(Trouble::Silent) => {
-                sleep(DEADLINE).await;
-                Err(fault("no answer", Class::UnknownOutcome, None))
-            }
-            Some(Trouble::LawRefused(..) | Trouble::SlowAbove(_)) | None => Ok(()),
-        };
-        world.trace(|| format!("{}: probe {result:?}", self.process.name));
-        self.process.point().await;
+        let result = begin(world).await;
+        self.0.trace(|| format!("probe {result:?}"));
+        self.0.point().await;
         result
+    }
+}
+
+/// Whether the server begins a transaction.
+async fn begin(world: &World) -> Result<(), Fault> {
+    match world.trouble() {
+        Some(Trouble::Down) => Err(fault("connection refused", Class::Reconnect, None)),
+        Some(Trouble::Refuses(code)) => Err(refusal(code)),
+        Some(Trouble::Silent) => {
+            sleep(DEADLINE).await;
+            Err(unknown("no answer"))
+        }
+        Some(Trouble::LawRefused(..) | Trouble::SlowAbove(_)) | None => Ok(()),
     }
 }
 
@@ -207,92 +192,101 @@ impl World {
 }
 
 struct Transaction {
-    world: Arc<World>,
     process: Arc<Process>,
     votes: Votes,
     answer: Option<oneshot::Sender<Result<Counted, Fault>>>,
 }
 
-/// How a transaction ends, once it got as far as its COMMIT.
-type Ending = (bool, Result<(), Fault>);
-
 impl Transaction {
     async fn run(mut self) {
-        let world = Arc::clone(&self.world);
-        let disk = world.plan.disk_ms;
-        world.sleep_up_to(disk).await;
-        match world.trouble() {
-            Some(Trouble::Down) => return self.tell(Err(down())),
-            Some(Trouble::Refuses(code)) => return self.tell(Err(refusal(code))),
-            Some(Trouble::Silent) => return sleep(2 * DEADLINE).await,
-            Some(Trouble::LawRefused(..) | Trouble::SlowAbove(_)) | None => {}
-        }
-        let keys = self.keys();
-        if timeout(LOCK_TIMEOUT, acquire(&world, &keys)).await.is_err() {
-            return self.tell(Err(refusal("55P03")));
-        }
-        let _locks = Locks { world: Arc::clone(&world), keys };
-        let timeline = lock(&world.database).timeline;
-        world.sleep_up_to(disk).await;
-        if self.process.is_dead() {
-            // Nobody is there to commit; the server may take its time to find out.
-            return self.linger(0.2).await;
-        }
-        if let Some(code) = self.refusal() {
-            return self.tell(Err(refusal(code)));
-        }
-        if self.meets_known_hash() {
-            return self.tell(Err(fault("a known vote_hash", Class::KnownHash, Some("23505"))));
-        }
-        let (commits, ending) = self.ending().await;
-        // COMMIT is sent. The crash of the process no longer decides alone.
-        world.sleep_up_to(disk).await;
-        let survives = !self.process.is_dead() || world.chance(world.plan.commit_survives);
-        let lost = || fault("connection lost at COMMIT", Class::UnknownOutcome, None);
-        if !commits || !survives || matches!(world.trouble(), Some(Trouble::Down)) {
-            return self.tell(Err(ending.err().unwrap_or_else(lost)));
-        }
-        let ending = match self.replicate(timeline).await {
-            Replicated::Yes => ending,
-            Replicated::Interrupted => ending.and(Err(lost())),
-            Replicated::Lost => return self.tell(Err(ending.err().unwrap_or_else(lost))),
-        };
-        let counted = lock(&world.database).count(&world, &self.votes);
-        world.trace(|| {
-            format!("{}: committed {} {:?}", self.process.name, self.votes.len(), counted)
-        });
-        drop(_locks);
-        world.sleep_up_to(disk).await;
-        self.tell(ending.map(|()| counted));
+        let result = self.count().await;
+        self.answer(result);
     }
 
-    /// Draws how it goes on from here: whether it commits, and what the client is told. Of a
-    /// zombie the client is told before.
-    async fn ending(&mut self) -> Ending {
-        let world = Arc::clone(&self.world);
+    async fn count(&mut self) -> Result<Counted, Fault> {
+        let process = Arc::clone(&self.process);
+        let world = &process.world;
+        let disk = world.plan.disk_ms;
+        world.sleep_up_to(disk).await;
+        begin(world).await?;
+        let keys = self.keys();
+        let locks = timeout(LOCK_TIMEOUT, acquire(Arc::clone(world), keys)).await;
+        let locks = locks.map_err(|_| refusal("55P03"))?;
+        let timeline = lock(&world.database).timeline;
+        world.sleep_up_to(disk).await;
+        if process.is_dead() {
+            // The server may take its time to notice that its client is gone.
+            if world.mishap(0.2) {
+                sleep(world.millis(LONGEST_IDLE_MS)).await;
+            }
+            return Err(lost_at_commit());
+        }
+        if let Some(code) = self.refusal() {
+            return Err(refusal(code));
+        }
+        if self.meets_known_hash() {
+            return Err(fault("a known vote_hash", Class::KnownHash, Some("23505")));
+        }
+        let (commits, answer) = self.mishap().await;
+        // COMMIT is sent. The crash of the process no longer decides alone.
+        world.sleep_up_to(disk).await;
+        let survives = !process.is_dead() || world.chance(world.plan.commit_survives);
+        let is_down = matches!(world.trouble(), Some(Trouble::Down));
+        if !commits || !survives || is_down {
+            return Err(answer.err().unwrap_or_else(lost_at_commit));
+        }
+        let replicated = self.replicate(timeline).await;
+        if replicated == Replicated::Lost {
+            return Err(answer.err().unwrap_or_else(lost_at_commit));
+        }
+        let counted = lock(&world.database).count(&self.votes);
+        process.trace(|| format!("committed {} {counted:?}", self.votes.len()));
+        drop(locks);
+        world.sleep_up_to(disk).await;
+        answer?;
+        if replicated == Replicated::Interrupted { Err(lost_at_commit()) } else { Ok(counted) }
+    }
+
+    /// Whether it is a plain INSERT that the audit's key refuses. A batch with attempts in it is never
+    /// inserted plainly.
+    fn meets_known_hash(&self) -> bool {
+        let database = lock(&self.process.world.database);
+        let known = |vote: &Vote| database.tables.audit.contains_key(vote.vote_hash.as_str());
+        let contents: BTreeSet<&Vote> = self.votes.iter().collect();
+        let hashes: BTreeSet<&str> = contents.iter().map(|vote| vote.vote_hash.as_str()).collect();
+        self.votes.insert() == Insert::Plain
+            && contents.len() == hashes.len()
+            && self.votes.iter().any(known)
+    }
+
+    /// Draws how it goes on from here: whether it commits, and the answer to the client. To a
+    /// zombie's client the answer is sent at once.
+    async fn mishap(&mut self) -> (bool, Result<(), Fault>) {
+        let process = Arc::clone(&self.process);
+        let world = &process.world;
         let faults = &world.plan.faults;
-        let unknown = || fault("connection lost at COMMIT", Class::UnknownOutcome, None);
         let mishap = world.mishap(faults.transaction).then(|| world.choose(&faults.mishaps));
         let Some(mishap) = mishap.flatten() else { return (true, Ok(())) };
-        world.trace(|| format!("{}: {mishap:?}", self.process.name));
+        process.trace(|| format!("{mishap:?}"));
+        let lost = Err(lost_at_commit());
         match mishap {
             Mishap::Fails(code) => (false, Err(refusal(code))),
-            Mishap::AnswerLost => (true, Err(unknown())),
-            Mishap::LostBeforeCommit => (false, Err(unknown())),
+            Mishap::AnswerLost => (true, lost),
+            Mishap::LostBeforeCommit => (false, lost),
             Mishap::Zombie => {
-                self.tell(Err(unknown()));
+                self.answer(Err(lost_at_commit()));
                 sleep(world.millis(LONGEST_IDLE_MS)).await;
-                (world.chance(0.7), Err(unknown()))
+                (world.chance(0.7), lost)
             }
             Mishap::Hangs => {
                 let late = world.chance(0.5);
                 sleep(if late { DEADLINE } else { Duration::ZERO } + world.millis(2_000)).await;
-                let never_told = self.answer.take();
+                let unanswered = self.answer.take();
                 tokio::spawn(async move {
                     sleep(2 * DEADLINE).await;
-                    drop(never_told);
+                    drop(unanswered);
                 });
-                (world.chance(0.5), Err(unknown()))
+                (world.chance(0.5), lost)
             }
             Mishap::Slow => {
                 sleep(world.millis(8_000)).await;
@@ -303,10 +297,11 @@ impl Transaction {
 
     /// Waits until the standby has this transaction, as far as PostgreSQL does.
     async fn replicate(&self, timeline: u64) -> Replicated {
-        let restarts = lock(&self.world.database).restarts;
+        let database = &self.process.world.database;
+        let restarts = lock(database).restarts;
         loop {
             let changed = {
-                let database = lock(&self.world.database);
+                let database = lock(database);
                 if database.timeline != timeline {
                     return Replicated::Lost;
                 }
@@ -330,7 +325,8 @@ impl Transaction {
 
     /// The SQLSTATE with which the server refuses these votes.
     fn refusal(&self) -> Option<&'static str> {
-        let trouble = self.world.trouble();
+        let world = &self.process.world;
+        let trouble = world.trouble();
         if let Some(Trouble::SlowAbove(most)) = trouble
             && self.votes.len() > most
         {
@@ -342,41 +338,23 @@ impl Transaction {
             _ => None,
         })?;
         if let [alone] = &*self.votes {
-            lock(&self.world.database).refused.insert(alone.clone());
+            lock(&world.database).refused.insert(alone.clone());
         }
         Some(code)
     }
 
-    /// Whether it is a plain INSERT that the audit's key refuses. What has attempts within the batch is
-    /// never inserted plainly.
-    fn meets_known_hash(&self) -> bool {
-        let database = lock(&self.world.database);
-        let known = |vote: &Vote| database.tables.audit.contains_key(vote.vote_hash.as_str());
-        let contents: BTreeSet<&Vote> = self.votes.iter().collect();
-        let hashes: BTreeSet<&str> = contents.iter().map(|vote| vote.vote_hash.as_str()).collect();
-        self.votes.insert() == Insert::Plain
-            && contents.len() == hashes.len()
-            && self.votes.iter().any(known)
-    }
-
-    async fn linger(&self, probability: f64) {
-        if self.world.mishap(probability) {
-            sleep(self.world.millis(LONGEST_IDLE_MS)).await;
-        }
-    }
-
-    fn tell(&mut self, result: Result<Counted, Fault>) {
+    fn answer(&mut self, result: Result<Counted, Fault>) {
         if let Some(answer) = self.answer.take() {
             if let Err(fault) = &result {
-                self.world.trace(|| format!("{}: told {fault:?}", self.process.name));
+                self.process.trace(|| format!("answered {fault:?}"));
             }
-            // Nobody waits any more: the process has ended, or its deadline has passed.
+            // The process may have ended, or its deadline passed.
             let _unheard = answer.send(result);
         }
     }
 }
 
-/// Locks that go with whoever holds them.
+/// Keys that are locked until this is dropped.
 struct Locks {
     world: Arc<World>,
     keys: BTreeSet<String>,
@@ -390,18 +368,19 @@ impl Drop for Locks {
     }
 }
 
-async fn acquire(world: &World, keys: &BTreeSet<String>) {
+async fn acquire(world: Arc<World>, keys: BTreeSet<String>) -> Locks {
     loop {
         let freed = {
             let mut database = lock(&world.database);
-            if database.locks.is_disjoint(keys) {
+            if database.locks.is_disjoint(&keys) {
                 database.locks.extend(keys.iter().cloned());
-                return;
+                break;
             }
             Arc::clone(&database.freed).notified_owned()
         };
         freed.await;
     }
+    Locks { world, keys }
 }
 
 fn fault(message: &str, class: Class, sqlstate: Option<&str>) -> Fault {
@@ -412,6 +391,10 @@ fn refusal(code: &'static str) -> Fault {
     fault("refused", classify(code, None), Some(code))
 }
 
-fn down() -> Fault {
-    fault("connection refused", Class::Reconnect, None)
+fn unknown(message: &str) -> Fault {
+    fault(message, Class::UnknownOutcome, None)
+}
+
+fn lost_at_commit() -> Fault {
+    unknown("connection lost at COMMIT")
 }

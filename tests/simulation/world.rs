@@ -2,11 +2,10 @@
 //! what went wrong, and the processes that may crash at any point.
 
 use std::collections::BTreeSet;
-use std::future::pending;
-use std::pin::Pin;
+use std::future::{pending, poll_fn};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -34,8 +33,8 @@ pub struct World {
     began: Instant,
     rng: Mutex<fastrand::Rng>,
     tracing: Tracing,
-    trace: Mutex<Vec<String>>,
-    violations: Mutex<Vec<String>>,
+    pub traced: Mutex<Vec<String>>,
+    pub violations: Mutex<Vec<String>>,
     /// Cancelled by the first violation: what follows from it is of no interest.
     pub violated: CancellationToken,
     healed: AtomicBool,
@@ -50,12 +49,12 @@ impl World {
     pub fn new(plan: Plan, tracing: Tracing) -> Arc<Self> {
         Arc::new(Self {
             rng: Mutex::new(fastrand::Rng::with_seed(!plan.seed)),
-            broker: Mutex::new(Server::new(&plan)),
+            broker: Mutex::new(Server::new(plan.items.len())),
             database: Mutex::default(),
             plan,
             began: Instant::now(),
             tracing,
-            trace: Mutex::default(),
+            traced: Mutex::default(),
             violations: Mutex::default(),
             violated: CancellationToken::new(),
             healed: AtomicBool::new(false),
@@ -80,7 +79,7 @@ impl World {
         if self.tracing == Tracing::Print {
             println!("{line}");
         }
-        lock(&self.trace).push(line);
+        lock(&self.traced).push(line);
     }
 
     /// A rule was broken.
@@ -88,14 +87,6 @@ impl World {
         self.trace(|| format!("VIOLATION {what}"));
         lock(&self.violations).push(what);
         self.violated.cancel();
-    }
-
-    pub fn violations(&self) -> Vec<String> {
-        lock(&self.violations).clone()
-    }
-
-    pub fn take_trace(&self) -> Vec<String> {
-        std::mem::take(&mut lock(&self.trace))
     }
 
     /// Whether something of this probability happens.
@@ -112,11 +103,11 @@ impl World {
         lock(&self.rng).choice(from).copied()
     }
 
-    pub fn seed(&self) -> u64 {
+    pub fn number(&self) -> u64 {
         lock(&self.rng).u64(..)
     }
 
-    /// A time below `longest` milliseconds; 0 is 0.
+    /// A time up to `longest` milliseconds.
     pub fn millis(&self, longest: u64) -> Duration {
         Duration::from_millis(if longest == 0 { 0 } else { lock(&self.rng).u64(0..=longest) })
     }
@@ -136,44 +127,44 @@ impl World {
     pub fn is_healed(&self) -> bool {
         self.healed.load(Ordering::Relaxed)
     }
-
-    /// Counts a step; `false` when there were too many of them.
-    fn step(&self) -> bool {
-        let steps = self.steps.fetch_add(1, Ordering::Relaxed);
-        if steps == MOST_STEPS {
-            self.violation(format!("no end: {MOST_STEPS} steps taken"));
-        }
-        steps < MOST_STEPS
-    }
 }
 
 /// One process of an instance. Everything that it does passes through [`Process::point`].
 pub struct Process {
+    pub instance: usize,
     pub name: String,
-    world: Arc<World>,
+    pub world: Arc<World>,
     points: AtomicU64,
     crash_at: AtomicU64,
-    dead: AtomicBool,
     /// Votes it has dead-lettered since its last ack or session.
-    pub letters: Mutex<BTreeSet<String>>,
-    /// Ends it at once.
-    pub kill: CancellationToken,
+    pub dead_lettered: Mutex<BTreeSet<String>>,
+    /// Ends it at once when it is cancelled.
+    pub dead: CancellationToken,
     /// Asks it to stop.
     pub stop: CancellationToken,
 }
 
 impl Process {
-    pub fn new(world: &Arc<World>, name: String, crash_at: Option<u64>) -> Arc<Self> {
+    pub fn new(world: &Arc<World>, number: usize, instance: usize) -> Arc<Self> {
+        let crash_at = world.plan.crash_points.get(number).copied();
         Arc::new(Self {
-            name,
+            instance,
+            name: format!("process {number}.{instance}"),
             world: Arc::clone(world),
             points: AtomicU64::new(0),
             crash_at: AtomicU64::new(crash_at.unwrap_or(u64::MAX)),
-            dead: AtomicBool::new(false),
-            letters: Mutex::default(),
-            kill: CancellationToken::new(),
+            dead_lettered: Mutex::default(),
+            dead: CancellationToken::new(),
             stop: CancellationToken::new(),
         })
+    }
+
+    pub fn trace(&self, line: impl FnOnce() -> String) {
+        self.world.trace(|| format!("{}: {}", self.name, line()));
+    }
+
+    pub fn violation(&self, what: &str) {
+        self.world.violation(format!("{} {what}", self.name));
     }
 
     pub fn crash_in(&self, points: u64) {
@@ -185,14 +176,18 @@ impl Process {
     }
 
     pub fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::Relaxed)
+        self.dead.is_cancelled()
     }
 
-    /// Counts one point; `false` when the process does not live on behind it.
+    /// Counts one point; `false` when the process dies there.
     fn passes(&self) -> bool {
+        let steps = self.world.steps.fetch_add(1, Ordering::Relaxed);
+        if steps == MOST_STEPS {
+            self.world.violation(format!("no end: {MOST_STEPS} steps taken"));
+        }
         let point = self.points.fetch_add(1, Ordering::Relaxed) + 1;
-        if !self.world.step() || point >= self.crash_at.load(Ordering::Relaxed) {
-            self.dead.store(true, Ordering::Relaxed);
+        if steps >= MOST_STEPS || point >= self.crash_at.load(Ordering::Relaxed) {
+            self.dead.cancel();
         }
         !self.is_dead()
     }
@@ -204,51 +199,15 @@ impl Process {
             pending::<()>().await;
         }
     }
-}
 
-/// A future that dies with its process: dropped where it stands, each poll being a point, too.
-pub struct Mortal<F> {
-    inner: Option<Pin<Box<F>>>,
-    process: Arc<Process>,
-}
-
-impl<F> Mortal<F> {
-    pub fn new(process: &Arc<Process>, inner: F) -> Self {
-        Self { inner: Some(Box::pin(inner)), process: Arc::clone(process) }
-    }
-}
-
-impl<F: Future> Future for Mortal<F> {
-    /// `None`: it died.
-    type Output = Option<F::Output>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let process = Arc::clone(&self.process);
-        let Some(inner) = self.inner.as_mut().filter(|_| process.passes()) else {
-            self.inner = None;
-            return Poll::Ready(None);
-        };
-        match inner.as_mut().poll(cx) {
-            Poll::Ready(output) if !process.is_dead() => Poll::Ready(Some(output)),
-            Poll::Pending if !process.is_dead() => Poll::Pending,
-            _ => {
-                self.inner = None;
-                Poll::Ready(None)
-            }
-        }
-    }
-}
-
-/// Runs a process to its end, however it comes. `None`: it died.
-pub async fn live<F: Future>(process: &Arc<Process>, life: F) -> Option<F::Output> {
-    let mortal = Mortal::new(process, life);
-    tokio::pin!(mortal);
-    tokio::select! {
-        biased;
-        () = process.kill.cancelled() => {
-            process.dead.store(true, Ordering::Relaxed);
-            None
-        }
-        ended = &mut mortal => ended,
+    /// Runs `life` to its end or to the death of the process: then it is dropped where it stands.
+    /// Each poll is a point, too. `None`: it died.
+    pub async fn live<F: Future>(&self, life: F) -> Option<F::Output> {
+        let mut life = std::pin::pin!(life);
+        let mortal = poll_fn(|context| {
+            let polled = if self.passes() { life.as_mut().poll(context) } else { Poll::Pending };
+            if self.is_dead() { Poll::Pending } else { polled }
+        });
+        self.dead.run_until_cancelled(mortal).await
     }
 }

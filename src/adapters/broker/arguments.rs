@@ -7,19 +7,20 @@
 use std::collections::BTreeMap;
 
 use lapin::Connection;
+use lapin::options::QueueDeclareOptions;
 use serde_json::Value;
 
 use super::connect::amqp_code;
-use super::topology::{self, Flags};
+use super::topology;
 
 /// An argument that RabbitMQ (3.10 to 4.3) ignores when it compares a declare with a quorum or a classic
-/// queue, and that makes it refuse to create either: it is one of streams alone. Of a type that the
-/// broker refuses by itself (406); a text would have to be parsed first.
+/// queue, and that makes it refuse to create either: it belongs to streams. An integer is refused (406)
+/// for its type; a text would have to be parsed first.
 const IMPOSSIBLE: (&str, i64) = ("x-max-age", 0);
 
 /// Redeclares at the start of a session: each refusal is an error in the broker's log.
 pub(super) const AT_START: usize = 2;
-/// Redeclares for a command, where a person asks: more than a queue has arguments.
+/// Redeclares for an operator's command: more than a queue has arguments.
 pub(super) const FOR_A_COMMAND: usize = 24;
 
 /// Types of queues that are a list of messages, each gone once it is acked.
@@ -28,8 +29,8 @@ const SUITABLE_TYPES: [&str; 2] = ["quorum", "classic"];
 /// What is known of a queue's arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueArguments {
-    /// `None` for an argument that is known not to be set.
-    known: BTreeMap<String, Option<Value>>,
+    /// Null for an argument that is known not to be set.
+    known: BTreeMap<String, Value>,
     pub durable: bool,
     pub auto_delete: bool,
     /// Whether all arguments that are set are known.
@@ -54,21 +55,20 @@ impl Default for QueueArguments {
 impl QueueArguments {
     /// Of a queue that has these and no others.
     pub(crate) fn all(arguments: impl IntoIterator<Item = (String, Value)>) -> Self {
-        let known = arguments.into_iter().map(|(name, value)| (name, Some(value)));
-        Self { known: known.collect(), complete: true, ..Self::default() }
+        Self { known: arguments.into_iter().collect(), complete: true, ..Self::default() }
     }
 
     pub fn text(&self, name: &str) -> Option<&str> {
-        self.known.get(name)?.as_ref()?.as_str()
+        self.known.get(name)?.as_str()
     }
 
     pub fn number(&self, name: &str) -> Option<i64> {
-        self.known.get(name)?.as_ref()?.as_i64()
+        self.known.get(name)?.as_i64()
     }
 
     /// Whether the argument is known not to be set.
     pub fn is_unset(&self, name: &str) -> bool {
-        self.known.get(name).map_or(self.complete, Option::is_none)
+        self.known.get(name).map_or(self.complete, Value::is_null)
     }
 
     pub fn is_quorum(&self) -> bool {
@@ -95,26 +95,21 @@ pub(super) async fn learn(
     let mut learned = QueueArguments::default();
     for _ in 0..redeclares {
         let QueueArguments { durable, auto_delete, .. } = learned;
+        let options = QueueDeclareOptions { durable, auto_delete, ..Default::default() };
         let impossible = (IMPOSSIBLE.0.to_owned(), Value::from(IMPOSSIBLE.1));
         let arguments = sent.iter().cloned().chain([impossible]);
-        let flags = Flags { durable, auto_delete };
-        let error = match topology::declare(connection, queue, flags, arguments).await {
-            Ok(()) => {
-                learned.known.extend(sent.into_iter().map(|(name, value)| (name, Some(value))));
-                learned.complete = true;
-                break;
-            }
-            Err(error) => error,
+        let Err(error) = topology::declare(connection, queue, options, arguments).await else {
+            learned.known.extend(sent);
+            learned.complete = true;
+            break;
         };
         tracing::debug!(queue, "learning the queue's arguments: {error}");
         let text = error.to_string();
-        let Some(difference) = Difference::parse(&text).filter(|_| amqp_code(&error) == Some(406))
-        else {
-            break;
-        };
+        let difference = Difference::parse(&text).filter(|_| amqp_code(&error) == Some(406));
+        let Some(difference) = difference else { break };
         learned.add(difference, &mut sent);
+        // A queue of such a type has other arguments, and none of them matters.
         if learned.unsuitable_type().is_some() {
-            // It has other arguments, and none of them matters any more.
             break;
         }
     }
@@ -125,35 +120,32 @@ impl QueueArguments {
     /// Adds what a refusal says, and corrects what is sent next.
     fn add(&mut self, difference: Difference<'_>, sent: &mut Vec<(String, Value)>) {
         let Difference { name, current } = difference;
-        let is_on = || current.is_some_and(|(value, _)| value == "true");
+        let is_on = current.is_some_and(|(value, _)| value == "true");
         match name {
-            "durable" => return self.durable = is_on(),
-            "auto_delete" => return self.auto_delete = is_on(),
+            "durable" => return self.durable = is_on,
+            "auto_delete" => return self.auto_delete = is_on,
             _ => {}
         }
         let place = sent.iter().position(|(sent, _)| sent == name);
-        let equal = &sent[..place.unwrap_or_default()];
-        self.known.extend(equal.iter().map(|(name, value)| (name.clone(), Some(value.clone()))));
-
         let is_text = place.is_some_and(|place| sent[place].1.is_string());
-        let current = current.map(|(value, kind)| match kind {
-            Some("longstr") => Value::from(value),
-            Some("bool") => Value::from(value == "true"),
+        let place = place.unwrap_or_default();
+        self.known.extend(sent[..place].iter().cloned());
+
+        let current = match current {
+            None => Value::Null,
+            Some((value, Some("bool"))) => Value::from(value == "true"),
+            Some((value, Some("longstr"))) => Value::from(value),
             // A value of the type that was sent is named without its type.
-            None if is_text => Value::from(value),
-            _ => value.parse::<i64>().map_or_else(|_| Value::from(value), Value::from),
-        });
+            Some((value, None)) if is_text => Value::from(value),
+            Some((value, _)) => value.parse::<i64>().map_or_else(|_| value.into(), Value::from),
+        };
         self.known.insert(name.to_owned(), current.clone());
         sent.retain(|(sent, _)| sent != name);
-        match current {
-            Some(value) => sent.insert(place.unwrap_or_default(), (name.to_owned(), value)),
+        if !current.is_null() {
+            sent.insert(place, (name.to_owned(), current));
+        } else if name == "x-dead-letter-exchange" {
             // Most likely the queue has none of what goes with it either.
-            None if name == "x-dead-letter-exchange" => {
-                sent.retain(|(name, _)| {
-                    !name.starts_with("x-dead-letter-") && name != "x-overflow"
-                });
-            }
-            None => {}
+            sent.retain(|(name, _)| !name.starts_with("x-dead-letter-") && name != "x-overflow");
         }
     }
 }
@@ -233,19 +225,18 @@ mod tests {
         assert_eq!(plain.number("x-delivery-limit"), Some(3));
         assert_eq!(sent.len(), 2, "no key without an exchange: {sent:?}");
         let (elsewhere, _) = learned(&[KEY]);
-        assert_eq!(elsewhere.text("x-dead-letter-exchange"), Some(""));
-        assert_eq!(elsewhere.text("x-dead-letter-routing-key"), Some("7"), "a text, as was sent");
-        assert_eq!(elsewhere.text("x-queue-type"), None, "compared later");
+        let text = |name| elsewhere.text(name);
+        assert_eq!(text("x-dead-letter-exchange"), Some(""));
+        assert_eq!(text("x-dead-letter-routing-key"), Some("7"), "a text, as was sent");
+        assert_eq!(text("x-queue-type"), None, "compared later");
     }
 
     #[test]
     fn a_refusal_that_is_cut_off_or_for_another_reason_is_not_guessed() {
         for text in [
-            "PRECONDITION_FAILED - inequivalent arg 'x-mess",
             &TTL[..TTL.len() - 1],
             &LIMIT[..LIMIT.len() - 1],
             "PRECONDITION_FAILED - invalid arg 'x-max-age' for queue 'q' in vhost '/'",
-            "RESOURCE_LOCKED - cannot obtain exclusive access",
         ] {
             assert_eq!(Difference::parse(text), None, "{text}");
         }

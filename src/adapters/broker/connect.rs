@@ -33,14 +33,21 @@ pub(super) async fn open(config: &Config, purpose: &str) -> Result<Connection, O
     let properties = ConnectionProperties::default()
         .with_connection_name(format!("vote-aggregator: {purpose}").into());
     let connecting = runtime::connect(uri(config), properties, tls(config)?);
-    match timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(not_opened(config, &error)),
-        Err(_) => Err(OpenError::Unavailable(format!(
-            "{} did not answer within {CONNECT_TIMEOUT:?}",
-            describe(config)
-        ))),
-    }
+    let opening = async { connecting.await.map_err(|error| not_opened(config, &error)) };
+    within(config, CONNECT_TIMEOUT, "answer", opening).await
+}
+
+/// Bounds `work`; `what` the broker did not do in time.
+pub(super) async fn within<T>(
+    config: &Config,
+    limit: Duration,
+    what: &str,
+    work: impl Future<Output = Result<T, OpenError>>,
+) -> Result<T, OpenError> {
+    timeout(limit, work).await.unwrap_or_else(|_| {
+        let message = format!("{} did not {what} within {limit:?}", describe(config));
+        Err(OpenError::Unavailable(message))
+    })
 }
 
 /// Where and as whom we connect, for messages: never the password.
@@ -63,7 +70,7 @@ fn not_opened(config: &Config, error: &Error) -> OpenError {
     }
     let Variables { host, port, mode, cert_file, .. } = VARIABLES;
     match error.kind() {
-        // The client can't use the settings, or speak to what answers, at any time.
+        // The client can't use the settings, or what answers speaks another protocol.
         ErrorKind::InvalidProtocolVersion(_)
         | ErrorKind::SerialisationError(_)
         | ErrorKind::AuthProviderError(_)
@@ -73,7 +80,7 @@ fn not_opened(config: &Config, error: &Error) -> OpenError {
         )),
         _ => match (refused(config, error), is_hang_up(error)) {
             (OpenError::Unavailable(message), true) => OpenError::Unavailable(match config.tls {
-                // What a port with TLS does to a client without, and a broker that is stopping, too.
+                // A port with TLS hangs up on a client without; so does a broker that is stopping.
                 false => format!("{message}. If that port takes TLS only, set {mode}=true"),
                 true => format!(
                     "{message}. If that goes on, the broker may refuse our certificate or the lack \
@@ -190,52 +197,39 @@ mod tests {
     use super::*;
     use crate::platform::config::{Config as Whole, Sources};
 
-    fn judged(tls: TlsError) -> OpenError {
+    fn judged(error: impl Into<Error>) -> OpenError {
         let config = Whole::load(&Sources::default()).expect("the defaults are good");
-        let error = Error::from(io::Error::new(io::ErrorKind::InvalidData, tls));
-        not_opened(&config.rabbitmq, &error)
+        not_opened(&config.rabbitmq, &error.into())
+    }
+
+    fn tls(error: TlsError) -> OpenError {
+        judged(io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
     #[test]
     fn tls_is_fatal_at_start_unless_a_certificate_can_be_renewed() {
-        let unknown = judged(TlsError::InvalidCertificate(CertificateError::UnknownIssuer));
+        let unknown = tls(TlsError::InvalidCertificate(CertificateError::UnknownIssuer));
         assert!(matches!(unknown, OpenError::Configuration(_)), "{unknown:?}");
-        let refused = judged(TlsError::AlertReceived(AlertDescription::CertificateRequired));
+        let refused = tls(TlsError::AlertReceived(AlertDescription::CertificateRequired));
         assert!(matches!(refused, OpenError::Credentials(_)), "{refused:?}");
-        let expired = judged(TlsError::InvalidCertificate(CertificateError::Expired));
+        let expired = tls(TlsError::InvalidCertificate(CertificateError::Expired));
         assert!(matches!(expired, OpenError::Unavailable(_)), "{expired:?}");
         for error in [unknown, refused, expired] {
-            let message = error.to_string();
-            assert!(message.contains("RabbitMQ on localhost:5672"), "{message}");
+            assert!(error.to_string().contains("RabbitMQ on localhost:5672"), "{error}");
         }
     }
 
     #[test]
-    fn what_the_client_cannot_use_is_never_waited_for() {
-        let config = Whole::load(&Sources::default()).expect("the defaults are good");
-        for kind in [
-            ErrorKind::InvalidProtocolVersion(amq_protocol::frame::ProtocolVersion::amqp_0_9_1()),
-            ErrorKind::AuthProviderError("no such mechanism".to_owned()),
-            ErrorKind::NoDefaultRuntime,
-        ] {
-            let message = not_opened(&config.rabbitmq, &Error::from(kind));
-            assert!(
-                matches!(&message, OpenError::Configuration(text) if text.contains("RABBITMQ_HOST")),
-                "{message:?}"
-            );
+    fn unusable_settings_are_fatal_and_a_broker_that_hangs_up_is_waited_for() {
+        let unusable = judged(ErrorKind::AuthProviderError("no such mechanism".to_owned()));
+        let OpenError::Configuration(text) = &unusable else { panic!("{unusable:?}") };
+        assert!(text.contains("RABBITMQ_HOST"), "{text}");
+        for (kind, hint) in
+            [(io::ErrorKind::ConnectionReset, true), (io::ErrorKind::ConnectionRefused, false)]
+        {
+            let failed = judged(io::Error::from(kind));
+            let OpenError::Unavailable(text) = &failed else { panic!("{failed:?}") };
+            assert_eq!(text.contains("RABBITMQ_TLS=true"), hint, "{text}");
         }
-    }
-
-    #[test]
-    fn a_broker_that_hangs_up_is_waited_for_with_a_hint() {
-        let config = Whole::load(&Sources::default()).expect("the defaults are good");
-        let reset = Error::from(io::Error::from(io::ErrorKind::ConnectionReset));
-        let message = not_opened(&config.rabbitmq, &reset);
-        assert!(
-            matches!(&message, OpenError::Unavailable(text) if text.contains("RABBITMQ_TLS=true"))
-        );
-        let refused = Error::from(io::Error::from(io::ErrorKind::ConnectionRefused));
-        let message = not_opened(&config.rabbitmq, &refused);
-        assert!(matches!(&message, OpenError::Unavailable(text) if !text.contains("RABBITMQ_TLS")));
     }
 }

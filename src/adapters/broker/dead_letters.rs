@@ -18,7 +18,7 @@ use futures::stream::SelectAll;
 use futures::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
 use tokio::time::timeout;
 
@@ -27,9 +27,9 @@ pub use self::message::DeadLetterMessage;
 pub use self::republish::{Confirmed, Republisher};
 use super::connect::{self, amqp_code};
 use super::refusal::is_out_of_reach;
-use super::session::{lost, sent};
+use super::session::{SEND_TIMEOUT, within};
 use super::{OPEN_TIMEOUT, Publisher, topology};
-use crate::model::ports::{DeliveryTag, Lost, OpenError};
+use crate::model::ports::{BrokerError, DeliveryTag, OpenError};
 use crate::platform::config::RabbitMq as Config;
 
 /// Prefetch of the first consumer. To hold more, another consumer is added: one prefetch for all of
@@ -59,7 +59,6 @@ pub struct DeadLetterQueue {
     connection: Connection,
     channel: Channel,
     deliveries: SelectAll<Consumer>,
-    consumers: Vec<ShortString>,
     /// Sum of the consumers' prefetch counts.
     capacity: usize,
     depth: u64,
@@ -83,36 +82,32 @@ impl DeadLetterQueue {
     /// # Errors
     /// [`OpenError`]; a queue that does not exist is [`OpenError::Configuration`].
     pub async fn open(config: &Config, max_held: usize) -> Result<Self, OpenError> {
-        match timeout(OPEN_TIMEOUT, Self::connect(config, max_held)).await {
-            Ok(opened) => opened,
-            Err(_) => Err(OpenError::Unavailable(format!(
-                "{} did not open {} within {OPEN_TIMEOUT:?}",
-                connect::describe(config),
-                config.dead_letter_queue
-            ))),
-        }
+        let what = format!("open {}", config.dead_letter_queue);
+        connect::within(config, OPEN_TIMEOUT, &what, Self::connect(config, max_held)).await
     }
 
     async fn connect(config: &Config, max_held: usize) -> Result<Self, OpenError> {
-        let refused = |error: &lapin::Error| match amqp_code(error) {
-            Some(404) if !is_out_of_reach(error) => OpenError::Configuration(format!(
+        let connection = connect::open(config, "dead letters, by hand").await?;
+        let opening = async {
+            let channel = connection.create_channel().await?;
+            let depth = ready(&channel, config).await?;
+            Ok((channel, depth))
+        };
+        let (channel, depth) = opening.await.map_err(|error| match amqp_code(&error) {
+            Some(404) if !is_out_of_reach(&error) => OpenError::Configuration(format!(
                 "there is no queue {:?} on {}. The service creates it when it starts; \
                  RABBITMQ_DEAD_LETTER_QUEUE names another",
                 config.dead_letter_queue,
                 connect::describe(config)
             )),
-            _ => connect::refused(config, error),
-        };
-        let connection = connect::open(config, "dead letters, by hand").await?;
-        let channel = connection.create_channel().await.map_err(|e| refused(&e))?;
-        let depth = ready(&channel, config).await.map_err(|e| refused(&e))?;
+            _ => connect::refused(config, &error),
+        })?;
         let limit = topology::delivery_limit(&connection, config).await;
         Ok(Self {
             config: config.clone(),
             connection,
             channel,
             deliveries: SelectAll::new(),
-            consumers: Vec::new(),
             capacity: 0,
             depth,
             limit,
@@ -153,36 +148,34 @@ impl DeadLetterQueue {
     /// later are not returned. Each message is to be [acked](Self::ack) or [kept](Self::keep).
     ///
     /// # Errors
-    /// [`Lost`] when the connection is lost or nothing is delivered: everything is still queued.
-    pub async fn next(&mut self) -> Result<Option<DeadLetterMessage>, Lost> {
+    /// [`BrokerError`] when the connection is lost or nothing is delivered: everything is still queued.
+    pub async fn next(&mut self) -> Result<Option<DeadLetterMessage>, BrokerError> {
         while self.read < self.depth && !self.is_full() {
             if self.held.len() >= self.capacity {
                 self.add_consumer().await?;
             }
             let next = match timeout(ANSWER_TIMEOUT, self.deliveries.next()).await {
                 Ok(next) => next,
-                Err(_) if self.ready().await? == 0 => {
-                    // Delivered meanwhile, or another consumer took what was counted.
-                    let Some(next) = self.deliveries.next().now_or_never() else {
-                        return Ok(None);
-                    };
-                    next
-                }
-                Err(_) => {
-                    return Err(Lost(format!(
+                Err(_) if self.ready().await? > 0 => {
+                    return Err(BrokerError::Timeout(format!(
                         "the queue has messages, and none was delivered within \
                          {ANSWER_TIMEOUT:?}: is another consumer the only one allowed \
                          (x-single-active-consumer)?"
                     )));
                 }
+                // Delivered meanwhile, or another consumer took what was counted.
+                Err(_) => match self.deliveries.next().now_or_never() {
+                    Some(next) => next,
+                    None => return Ok(None),
+                },
             };
-            let Some(delivery) = next else {
-                return Err(Lost(
-                    "the broker cancelled the consumer: the queue was deleted, or lost its leader"
-                        .to_owned(),
-                ));
-            };
-            let message = self.hold(delivery.map_err(|error| lost("consume", &error))?);
+            let delivery = next.ok_or_else(|| {
+                BrokerError::disconnected(
+                    "the broker cancelled the consumer",
+                    "the queue was deleted, or lost its leader",
+                )
+            })?;
+            let message = self.hold(delivery)?;
             // Tags count a channel's deliveries in the queue's order, whichever consumer has them.
             if message.tag <= self.depth {
                 self.read += 1;
@@ -198,9 +191,10 @@ impl DeadLetterQueue {
     /// returns.
     ///
     /// # Errors
-    /// [`Lost`]: the message is still queued.
-    pub async fn ack(&mut self, tag: DeliveryTag) -> Result<(), Lost> {
-        sent("ack", self.channel.basic_ack(tag, BasicAckOptions::default())).await?;
+    /// [`BrokerError`]: the message is still queued.
+    pub async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BrokerError> {
+        let ack = self.channel.basic_ack(tag, BasicAckOptions::default());
+        within(SEND_TIMEOUT, "ack", ack).await?;
         self.acks_pending = true;
         self.held_bytes -= self.held.remove(&tag).unwrap_or_default();
         Ok(())
@@ -210,33 +204,42 @@ impl DeadLetterQueue {
     /// might drop it.
     ///
     /// # Errors
-    /// [`Lost`] when a copy is needed and cannot be published: the message itself is still queued.
-    pub async fn keep(&mut self, message: DeadLetterMessage) -> Result<(), Lost> {
+    /// [`BrokerError`] when a copy is needed and cannot be published: the message itself is still queued.
+    pub async fn keep(&mut self, message: DeadLetterMessage) -> Result<(), BrokerError> {
         if !self.limit.is_near(message.delivery_count()) {
             return Ok(());
         }
         let copies = match &mut self.copies {
             Some(copies) => copies,
             // On a connection of its own: a blocked one must not hold up acks.
-            none => none.insert(open_copies(&self.config).await?),
+            none => {
+                let connection = connect::open(&self.config, "dead letters, copies").await?;
+                let publisher = Publisher::on(connection, &self.config);
+                none.insert(Republisher::new(answered("confirm.select", publisher).await?))
+            }
         };
-        copies.copy(&self.config.dead_letter_queue, message).await?;
+        let properties = message.copied();
+        copies.publish(&self.config.dead_letter_queue, message, properties).await?;
         if copies.is_full() {
             self.ack_copied().await?;
         }
         Ok(())
     }
 
-    fn hold(&mut self, delivery: Delivery) -> DeadLetterMessage {
+    fn hold(
+        &mut self,
+        delivery: lapin::Result<Delivery>,
+    ) -> Result<DeadLetterMessage, BrokerError> {
+        let delivery = delivery.map_err(|error| BrokerError::disconnected("consume", error))?;
         let tag = delivery.delivery_tag;
         let message = DeadLetterMessage::delivered(tag, delivery.data, delivery.properties);
         self.held.insert(tag, message.size());
         self.held_bytes += message.size();
-        message
+        Ok(message)
     }
 
     /// Acks the originals of all copies, once those are confirmed.
-    async fn ack_copied(&mut self) -> Result<(), Lost> {
+    async fn ack_copied(&mut self) -> Result<(), BrokerError> {
         let Some(copies) = &mut self.copies else {
             return Ok(());
         };
@@ -245,56 +248,42 @@ impl DeadLetterQueue {
             self.ack(message.tag).await?;
             self.copied += 1;
         }
-        match error {
-            Some(error) => Err(Lost(format!("a copy near the delivery limit: {error}"))),
-            None => Ok(()),
-        }
+        error.map_or(Ok(()), Err)
     }
 
-    async fn add_consumer(&mut self) -> Result<(), Lost> {
+    async fn add_consumer(&mut self) -> Result<(), BrokerError> {
         let prefetch = match self.bytes_read.checked_div(self.read) {
             Some(mean) => (PREFETCH_BYTES / mean.max(1)).clamp(10, 500),
             None => FIRST_PREFETCH,
         };
         let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
-        // Not global: for the consumers that are added from now on.
-        let qos = self.channel.basic_qos(prefetch, BasicQosOptions { global: false });
-        answered("qos", qos).await?;
-        let consume = self.channel.basic_consume(
-            self.config.dead_letter_queue.as_str().into(),
-            "".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let consumer = answered("consume", consume).await?;
+        let consuming = async {
+            // Not global: for the consumers that are added from now on.
+            self.channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+            let queue = self.config.dead_letter_queue.as_str().into();
+            let options = BasicConsumeOptions::default();
+            self.channel.basic_consume(queue, "".into(), options, FieldTable::default()).await
+        };
+        self.deliveries.push(answered("consume", consuming).await?);
         self.capacity += usize::from(prefetch);
-        self.consumers.push(consumer.tag());
-        self.deliveries.push(consumer);
         Ok(())
     }
 
-    async fn ready(&self) -> Result<u64, Lost> {
+    async fn ready(&self) -> Result<u64, BrokerError> {
         answered("passive declare", ready(&self.channel, &self.config)).await
     }
 }
 
-async fn open_copies(config: &Config) -> Result<Republisher, Lost> {
-    let connection = connect::open(config, "dead letters, copies").await;
-    let connection = connection.map_err(|error| Lost(error.to_string()))?;
-    let publisher = answered("confirm.select", Publisher::on(connection, config)).await?;
-    Ok(Republisher::new(publisher))
-}
-
 async fn ready(channel: &Channel, config: &Config) -> Result<u64, lapin::Error> {
     let queue = config.dead_letter_queue.as_str().into();
-    let declared = channel.queue_declare(queue, topology::PASSIVE, FieldTable::default()).await?;
+    let declared = channel.queue_declare(queue, topology::passive(), FieldTable::default()).await?;
     Ok(declared.message_count().into())
 }
 
-/// Waits for the broker's reply; a frozen broker never sends it.
-async fn answered<T>(what: &str, reply: impl Future<Output = lapin::Result<T>>) -> Result<T, Lost> {
-    match timeout(ANSWER_TIMEOUT, reply).await {
-        Ok(answer) => answer.map_err(|error| lost(what, &error)),
-        Err(_) => Err(Lost(format!("{what}: no answer from the broker within {ANSWER_TIMEOUT:?}"))),
-    }
+/// Waits for the broker's reply.
+async fn answered<T>(
+    action: &'static str,
+    reply: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerError> {
+    within(ANSWER_TIMEOUT, action, reply).await
 }

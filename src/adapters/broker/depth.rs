@@ -1,12 +1,12 @@
-//! How many messages wait in the queues, asked on a connection of its own: a question that the
-//! broker answers by closing the channel must not meet the one that consumes.
+//! How many messages wait in the queues. On a connection of its own: the broker closes the channel of a
+//! declare that it refuses, and the channel that consumes must stay open.
 
 use std::time::Duration;
 
 use lapin::Connection;
 use tokio::time::Instant;
 
-use super::connect;
+use super::connect::{self, amqp_code};
 use super::topology::{self, QueueStatus};
 use crate::model::ports::OpenError;
 use crate::platform::config::RabbitMq as Config;
@@ -17,8 +17,8 @@ use crate::platform::telemetry::QueueDepths;
 /// connection's own.
 const UNSEEN: [u16; 3] = [403, 404, 405];
 
-/// Before a queue that was not seen is asked for again: soon at first, since a service that starts
-/// may be about to create it; seldom in the end, since each such question is an error in the
+/// Pause before a queue that was not seen is looked for again: short at first, since a service that
+/// starts may be about to create it; long in the end, since each such declare is an error in the
 /// broker's log.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -31,29 +31,30 @@ pub struct QueueWatch {
     polls: [PollState; 2],
 }
 
-/// Whether a queue is to be asked for now.
+/// When to look for a queue.
 struct PollState {
     pauses: Backoff,
-    not_before: Option<Instant>,
+    not_before: Instant,
     /// Whether it was there the last time.
     seen: bool,
 }
 
 impl PollState {
     fn new() -> Self {
-        Self { pauses: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), not_before: None, seen: false }
+        let pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        Self { pauses, not_before: Instant::now(), seen: false }
     }
 
     fn is_due(&self) -> bool {
-        self.not_before.is_none_or(|until| Instant::now() >= until)
+        Instant::now() >= self.not_before
     }
 
-    fn asked(&mut self, seen: bool) {
+    fn looked(&mut self, seen: bool) {
+        self.seen = seen;
         if seen {
-            *self = Self { seen: true, ..Self::new() };
+            self.pauses.reset();
         } else {
-            self.seen = false;
-            self.not_before = Some(Instant::now() + self.pauses.next_delay());
+            self.not_before = Instant::now() + self.pauses.next_delay();
         }
     }
 }
@@ -67,19 +68,24 @@ impl QueueWatch {
     /// The depths as they are now.
     ///
     /// # Errors
-    /// [`OpenError`] when the broker does not tell; the next look connects anew.
+    /// [`OpenError`] when the broker does not answer; the next look connects anew.
     pub async fn look(&mut self) -> Result<QueueDepths, OpenError> {
         let connection = self.connected().await?;
         let queues = [&self.config.queue, &self.config.dead_letter_queue];
         let mut depths = [None; 2];
         for ((queue, depth), poll) in queues.into_iter().zip(&mut depths).zip(&mut self.polls) {
-            if poll.is_due() {
-                *depth = depth_of(&self.config, &connection, queue).await?;
-                if depth.is_none() && poll.seen && *queue == self.config.dead_letter_queue {
-                    restore(&self.config, &connection).await;
-                }
-                poll.asked(depth.is_some());
+            if !poll.is_due() {
+                continue;
             }
+            *depth = match topology::status(&connection, queue).await {
+                Ok(status) => status.map(|status| status.ready),
+                Err(error) if amqp_code(&error).is_some_and(|code| UNSEEN.contains(&code)) => None,
+                Err(error) => return Err(connect::refused(&self.config, &error)),
+            };
+            if depth.is_none() && poll.seen && *queue == self.config.dead_letter_queue {
+                restore(&self.config, &connection).await;
+            }
+            poll.looked(depth.is_some());
         }
         self.connection = Some(connection);
         let [queue, dead_letters] = depths;
@@ -94,7 +100,7 @@ impl QueueWatch {
         let connection = self.connected().await?;
         let status = match topology::status(&connection, &self.config.queue).await {
             Ok(status) => status.unwrap_or_default(),
-            Err(error) if connect::amqp_code(&error) == Some(405) => QueueStatus::default(),
+            Err(error) if amqp_code(&error) == Some(405) => QueueStatus::default(),
             Err(error) => return Err(connect::refused(&self.config, &error)),
         };
         self.connection = Some(connection);
@@ -110,8 +116,8 @@ impl QueueWatch {
     }
 }
 
-/// Creates the dead-letter queue anew when it was deleted: a queue's route that leads to it goes on,
-/// and what is rejected until then vanishes.
+/// Creates a deleted dead-letter queue anew: the queue's route still leads to it, and rejected messages
+/// are dropped until it is there.
 async fn restore(config: &Config, connection: &Connection) {
     let queue = &config.dead_letter_queue;
     match topology::ensure_dead_letter_queue(connection, config).await {
@@ -130,40 +136,26 @@ async fn restore(config: &Config, connection: &Connection) {
     }
 }
 
-/// `None` for a queue that does not exist or that this user can't see.
-async fn depth_of(
-    config: &Config,
-    connection: &Connection,
-    queue: &str,
-) -> Result<Option<u32>, OpenError> {
-    match topology::status(connection, queue).await {
-        Ok(status) => Ok(status.map(|status| status.ready)),
-        Err(error) if connect::amqp_code(&error).is_some_and(|code| UNSEEN.contains(&code)) => {
-            Ok(None)
-        }
-        Err(error) => Err(connect::refused(config, &error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_queue_that_is_not_there_is_asked_for_ever_more_seldom() {
+    async fn a_missing_queue_is_looked_for_less_and_less_often() {
         let mut poll = PollState::new();
-        let mut questions = 0;
+        let mut looks = 0;
         for _ in 0..360 {
             if poll.is_due() {
-                questions += 1;
-                poll.asked(false);
+                looks += 1;
+                poll.looked(false);
             }
             tokio::time::advance(Duration::from_secs(10)).await;
         }
-        assert!((12..=20).contains(&questions), "{questions} questions in an hour");
-        poll.asked(true);
-        assert!(poll.is_due(), "one that is seen is asked for each time");
-        poll.asked(false);
+        assert!((12..=20).contains(&looks), "{looks} looks in an hour");
+        tokio::time::advance(LONGEST_PAUSE).await;
+        poll.looked(true);
+        assert!(poll.is_due(), "one that is seen is looked at each time");
+        poll.looked(false);
         tokio::time::advance(FIRST_PAUSE).await;
         assert!(poll.is_due(), "and soon again when it goes");
     }

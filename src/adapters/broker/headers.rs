@@ -1,4 +1,4 @@
-//! What a message tells beside its body, in headers and properties.
+//! The headers and properties that the service reads and writes.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ use crate::model::ports::TraceContext;
 
 /// Microseconds since the Unix epoch at which the message was published.
 const PUBLISHED_AT: &str = "x-published-at-us";
-/// Votes may wait for an outage to end, and dead letters for somebody to look.
+/// Votes may wait for an outage to end, and dead letters for an operator.
 const OLDEST: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// A publisher's clock may be ahead by so much.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(3_600);
@@ -29,6 +29,9 @@ pub(super) const INVALID_PROPERTIES: &str = "x-invalid-properties";
 /// How often a message was put back from the dead-letter queue by `dlq replay`.
 pub(super) const REPLAYS: &str = "x-replays";
 
+/// AMQP's delivery mode for messages that survive a restart of the broker.
+pub(super) const PERSISTENT: u8 = 2;
+
 /// Notes that the message is published now.
 pub(super) fn stamp(headers: &mut FieldTable) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -38,16 +41,20 @@ pub(super) fn stamp(headers: &mut FieldTable) {
 }
 
 /// When the message was published: by the header, to the microsecond; by the `timestamp` property,
-/// to the second, when there is no such header or nothing in it makes sense.
+/// to the second, when there is no such header or it holds no plausible time.
 pub(super) fn published_at(properties: &BasicProperties) -> Option<SystemTime> {
-    let header = properties.headers().as_ref().and_then(|all| all.inner().get(PUBLISHED_AT));
-    let header = header.and_then(whole).map(Duration::from_micros).and_then(recent);
+    let header = header(properties, PUBLISHED_AT).and_then(whole);
+    let header = header.map(Duration::from_micros).and_then(recent);
     let property = || properties.timestamp().map(Duration::from_secs).and_then(recent);
     header.or_else(property)
 }
 
-/// A time that a message in the queue can have. Seconds or milliseconds where microseconds belong, or
-/// the reverse, are none: a single one would spoil the sum and the quantiles of the latency.
+fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
+    properties.headers().as_ref()?.inner().get(name)
+}
+
+/// The time, if a message in the queue can have it. A single one in seconds or milliseconds where
+/// microseconds belong, or the reverse, would spoil the sum and the quantiles of the latency.
 fn recent(since_epoch: Duration) -> Option<SystemTime> {
     let at = SystemTime::UNIX_EPOCH.checked_add(since_epoch)?;
     let now = SystemTime::now();
@@ -56,16 +63,15 @@ fn recent(since_epoch: Duration) -> Option<SystemTime> {
     (past <= OLDEST && future <= CLOCKS_DIFFER).then_some(at)
 }
 
-/// The time as a header tells it.
+/// The time, as headers have it.
 pub(super) fn now() -> String {
     OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
 }
 
-/// How often an operator put the message back from the dead-letter queue. A number beyond all
-/// sense is as good as the largest.
+/// How often an operator put the message back from the dead-letter queue, at most [`u32::MAX`].
 pub(super) fn replays(properties: &BasicProperties) -> u32 {
-    let header = properties.headers().as_ref().and_then(|all| all.inner().get(REPLAYS));
-    header.and_then(whole).map_or(0, |replays| u32::try_from(replays).unwrap_or(u32::MAX))
+    let replays = header(properties, REPLAYS).and_then(whole);
+    replays.map_or(0, |replays| u32::try_from(replays).unwrap_or(u32::MAX))
 }
 
 /// Makes the message part of a trace.
@@ -77,13 +83,8 @@ pub(super) fn join(headers: &mut FieldTable, trace: &TraceContext) {
 
 /// The trace that the message is part of.
 pub(super) fn trace(properties: &BasicProperties) -> TraceContext {
-    let header = properties.headers().as_ref().and_then(|all| all.inner().get(TRACEPARENT));
-    match header {
-        Some(AMQPValue::LongString(text)) => {
-            TraceContext::new(std::str::from_utf8(text.as_bytes()).unwrap_or_default())
-        }
-        _ => TraceContext::default(),
-    }
+    let text = header(properties, TRACEPARENT).and_then(text);
+    text.map(TraceContext::new).unwrap_or_default()
 }
 
 /// A positive whole number, whichever of AMQP's types a client library chose for it.
@@ -93,53 +94,48 @@ fn whole(value: &AMQPValue) -> Option<u64> {
         AMQPValue::LongInt(number) => u64::try_from(*number).ok(),
         AMQPValue::LongUInt(number) => Some((*number).into()),
         AMQPValue::Timestamp(number) => Some(*number),
-        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.parse().ok(),
-        _ => None,
+        text_or_other => text(text_or_other)?.parse().ok(),
     };
     number.filter(|number| *number > 0)
+}
+
+fn text(value: &AMQPValue) -> Option<&str> {
+    match value {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Ten seconds ago.
     fn second() -> u64 {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         now.expect("after 1970").as_secs() - 10
     }
 
-    fn with(header: Option<AMQPValue>, timestamp: Option<u64>) -> BasicProperties {
+    fn micros(header: Option<AMQPValue>, timestamp: Option<u64>) -> Option<u128> {
         let mut properties = BasicProperties::default();
         if let Some(value) = header {
             let mut headers = FieldTable::default();
             headers.insert(PUBLISHED_AT.into(), value);
             properties = properties.with_headers(headers);
         }
-        match timestamp {
-            Some(seconds) => properties.with_timestamp(seconds),
-            None => properties,
+        if let Some(seconds) = timestamp {
+            properties = properties.with_timestamp(seconds);
         }
-    }
-
-    fn micros(properties: &BasicProperties) -> Option<u128> {
-        let at = published_at(properties)?;
+        let at = published_at(&properties)?;
         Some(at.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_micros())
     }
 
     #[test]
-    fn the_header_wins_over_the_property_and_the_property_over_nothing() {
+    fn the_header_wins_over_the_property_unless_it_cannot_be_the_time() {
         let second = second();
         let exact = i64::try_from(second * 1_000_000 + 123_456).expect("a time");
-        let header = AMQPValue::LongLongInt(exact);
-        assert_eq!(micros(&with(Some(header.clone()), None)), Some(exact as u128));
-        assert_eq!(micros(&with(Some(header), Some(second - 7))), Some(exact as u128));
-        assert_eq!(micros(&with(None, Some(second))), Some(u128::from(second) * 1_000_000));
-        assert_eq!(micros(&with(None, None)), None);
-    }
-
-    #[test]
-    fn a_time_that_makes_no_sense_is_as_good_as_none() {
-        let second = second();
+        let header = Some(AMQPValue::LongLongInt(exact));
+        assert_eq!(micros(header, Some(second - 7)), Some(exact as u128));
         for odd in [
             AMQPValue::LongLongInt(-1),
             AMQPValue::LongLongInt(0),
@@ -152,14 +148,15 @@ mod tests {
             AMQPValue::Timestamp(second * 1_000_000_000),
             AMQPValue::Timestamp(u64::MAX),
         ] {
-            assert_eq!(micros(&with(Some(odd.clone()), None)), None, "{odd:?}");
-            assert!(micros(&with(Some(odd), Some(second))).is_some());
+            assert_eq!(micros(Some(odd.clone()), None), None, "{odd:?}");
+            let property = micros(Some(odd), Some(second));
+            assert_eq!(property, Some(u128::from(second) * 1_000_000));
         }
         for odd in [0, 1, second * 1_000, second + 7_200, second - 31 * 86_400, u64::MAX] {
-            assert_eq!(micros(&with(None, Some(odd))), None, "{odd}");
+            assert_eq!(micros(None, Some(odd)), None, "{odd}");
         }
         for good in [second + 60, second - 29 * 86_400] {
-            assert!(micros(&with(None, Some(good))).is_some(), "{good}");
+            assert!(micros(None, Some(good)).is_some(), "{good}");
         }
     }
 
@@ -168,7 +165,7 @@ mod tests {
         let mut headers = FieldTable::default();
         stamp(&mut headers);
         let read = published_at(&BasicProperties::default().with_headers(headers));
-        let age = SystemTime::now().duration_since(read.expect("stamped"));
-        assert!(age.expect("not in the future") < Duration::from_secs(60));
+        let age = read.expect("a time").elapsed().expect("in the past");
+        assert!(age < Duration::from_secs(5), "{age:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! What `vote-aggregator check` needs to know of the broker. Creates and changes nothing, and asks for no
-//! more permissions than the service needs.
+//! The facts about the broker for `vote-aggregator check`. Creates and changes nothing, and needs no
+//! more permissions than the service.
 
 use lapin::{Connection, Error};
 
@@ -10,7 +10,7 @@ use super::{arguments, management};
 use crate::model::ports::OpenError;
 use crate::platform::config::RabbitMq as Config;
 
-/// What [`look`] found out; `None` for what it has not looked at.
+/// What [`look`] found; `None` for what it did not reach.
 #[derive(Debug, Default)]
 pub struct BrokerFacts {
     /// RabbitMQ's version, or why the management API does not answer.
@@ -60,12 +60,12 @@ pub async fn look(config: &Config, facts: &mut BrokerFacts) -> Result<(), OpenEr
     let examining = topology::examine(&connection, config, arguments::FOR_A_COMMAND);
     let looking = look_at(&connection, &config.queue, Some(""), examining, &mut facts.queue);
     looking.await.map_err(refused)?;
-    let examining = topology::examine_dead_letters(&connection, config, arguments::FOR_A_COMMAND);
-    let (queue, facts_of) = (&config.dead_letter_queue, &mut facts.dead_letter_queue);
-    look_at(&connection, queue, None, examining, facts_of).await.map_err(refused)?;
+    let examining = topology::examine_dead_letters(&connection, config);
+    let (queue, look) = (&config.dead_letter_queue, &mut facts.dead_letter_queue);
+    look_at(&connection, queue, None, examining, look).await.map_err(refused)?;
     close(&connection).await;
 
-    // On a connection of its own: see there.
+    // On a connection of its own: see `permissions::write`.
     let connection = connect::open(config, "check, publishing").await?;
     let publishing = match permissions::write(&connection).await {
         Ok(true) => Publishing::Allowed,
@@ -88,24 +88,20 @@ async fn look_at(
     examining: impl Future<Output = QueueFacts>,
     look: &mut Option<QueueLook>,
 ) -> Result<(), Error> {
-    match topology::status(connection, queue).await {
-        Ok(Some(status)) => {
-            let look = look.insert(QueueLook {
-                state: QueueState::Exists(status, examining.await),
-                permitted: true,
-            });
-            look.permitted = permissions::may_read(connection, queue).await?;
-        }
-        Ok(None) => {
-            let look = look.insert(QueueLook { state: QueueState::Missing, permitted: true });
-            look.permitted =
-                permissions::may_configure(connection, queue, dead_letter_exchange).await?;
-        }
-        Err(error) if amqp_code(&error) == Some(405) => {
-            *look = Some(QueueLook { state: QueueState::Exclusive, permitted: true });
-        }
+    let state = match topology::status(connection, queue).await {
+        Ok(Some(status)) => QueueState::Exists(status, examining.await),
+        Ok(None) => QueueState::Missing,
+        Err(error) if amqp_code(&error) == Some(405) => QueueState::Exclusive,
         Err(error) => return Err(error),
-    }
+    };
+    let QueueLook { state, permitted } = look.insert(QueueLook { state, permitted: true });
+    *permitted = match state {
+        QueueState::Exists(..) => permissions::may_read(connection, queue).await?,
+        QueueState::Missing => {
+            permissions::may_configure(connection, queue, dead_letter_exchange).await?
+        }
+        QueueState::Exclusive => true,
+    };
     Ok(())
 }
 

@@ -36,7 +36,7 @@ struct Overview {
 /// Returns a queue's arguments and flags, with what policies add.
 ///
 /// # Errors
-/// What went wrong, for a person; the URL's credentials are not in it.
+/// A message without the URL's credentials.
 pub(super) async fn queue(
     management: &ManagementUrl,
     vhost: &str,
@@ -45,7 +45,7 @@ pub(super) async fn queue(
     let path = format!("queues/{}/{}", encoded(vhost), encoded(queue));
     let queue: Queue = ask(management, &path)
         .await
-        .map_err(|error| format!("the management API did not tell about the queue: {error}"))?;
+        .map_err(|error| format!("the management API did not describe the queue: {error}"))?;
 
     let mut arguments = BTreeMap::new();
     if let Value::Object(policy) = queue.effective_policy_definition {
@@ -61,14 +61,14 @@ pub(super) async fn queue(
     Ok(arguments)
 }
 
-/// Whether nothing is bound to an exchange for certain: what it is given vanishes.
+/// Whether it is certain that nothing is bound to an exchange, so that it drops messages.
 pub(super) async fn is_unbound(management: &ManagementUrl, vhost: &str, exchange: &str) -> bool {
     let path = format!("exchanges/{}/{}/bindings/source", encoded(vhost), encoded(exchange));
     let bindings: Result<Vec<IgnoredAny>, _> = ask(management, &path).await;
     bindings.is_ok_and(|bindings| bindings.is_empty())
 }
 
-/// RabbitMQ's version, which AMQP tells only within lapin.
+/// RabbitMQ's version, which lapin reads and does not show.
 ///
 /// # Errors
 /// As [`queue`].

@@ -1,6 +1,6 @@
-//! Permissions that are needed only on a bad day, tried without changing anything: each probe is
-//! a request that the broker refuses, for its content where the permission is there. A refusal
-//! closes the channel, hence one for each.
+//! Probes for permissions that are needed only when something fails. A probe changes nothing: the
+//! broker refuses the request either way, with 406 when the permission is there. A refusal closes the
+//! channel, so each probe has its own.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
     QueueDeclareOptions,
 };
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::FieldTable;
 use lapin::{BasicProperties, Confirmation, Connection, Error};
 use tokio::time::timeout;
 
@@ -20,12 +20,15 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Publishes to the default exchange under a name that no queue has, so that the broker returns the
 /// message and keeps nothing. Never on the connection that consumes: a broker with an alarm stops
-/// reading from a connection that publishes, acks included. Returns false without an answer: the
-/// connection is blocked then, and not to be used again.
+/// reading from a connection that publishes, acks included. Returns false when the connection is
+/// blocked: do not use it again then.
 ///
 /// # Errors
 /// AMQP 403 without write permission on `amq.default`.
 pub(super) async fn write(connection: &Connection) -> Result<bool, Error> {
+    if connection.status().blocked() {
+        return Ok(false);
+    }
     let channel = connection.create_channel().await?;
     let publishing = async {
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -33,21 +36,18 @@ pub(super) async fn write(connection: &Connection) -> Result<bool, Error> {
         let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let properties = BasicProperties::default();
         let sent = channel.basic_publish("".into(), nowhere.into(), mandatory, b"", properties);
-        let confirmed: Confirmation = sent.await?.await?;
-        drop(confirmed);
-        channel.close(200, "OK".into()).await
+        let _returned: Confirmation = sent.await?.await?;
+        channel.close(200, "OK".into()).await?;
+        Ok(true)
     };
-    match timeout(PUBLISH_TIMEOUT, publishing).await {
-        Ok(done) => done.map(|()| true),
-        Err(_) => Ok(false),
-    }
+    timeout(PUBLISH_TIMEOUT, publishing).await.unwrap_or(Ok(false))
 }
 
 /// Whether the user may consume from a queue that exists. The argument is of a type that the broker
 /// refuses, so that no message is delivered.
 pub(super) async fn may_read(connection: &Connection, queue: &str) -> Result<bool, Error> {
     let channel = connection.create_channel().await?;
-    // Should a broker take that argument all the same.
+    // In case a broker accepts that argument.
     channel.basic_qos(1, BasicQosOptions { global: false }).await?;
     let mut arguments = FieldTable::default();
     arguments.insert("x-priority".into(), long_string("none"));
@@ -65,7 +65,7 @@ pub(super) async fn may_configure(
 ) -> Result<bool, Error> {
     let channel = connection.create_channel().await?;
     let mut arguments = FieldTable::default();
-    arguments.insert("x-expires".into(), AMQPValue::LongString("never".into()));
+    arguments.insert("x-expires".into(), long_string("never"));
     if let Some(exchange) = dead_letter_exchange {
         arguments.insert("x-dead-letter-exchange".into(), long_string(exchange));
     }

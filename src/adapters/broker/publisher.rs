@@ -1,9 +1,9 @@
-//! Publishing that can be trusted: mandatory, persistent, confirmed.
+//! Mandatory, persistent, confirmed publishing.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
@@ -11,46 +11,20 @@ use lapin::{BasicProperties, Confirmation, Connection, PublisherConfirm};
 use tracing::Instrument;
 
 use super::connect::{amqp_code, describe};
-use super::permissions;
-use super::{headers, long_string};
-use crate::model::ports::{Lost, OpenError};
+use super::headers::{self, PERSISTENT};
+use super::long_string;
+use crate::model::ports::{BrokerError, OpenError};
 use crate::platform::config::RabbitMq as Config;
 use crate::platform::telemetry::spans;
 
-/// AMQP's delivery mode for messages that survive a restart of the broker.
-const PERSISTENT: u8 = 2;
-
-/// Why a message is not in its queue, as far as is known.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotPublished {
-    /// The connection or the channel is gone, or the queue is full.
-    #[error(transparent)]
-    Lost(#[from] Lost),
-    /// There is no such queue. lapin can mix up which message of those under way it was.
-    #[error("publish not confirmed: the broker returned it: no such queue")]
-    Returned,
-    /// The broker refuses it, and will refuse it again.
-    #[error(transparent)]
-    Refused(OpenError),
-}
-
-impl From<NotPublished> for Lost {
-    fn from(not: NotPublished) -> Self {
-        match not {
-            NotPublished::Lost(lost) => lost,
-            other => Self(other.to_string()),
-        }
-    }
-}
-
 /// A channel in confirm mode, on a connection of its own.
 pub struct Publisher {
-    // Its drop would close the channel.
-    connection: Connection,
+    pub(super) connection: Connection,
     channel: lapin::Channel,
     /// For messages.
     place: Arc<str>,
-    made_queue: bool,
+    /// Whether opening it created the queue.
+    pub made_queue: bool,
 }
 
 impl Publisher {
@@ -60,67 +34,39 @@ impl Publisher {
         Ok(Self { connection, channel, place: describe(config).into(), made_queue: false })
     }
 
-    /// Whether there was no queue when it was opened, and one was made.
-    pub const fn made_queue(&self) -> bool {
-        self.made_queue
-    }
-
-    pub(super) fn with_made_queue(self, made_queue: bool) -> Self {
-        Self { made_queue, ..self }
-    }
-
     pub(super) fn is_connected(&self) -> bool {
         self.connection.status().connected() && self.channel.status().connected()
     }
 
-    /// Whether the broker takes nothing from this connection now, because of an alarm.
-    pub(super) fn is_blocked(&self) -> bool {
-        self.connection.status().blocked()
-    }
-
-    /// Tries whether this user may publish to the default exchange, as every publish here does; false
-    /// without an answer.
-    pub(super) async fn probe(&self) -> lapin::Result<bool> {
-        permissions::write(&self.connection).await
-    }
-
-    /// Sends one message to `queue` through the default exchange, with these headers. The
-    /// [`Confirm`] tells whether the broker has taken responsibility; nothing is certain before.
+    /// Sends one message to `queue` through the default exchange, with these headers. Only the
+    /// [`Confirm`] shows whether the broker has taken responsibility.
     ///
     /// # Errors
-    /// [`Lost`] when it could not be sent.
+    /// [`BrokerError`] when it could not be sent.
     pub async fn publish(
         &self,
         queue: &str,
         body: &[u8],
         headers: &[(&str, &str)],
-    ) -> Result<Confirm, Lost> {
+    ) -> Result<Confirm, BrokerError> {
         let mut table = FieldTable::default();
         for (name, value) in headers {
             table.insert((*name).into(), long_string(value));
         }
-        self.send(queue, body, table).await
+        self.publish_as(queue, body, json(table)).await
     }
 
     /// Sends one vote to `queue` as [`Publisher::publish`] does, with the time it is published at
     /// and, where traces are collected, a trace of its own.
     ///
     /// # Errors
-    /// [`Lost`] when it could not be sent.
-    pub async fn publish_vote(&self, queue: &str, body: &[u8]) -> Result<Confirm, Lost> {
+    /// [`BrokerError`] when it could not be sent.
+    pub async fn publish_vote(&self, queue: &str, body: &[u8]) -> Result<Confirm, BrokerError> {
         let mut table = FieldTable::default();
         headers::stamp(&mut table);
         let span = spans::send(queue, body.len());
         headers::join(&mut table, &spans::context(&span));
-        self.send(queue, body, table).instrument(span).await
-    }
-
-    async fn send(&self, queue: &str, body: &[u8], table: FieldTable) -> Result<Confirm, Lost> {
-        let properties = BasicProperties::default()
-            .with_delivery_mode(PERSISTENT)
-            .with_content_type("application/json".into())
-            .with_headers(table);
-        self.publish_as(queue, body, properties).await
+        self.publish_as(queue, body, json(table)).instrument(span).await
     }
 
     pub(super) async fn publish_as(
@@ -128,23 +74,28 @@ impl Publisher {
         queue: &str,
         body: &[u8],
         properties: BasicProperties,
-    ) -> Result<Confirm, Lost> {
+    ) -> Result<Confirm, BrokerError> {
         let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        self.channel
-            .basic_publish("".into(), queue.into(), mandatory, body, properties)
-            .await
-            .map(|confirm| Confirm { confirm, place: Arc::clone(&self.place) })
-            .map_err(|error| Lost(format!("publish: {error}")))
+        let sent = self.channel.basic_publish("".into(), queue.into(), mandatory, body, properties);
+        let confirm = sent.await.map_err(|error| BrokerError::disconnected("publish", error))?;
+        Ok(Confirm { confirm, place: Arc::clone(&self.place) })
     }
 
     /// Closes channel and connection.
     ///
     /// # Errors
-    /// [`Lost`] when the broker did not confirm; what was confirmed before is safe all the same.
-    pub async fn close(self) -> Result<(), Lost> {
+    /// [`BrokerError`] without an answer; what was confirmed before is safe all the same.
+    pub async fn close(self) -> Result<(), BrokerError> {
         let closed = self.connection.close(200, "OK".into()).await;
-        closed.map_err(|error| Lost(format!("close: {error}")))
+        closed.map_err(|error| BrokerError::disconnected("close", error))
     }
+}
+
+fn json(headers: FieldTable) -> BasicProperties {
+    BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_content_type("application/json".into())
+        .with_headers(headers)
 }
 
 /// Resolves when the broker has confirmed, refused or returned one message.
@@ -154,28 +105,25 @@ pub struct Confirm {
 }
 
 impl Future for Confirm {
-    type Output = Result<(), NotPublished>;
+    type Output = Result<(), BrokerError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Poll::Ready(confirmation) = Pin::new(&mut self.confirm).poll(cx) else {
-            return Poll::Pending;
-        };
-        let reason = match confirmation {
+        const ACTION: &str = "publish not confirmed";
+        Poll::Ready(Err(match ready!(Pin::new(&mut self.confirm).poll(cx)) {
             Ok(Confirmation::Ack(None)) => return Poll::Ready(Ok(())),
-            // A returned message may be told to the confirm of another, a refused one included.
-            Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) => {
-                return Poll::Ready(Err(NotPublished::Returned));
-            }
+            // lapin may report a returned message for another, a refused one included.
+            Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) => BrokerError::Returned,
             Ok(Confirmation::Nack(None)) => {
-                "the broker refused it: the queue is full, or has no leader".to_owned()
+                BrokerError::Refused("the queue is full, or has no leader")
             }
-            Ok(Confirmation::NotRequested) => "the channel is not in confirm mode".to_owned(),
+            Ok(Confirmation::NotRequested) => {
+                BrokerError::disconnected(ACTION, "the channel is not in confirm mode")
+            }
             Err(error) => match refused(&error, &self.place) {
-                Some(refused) => return Poll::Ready(Err(NotPublished::Refused(refused))),
-                None => error.to_string(),
+                Some(refused) => refused.into(),
+                None => BrokerError::disconnected(ACTION, error),
             },
-        };
-        Poll::Ready(Err(Lost(format!("publish not confirmed: {reason}")).into()))
+        }))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the broker refuses: what frees itself in time, and which permission is missing.
+//! Refusals of the broker: those that pass in time, and missing permissions.
 
 use lapin::Error;
 
@@ -11,8 +11,8 @@ const NEEDED: &str = "The service needs configure and read on its queue and its 
                       and write on the default exchange (amq.default), which dead letters are \
                       published to";
 
-/// Returns what is occupied or not up yet, and how to free it, by the reply code and text of RabbitMQ
-/// 3.10 to 4.3. Only time or its holder frees it.
+/// Returns what is occupied or not up yet, and what to do, by the reply code and text of RabbitMQ 3.10 to
+/// 4.3.
 fn occupied_by(code: u16, text: &str) -> Option<(&'static str, &'static str)> {
     // Names of users, queues and virtual hosts are quoted; one may be called "limit reached".
     let words: String = text.split('\'').step_by(2).collect();
@@ -76,7 +76,7 @@ pub(super) fn access(config: &Config, error: &Error) -> String {
     if text.contains("refused for user") {
         return format!("{NEEDED}. {}", grant(config));
     }
-    // RabbitMQ tells its log alone why it refuses a login.
+    // Only RabbitMQ's log says why it refuses a login.
     "Check RABBITMQ_USER and RABBITMQ_PASSWORD (or RABBITMQ_URL), and the user's permissions on the \
      virtual host"
         .to_owned()
@@ -102,14 +102,8 @@ fn quoted(text: &str) -> String {
 
 /// A name as a regular expression that matches it alone.
 fn escaped(name: &str) -> String {
-    let mut pattern = String::with_capacity(name.len());
-    for c in name.chars() {
-        if r".^$*+?()[]{}|\".contains(c) {
-            pattern.push('\\');
-        }
-        pattern.push(c);
-    }
-    pattern
+    let escape = |c| r".^$*+?()[]{}|\".contains(c).then_some('\\');
+    name.chars().flat_map(|c| escape(c).into_iter().chain([c])).collect()
 }
 
 #[cfg(test)]
@@ -118,51 +112,29 @@ mod tests {
     use crate::platform::config::{Config as Whole, Sources};
 
     #[test]
-    fn what_time_mends_is_told_apart_from_what_is_configured() {
-        for (code, text, phrase) in [
+    fn what_passes_in_time_is_distinguished_from_what_is_configured() {
+        for (phrase, code, text) in [
+            ("connections", 530, "vhost '/' refused for user 'u': connection limit (1) is reached"),
+            ("connections", 530, "refused for user 'u': user connection limit (1) is reached"),
+            ("connections", 530, "connection refused: node connection limit (9) is reached"),
             (
+                "channels",
                 530,
-                "access to vhost '/' refused for user 'votes': connection limit (1) is reached",
-                "limit of connections",
+                "channels opened for user 'u' has reached the maximum allowed user limit",
             ),
+            ("is down", 530, "access to vhost 'v' refused for user 'u': vhost 'v' is down"),
+            ("another consumer", 403, "queue 'votes' in vhost '/' in exclusive use"),
+            ("another connection", 405, "cannot obtain exclusive access to locked queue 'votes'"),
+            ("the node", 404, "home node 'b' of durable queue 'votes' is down or inaccessible"),
             (
-                530,
-                "connection refused for user 'votes': user connection limit (1) is reached",
-                "limit of connections",
-            ),
-            (
-                530,
-                "connection refused: node connection limit (9) is reached",
-                "limit of connections",
-            ),
-            (
-                530,
-                "number of channels opened for user 'votes' has reached the maximum allowed user \
-                 limit of (4)",
-                "limit of channels",
-            ),
-            (530, "access to vhost 'v' refused for user 'u': vhost 'v' is down", "is down"),
-            (403, "queue 'votes' in vhost '/' in exclusive use", "another consumer"),
-            (
-                405,
-                "cannot obtain exclusive access to locked queue 'votes' in vhost '/'. It could be \
-                 originally declared on another connection",
-                "another connection",
-            ),
-            (
-                404,
-                "home node 'rabbit@b' of durable queue 'votes' in vhost '/' is down or inaccessible",
-                "the node",
-            ),
-            (
-                406,
-                "cannot declare queue 'votes': queue limit in vhost '/' (1) is reached",
                 "limit of queues",
+                406,
+                "cannot declare queue 'q': queue limit in vhost '/' (1) is reached",
             ),
         ] {
             let (found, remedy) = occupied_by(code, text).unwrap_or_else(|| panic!("{text}"));
             assert!(found.contains(phrase), "{text}: {found}");
-            assert!(remedy.contains('`') || code == 404, "{text}: whom to look for");
+            assert!(remedy.contains('`') || code == 404, "{text}: a command to find the holder");
         }
         for (code, text) in [
             (530, "vhost 'no such' not found"),

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use async_rs::traits::{Executor, Reactor, RuntimeKit};
-use async_rs::util::Task;
+use async_rs::traits::Reactor;
+use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
 use futures::Stream;
 use futures::io::{AsyncRead, AsyncWrite};
@@ -16,7 +16,7 @@ use lapin::{Connection, ConnectionProperties};
 
 use super::screen::Screen;
 
-/// Connects as lapin does by itself, and reads through a [`Screen`], which stands behind TLS.
+/// Connects as lapin does by itself, and reads through a [`Screen`] behind TLS.
 pub(super) async fn connect(
     uri: AMQPUri,
     properties: ConnectionProperties,
@@ -24,40 +24,17 @@ pub(super) async fn connect(
 ) -> lapin::Result<Connection> {
     let tokio = Tokio::current();
     let plain = Runtime::new(tokio.clone());
-    let open = async move |uri: AMQPUri, _: Runtime<Screened>| {
+    let open = async move |uri: AMQPUri, _: Runtime<RuntimeParts<Tokio, Screened>>| {
         let socket = uri.connect_with_config_async(tls.as_ref(), &plain).await?;
         Ok(AsyncTcpStream::Plain(Screen::new(socket)))
     };
-    Connection::connector(uri, Runtime::new(Screened(tokio)), open, properties).await
+    let screened = RuntimeParts::new(tokio.clone(), Screened(tokio));
+    Connection::connector(uri, Runtime::new(screened), open, properties).await
 }
 
-/// Tokio in everything but its sockets.
+/// Tokio's reactor with another type of socket.
 #[derive(Clone, Debug)]
 struct Screened(Tokio);
-
-impl RuntimeKit for Screened {}
-
-impl Executor for Screened {
-    type Task<T: Send + 'static> = <Tokio as Executor>::Task<T>;
-
-    fn block_on<T, F: Future<Output = T>>(&self, f: F) -> T {
-        self.0.block_on(f)
-    }
-
-    fn spawn<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
-        &self,
-        f: F,
-    ) -> Task<Self::Task<T>> {
-        self.0.spawn(f)
-    }
-
-    fn spawn_blocking<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
-        &self,
-        f: F,
-    ) -> Task<Self::Task<T>> {
-        self.0.spawn_blocking(f)
-    }
-}
 
 impl Reactor for Screened {
     type TcpStream = Screen<AsyncTcpStream<<Tokio as Reactor>::TcpStream>>;

@@ -19,10 +19,11 @@ use lapin::BasicProperties;
 pub use self::frames::Frames;
 use self::repair::MARK;
 
-/// Longest frame that the client takes, in bytes: RabbitMQ's own default. Announced before the
-/// broker announces it, so that lapin allocates its buffers once: growing ones are written to the
-/// last byte, 11 MiB in all.
+/// Longest frame that the client takes, in bytes: RabbitMQ's own default. Set before the broker
+/// announces it, so that lapin allocates its buffers once: it fills those that grow, 11 MiB in all.
 pub(super) const FRAME_MAX: u32 = 131_072;
+/// Bytes of one read.
+const READ: usize = 64 << 10;
 
 /// Returns whether the properties arrived as invalid AMQP: a short string was not UTF-8, or the
 /// headers could not be decoded or were too long to be held. What is left of them is a repaired copy.
@@ -33,12 +34,13 @@ pub(super) fn is_invalid(properties: &BasicProperties) -> bool {
 /// Repairs the frames that are read from a stream; what is written passes through.
 pub(super) struct Screen<S> {
     stream: S,
+    read: Box<[u8]>,
     frames: Frames,
 }
 
 impl<S> Screen<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, frames: Frames::new() }
+        Self { stream, read: vec![0; READ].into(), frames: Frames::default() }
     }
 }
 
@@ -48,20 +50,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        let Self { stream, frames } = &mut *self;
+        let Self { stream, read, frames } = &mut *self;
         loop {
             let given = frames.give(buf);
-            if given > 0 {
+            if given > 0 || buf.is_empty() {
                 return Poll::Ready(Ok(given));
             }
-            let read = ready!(Pin::new(&mut *stream).poll_read(cx, frames.space()))?;
-            if read == 0 {
+            let count = ready!(Pin::new(&mut *stream).poll_read(cx, read))?;
+            if count == 0 {
                 return Poll::Ready(Ok(0));
             }
-            frames.filled(read)?;
+            frames.receive(&read[..count])?;
         }
     }
 }

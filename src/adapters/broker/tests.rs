@@ -1,4 +1,4 @@
-//! What waits for a broker that takes connections and then says nothing.
+//! Waiting for a broker that takes connections and then sends nothing.
 
 use futures::future::join_all;
 use tokio::net::TcpListener;
@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::platform::config::{Config as Whole, Sources};
 
-/// The time of the tests is virtual: it moves on only while everything waits.
+/// On a virtual clock, which advances only while everything waits.
 #[tokio::test(start_paused = true)]
 async fn waiting_for_other_dead_letters_does_not_count_against_a_confirm() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -14,16 +14,16 @@ async fn waiting_for_other_dead_letters_does_not_count_against_a_confirm() {
     "127.0.0.1".clone_into(&mut config.host);
     config.port = listener.local_addr().expect("an address").port();
     let broker = RabbitMq::new(config);
-    let letter = DeadLetter {
+    let dead_letter = DeadLetter {
         body: Vec::new(),
         vote_hash: "h".to_owned(),
         sqlstate: "23514".to_owned(),
         replays: 0,
     };
     // Each connects for five seconds: the last one begins later than a confirm may take.
-    let publishing = (0..10).map(|_| broker.publish(&letter));
+    let publishing = (0..10).map(|_| broker.publish(&dead_letter));
     for published in join_all(publishing).await {
-        let lost = published.expect_err("nobody answers").to_string();
+        let lost = published.expect_err("the broker does not answer").to_string();
         assert!(lost.contains("did not answer within 5s"), "{lost}");
     }
 }

@@ -1,5 +1,5 @@
 //! The queue: used as it is when it exists, created safe when it does not, and examined, because
-//! a queue without a dead-letter route or with a TTL loses votes quietly.
+//! a queue without a dead-letter route or with a TTL loses votes without an error.
 
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -16,7 +16,7 @@ use crate::platform::config::RabbitMq as Config;
 /// drops at the first requeue.
 const DELIVERY_LIMIT: i64 = 1000;
 
-/// What a passive declare says of a queue.
+/// What a passive declare returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueStatus {
     /// Messages ready in the queue.
@@ -42,7 +42,7 @@ pub enum DeadLetterTarget {
     Exchange(String),
     /// To an exchange that the management API shows without any binding.
     UnboundExchange(String),
-    /// To the default exchange under the key they came with: into this very queue.
+    /// To the default exchange with their own routing key: into this queue again.
     SameQueue,
     MissingQueue(String),
     MissingExchange(String),
@@ -56,7 +56,7 @@ pub(super) async fn ensure(connection: &Connection, config: &Config) -> Result<b
         return Ok(false);
     }
     ensure_dead_letter_queue(connection, config).await?;
-    declare(connection, &config.queue, Flags::default(), queue_arguments(config)).await?;
+    declare(connection, &config.queue, durable(), queue_arguments(config)).await?;
     tracing::info!(
         queue = config.queue,
         dead_letter_queue = config.dead_letter_queue,
@@ -70,11 +70,11 @@ pub(super) async fn ensure_dead_letter_queue(
     connection: &Connection,
     config: &Config,
 ) -> Result<(), Error> {
-    if status(connection, &config.dead_letter_queue).await?.is_none() {
-        let arguments = dead_letter_arguments();
-        declare(connection, &config.dead_letter_queue, Flags::default(), arguments).await?;
+    let queue = &config.dead_letter_queue;
+    match status(connection, queue).await? {
+        Some(_) => Ok(()),
+        None => declare(connection, queue, durable(), dead_letter_arguments()).await,
     }
-    Ok(())
 }
 
 /// In the order in which RabbitMQ compares them.
@@ -94,27 +94,14 @@ fn dead_letter_arguments() -> Vec<(&'static str, Value)> {
     vec![("x-queue-type", "quorum".into())]
 }
 
-/// A queue's flags besides its arguments.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Flags {
-    pub(super) durable: bool,
-    pub(super) auto_delete: bool,
-}
-
-impl Default for Flags {
-    fn default() -> Self {
-        Self { durable: true, auto_delete: false }
-    }
+pub(super) fn durable() -> QueueDeclareOptions {
+    QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() }
 }
 
 /// Creates and changes nothing.
-pub(super) const PASSIVE: QueueDeclareOptions = QueueDeclareOptions {
-    passive: true,
-    durable: false,
-    exclusive: false,
-    auto_delete: false,
-    nowait: false,
-};
+pub(super) fn passive() -> QueueDeclareOptions {
+    QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() }
+}
 
 /// Looks at a queue by a passive declare; `None` when it does not exist.
 pub(super) async fn status(
@@ -122,7 +109,7 @@ pub(super) async fn status(
     queue: &str,
 ) -> Result<Option<QueueStatus>, Error> {
     let channel = connection.create_channel().await?;
-    match channel.queue_declare(queue.into(), PASSIVE, FieldTable::default()).await {
+    match channel.queue_declare(queue.into(), passive(), FieldTable::default()).await {
         Ok(found) => {
             channel.close(200, "OK".into()).await?;
             let (ready, consumers) = (found.message_count(), found.consumer_count());
@@ -136,7 +123,7 @@ pub(super) async fn status(
 pub(super) async fn declare(
     connection: &Connection,
     queue: &str,
-    Flags { durable, auto_delete }: Flags,
+    options: QueueDeclareOptions,
     arguments: impl IntoIterator<Item = (impl Into<String>, Value)>,
 ) -> Result<(), Error> {
     let mut table = FieldTable::default();
@@ -148,7 +135,6 @@ pub(super) async fn declare(
         };
         table.insert(name.into().into(), value);
     }
-    let options = QueueDeclareOptions { durable, auto_delete, ..QueueDeclareOptions::default() };
     let channel = connection.create_channel().await?;
     channel.queue_declare(queue.into(), options, table).await?;
     channel.close(200, "OK".into()).await
@@ -167,14 +153,10 @@ pub(super) async fn examine(
     facts
 }
 
-/// Finds out what can lose dead letters, in the same way.
-pub(super) async fn examine_dead_letters(
-    connection: &Connection,
-    config: &Config,
-    redeclares: usize,
-) -> QueueFacts {
-    let queue = &config.dead_letter_queue;
-    learn(connection, config, queue, dead_letter_arguments(), redeclares).await
+/// Finds out what can lose dead letters, in the same way, for a command.
+pub(super) async fn examine_dead_letters(connection: &Connection, config: &Config) -> QueueFacts {
+    let (queue, expected) = (&config.dead_letter_queue, dead_letter_arguments());
+    learn(connection, config, queue, expected, arguments::FOR_A_COMMAND).await
 }
 
 async fn learn(
@@ -195,12 +177,12 @@ async fn learn(
     facts
 }
 
-/// Returns how often the dead-letter queue lets a message be given back.
+/// How often the dead-letter queue lets a message be requeued.
 pub(super) async fn delivery_limit(connection: &Connection, config: &Config) -> DeliveryLimit {
-    let facts = examine_dead_letters(connection, config, arguments::FOR_A_COMMAND).await;
-    match facts.arguments.number("x-delivery-limit") {
+    let arguments = examine_dead_letters(connection, config).await.arguments;
+    match arguments.number("x-delivery-limit") {
         Some(limit) => DeliveryLimit::Set(limit),
-        None if facts.arguments.policies => DeliveryLimit::Unset,
+        None if arguments.policies => DeliveryLimit::Unset,
         None => DeliveryLimit::Unknown,
     }
 }
@@ -211,42 +193,36 @@ async fn target(
     config: &Config,
     arguments: &QueueArguments,
 ) -> Option<DeadLetterTarget> {
+    const EXCHANGE: &str = "x-dead-letter-exchange";
     const KEY: &str = "x-dead-letter-routing-key";
-    let Some(exchange) = arguments.text("x-dead-letter-exchange") else {
-        let unset = arguments.is_unset("x-dead-letter-exchange");
-        return unset.then_some(DeadLetterTarget::Nowhere);
-    };
-    if exchange.is_empty() {
-        let Some(queue) = arguments.text(KEY) else {
-            return arguments.is_unset(KEY).then_some(DeadLetterTarget::SameQueue);
-        };
-        let missing = matches!(status(connection, queue).await, Ok(None));
-        let queue = queue.to_owned();
-        return Some(if missing {
-            DeadLetterTarget::MissingQueue(queue)
-        } else {
-            DeadLetterTarget::Queue(queue)
-        });
-    }
-    let name = exchange.to_owned();
-    if exchange_is_missing(connection, exchange).await {
-        return Some(DeadLetterTarget::MissingExchange(name));
-    }
-    Some(match &config.management_url {
-        // Only of an API that has just answered about the queue.
-        Some(url)
-            if arguments.policies && management::is_unbound(url, &config.vhost, exchange).await =>
-        {
-            DeadLetterTarget::UnboundExchange(name)
+    match (arguments.text(EXCHANGE), arguments.text(KEY)) {
+        (None, _) => arguments.is_unset(EXCHANGE).then_some(DeadLetterTarget::Nowhere),
+        (Some(""), None) => arguments.is_unset(KEY).then_some(DeadLetterTarget::SameQueue),
+        (Some(""), Some(queue)) => Some(match status(connection, queue).await {
+            Ok(None) => DeadLetterTarget::MissingQueue(queue.to_owned()),
+            _ => DeadLetterTarget::Queue(queue.to_owned()),
+        }),
+        (Some(exchange), _) => {
+            let name = exchange.to_owned();
+            if exchange_is_missing(connection, exchange).await {
+                return Some(DeadLetterTarget::MissingExchange(name));
+            }
+            // Only ask an API that has just answered about the queue.
+            let api = config.management_url.as_ref().filter(|_| arguments.policies);
+            Some(match api {
+                Some(api) if management::is_unbound(api, &config.vhost, exchange).await => {
+                    DeadLetterTarget::UnboundExchange(name)
+                }
+                _ => DeadLetterTarget::Exchange(name),
+            })
         }
-        _ => DeadLetterTarget::Exchange(name),
-    })
+    }
 }
 
 async fn exchange_is_missing(connection: &Connection, exchange: &str) -> bool {
     let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
     let Ok(channel) = connection.create_channel().await else { return false };
-    // Of a passive declare only the name counts.
+    // A passive declare compares the name alone.
     let kind = lapin::ExchangeKind::Direct;
     let declared = channel.exchange_declare(exchange.into(), kind, passive, FieldTable::default());
     matches!(declared.await, Err(error) if amqp_code(&error) == Some(404))

@@ -8,11 +8,7 @@ use super::PgStore;
 use crate::model::ports::Fault;
 
 const LOOK_UP: &str = include_str!("acknowledged.sql");
-/// The alarms about lost votes that are still not there, except for those accepted in `$1`.
-const ALARMS: &str = "SELECT DISTINCT alarm FROM lost_votes AS l \
-                      WHERE alarm <> ALL ($1::text[]) \
-                        AND NOT EXISTS (SELECT FROM vote_audit AS a WHERE a.vote_hash = l.vote_hash) \
-                      ORDER BY alarm";
+const ALARMS: &str = include_str!("alarms.sql");
 const RECORD: &str = include_str!("record_lost.sql");
 /// Two instances that notice the same loss record it under one alarm. The number is arbitrary.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7218320945710285)";
@@ -29,7 +25,7 @@ pub struct LookUp {
     /// Alarms about votes that are recorded as lost and still missing. `None` where the table
     /// `lost_votes` is missing or this role may not use it.
     pub alarms: Option<Vec<String>>,
-    /// PostgreSQL's timeline; 0 where the server does not tell it.
+    /// PostgreSQL's timeline; 0 where the server has none.
     pub timeline: i64,
 }
 
@@ -67,7 +63,7 @@ impl PgStore {
                 let names = sqlx::query_scalar(ALARMS).persistent(false).bind(accepted);
                 alarms = Some(names.fetch_all(&mut *connection).await?);
             }
-            // Relatives of PostgreSQL refuse this; an alarm without it is as good.
+            // Databases related to PostgreSQL may refuse this; the alarm does not need it.
             let timeline = sqlx::query_scalar(TIMELINE).fetch_one(connection).await;
             Ok(Some(LookUp { missing, alarms, timeline: timeline.unwrap_or_default() }))
         })

@@ -71,12 +71,12 @@ impl<'a> DedupedBatch<'a> {
 
     /// One vote a hash: the first delivered.
     pub fn firsts(&self) -> Columns<'a> {
-        Columns::of(self.votes.iter().filter(|entry| entry.first))
+        Columns::of(self.votes.iter().filter(|entry| entry.first).map(|entry| entry.vote))
     }
 
     /// All distinct votes.
     pub(super) fn all(&self) -> Columns<'a> {
-        Columns::of(self.votes.iter())
+        Columns::of(self.votes.iter().map(|entry| entry.vote))
     }
 }
 
@@ -90,26 +90,14 @@ pub struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn of<'e>(entries: impl Iterator<Item = &'e Entry<'a>>) -> Self
-    where
-        'a: 'e,
-    {
-        let capacity = entries.size_hint().1.unwrap_or_default();
-        let mut columns = Self {
-            vote_hash: Vec::with_capacity(capacity),
-            citizen_id: Vec::with_capacity(capacity),
-            law_id: Vec::with_capacity(capacity),
-            choice: Vec::with_capacity(capacity),
-            timestamp: Vec::with_capacity(capacity),
-        };
-        for Entry { vote, .. } in entries {
-            columns.vote_hash.push(&vote.vote_hash);
-            columns.citizen_id.push(&vote.citizen_id);
-            columns.law_id.push(&vote.law_id);
-            columns.choice.push(vote.choice.as_str());
-            columns.timestamp.push(vote.timestamp);
+    fn of(votes: impl Iterator<Item = &'a Vote> + Clone) -> Self {
+        Self {
+            vote_hash: votes.clone().map(|vote| &*vote.vote_hash).collect(),
+            citizen_id: votes.clone().map(|vote| &*vote.citizen_id).collect(),
+            law_id: votes.clone().map(|vote| &*vote.law_id).collect(),
+            choice: votes.clone().map(|vote| vote.choice.as_str()).collect(),
+            timestamp: votes.map(|vote| vote.timestamp).collect(),
         }
-        columns
     }
 
     pub(super) fn len(&self) -> usize {
@@ -150,14 +138,9 @@ mod tests {
 
     #[test]
     fn the_first_delivery_of_a_hash_counts_and_repeats_are_weighed() {
-        let votes = [
-            vote("b", "second"),
-            vote("a", "one"),
-            vote("b", "other"),
-            vote("b", "second"),
-            vote("b", "other"),
-            vote("a", "one"),
-        ];
+        let votes = ["b second", "a one", "b other", "b second", "b other", "a one"]
+            .map(|vote| vote.split_once(' ').expect("hash and citizen"))
+            .map(|(hash, citizen)| vote(hash, citizen));
         let distinct = DedupedBatch::of(&votes);
         assert_eq!((distinct.deliveries, distinct.len()), (6, 3));
 
@@ -167,6 +150,10 @@ mod tests {
         assert_eq!(distinct.all().citizen_id, ["one", "second", "other"]);
         assert_eq!([1, 2, 3].map(|at| distinct.deliveries_at(at)), [2, 2, 2]);
         assert_eq!([0, 4].map(|at| distinct.deliveries_at(at)), [0, 0], "no such position");
+
+        // By bytes, like the index.
+        let votes = ["b", "B", "a", "~", "!"].map(|hash| vote(hash, "c"));
+        assert_eq!(DedupedBatch::of(&votes).firsts().vote_hash, ["!", "B", "a", "b", "~"]);
     }
 
     /// Quadratic, this takes minutes.
@@ -178,11 +165,5 @@ mod tests {
         assert_eq!((distinct.deliveries, distinct.len()), (65_535, 40_000));
         assert_eq!(distinct.firsts().citizen_id, ["citizen-0"]);
         assert_eq!([1, 40_000].map(|at| distinct.deliveries_at(at)), [2, 1]);
-    }
-
-    #[test]
-    fn hashes_are_ordered_by_bytes_like_the_index() {
-        let votes = ["b", "B", "a", "~", "!"].map(|hash| vote(hash, "c"));
-        assert_eq!(DedupedBatch::of(&votes).firsts().vote_hash, ["!", "B", "a", "b", "~"]);
     }
 }

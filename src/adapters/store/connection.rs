@@ -1,7 +1,5 @@
 //! Connections: their settings, the pool and its generations.
 
-use std::ops::{Deref, DerefMut};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,9 +15,9 @@ use crate::model::ports::{Class, Fault};
 use crate::platform::config::{self, Password, keys};
 use crate::platform::tls::{TlsFailure, TlsFailureKind, Variables};
 
-/// The server ends a transaction whose client has gone quiet, and with it the zombie's locks.
+/// The server ends a transaction whose client sends nothing for so long, and with it its locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection idle for longer is asked whether it is alive before it gets a batch.
+/// A connection idle for longer is pinged before it gets a batch.
 const IDLE_BEFORE_PING: Duration = Duration::from_secs(1);
 
 /// sqlx's connect options out of ours, without the session limits (migrations take their time).
@@ -38,7 +36,7 @@ pub fn options(config: &config::Postgres) -> PgConnectOptions {
             config::SslMode::VerifyCa => PgSslMode::VerifyCa,
             config::SslMode::VerifyFull => PgSslMode::VerifyFull,
         })
-        // The server finds out about a client that vanished without a word.
+        // The server detects a client that vanished without closing the connection.
         .options([
             ("tcp_keepalives_idle", "10"),
             ("tcp_keepalives_interval", "5"),
@@ -66,18 +64,6 @@ fn with_password(options: PgConnectOptions, password: Option<&Password>) -> PgCo
     }
 }
 
-/// Adds the limits of a counting session: no statement, lock or idle transaction may hang.
-pub(super) fn with_session_limits(
-    options: PgConnectOptions,
-    statement_timeout: Duration,
-) -> PgConnectOptions {
-    options.options([
-        ("statement_timeout", statement_timeout.as_millis()),
-        ("lock_timeout", config::Postgres::LOCK_TIMEOUT.as_millis()),
-        ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT.as_millis()),
-    ])
-}
-
 pub(super) fn pool(
     config: &config::Postgres,
     options: PgConnectOptions,
@@ -92,7 +78,7 @@ pub(super) fn pool(
         .min_connections(config.min_connections)
         .max_connections(config.max_connections)
         .acquire_timeout(CONNECT_TIMEOUT)
-        // A round trip for each batch otherwise; `before_acquire` asks where there is a doubt.
+        // It would cost each batch a round trip; `before_acquire` pings idle connections.
         .test_before_acquire(false)
         .before_acquire(move |connection, meta| {
             let stale = generation.is_over_for(meta.age);
@@ -115,114 +101,116 @@ static VARIABLES: Variables = Variables {
     key_file: keys::POSTGRES_SSLKEY.variable,
 };
 
-/// Where connections outside the pool lead, and what there is to say of it when they fail.
+/// The server, for connections outside the pool.
 #[derive(Clone)]
 pub(super) struct Address {
-    options: PgConnectOptions,
-    password: Option<Password>,
-    place: String,
-    ssl_mode: config::SslMode,
-    has_certificate: bool,
-    authorities: Option<PathBuf>,
+    pub(super) options: PgConnectOptions,
+    config: config::Postgres,
 }
 
 impl Address {
     pub(super) fn new(config: &config::Postgres, options: PgConnectOptions) -> Self {
-        Self {
-            options,
-            password: config.password.clone(),
-            place: describe(config),
-            ssl_mode: config.sslmode,
-            has_certificate: config.sslcert.is_some(),
-            authorities: config.sslrootcert.clone(),
-        }
+        Self { options, config: config.clone() }
     }
 
-    /// The same place under another name in `pg_stat_activity`, with session settings that go
-    /// before those it had.
-    pub(super) fn session(
-        &self,
-        application_name: &str,
-        settings: impl IntoIterator<Item = (&'static str, String)>,
-    ) -> Self {
-        let options = self.options.clone().application_name(application_name).options(settings);
-        Self { options, ..self.clone() }
+    /// With the limits of a counting session: no statement, lock or idle transaction may hang.
+    pub(super) fn limited(config: &config::Postgres, statement_timeout: Duration) -> Self {
+        let limits = [
+            ("statement_timeout", statement_timeout),
+            ("lock_timeout", config::Postgres::LOCK_TIMEOUT),
+            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
+        ];
+        let limits = limits.map(|(setting, limit)| (setting, limit.as_millis()));
+        Self::new(config, options(config).options(limits))
     }
 
-    /// Has `pool` open connections with the password as its file has it now; false when it is in none.
+    /// The same server under another name in `pg_stat_activity`.
+    pub(super) fn named(&self, application_name: &str) -> Self {
+        let options = self.options.clone().application_name(application_name);
+        Self { options, config: self.config.clone() }
+    }
+
+    /// The options with the password that the file holds now.
+    fn current_options(&self) -> PgConnectOptions {
+        with_password(self.options.clone(), self.config.password.as_ref())
+    }
+
+    /// Has `pool` open connections with the password that the file holds now; false when it is in no
+    /// file.
     pub(super) fn renew_password(&self, pool: &PgPool) -> bool {
-        let in_file = self.password.as_ref().is_some_and(Password::is_in_file);
+        let in_file = self.config.password.as_ref().is_some_and(Password::is_in_file);
         if in_file {
-            pool.set_connect_options(with_password(self.options.clone(), self.password.as_ref()));
+            pool.set_connect_options(self.current_options());
         }
         in_file
     }
 
     /// A connection, opened within [`CONNECT_TIMEOUT`].
     pub(super) async fn connect(&self) -> Result<PgConnection, StartError> {
-        let options = with_password(self.options.clone(), self.password.as_ref());
-        let error = match timeout(CONNECT_TIMEOUT, options.connect()).await {
-            Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => error,
-            Err(_) => {
-                let message = format!("no connection within {CONNECT_TIMEOUT:?}; {}", self.place);
-                return Err(Fault { class: Class::Reconnect, sqlstate: None, message }.into());
-            }
-        };
-        let fault = Fault::from(&error);
+        let opened = timeout(CONNECT_TIMEOUT, self.current_options().connect()).await;
+        opened.map_or_else(
+            |_| {
+                let place = describe(&self.config);
+                let message = format!("no connection within {CONNECT_TIMEOUT:?}; {place}");
+                Err(Fault::new(Class::Reconnect, message).into())
+            },
+            |opened| opened.map_err(|error| self.refused(&error)),
+        )
+    }
+
+    fn refused(&self, error: &Error) -> StartError {
+        let (fault, place) = (Fault::from(error), describe(&self.config));
         if fault.sqlstate.is_some() {
-            return Err(fault.into());
+            return fault.into();
         }
-        if let Error::Configuration(cause) = &error {
-            let message = format!("{}; {}", self.unusable(&**cause), self.place);
-            return Err(StartError::Settings(Fault { message, ..fault }));
-        }
-        let failure = match &error {
+        let failure = match error {
             Error::Io(error) => TlsFailure::of(error),
             Error::Tls(error) => TlsFailure::of(&**error),
             _ => None,
         };
         if let Some(failure) = failure {
-            let message = failure.message(&self.place, &VARIABLES, self.authorities.as_deref());
+            let authorities = self.config.sslrootcert.as_deref();
+            let message = failure.message(&place, &VARIABLES, authorities);
             let fault = Fault { message, ..fault };
-            return Err(match failure.kind {
+            return match failure.kind {
                 TlsFailureKind::Untrusted => StartError::Tls(fault),
                 TlsFailureKind::ClientCertificate => StartError::Certificate(fault),
                 // A certificate can be renewed while the service waits.
                 TlsFailureKind::OutOfDate => StartError::Unavailable(fault),
-            });
+            };
         }
-        Err(match &error {
-            Error::Tls(cause) => {
-                let message = format!(
-                    "no TLS with the server ({cause}); {}. POSTGRES_SSLMODE={} needs a server with \
-                     ssl = on: check POSTGRES_HOST and POSTGRES_PORT, and the server's settings",
-                    self.place, self.ssl_mode
-                );
-                StartError::Tls(Fault { message, ..fault })
+        let (of, message): (fn(Fault) -> StartError, _) = match error {
+            Error::Configuration(cause) => {
+                (StartError::Settings, format!("{}; {place}", self.unusable(&**cause)))
             }
-            Error::Protocol(_) => {
-                let message = format!(
-                    "{}; {}. What answers there is no PostgreSQL, or asks for a login other than a \
-                     password: check POSTGRES_HOST, POSTGRES_PORT and the server's pg_hba.conf",
-                    fault.message, self.place
-                );
-                Fault { message, ..fault }.into()
-            }
-            _ => {
-                let message = format!("{}; {}", fault.message, self.place);
-                Fault { message, ..fault }.into()
-            }
-        })
+            Error::Tls(cause) => (
+                StartError::Tls,
+                format!(
+                    "no TLS with the server ({cause}); {place}. POSTGRES_SSLMODE={} needs a server \
+                     with ssl = on: check POSTGRES_HOST and POSTGRES_PORT, and the server's settings",
+                    self.config.sslmode
+                ),
+            ),
+            Error::Protocol(_) => (
+                StartError::Unavailable,
+                format!(
+                    "{}; {place}. What answers there is no PostgreSQL, or asks for a login other \
+                     than a password: check POSTGRES_HOST, POSTGRES_PORT and the server's pg_hba.conf",
+                    fault.message
+                ),
+            ),
+            _ => (StartError::Unavailable, format!("{}; {place}", fault.message)),
+        };
+        of(Fault { message, ..fault })
     }
 
-    /// What keeps the driver from even trying: a login that SASLprep refuses, or the files of our
-    /// certificate. Its own words about a login quote a character of the password.
+    /// Why the driver cannot even try: a login that SASLprep refuses, or the files of our certificate.
+    /// Its own words about a login quote a character of the password.
     fn unusable(&self, cause: &dyn std::error::Error) -> String {
         let is_ascii = |password: &Password| password.current().expose_secret().is_ascii();
-        let plain =
-            self.options.get_username().is_ascii() && self.password.as_ref().is_none_or(is_ascii);
-        if plain && self.has_certificate {
+        let config::Postgres { user, password, sslcert, .. } = &self.config;
+        let plain = user.is_ascii() && password.as_ref().is_none_or(is_ascii);
+        if plain && sslcert.is_some() {
             return cause.to_string();
         }
         "the user name or the password has a character that a login by SCRAM-SHA-256 cannot have, a \
@@ -232,8 +220,8 @@ impl Address {
     }
 }
 
-/// The pool's generation: connections opened before it began are not used again. A server that
-/// restarted leaves a pool of dead ones, and each would cost a batch one of its few tries.
+/// The pool's generation: connections opened before it began are not used again. After a restart of
+/// the server every pooled connection is dead, and each would cost a batch one of its few retries.
 #[derive(Debug, Default)]
 pub(super) struct Generation(Mutex<Option<Instant>>);
 
@@ -259,25 +247,13 @@ impl Lease {
         Ok(Self(Some(pool.acquire().await?)))
     }
 
+    pub(super) fn connection(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect("a lease holds its connection until it is released or dropped")
+    }
+
     /// Back to the pool: the connection is outside any transaction.
     pub(super) fn release(mut self) {
         drop(self.0.take());
-    }
-}
-
-const LEASED: &str = "a lease holds its connection until it is released or dropped";
-
-impl Deref for Lease {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        self.0.as_ref().expect(LEASED)
-    }
-}
-
-impl DerefMut for Lease {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        self.0.as_mut().expect(LEASED)
     }
 }
 
@@ -294,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_driver_says_of_a_password_is_not_repeated() {
+    fn the_drivers_message_about_a_password_is_not_repeated() {
         let words = "Failed to saslprep password: Error(ProhibitedCharacter('\u{1f5f3}'))";
         let refused = Fault::from(Error::Configuration(words.into()));
         assert!(!refused.message.contains("Prohibited"), "{refused}");

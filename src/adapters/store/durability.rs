@@ -2,23 +2,12 @@
 
 use sqlx::postgres::PgConnection;
 
-use super::PgStore;
+use super::{COUNTED_TABLES, PgStore};
 use crate::model::ports::Fault;
-use crate::platform::config::Config;
 use crate::platform::telemetry::Standbys;
 
 const RISKS: &str = include_str!("durability.sql");
-
-/// Standbys that stream from this server. `synchronous_commit` as this session has it. Of a walsender
-/// of another role, a role without pg_read_all_stats sees that it is there and no details; a base
-/// backup and logical replication are told apart where that can be seen.
-const STANDBYS: &str = "
-    SELECT btrim(current_setting('synchronous_standby_names')) <> '',
-           current_setting('synchronous_commit') NOT IN ('off', 'local'),
-           (SELECT count(*) FROM pg_stat_replication AS sender
-            WHERE coalesce(sender.state, '') <> 'backup'
-              AND NOT EXISTS (SELECT FROM pg_replication_slots AS slot
-                              WHERE slot.active_pid = sender.pid AND slot.slot_type = 'logical'))";
+const STANDBYS: &str = include_str!("standbys.sql");
 
 /// A setting or a table that can lose committed votes.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
@@ -31,7 +20,7 @@ pub struct Risk {
 /// Reads what could lose a commit. With `synchronous_commit=off`, 10–25 acknowledged commits were
 /// lost each time PostgreSQL was killed; an unlogged table was empty afterwards (measured on 15.18).
 pub(super) async fn risks(connection: &mut PgConnection) -> Result<Vec<Risk>, Fault> {
-    Ok(sqlx::query_as(RISKS).fetch_all(connection).await?)
+    Ok(sqlx::query_as(RISKS).bind(COUNTED_TABLES).fetch_all(connection).await?)
 }
 
 /// Reads how many standbys are connected and whether a commit waits for one.
@@ -39,25 +28,6 @@ pub(super) async fn standbys(connection: &mut PgConnection) -> Result<Standbys, 
     let (named, waits, connected): (bool, bool, i64) =
         sqlx::query_as(STANDBYS).fetch_one(connection).await?;
     Ok(Standbys { connected: connected.unsigned_abs(), named, waited_for: named && waits })
-}
-
-/// The risks in one line, and in another what to do.
-pub(super) fn listed(risks: &[Risk]) -> (String, String) {
-    let join = |text: fn(&Risk) -> &str, separator: &str| {
-        risks.iter().map(text).collect::<Vec<_>>().join(separator)
-    };
-    (join(|risk| &risk.risk, ", "), join(|risk| &risk.remedy, "; "))
-}
-
-/// Warns where a standby is connected that no commit waits for.
-pub(super) fn warn_of_standbys(config: &Config, standbys: Standbys) {
-    if standbys.connected > 0 && !standbys.named {
-        tracing::warn!(
-            database = config.postgres.database,
-            standbys = standbys.connected,
-            "synchronous_standby_names is empty: a failover to a standby loses acknowledged votes"
-        );
-    }
 }
 
 impl PgStore {

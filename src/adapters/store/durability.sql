@@ -1,5 +1,5 @@
 -- What could lose committed votes: one row a setting or table, with what to do about it. Any role may
--- read all of this.
+-- read all of this. $1: the tables that counting writes to.
 SELECT name || '=' || setting AS risk,
        'set ' || name || ' to on' AS remedy
 FROM pg_settings AS setting
@@ -19,7 +19,7 @@ SELECT kind || ' ' || relation.relid::regclass::text,
 FROM (
     WITH RECURSIVE relation AS (
         SELECT to_regclass(name)::oid AS relid
-        FROM unnest(ARRAY['vote_audit', 'vote_results', 'duplicate_attempts']) AS name
+        FROM unnest($1::text[]) AS name
         UNION
         SELECT inhrelid FROM pg_inherits JOIN relation ON inhparent = relid
     )

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::migrate::{ForeignObject, SchemaState};
 use super::sqlstate::fatal_at_start;
 use crate::model::ports::{Class, Fault};
 use crate::platform::config::{Config, Postgres};
@@ -10,14 +11,14 @@ use crate::platform::config::{Config, Postgres};
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The database is down, starting up or busy: retried.
-    #[error("{0}")]
-    Unavailable(Fault),
+    #[error(transparent)]
+    Unavailable(#[from] Fault),
     #[error("PostgreSQL refuses the login or a permission: {fault}; {place}. {advice}")]
     Credentials { fault: Fault, place: String, advice: String },
     /// The server does not take our certificate, or asks for one.
     #[error("PostgreSQL refuses our certificate, or requires one: {0}")]
     Certificate(Fault),
-    /// We refuse the server, or there is no TLS to be had.
+    /// We refuse the server, or it offers no TLS.
     #[error("no encrypted connection to PostgreSQL: {0}")]
     Tls(Fault),
     /// The driver can't use the settings.
@@ -53,15 +54,9 @@ pub enum StartError {
          POSTGRES_REQUIRE_STANDBY=false"
     )]
     NoStandby { place: String },
-    /// Not at a start, but in what a command does once it is connected.
+    /// What a command met once it was connected.
     #[error("PostgreSQL failed: {fault}; {place}")]
     Failed { fault: Fault, place: String },
-}
-
-impl From<Fault> for StartError {
-    fn from(fault: Fault) -> Self {
-        Self::Unavailable(fault)
-    }
 }
 
 impl From<sqlx::Error> for StartError {
@@ -77,7 +72,7 @@ impl From<StartError> for Fault {
             | StartError::Certificate(fault)
             | StartError::Tls(fault)
             | StartError::Settings(fault) => fault,
-            other => Self { class: Class::Pause, sqlstate: None, message: other.to_string() },
+            other => Self::new(Class::Pause, other.to_string()),
         }
     }
 }
@@ -90,6 +85,19 @@ impl StartError {
 
     pub(super) fn schema(config: &Config, reason: String) -> Self {
         Self::Schema { reason, place: describe(&config.postgres) }
+    }
+
+    pub(super) fn misfit(config: &Config, state: &SchemaState) -> Self {
+        let (reason, remedy) = state.unfit();
+        Self::schema(config, format!("{reason}; {remedy}"))
+    }
+
+    pub(super) fn foreign<'a>(
+        config: &Config,
+        objects: impl IntoIterator<Item = &'a ForeignObject>,
+    ) -> Self {
+        let objects: Vec<String> = objects.into_iter().map(ToString::to_string).collect();
+        Self::Foreign { objects: objects.join(", "), place: describe(&config.postgres) }
     }
 
     /// The refusal behind a fault, where its SQLSTATE names one that lasts until an operator acts.
@@ -107,7 +115,7 @@ impl StartError {
     }
 }
 
-/// What a command that is connected ran into while `doing` its work.
+/// The error of a command that is connected, from `fault` while `doing` its work.
 pub(super) fn failed(config: &Config, fault: Fault, doing: &str) -> StartError {
     let place = describe(&config.postgres);
     match (fault.class, fault.sqlstate.as_deref()) {

@@ -1,4 +1,4 @@
-//! The facts about a database that `vote-aggregator check` asks for: looks, and leaves nothing behind.
+//! The facts about a database for `vote-aggregator check`. Changes nothing.
 
 use std::time::Duration;
 
@@ -7,12 +7,10 @@ use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::connection::{Address, options, with_session_limits};
+use super::connection::Address;
 use super::durability::{Risk, risks, standbys};
 use super::error::StartError;
-use super::migrate::{
-    Examined, NotApplied, SchemaState, Surroundings, examine, open_schema, rehearse_pending,
-};
+use super::migrate::{Examined, SchemaState, Surroundings, examine, open_schema, rehearse_pending};
 use super::misfits::Misfits;
 use super::sessions::{Session, blockers};
 use super::start::{fits, not_applied};
@@ -130,9 +128,8 @@ async fn collect(
     limit: Duration,
     facts: &mut DatabaseFacts,
 ) -> Result<(), StartError> {
-    let limited = with_session_limits(options(&config.postgres), config.postgres.statement_timeout);
-    let address = Address::new(&config.postgres, limited).session("vote-aggregator check", []);
-    let mut connection = address.connect().await?;
+    let address = Address::limited(&config.postgres, config.postgres.statement_timeout);
+    let mut connection = address.named("vote-aggregator check").connect().await?;
 
     let server = facts.server.insert(sqlx::query_as(SERVER).fetch_one(&mut connection).await?);
     facts.risks = risks(&mut connection).await?;
@@ -162,23 +159,21 @@ async fn rehearse(
     state: &SchemaState,
     limit: Duration,
 ) -> Result<Rehearsal, StartError> {
-    let versions = match state {
-        _ if server.read_only => return Ok(Rehearsal::Skipped(Skipped::ReadOnly)),
+    let mut pending: &[i64] = &[];
+    let skipped = match state {
+        _ if server.read_only => Some(Skipped::ReadOnly),
         SchemaState::Current | SchemaState::Newer(_) => {
             let rehearsed = transaction::rehearse(connection).await;
             return Ok(Rehearsal::Done(fits(config, rehearsed)));
         }
-        SchemaState::Pending(versions) => versions,
-        _ => return Ok(Rehearsal::Skipped(Skipped::Unfit)),
-    };
-    let skipped = if !server.may_migrate() {
-        Some(Skipped::NotOwner)
-    } else if limit.is_zero() {
-        Some(Skipped::Disabled)
-    } else if !surroundings.foreign.is_empty() {
-        Some(Skipped::Foreign)
-    } else {
-        open_schema(connection).await?.map(|(schema, _)| Skipped::OpenSchema(schema))
+        SchemaState::Pending(_) if !server.may_migrate() => Some(Skipped::NotOwner),
+        SchemaState::Pending(_) if limit.is_zero() => Some(Skipped::Disabled),
+        SchemaState::Pending(_) if !surroundings.foreign.is_empty() => Some(Skipped::Foreign),
+        SchemaState::Pending(versions) => {
+            pending = versions;
+            open_schema(connection).await?.map(|(schema, _)| Skipped::OpenSchema(schema))
+        }
+        _ => Some(Skipped::Unfit),
     };
     if let Some(skipped) = skipped {
         return Ok(Rehearsal::Skipped(skipped));
@@ -187,15 +182,15 @@ async fn rehearse(
     let count = async |connection: &mut PgConnection| {
         transaction::rehearse_in_transaction(connection).await
     };
-    Ok(match rehearse_pending(connection, limit, deadline, count).await {
+    Ok(match rehearse_pending(connection, config, limit, deadline, count).await {
         Ok(None) => Rehearsal::Skipped(Skipped::Applied),
         Ok(Some(rehearsed)) => Rehearsal::Done(fits(config, rehearsed)),
-        Err(NotApplied::Fault(fault))
+        Err(StartError::Unavailable(fault))
             if matches!(fault.sqlstate.as_deref(), Some("55P03" | "57014")) =>
         {
             Rehearsal::Skipped(Skipped::TimedOut(limit, fault))
         }
-        Err(error) => Rehearsal::Done(Err(not_applied(config, versions, error))),
+        Err(error) => Rehearsal::Done(Err(not_applied(config, pending, error))),
     })
 }
 

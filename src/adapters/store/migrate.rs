@@ -7,9 +7,10 @@ mod read;
 use std::time::Duration;
 
 use sqlx::migrate::{Migration, Migrator};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Error, Executor};
 
-pub(super) use self::apply::{NotApplied, apply_next, close_schema, open_schema, rehearse_pending};
-pub(super) use self::foreign::list;
+pub(super) use self::apply::{apply_next, close_schema, open_schema, rehearse_pending};
 pub use self::foreign::{ForeignObject, Surroundings};
 pub(super) use self::read::{Examined, examine};
 
@@ -46,9 +47,48 @@ pub enum SchemaState {
     Differs(i64),
 }
 
+impl SchemaState {
+    /// Why a schema does not fit that is not migrated, and what to do.
+    pub fn unfit(&self) -> (String, &'static str) {
+        match self {
+            Self::Current | Self::Newer(_) => ("it is up to date".to_owned(), "nothing"),
+            Self::Pending(versions) => (
+                format!("migrations {versions:?} are not applied and MIGRATE_ON_START is off"),
+                "run `vote-aggregator migrate` as the owner of the tables",
+            ),
+            Self::Incompatible { migration, requires } => (
+                format!(
+                    "the database is at migration {migration}, which needs a release that knows \
+                     migration {requires}; this release knows migrations up to {}",
+                    newest()
+                ),
+                "run such a release; to stay with this one, restore the database from before that \
+                 migration",
+            ),
+            Self::Unknown(version) => (
+                format!(
+                    "migration {version} is applied, which is not one of this release's, and it does \
+                     not follow on all of them"
+                ),
+                "check POSTGRES_DB, and compare the table _sqlx_migrations with init_db.sql",
+            ),
+            Self::Differs(version) => (
+                format!("migration {version} was applied with other content than this release has"),
+                "compare the schema with init_db.sql",
+            ),
+        }
+    }
+}
+
 /// The newest migration of this release.
 pub(super) fn newest() -> i64 {
     MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// Runs commands without parameters.
+async fn execute(connection: &mut PgConnection, commands: String) -> Result<(), Error> {
+    connection.execute(sqlx::raw_sql(AssertSqlSafe(commands))).await?;
+    Ok(())
 }
 
 /// `applied` with their checksums, in order; `needs` is the migration with the highest requirement,
@@ -115,39 +155,32 @@ pub fn init_script() -> String {
 mod tests {
     use super::*;
 
-    fn applied(versions: &[i64]) -> Vec<(i64, Vec<u8>)> {
+    fn state(versions: impl IntoIterator<Item = i64>, needs: Option<(i64, i64)>) -> SchemaState {
         let checksum = |version: i64| {
             let known = MIGRATIONS.iter().find(|known| known.version == version);
             known.map(|known| known.checksum.to_vec()).unwrap_or_default()
         };
-        versions.iter().map(|version| (*version, checksum(*version))).collect()
+        let applied = versions.into_iter().map(|version| (version, checksum(version)));
+        compare(&applied.collect::<Vec<_>>(), needs)
     }
 
     #[test]
     fn later_migrations_are_accepted_unless_one_requires_a_newer_release() {
-        let all: Vec<i64> = (1..=newest()).collect();
         let (next, after) = (newest() + 1, newest() + 2);
-        let with = |more: &[i64]| applied(&[all.as_slice(), more].concat());
-        assert_eq!(compare(&applied(&[]), None), SchemaState::Pending(all.clone()));
-        assert_eq!(compare(&with(&[]), None), SchemaState::Current);
-        assert_eq!(compare(&with(&[next, after]), None), SchemaState::Newer(vec![next, after]));
+        assert_eq!(state([], None), SchemaState::Pending((1..=newest()).collect()));
+        assert_eq!(state(1..=newest(), None), SchemaState::Current);
+        assert_eq!(state(1..=after, None), SchemaState::Newer(vec![next, after]));
         // A requirement that this release fulfils.
-        let fulfilled = Some((next, newest()));
-        assert_eq!(compare(&with(&[next]), fulfilled), SchemaState::Newer(vec![next]));
-        assert_eq!(
-            compare(&with(&[next, after]), Some((next, after))),
-            SchemaState::Incompatible { migration: next, requires: after }
-        );
+        assert_eq!(state(1..=next, Some((next, newest()))), SchemaState::Newer(vec![next]));
+        let incompatible = SchemaState::Incompatible { migration: next, requires: after };
+        assert_eq!(state(1..=after, Some((next, after))), incompatible);
     }
 
     #[test]
     fn gaps_and_other_contents_are_not_accepted() {
-        let later = newest() + 1;
-        let mut gap: Vec<i64> = (2..=newest()).collect();
-        assert_eq!(compare(&applied(&gap), None), SchemaState::Pending(vec![1]));
-        gap.push(later);
-        assert_eq!(compare(&applied(&gap), None), SchemaState::Unknown(later));
-        assert_eq!(compare(&applied(&[0, 1]), None), SchemaState::Unknown(0));
+        assert_eq!(state(2..=newest(), None), SchemaState::Pending(vec![1]));
+        assert_eq!(state(2..=newest() + 1, None), SchemaState::Unknown(newest() + 1));
+        assert_eq!(state([0, 1], None), SchemaState::Unknown(0));
         assert_eq!(compare(&[(1, b"x".to_vec())], None), SchemaState::Differs(1));
     }
 }

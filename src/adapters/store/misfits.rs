@@ -1,13 +1,13 @@
-//! Tables in place that are not as the statements need them.
+//! Existing tables that the statements cannot work with.
 
 use sqlx::postgres::PgConnection;
-use sqlx::{Row, raw_sql};
+use sqlx::{FromRow, raw_sql};
 
 use crate::model::ports::Fault;
 
 const MISFITS: &str = include_str!("misfits.sql");
 
-/// What the catalogue says of columns and keys. Names only, and no value of any row.
+/// What is wrong with columns and keys, by the catalogue. Names only, and no value of any row.
 #[derive(Debug, Default)]
 pub struct Misfits {
     /// Columns that the statements cannot work with, each with what is wrong.
@@ -24,9 +24,8 @@ impl Misfits {
     pub(super) async fn of(connection: &mut PgConnection) -> Result<Self, Fault> {
         let mut misfits = Self::default();
         for row in raw_sql(MISFITS).fetch_all(connection).await? {
-            let place: String = row.try_get("place")?;
-            let problem: String = row.try_get("problem")?;
-            match row.try_get("zone")? {
+            let (place, problem, zone): (String, String, Option<String>) = FromRow::from_row(&row)?;
+            match zone {
                 Some(zone) => {
                     misfits.zone = zone;
                     misfits.zoneless.push(place);
@@ -39,27 +38,26 @@ impl Misfits {
 
     /// What zoneless columns mean, and what to do; `None` where there are none.
     pub fn zones(&self) -> Option<(String, String)> {
-        (!self.zoneless.is_empty()).then(|| {
-            (
-                format!(
-                    "{} without time zone: the service writes and reads UTC there. Times that an \
-                     earlier service wrote in another zone are shown shifted, and a counted vote \
-                     that comes again is recorded as an attempt",
-                    self.zoneless.join(", ")
-                ),
-                format!(
-                    "before this service counts, convert them to timestamptz from the zone in \
-                     which they were written (log_timezone of the server is {}): docs/runbook.md, \
-                     \"Times without a time zone\"",
-                    self.zone
-                ),
-            )
-        })
+        if self.zoneless.is_empty() {
+            return None;
+        }
+        let meaning = format!(
+            "{} without time zone: the service writes and reads UTC there. Times that an earlier \
+             service wrote in another zone are shown shifted, and a counted vote that comes again is \
+             recorded as an attempt",
+            self.zoneless.join(", ")
+        );
+        let remedy = format!(
+            "before this service counts, convert them to timestamptz from the zone in which they were \
+             written (log_timezone of the server is {}): docs/runbook.md, \"Times without a time zone\"",
+            self.zone
+        );
+        Some((meaning, remedy))
     }
 }
 
-/// `fault` with the columns that explain it, if it is one that tables explain. PostgreSQL names no
-/// column where a value is too long (22001) and no table where a key is missing (42P10).
+/// `fault` with the columns that explain it, if tables can be its cause. PostgreSQL names no column where
+/// a value is too long (22001) and no table where a key is missing (42P10).
 pub(super) async fn explained(connection: &mut PgConnection, fault: Fault) -> Fault {
     let by_tables = |code: &str| {
         code.starts_with("42") && code != "42501" || code.starts_with("22") || code == "23502"

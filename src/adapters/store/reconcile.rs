@@ -2,14 +2,15 @@
 //! table `reconciliation`.
 //!
 //! Everything happens in one transaction, the lock included: a transaction pooler may give the next
-//! transaction to another server connection, where a session's lock or setting would be missing.
+//! transaction to another server connection, where a session's lock or setting would be missing. No
+//! statement stays prepared, since the pooler may give the server connection to another client next.
 
 use std::time::Duration;
 
+use sqlx::postgres::PgConnection;
 use sqlx::postgres::types::PgInterval;
-use sqlx::postgres::{PgArguments, PgConnection};
-use sqlx::query::Query;
-use sqlx::{Connection, Error, Postgres};
+use sqlx::{Connection, Error};
+use tokio::time::Instant;
 
 use super::recount::{Comparison, DEADLINE, STATEMENT_TIMEOUT, compare};
 use super::{PgStore, within};
@@ -25,26 +26,11 @@ const CLIENT_CHECK: Duration = Duration::from_secs(2);
 /// any size, comparing takes at most a twentieth of one connection's time.
 pub const PAUSES: u32 = 20;
 
+const LAST: &str = include_str!("last_comparison.sql");
+const SHARE: &str = include_str!("share_comparison.sql");
 const PRIVILEGES: &str = "SELECT coalesce(bool_and(has_table_privilege(\
                             to_regclass('reconciliation'), privilege)), false) \
                           FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege";
-
-/// `ahead`: by more than two reads of a clock can differ. After the database's clock was set back, or
-/// after a restore on a server whose clock is behind.
-const LAST: &str = "SELECT extract(epoch FROM clock_timestamp() \
-                        - least(compared_at, clock_timestamp()))::float8 AS age, \
-                      compared_at > clock_timestamp() + interval '5 seconds' AS ahead, \
-                      extract(epoch FROM duration)::float8 AS duration, \
-                      laws, votes, drift_laws, drift_votes \
-                    FROM reconciliation";
-
-const SHARE: &str = "INSERT INTO reconciliation \
-                       (compared_at, duration, laws, votes, drift_laws, drift_votes) \
-                     VALUES (clock_timestamp(), $1, $2, $3, $4, $5) \
-                     ON CONFLICT (id) DO UPDATE SET \
-                       compared_at = excluded.compared_at, duration = excluded.duration, \
-                       laws = excluded.laws, votes = excluded.votes, \
-                       drift_laws = excluded.drift_laws, drift_votes = excluded.drift_votes";
 
 /// The last comparison, as the table has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,20 +97,20 @@ impl PgStore {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<R, Error>,
     ) -> Result<R, Fault> {
-        let address = self.address.session("vote-aggregator reconciler", []);
+        let address = self.address.named("vote-aggregator reconciler");
         within(DEADLINE, async {
             let mut connection = address.connect().await?;
             let mut transaction = connection.begin().await?;
             for (setting, value) in [
-                ("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string()),
+                ("statement_timeout", STATEMENT_TIMEOUT.as_millis()),
                 // Counting has the other cores.
-                ("max_parallel_workers_per_gather", "0".to_owned()),
+                ("max_parallel_workers_per_gather", 0),
                 // A statement of minutes does not outlive this client; servers before 14 lack it.
-                ("client_connection_check_interval", CLIENT_CHECK.as_millis().to_string()),
+                ("client_connection_check_interval", CLIENT_CHECK.as_millis()),
             ] {
-                let set =
-                    query("SELECT set_config(name, $2, true) FROM pg_settings WHERE name = $1");
-                set.bind(setting).bind(value).execute(&mut *transaction).await?;
+                let set = "SELECT set_config(name, $2, true) FROM pg_settings WHERE name = $1";
+                let set = sqlx::query(set).persistent(false).bind(setting).bind(value.to_string());
+                set.execute(&mut *transaction).await?;
             }
             let done = work(&mut transaction).await?;
             transaction.commit().await?;
@@ -134,12 +120,6 @@ impl PgStore {
         })
         .await
     }
-}
-
-/// A query that leaves no prepared statement on a server connection, which a pooler may give to
-/// another client next.
-fn query(sql: &'static str) -> Query<'static, Postgres, PgArguments> {
-    sqlx::query(sql).persistent(false)
 }
 
 /// In the transaction that is open.
@@ -156,48 +136,38 @@ async fn reconcile(
     let locked: bool = lock.bind(LOCK).fetch_one(&mut *connection).await?;
     // After the lock: a comparison that ended before it is seen.
     let last = sqlx::query_as(LAST).persistent(false).fetch_optional(&mut *connection).await?;
+    let last = last.map(shared);
     match last {
-        last if !locked => Ok(Reconciled::Busy(last.map(shared))),
-        // A time in the future says nothing about when that comparison was.
-        Some(last) if !last.1 && shared(last).is_recent(interval) => {
-            Ok(Reconciled::Recent(shared(last)))
-        }
-        _ => {
-            let began = tokio::time::Instant::now();
-            let comparison = compare(connection, keep).await?;
-            share(connection, &comparison, began.elapsed()).await?;
-            Ok(Reconciled::Compared(comparison))
-        }
+        _ if !locked => return Ok(Reconciled::Busy(last.map(|(last, _)| last))),
+        // A time in the future does not say when that comparison was.
+        Some((last, false)) if last.is_recent(interval) => return Ok(Reconciled::Recent(last)),
+        _ => {}
     }
-}
-
-async fn share(
-    connection: &mut PgConnection,
-    comparison: &Comparison,
-    took: Duration,
-) -> Result<(), Error> {
+    let began = Instant::now();
+    let comparison = compare(&mut *connection, keep).await?;
     let Comparison { laws, votes, drift_laws, drift_votes, .. } = comparison;
-    let microseconds = i64::try_from(took.as_micros()).unwrap_or(i64::MAX);
-    let mut share = query(SHARE).bind(PgInterval { months: 0, days: 0, microseconds });
-    for number in [laws, votes, drift_laws, drift_votes] {
-        share = share.bind(i64::try_from(*number).unwrap_or(i64::MAX));
-    }
-    share.execute(connection).await?;
-    Ok(())
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let microseconds = i64::try_from(began.elapsed().as_micros()).unwrap_or(i64::MAX);
+    sqlx::query(SHARE)
+        .persistent(false)
+        .bind(PgInterval { months: 0, days: 0, microseconds })
+        .bind(signed(laws))
+        .bind(signed(votes))
+        .bind(signed(drift_laws))
+        .bind(signed(drift_votes))
+        .execute(connection)
+        .await?;
+    Ok(Reconciled::Compared(comparison))
 }
 
-/// A row of [`LAST`].
+/// A row of last_comparison.sql.
 type Last = (f64, bool, f64, i64, i64, i64, i64);
 
-fn shared((age, _, duration, laws, votes, drift_laws, drift_votes): Last) -> Shared {
+/// Returns also whether it is in the future.
+fn shared((age, ahead, duration, laws, votes, drift_laws, drift_votes): Last) -> (Shared, bool) {
     let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
-    let number = |number| u64::try_from(number).unwrap_or(0);
-    Shared {
-        age: seconds(age),
-        duration: seconds(duration),
-        laws: number(laws),
-        votes: number(votes),
-        drift_laws: number(drift_laws),
-        drift_votes: number(drift_votes),
-    }
+    let [laws, votes, drift_laws, drift_votes] =
+        [laws, votes, drift_laws, drift_votes].map(|number| u64::try_from(number).unwrap_or(0));
+    let (age, duration) = (seconds(age), seconds(duration));
+    (Shared { age, duration, laws, votes, drift_laws, drift_votes }, ahead)
 }

@@ -35,7 +35,7 @@ impl LawCounts {
 impl fmt::Display for LawCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { law_id, audit, results } = self;
-        // Quoted: whoever writes to the tables by hand may put anything into a law's name.
+        // Quoted: a row that was written without the service may have any law_id.
         write!(
             f,
             "{law_id:?} audit {} oui {} non, results {} oui {} non",
@@ -121,11 +121,9 @@ mod tests {
     }
 
     #[test]
-    fn a_law_is_told_with_both_counts_and_its_name_quoted() {
-        assert_eq!(
-            law("a\nb", [3, 4], [4, -3]).to_string(),
-            r#""a\nb" audit 3 oui 4 non, results 4 oui -3 non"#
-        );
+    fn a_law_is_shown_with_both_counts_and_its_name_quoted() {
+        let shown = law("a\nb", [3, 4], [4, -3]).to_string();
+        assert_eq!(shown, r#""a\nb" audit 3 oui 4 non, results 4 oui -3 non"#);
         assert_eq!(law("far", [i64::MAX, i64::MAX], [i64::MIN, 0]).drift(), u64::MAX);
     }
 }

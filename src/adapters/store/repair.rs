@@ -1,12 +1,11 @@
-//! `recount`: the totals against the audit for somebody who waits for it, and putting them right.
+//! `recount`: compares the totals with the audit for an operator, and corrects them.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error, Executor};
 
-use super::connection::{Address, options, with_session_limits};
+use super::connection::Address;
 use super::error::{StartError, failed};
 use super::recount::{Comparison, DEADLINE, LawCounts, STATEMENT_TIMEOUT};
 use super::start::{Patience, retry};
@@ -89,11 +88,11 @@ pub async fn correct(
     progress: impl Fn(Progress),
 ) -> Result<Correction, StartError> {
     // The rows of an attempt whose outcome is unknown, and the totals before it.
-    let unknown: Mutex<Option<(Vec<i64>, Comparison)>> = Mutex::default();
+    let mut unknown: Option<(Vec<i64>, Comparison)> = None;
     retry(config, patience, async || {
         let mut connection = open(config).await?;
         let corrected = async {
-            // A missing table or grant shows before anybody is held up.
+            // A missing table or grant shows before counting waits for the lock.
             write(&mut connection, &[], reason).await?;
             run(
                 &mut connection,
@@ -102,15 +101,14 @@ pub async fn correct(
             )
             .await?;
             // Behind the lock: that attempt's transaction has ended, one way or the other.
-            let earlier = lock(&unknown).clone();
-            if let Some((rows, before)) = earlier
-                && recorded(&mut connection, &rows).await?
+            if let Some((rows, before)) = &unknown
+                && recorded(&mut connection, rows).await?
             {
-                return Ok(Correction { before, found_done: true });
+                return Ok(Correction { before: before.clone(), found_done: true });
             }
             let before = compare(&mut connection, &progress).await?;
             let rows = write(&mut connection, &before.differing, reason).await?;
-            *lock(&unknown) = (!rows.is_empty()).then(|| (rows, before.clone()));
+            unknown = (!rows.is_empty()).then(|| (rows, before.clone()));
             run(&mut connection, "COMMIT").await?;
             Ok(Correction { before, found_done: false })
         };
@@ -119,10 +117,6 @@ pub async fn correct(
         Ok(correction)
     })
     .await
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether all of these rows are in result_corrections.
@@ -134,9 +128,8 @@ async fn recorded(connection: &mut PgConnection, rows: &[i64]) -> Result<bool, F
 
 /// A connection for one transaction, which ends with it however that ends.
 async fn open(config: &Config) -> Result<PgConnection, StartError> {
-    let limited = with_session_limits(options(&config.postgres), STATEMENT_TIMEOUT);
-    let named = Address::new(&config.postgres, limited).session("vote-aggregator recount", []);
-    named.connect().await
+    let address = Address::limited(&config.postgres, STATEMENT_TIMEOUT);
+    address.named("vote-aggregator recount").connect().await
 }
 
 /// Compares in the transaction that is open, whose snapshot all statements share.
@@ -149,15 +142,14 @@ async fn compare(
         "SELECT law_id, coalesce(oui_count, 0)::bigint, coalesce(non_count, 0)::bigint \
          FROM vote_results",
     );
-    let mut both: BTreeMap<String, [[i64; 2]; 2]> = BTreeMap::new();
-    for (law_id, oui, non) in answered(totals.fetch_all(connection)).await? {
-        let counted = audit.remove(&law_id).unwrap_or_default();
-        both.insert(law_id, [counted, [oui, non]]);
-    }
-    both.extend(audit.into_iter().map(|(law_id, counts)| (law_id, [counts, [0; 2]])));
+    let totals: Vec<(String, i64, i64)> = answered(totals.fetch_all(connection)).await?;
+    let mut results: BTreeMap<_, _> =
+        totals.into_iter().map(|(law_id, oui, non)| (law_id, [oui, non])).collect();
+    results.keys().for_each(|law_id| _ = audit.entry(law_id.clone()).or_default());
 
     let mut comparison = Comparison::default();
-    for (law_id, [audit, results]) in both {
+    for (law_id, audit) in audit {
+        let results = results.remove(&law_id).unwrap_or_default();
         comparison.add(LawCounts { law_id, audit, results }, usize::MAX);
     }
     Ok(comparison)
@@ -177,11 +169,11 @@ async fn recount_audit(
     let mut first = 0;
     loop {
         let next = first + PAGES;
-        // To the very end, so that counting the pages right is not what being right depends on.
+        // The last part goes to the end, so that the result does not depend on the number of pages.
         let end = if next < pages { format!("({next},0)") } else { END.to_owned() };
         let part = sqlx::query_as(PART).bind(format!("({first},0)")).bind(&end);
-        for (law_id, oui, non) in answered(part.fetch_all(&mut *connection)).await? {
-            let (oui, non): (i64, i64) = (oui, non);
+        let laws: Vec<(String, i64, i64)> = answered(part.fetch_all(&mut *connection)).await?;
+        for (law_id, oui, non) in laws {
             votes += oui.unsigned_abs() + non.unsigned_abs();
             let counts = audit.entry(law_id).or_default();
             *counts = [counts[0] + oui, counts[1] + non];
@@ -217,7 +209,7 @@ async fn run(connection: &mut PgConnection, commands: &'static str) -> Result<()
     answered(connection.execute(sqlx::raw_sql(commands))).await.map(drop)
 }
 
-/// A connection that nobody answers on any more must not be waited for.
+/// Bounds the wait on a connection that is lost without a notice.
 async fn answered<R>(work: impl Future<Output = Result<R, Error>>) -> Result<R, Fault> {
     within(DEADLINE, async { Ok(work.await?) }).await
 }

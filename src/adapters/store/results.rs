@@ -1,9 +1,10 @@
-//! The results for people and programs: vote_results as it is, and nothing else.
+//! The results for people and programs: vote_results as it is.
 
-use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Error, Row};
+use sqlx::Error;
+use sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
 
-use super::connection::{Address, options, with_session_limits};
+use super::connection::Address;
 use super::error::{StartError, failed};
 use super::start::{Patience, retry};
 use super::within;
@@ -25,12 +26,9 @@ pub struct Results<'c> {
 impl<'c> Results<'c> {
     /// Of the laws named, or of all when none is. Connects on first use.
     pub fn new(config: &'c Config, laws: &'c [String]) -> Self {
-        let limited =
-            with_session_limits(options(&config.postgres), config.postgres.statement_timeout);
-        let address = Address::new(&config.postgres, limited).session(
-            "vote-aggregator results",
-            [("default_transaction_read_only", "on".to_owned())],
-        );
+        let limited = Address::limited(&config.postgres, config.postgres.statement_timeout);
+        let mut address = limited.named("vote-aggregator results");
+        address.options = address.options.options([("default_transaction_read_only", "on")]);
         Self { config, address, laws: (!laws.is_empty()).then_some(laws), connection: None }
     }
 
@@ -50,7 +48,7 @@ impl<'c> Results<'c> {
 
     async fn read_once(&mut self) -> Result<Reading, StartError> {
         let config = self.config;
-        // An answer that does not come leaves no doubtful connection behind.
+        // Taken out, so that a read that fails or is dropped leaves no connection half used.
         let kept = self.connection.take();
         let reading = async {
             let mut connection = match kept {
@@ -60,11 +58,10 @@ impl<'c> Results<'c> {
             let reading = read(&mut connection, self.laws).await;
             let reading =
                 reading.map_err(|error| failed(config, error.into(), "reading the results"))?;
-            Ok::<_, StartError>((connection, reading))
+            self.connection = Some(connection);
+            Ok(reading)
         };
-        let (connection, reading) = within(config.postgres.transaction_deadline(), reading).await?;
-        self.connection = Some(connection);
-        Ok(reading)
+        within(config.postgres.transaction_deadline(), reading).await
     }
 }
 
@@ -81,22 +78,14 @@ pub async fn results(
     retry(config, patience, attempt).await
 }
 
-async fn read(connection: &mut PgConnection, laws: Option<&[String]>) -> Result<Reading, Error> {
-    let rows = sqlx::query(RESULTS).bind(laws).fetch_all(connection).await?;
-    let first = rows.first().ok_or(Error::RowNotFound)?;
-    let at = first.try_get("at")?;
-    let laws = rows.iter().filter_map(|row| law(row).transpose());
-    Ok(Reading { laws: laws.collect::<Result<_, _>>()?, at })
-}
+/// A row of results.sql.
+type Row = (OffsetDateTime, Option<String>, i64, i64, Option<OffsetDateTime>);
 
-fn law(row: &PgRow) -> Result<Option<LawResult>, Error> {
-    let Some(law_id) = row.try_get("law_id")? else {
-        return Ok(None);
-    };
-    Ok(Some(LawResult {
-        law_id,
-        oui: row.try_get("oui_count")?,
-        non: row.try_get("non_count")?,
-        updated_at: row.try_get("updated_at")?,
-    }))
+async fn read(connection: &mut PgConnection, laws: Option<&[String]>) -> Result<Reading, Error> {
+    let rows: Vec<Row> = sqlx::query_as(RESULTS).bind(laws).fetch_all(connection).await?;
+    let at = rows.first().ok_or(Error::RowNotFound)?.0;
+    let laws = rows.into_iter().filter_map(|(_, law_id, oui, non, updated_at)| {
+        Some(LawResult { law_id: law_id?, oui, non, updated_at })
+    });
+    Ok(Reading { laws: laws.collect(), at })
 }

@@ -1,4 +1,4 @@
-//! Sessions that hold locks on the service's tables, and who waits for them. Never what they ran.
+//! Sessions that hold locks on the service's tables, and which sessions wait for them. Never their queries.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -9,8 +9,8 @@ use sqlx::{Error, FromRow};
 
 const SESSIONS: &str = include_str!("sessions.sql");
 
-/// A transaction that counts is over by then, and one that is not keeps counting waiting. Seen twice,
-/// since the age of another role's transaction is hidden from a role without pg_monitor.
+/// A transaction that counts is over by then, and a longer one makes counting wait. Sessions are read
+/// twice, since the age of another role's transaction is hidden from a role without pg_monitor.
 const A_MOMENT: Duration = Duration::from_secs(1);
 
 /// Most sessions that are named.
@@ -130,8 +130,8 @@ fn staying<'a>(before: &[Session], after: &'a [Session]) -> impl Iterator<Item =
     })
 }
 
-/// Who holds a lock that a migration waits for, the oldest transactions first: the lock of migrations
-/// itself, or any on the tables.
+/// The holders of a lock that a migration waits for, the oldest transactions first: of the lock of
+/// migrations itself, or of any on the tables.
 pub(super) async fn holders(
     connection: &mut PgConnection,
     lock_of_migrations: bool,
@@ -143,10 +143,11 @@ pub(super) async fn holders(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn session(pid: i32, transaction: &str) -> Session {
+    /// A session with a lock that counting may have to wait for.
+    pub(crate) fn session(pid: i32, transaction: &str) -> Session {
         Session {
             pid: Some(pid),
             transaction: transaction.to_owned(),

@@ -2,12 +2,13 @@
 
 use crate::model::ports::Class;
 
-/// Names of the constraints under which a repeated vote_hash would be reported.
-const VOTE_HASH_KEYS: [&str; 2] = ["vote_audit_pkey", "vote_audit_vote_hash_key"];
+/// Constraints whose violation passes when it is tried again: those under which a repeated vote_hash
+/// would be reported, and the one of a migration that another instance has applied.
+const KEYS_OF_A_RACE: [&str; 3] =
+    ["vote_audit_pkey", "vote_audit_vote_hash_key", "_sqlx_migrations_pkey"];
 
 /// The class of a server error, by its SQLSTATE (PostgreSQL's appendix A) and, for a unique
-/// violation, the constraint it names. A code that is not listed pauses: nothing is lost while
-/// somebody looks.
+/// violation, the constraint it names. A code that is not listed pauses, so that nothing is lost.
 pub fn classify(sqlstate: &str, constraint: Option<&str>) -> Class {
     match sqlstate {
         // serialization_failure, deadlock_detected, lock_not_available
@@ -26,7 +27,9 @@ pub fn classify(sqlstate: &str, constraint: Option<&str>) -> Class {
 
         // A count that overflows, a row updated twice in one statement: no vote can cause these.
         "21000" | "22003" => Class::Bug,
-        "23505" if constraint.is_some_and(|name| VOTE_HASH_KEYS.contains(&name)) => Class::Retry,
+        "23505" if constraint.is_some_and(|name| KEYS_OF_A_RACE.contains(&name)) => Class::Retry,
+        // A key of the catalogue: two instances created the same table.
+        "23505" if constraint.is_some_and(|name| name.starts_with("pg_")) => Class::Retry,
         "23505" => Class::Bug,
 
         // not_null, foreign_key, check violations; program_limit_exceeded; raised by a trigger
@@ -41,8 +44,8 @@ pub fn classify(sqlstate: &str, constraint: Option<&str>) -> Class {
     }
 }
 
-/// Whether the code is one whose message is the server's own and tells of no value: a trigger may
-/// raise any other with words of its making.
+/// Whether messages with this code are the server's own and quote no value: a trigger may raise any
+/// other code with a text of its own.
 pub fn is_listed(sqlstate: &str) -> bool {
     let classes = [
         "08", "21", "25", "26", "28", "2B", "40", "53", "55", "57", "58", "0A", "3D", "3F", "42",
@@ -51,8 +54,8 @@ pub fn is_listed(sqlstate: &str) -> bool {
     sqlstate.get(..2).is_some_and(|class| classes.contains(&class)) || sqlstate == "23505"
 }
 
-/// Whether waiting can't mend this at start: credentials, a missing database, missing grants.
-/// After the first success the same codes pause, since somebody may be mending them.
+/// Whether a start fails instead of waiting: credentials, a missing database, missing grants. After
+/// the first success the same codes pause, since an operator may be fixing them.
 pub fn fatal_at_start(sqlstate: &str) -> bool {
     sqlstate.starts_with("28") || matches!(sqlstate, "3D000" | "42501")
 }
@@ -77,41 +80,37 @@ mod tests {
     }
 
     #[test]
-    fn a_unique_violation_is_our_bug_unless_it_is_the_vote_hash() {
-        assert_eq!(classify("23505", Some("vote_audit_pkey")), Class::Retry);
+    fn a_unique_violation_is_a_bug_unless_two_sessions_raced() {
+        for key in ["vote_audit_pkey", "_sqlx_migrations_pkey", "pg_type_typname_nsp_index"] {
+            assert_eq!(classify("23505", Some(key)), Class::Retry, "{key}");
+        }
         assert_eq!(classify("23505", Some("vote_results_pkey")), Class::Bug);
     }
 
     #[test]
-    fn what_nobody_listed_pauses_and_nothing_panics() {
+    fn an_unlisted_code_pauses_and_nothing_panics() {
         for code in ["", "0", "é", "éé", "00000", "01000", "ZZZZZ", "P0002", "72000", "F0000"] {
             assert_eq!(classify(code, None), Class::Pause, "{code:?}");
         }
     }
 
-    /// What a trigger says under a code of its own may be about a vote, and so may what is said of
-    /// a value that is refused.
+    /// A trigger's message, and one about a refused value, may quote a vote.
     #[test]
-    fn only_words_that_are_the_servers_own_are_passed_on() {
-        for code in
-            ["08006", "40P01", "42501", "42P01", "53100", "57P01", "58030", "23505", "XX000"]
-        {
-            assert!(is_listed(code), "{code}");
-        }
-        for code in
-            ["22001", "22P02", "23502", "23514", "P0001", "P0002", "ZZ999", "01000", "", "4"]
-        {
-            assert!(!is_listed(code), "{code:?}");
+    fn only_messages_of_the_server_itself_are_passed_on() {
+        for (codes, listed) in [
+            ("08006 40P01 42501 42P01 53100 57P01 58030 23505 XX000", true),
+            ("22001 22P02 23502 23514 P0001 P0002 ZZ999 01000 4", false),
+        ] {
+            codes.split(' ').for_each(|code| assert_eq!(is_listed(code), listed, "{code}"));
         }
     }
 
     #[test]
     fn fatal_at_start_are_credentials_database_and_grants() {
-        for code in ["28000", "28P01", "3D000", "42501"] {
-            assert!(fatal_at_start(code), "{code}");
-        }
-        for code in ["57P03", "53300", "08006", "42P01"] {
-            assert!(!fatal_at_start(code), "{code}");
+        for (codes, fatal) in
+            [("28000 28P01 3D000 42501", true), ("57P03 53300 08006 42P01", false)]
+        {
+            codes.split(' ').for_each(|code| assert_eq!(fatal_at_start(code), fatal, "{code}"));
         }
     }
 }

@@ -1,13 +1,12 @@
-//! Getting the database ready: reachable, durable, the right schema, the grants to count.
+//! Prepares the database: reachable, durable, with the right schema and the grants to count.
 
 mod patience;
 mod schema;
 
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use super::connection::{Address, options, with_session_limits};
-use super::durability::{Risk, listed, risks, standbys, warn_of_standbys};
+use super::connection::Address;
+use super::durability::{Risk, risks, standbys};
 use super::error::{StartError, describe};
 use super::misfits::Misfits;
 use super::transaction::{Rehearsed, rehearse};
@@ -19,7 +18,6 @@ use crate::platform::telemetry::Health;
 
 pub use self::patience::Patience;
 pub(super) use self::schema::not_applied;
-pub use self::schema::unfit;
 use self::schema::{Caller, migrated};
 pub use self::schema::{Migrated, migrate};
 
@@ -34,11 +32,10 @@ pub async fn prepare(
     jitter: &Jitter,
     health: &Health,
 ) -> Result<PgStore, StartError> {
-    let limited = with_session_limits(options(&config.postgres), config.postgres.statement_timeout);
-    let address = Address::new(&config.postgres, limited.clone());
+    let address = Address::limited(&config.postgres, config.postgres.statement_timeout);
     let deadline = config.postgres.transaction_deadline();
     let ready = async || {
-        let newer = migrated(config, Caller::Start, &AtomicUsize::new(0)).await?;
+        let newer = migrated(config, Caller::Start, &mut 0).await?;
         let checking = async {
             let mut connection = address.connect().await?;
             let risks = risks(&mut connection).await?;
@@ -56,7 +53,7 @@ pub async fn prepare(
         fits(config, rehearsed)?;
         Ok((newer, standbys, misfits))
     };
-    let (newer, standbys, misfits) = wait(config, jitter, ready, |fault, delay| {
+    let (newer, standbys, misfits) = wait(config, jitter, ready, |fault, delay: Duration| {
         tracing::warn!(sqlstate = fault.sqlstate, "waiting for PostgreSQL: {fault}");
         health.postgres_failed(fault);
         Ok(delay)
@@ -65,22 +62,28 @@ pub async fn prepare(
     if !newer.is_empty() {
         tracing::info!(?newer, "the database has later migrations, which this release can run on");
     }
-    warn_of_standbys(config, standbys);
+    if standbys.connected > 0 && !standbys.named {
+        tracing::warn!(
+            database = config.postgres.database,
+            standbys = standbys.connected,
+            "synchronous_standby_names is empty: a failover to a standby loses acknowledged votes"
+        );
+    }
     if let Some((meaning, remedy)) = misfits.zones() {
         tracing::warn!("{meaning}; {remedy}");
     }
-    Ok(PgStore::new(&config.postgres, limited))
+    Ok(PgStore::new(&config.postgres, address.options))
 }
 
 /// Tries until it succeeds, as long as `patience` lasts.
 pub(super) async fn retry<R>(
     config: &Config,
     patience: Patience,
-    attempt: impl AsyncFn() -> Result<R, StartError>,
+    attempt: impl AsyncFnMut() -> Result<R, StartError>,
 ) -> Result<R, StartError> {
-    let mut waiting = patience.of(config);
+    let mut since = None;
     wait(config, &Jitter::from_entropy(), attempt, |fault, delay| {
-        let left = waiting.left(fault)?;
+        let left = patience.left(&mut since, fault, config)?;
         tracing::warn!(
             sqlstate = fault.sqlstate,
             "waiting for PostgreSQL, for {:.0} s more at most: {fault}",
@@ -96,7 +99,7 @@ pub(super) async fn retry<R>(
 async fn wait<R>(
     config: &Config,
     jitter: &Jitter,
-    attempt: impl AsyncFn() -> Result<R, StartError>,
+    mut attempt: impl AsyncFnMut() -> Result<R, StartError>,
     mut failed: impl FnMut(&Fault, Duration) -> Result<Duration, StartError>,
 ) -> Result<R, StartError> {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
@@ -115,7 +118,10 @@ fn refuse_lossy(config: &Config, risks: &[Risk]) -> Result<(), StartError> {
     if risks.is_empty() {
         return Ok(());
     }
-    let (settings, remedy) = listed(risks);
+    let join = |text: fn(&Risk) -> &str, separator: &str| {
+        risks.iter().map(text).collect::<Vec<_>>().join(separator)
+    };
+    let (settings, remedy) = (join(|risk| &risk.risk, ", "), join(|risk| &risk.remedy, "; "));
     if config.postgres.allow_lossy {
         tracing::warn!(
             settings,
@@ -131,15 +137,15 @@ fn refuse_lossy(config: &Config, risks: &[Risk]) -> Result<(), StartError> {
 pub(super) fn fits(config: &Config, rehearsed: Result<Rehearsed, Fault>) -> Result<(), StartError> {
     let fault = match rehearsed {
         Ok(Rehearsed::Counted) => return Ok(()),
-        // A column too short, or one that we do not know and that must not be NULL: good votes
-        // would be dead-lettered. Whatever else refuses made-up votes may take real ones.
+        // A column too short, or an unknown one that must not be NULL: good votes would be
+        // dead-lettered. Anything else that refuses made-up votes may take real ones.
         Ok(Rehearsed::Refused(fault)) => match fault.sqlstate.as_deref() {
             Some(code) if code.starts_with("22") || code == "23502" => fault,
             _ => return Ok(()),
         },
         Err(fault) => {
             let misfit = match fault.sqlstate.as_deref() {
-                // 42P05: a pooler's, and not the tables'.
+                // 42P05: caused by a pooler, not by the tables.
                 Some("42501" | "42P05") => false,
                 Some(code) => code.starts_with("42"),
                 // A column of a type that the statement's rows can't be read from.

@@ -28,29 +28,29 @@ static COUNT_PLAINLY: LazyLock<String> = LazyLock::new(|| COUNT.replacen(UNLESS_
 /// Counts a batch in one READ COMMITTED transaction, or, plainly, in one statement.
 pub(super) async fn count(pool: &PgPool, votes: &Votes) -> Result<Counted, Fault> {
     let batch = DedupedBatch::of(votes);
-    let mut connection = Lease::from(pool).await?;
+    let mut lease = Lease::from(pool).await?;
     let counting = if votes.insert() == Insert::Plain && !batch.has_attempts() {
-        count_plainly(&mut connection, &batch).await
+        count_plainly(lease.connection(), &batch).await
     } else {
-        count_in_transaction(&mut connection, &batch).await
+        count_in_transaction(lease.connection(), &batch).await
     };
     match counting {
         Ok(counted) => {
-            connection.release();
+            lease.release();
             Ok(counted)
         }
         Err(fault) if fault.class == Class::KnownHash => {
-            connection.release();
+            lease.release();
             Err(fault)
         }
         Err(fault) => {
-            // Worth keeping where it is sure to be tried again at once, since bisecting would open
-            // many. Else a new one: a prepared statement, say, may no longer fit the tables.
+            // Kept where the batch is tried again at once, since bisecting would open many. Otherwise
+            // replaced: a prepared statement, for example, may no longer fit the tables.
             if matches!(fault.class, Class::Isolate | Class::Split | Class::Retry)
                 && fault.sqlstate.is_some()
-                && run(&mut connection, "ROLLBACK").await.is_ok()
+                && run(lease.connection(), "ROLLBACK").await.is_ok()
             {
-                connection.release();
+                lease.release();
             }
             Err(fault)
         }
@@ -66,14 +66,9 @@ pub(super) enum Rehearsed {
     Refused(Fault),
 }
 
-/// Succeeds when the database takes writes: tables, columns, keys, grants and a writable disk are
-/// all there. A trigger or a foreign key that takes real laws only is no reason to wait.
-pub(super) async fn probe(connection: &mut PgConnection) -> Result<(), Fault> {
-    rehearse(connection).await.map(drop)
-}
-
 /// Counts two made-up votes of one hash, each field as long as it may be, the way a batch is
-/// counted, and rolls back.
+/// counted, and rolls back. Succeeds when the database takes writes: tables, columns, keys, grants and a
+/// writable disk are all there.
 pub(super) async fn rehearse(connection: &mut PgConnection) -> Result<Rehearsed, Fault> {
     run(connection, BEGIN).await?;
     let rehearsed = rehearse_in_transaction(connection).await;
@@ -122,8 +117,8 @@ async fn commit(connection: &mut PgConnection) -> Result<(), Fault> {
     run(connection, "COMMIT").await.map_err(unknown_outcome)
 }
 
-/// In one statement that commits by itself: all of the batch is new, or nothing is counted. sqlx
-/// returns its rows behind `ReadyForQuery`, so behind the commit.
+/// Counts a batch in one statement that commits by itself: all of the batch is new, or nothing is
+/// counted. sqlx returns the rows after `ReadyForQuery`, so after the commit.
 async fn count_plainly(
     connection: &mut PgConnection,
     batch: &DedupedBatch<'_>,
@@ -133,7 +128,7 @@ async fn count_plainly(
     let marker = firsts.first_hash();
     let counting = firsts.bind(&COUNT_PLAINLY).fetch_all(&mut *connection).await;
     let rows = counting.map_err(|error| match unknown_outcome(error.into()) {
-        // Should it be another key, the statement with ON CONFLICT meets it again.
+        // If it is another key, the statement with ON CONFLICT fails on it again.
         fault if fault.sqlstate.as_deref() == Some(UNIQUE_VIOLATION) => {
             Fault { class: Class::KnownHash, ..fault }
         }
@@ -141,7 +136,7 @@ async fn count_plainly(
     })?;
     let mut counted = Counted { laws: law_counts(&rows)?, marker, ..Counted::default() };
     if counted.added() < hashes {
-        // A trigger kept rows out: nothing may be acked before the batch is found in the audit.
+        // A trigger suppressed rows: nothing may be acked before the batch is found in the audit.
         run(connection, BEGIN).await?;
         let classified = classify_known(connection, batch).await?;
         commit(connection).await?;
@@ -198,15 +193,12 @@ async fn classify_known(
     let marker: Option<String> = row.try_get("marker")?;
     if usize::try_from(found) != Ok(batch.len()) {
         // Its row vanished between the two statements: nothing of this batch may be assumed.
-        return Err(Fault {
-            class: Class::Retry,
-            sqlstate: None,
-            message: format!(
-                "{found} of {} votes found in vote_audit after counting them; \
-                 is something deleting its rows?",
-                batch.len()
-            ),
-        });
+        let message = format!(
+            "{found} of {} votes found in vote_audit after counting them; is something deleting its \
+             rows?",
+            batch.len()
+        );
+        return Err(Fault::new(Class::Retry, message));
     }
     let attempts = differing.into_iter().map(|position| batch.deliveries_at(position)).sum();
     Ok(Classified { attempts, marker: marker.map(CompactString::from) })

@@ -1,8 +1,7 @@
-//! `dlq replay` and `dlq purge`: first a reading without changes, then the question, then the work on
-//! what the question was about.
+//! `dlq replay` and `dlq purge`: a reading without changes, the question, then the work on the messages
+//! that the question was about.
 
 use std::collections::BTreeSet;
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,13 +9,14 @@ use clap::Args;
 use indicatif::{HumanCount, ProgressBar};
 use vote_aggregator::adapters::broker::{DeadLetterQueue, RabbitMq, Republisher};
 use vote_aggregator::operator::dlq::{
-    self, Ended, Fingerprint, Outcome, PurgeArchive, PurgeError, Reader, Selection, Tally, Target,
-    TrialResults, TrialTimeouts, fingerprint,
+    self, Ended, Examined, Fingerprint, Outcome, PurgeArchive, PurgeError, Reader, Selection,
+    Tally, Target, TrialResults, TrialTimeouts, fingerprint,
 };
 use vote_aggregator::platform::config::Config;
 use vote_aggregator::platform::terminal::printable;
 
-use super::super::{agreed, output};
+use super::super::exit::{self, Exit};
+use super::super::output;
 use super::{Failed, Filters, finish, limit, open, read};
 
 #[derive(Args)]
@@ -93,7 +93,7 @@ pub(super) struct Purge {
     yes: bool,
 }
 
-pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, Failed> {
+pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<u8, Failed> {
     let Replay { filters, max, max_replays, rate, force, trial_seconds, no_trial, dry_run, yes } =
         arguments;
     let votes = &config.rabbitmq.queue;
@@ -104,32 +104,27 @@ pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, 
         max: limit(*max),
         ..Selection::of(config, &filter)
     };
-    let words = Words { command: "replay", done: "put back", max_replays: *max_replays };
-    let preview = Preview { config, selection: &selection, filters, words: &words };
+    let work =
+        Work { config, filters, command: "replay", done: "put back", max_replays: *max_replays };
     let question =
         |tally: &Tally| format!("Put {} messages back into {votes}?", HumanCount(tally.taken));
-    let seen = match preview.ask(*dry_run, *yes, question).await? {
-        Answer::Yes(seen) => seen,
-        Answer::No { complete } => return Ok(complete),
-    };
-    selection.agreed = seen.as_ref();
+    let agreed = work.preview(&selection, *dry_run, *yes, question).await?;
+    selection.agreed = agreed.as_ref();
 
     let rabbitmq = RabbitMq::new(config.rabbitmq.clone());
     let mut republisher = Republisher::new(rabbitmq.publisher().await?);
-    let tried = match no_trial {
-        true => TrialResults::default(),
-        false => {
-            let timeouts = TrialTimeouts::new(config, Duration::from_secs((*trial_seconds).into()));
-            let report = |cause: &String, outcome: Option<Outcome>| {
-                output::note(trial_note(cause, outcome, votes, *trial_seconds));
-            };
-            let held = filters.max_held();
-            dlq::trial(config, &mut republisher, &selection, held, timeouts, report).await?
-        }
-    };
-    selection.trial = (!no_trial).then_some(&tried);
+    let mut tried = TrialResults::default();
+    if !no_trial {
+        let timeouts = TrialTimeouts::new(config, Duration::from_secs((*trial_seconds).into()));
+        let report = |cause: &String, outcome: Option<Outcome>| {
+            output::note(trial_note(cause, outcome, votes, *trial_seconds));
+        };
+        tried = dlq::trial(config, &mut republisher, &selection, filters.hold, timeouts, report)
+            .await?;
+        selection.trial = Some(&tried);
+    }
     selection.max = selection.max.map(|max| max.saturating_sub(tried.sent()));
-    let (mut queue, bar) = open(config, filters.max_held(), "replaying").await?;
+    let (mut queue, bar) = open(config, filters.hold, "replaying").await?;
     let mut reader = Reader::new(&mut queue, &selection, &bar);
     let target = Target { queue: votes, rate: *rate };
     let ended = dlq::replay(&mut reader, &mut republisher, target).await;
@@ -138,7 +133,7 @@ pub(super) async fn replay(config: &Config, arguments: &Replay) -> Result<bool, 
     tally.taken += tried.sent() - tried.came_back();
     tally.held_back += tried.came_back();
     republisher.close().await;
-    conclude(queue, &bar, &tally, &words, ended.map_err(Failed::from)).await
+    work.conclude(queue, &bar, &tally, ended).await
 }
 
 fn trial_note(cause: &str, outcome: Option<Outcome>, queue: &str, seconds: u32) -> String {
@@ -163,16 +158,15 @@ fn trial_note(cause: &str, outcome: Option<Outcome>, queue: &str, seconds: u32) 
     }
 }
 
-pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<bool, Failed> {
+pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<u8, Failed> {
     let Purge { filters, max, save, dry_run, yes } = arguments;
     let filter = filters.filter();
     let mut selection = Selection { max: limit(*max), ..Selection::of(config, &filter) };
-    let words = Words { command: "purge", done: "removed", max_replays: 0 };
-    let preview = Preview { config, selection: &selection, filters, words: &words };
+    let work = Work { config, filters, command: "purge", done: "removed", max_replays: 0 };
     // Before the question; a file that appears after it is refused when the archive is created.
     if let Some(path) = save.as_ref().filter(|path| path.exists()) {
         let problem = format!("--save {}: there is such a file; name a new one", path.display());
-        return Err(Failed::Usage(problem));
+        return Err(output::usage(problem).into());
     }
     let question = |tally: &Tally| {
         let valid = match tally.valid {
@@ -182,111 +176,90 @@ pub(super) async fn purge(config: &Config, arguments: &Purge) -> Result<bool, Fa
         let kept = if save.is_some() { "" } else { " and keep no copy" };
         format!("Remove {} messages{valid}{kept}?", HumanCount(tally.taken))
     };
-    let seen = match preview.ask(*dry_run, *yes, question).await? {
-        Answer::Yes(seen) => seen,
-        Answer::No { complete } => return Ok(complete),
-    };
-    selection.agreed = seen.as_ref();
+    let agreed = work.preview(&selection, *dry_run, *yes, question).await?;
+    selection.agreed = agreed.as_ref();
 
     let mut archive = match save {
         Some(path) => Some(PurgeArchive::create(path).await.map_err(PurgeError::from)?),
         None => None,
     };
-    let (mut queue, bar) = open(config, filters.max_held(), "purging").await?;
+    let (mut queue, bar) = open(config, filters.hold, "purging").await?;
     let mut reader = Reader::new(&mut queue, &selection, &bar);
     let ended = dlq::purge(&mut reader, archive.as_mut()).await;
     let tally = reader.tally;
-    conclude(queue, &bar, &tally, &words, ended.map_err(Failed::from)).await
+    work.conclude(queue, &bar, &tally, ended).await
 }
 
-/// Requeues the rest and reports. Returns whether everything that matches is done.
-async fn conclude(
-    queue: DeadLetterQueue,
-    bar: &ProgressBar,
-    tally: &Tally,
-    words: &Words,
-    ended: Result<(), Failed>,
-) -> Result<bool, Failed> {
-    let finished = finish(queue, bar, tally).await;
-    let reported = output::report(&words.outcome(tally, words.done));
-    ended?;
-    finished?;
-    reported?;
-    Ok(tally.taken == tally.matched && tally.ended != Ended::Full)
-}
-
-enum Answer {
-    /// Go on with these messages; `None`: nobody was asked, so with all.
-    Yes(Option<BTreeSet<Fingerprint>>),
-    /// Refused, a dry run, or nothing is selected; `complete` if that is no finding.
-    No { complete: bool },
-}
-
-/// The reading before the question.
-struct Preview<'a> {
+/// What a replay and a purge have in common.
+struct Work<'a> {
     config: &'a Config,
-    selection: &'a Selection<'a>,
     filters: &'a Filters,
-    words: &'a Words,
-}
-
-impl Preview<'_> {
-    async fn ask(
-        &self,
-        dry_run: bool,
-        yes: bool,
-        question: impl Fn(&Tally) -> String,
-    ) -> Result<Answer, Failed> {
-        if yes {
-            return Ok(Answer::Yes(None));
-        }
-        if !dry_run && !io::stdin().is_terminal() {
-            return Err(Failed::Usage(format!(
-                "{} asks before it does anything, and standard input is not a terminal: add --yes, \
-                 or --dry-run",
-                self.words.command
-            )));
-        }
-        let mut seen = BTreeSet::new();
-        let each = |message: &_, examined: dlq::Examined| {
-            seen.insert(fingerprint(message, examined.replays));
-        };
-        let tally = read(self.config, self.filters.max_held(), self.selection, each).await?;
-        let preview = self.words.preview(&tally);
-        if dry_run {
-            output::print(preview)?;
-            return Ok(Answer::No { complete: true });
-        }
-        output::note(preview.trim_end());
-        if tally.taken == 0 {
-            return Ok(Answer::No { complete: tally.matched == 0 });
-        }
-        if agreed(&question(&tally)) {
-            return Ok(Answer::Yes(Some(seen)));
-        }
-        output::note("nothing is changed");
-        Ok(Answer::No { complete: false })
-    }
-}
-
-/// Words for a command's work.
-struct Words {
     command: &'static str,
+    /// What happens to a message.
     done: &'static str,
     max_replays: u32,
 }
 
-impl Words {
-    fn preview(&self, tally: &Tally) -> String {
-        let rows = tally
-            .reasons
-            .iter()
-            .map(|(label, count)| [printable(label), HumanCount(*count).to_string()]);
-        let reasons = match tally.reasons.is_empty() {
-            true => String::new(),
-            false => format!("{}\n\n", output::table(["reason", "messages"], rows, [1])),
+impl Work<'_> {
+    /// Reads without changes, shows what would be done, and asks. Returns the messages that the operator
+    /// agreed to; `None` if all that are selected.
+    async fn preview(
+        &self,
+        selection: &Selection<'_>,
+        dry_run: bool,
+        yes: bool,
+        question: impl Fn(&Tally) -> String,
+    ) -> Result<Option<BTreeSet<Fingerprint>>, Failed> {
+        if yes {
+            return Ok(None);
+        }
+        if !dry_run {
+            output::need_terminal(&format!(
+                "{} asks before it does anything, and standard input is not a terminal: add --yes, \
+                 or --dry-run",
+                self.command
+            ))?;
+        }
+        let mut seen = BTreeSet::new();
+        let each = |message: &_, examined: Examined| {
+            seen.insert(fingerprint(message, examined.replays));
         };
-        format!("{reasons}{}", self.outcome(tally, &format!("would be {}", self.done)))
+        let tally = read(self.config, self.filters.hold, selection, each).await?;
+        let reasons = tally.reasons.iter();
+        let reasons =
+            reasons.map(|(label, count)| [printable(label), HumanCount(*count).to_string()]);
+        let mut preview = self.outcome(&tally, &format!("would be {}", self.done));
+        if !tally.reasons.is_empty() {
+            let reasons = output::table(["reason", "messages"], reasons, [1]);
+            preview = format!("{reasons}\n\n{preview}");
+        }
+        if dry_run {
+            output::print(preview)?;
+            return Err(Exit(0).into());
+        }
+        output::note(preview.trim_end());
+        if tally.taken == 0 {
+            return Err(Exit(if tally.matched == 0 { 0 } else { exit::FINDINGS }).into());
+        }
+        output::ask(&question(&tally))?;
+        Ok(Some(seen))
+    }
+
+    /// Requeues the rest and reports. Returns 0 if everything that matches is done.
+    async fn conclude(
+        &self,
+        queue: DeadLetterQueue,
+        bar: &ProgressBar,
+        tally: &Tally,
+        ended: Result<(), impl Into<Failed>>,
+    ) -> Result<u8, Failed> {
+        let finished = finish(queue, bar, tally).await;
+        let reported = output::report(&self.outcome(tally, self.done));
+        ended.map_err(Into::into)?;
+        finished?;
+        reported?;
+        let complete = tally.taken == tally.matched && tally.ended != Ended::Full;
+        Ok(if complete { 0 } else { exit::FINDINGS })
     }
 
     fn outcome(&self, tally: &Tally, done: &str) -> String {

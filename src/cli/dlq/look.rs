@@ -8,9 +8,11 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use comfy_table::Table;
 use indicatif::HumanCount;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use vote_aggregator::adapters::broker::DeadLetterMessage;
-use vote_aggregator::operator::dlq::{self, DeadLetterReason, Examined, Selection, Shown, Tally};
+use vote_aggregator::operator::dlq::{
+    self, DeadLetterReason, Death, Examined, Selection, Shown, Tally,
+};
 use vote_aggregator::platform::config::Config;
 use vote_aggregator::platform::terminal::{json_line, printable};
 
@@ -73,15 +75,13 @@ pub(super) struct Show {
     json: bool,
 }
 
-pub(super) async fn list(config: &Config, arguments: &List) -> Result<bool, Failed> {
+pub(super) async fn list(config: &Config, arguments: &List) -> Result<u8, Failed> {
     let List { filters, max, json } = arguments;
     let filter = filters.filter();
     let selection = Selection::of(config, &filter);
     let (mut rows, mut advice) = (Vec::new(), BTreeMap::new());
-    let tally = read(config, filters.max_held(), &selection, |message, examined| {
-        if !json {
-            advice.entry(examined.reason.label()).or_insert_with(|| examined.reason.advice());
-        }
+    let tally = read(config, filters.hold, &selection, |message, examined| {
+        advice.insert(examined.reason.label(), examined.reason.advice());
         if limit(*max).is_none_or(|max| (rows.len() as u64) < max) {
             rows.push((message.tag, examined));
         }
@@ -89,7 +89,7 @@ pub(super) async fn list(config: &Config, arguments: &List) -> Result<bool, Fail
     let tally = tally.await?;
     let queue = &config.rabbitmq.dead_letter_queue;
     output::print(if *json {
-        json_lines(rows.iter().map(|(number, examined)| object(*number, examined)))
+        rows.iter().map(|(number, examined)| line(&object(*number, examined))).collect()
     } else if tally.matched == 0 {
         nothing(&tally, queue)
     } else {
@@ -102,12 +102,11 @@ pub(super) async fn list(config: &Config, arguments: &List) -> Result<bool, Fail
             HumanCount(tally.depth)
         )
     })?;
-    Ok(true)
+    Ok(0)
 }
 
-/// One object a line.
-fn json_lines(objects: impl Iterator<Item = Value>) -> String {
-    objects.map(|object| json_line(&object.to_string()) + "\n").collect()
+fn line(object: &Value) -> String {
+    json_line(&object.to_string()) + "\n"
 }
 
 fn nothing(tally: &Tally, queue: &str) -> String {
@@ -118,22 +117,25 @@ fn nothing(tally: &Tally, queue: &str) -> String {
 }
 
 fn or_dash(text: &Option<String>) -> String {
-    printable(text.as_deref().unwrap_or("-"))
+    text.clone().unwrap_or_else(|| "-".to_owned())
 }
 
 fn table(rows: &[(u64, Examined)]) -> Table {
     let rows = rows.iter().map(|(number, examined)| {
-        let label = printable(&examined.reason.label());
-        let detail = examined.reason.detail();
-        [
+        let reason = match examined.reason.detail() {
+            Some(detail) => format!("{}: {detail}", examined.reason.label()),
+            None => examined.reason.label(),
+        };
+        let cells = [
             number.to_string(),
             or_dash(&examined.vote_hash),
             or_dash(&examined.law_id),
-            detail.map_or_else(|| label.clone(), |detail| format!("{label}: {detail}")),
+            reason,
             or_dash(&examined.when),
             examined.size.to_string(),
             examined.replays.to_string(),
-        ]
+        ];
+        cells.map(|cell| printable(&cell))
     });
     let header = ["#", "vote_hash", "law", "reason", "when", "bytes", "replays"];
     output::table(header, rows, [0, 5, 6])
@@ -169,131 +171,100 @@ fn object(number: u64, examined: &Examined) -> Value {
     })
 }
 
-/// One message as it is printed.
-struct Seen {
-    number: u64,
-    examined: Examined,
-    properties: Vec<(&'static str, Value)>,
-    headers: Vec<(String, Value)>,
-    body: Shown,
-}
-
-impl Seen {
-    fn new(message: &DeadLetterMessage, examined: Examined, reveal: bool) -> Self {
-        Self {
-            number: message.tag,
-            examined,
-            properties: dlq::properties(message, reveal),
-            headers: dlq::headers(message, reveal),
-            body: dlq::show(&message.body, reveal),
-        }
-    }
-}
-
-pub(super) async fn show(config: &Config, arguments: &Show) -> Result<bool, Failed> {
+pub(super) async fn show(config: &Config, arguments: &Show) -> Result<u8, Failed> {
     let Show { filters, max, reveal, json } = arguments;
     let filter = filters.filter();
     let selection = Selection { max: limit(*max), ..Selection::of(config, &filter) };
-    let (mut seen, mut bytes, mut left_out) = (Vec::new(), 0, 0_u64);
-    let tally = read(config, filters.max_held(), &selection, |message, examined| {
+    let (mut shown, mut bytes, mut left_out) = (String::new(), 0, 0_u64);
+    let each = |message: &DeadLetterMessage, examined: Examined| {
         bytes += message.size();
         if bytes > MAX_SHOWN_BYTES {
             left_out += 1;
+        } else if *json {
+            shown += &line(&whole_object(message, &examined, *reveal));
         } else {
-            seen.push(Seen::new(message, examined, *reveal));
+            shown += &(text(message, &examined, *reveal) + "\n");
         }
-    });
-    let tally = tally.await?;
+    };
+    let tally = read(config, filters.hold, &selection, each).await?;
     if left_out > 0 {
-        output::note(format_args!(
-            "{} more messages are too large to be shown together",
-            HumanCount(left_out)
-        ));
+        let left_out = HumanCount(left_out);
+        output::note(format_args!("{left_out} more messages are too large to be shown together"));
     }
-    output::print(if *json {
-        json_lines(seen.iter().map(whole_object))
-    } else if seen.is_empty() {
-        nothing(&tally, &config.rabbitmq.dead_letter_queue)
-    } else {
-        seen.iter().map(|seen| text(seen) + "\n").collect()
-    })?;
-    Ok(true)
+    if shown.is_empty() && !json {
+        shown = nothing(&tally, &config.rabbitmq.dead_letter_queue);
+    }
+    output::print(shown)?;
+    Ok(0)
 }
 
-fn whole_object(seen: &Seen) -> Value {
-    let mut object = object(seen.number, &seen.examined);
-    object["why"] = seen.examined.reason.explanation().into();
-    object["what_to_do"] = seen.examined.reason.advice().into();
-    object["properties"] = json!(seen.properties.iter().cloned().collect::<BTreeMap<_, _>>());
-    object["headers"] = Value::Object(seen.headers.iter().cloned().collect::<Map<_, _>>());
-    match &seen.body {
-        Shown::Text(text) => object["body"] = text.as_str().into(),
+fn whole_object(message: &DeadLetterMessage, examined: &Examined, reveal: bool) -> Value {
+    let mut object = object(message.tag, examined);
+    object["why"] = examined.reason.explanation().into();
+    object["what_to_do"] = examined.reason.advice().into();
+    object["properties"] = json!(BTreeMap::from_iter(dlq::properties(message, reveal)));
+    object["headers"] = json!(BTreeMap::from_iter(dlq::headers(message, reveal)));
+    match dlq::show(&message.body, reveal) {
+        Shown::Text(text) => object["body"] = text.into(),
         Shown::Bytes(bytes) => object["body_base64"] = STANDARD.encode(bytes).into(),
-        Shown::Hidden(why) => object["body_hidden"] = (*why).into(),
+        Shown::Hidden(why) => object["body_hidden"] = why.into(),
     }
     object
 }
 
-fn text(seen: &Seen) -> String {
-    let Seen { number, examined, properties, headers, body } = seen;
+fn text(message: &DeadLetterMessage, examined: &Examined, reveal: bool) -> String {
+    let Examined { reason, vote_hash, law_id, deaths, when, size, replays, deliveries, .. } =
+        examined;
+    let counts = format!(
+        "{size} bytes; replayed {replays} times; requeued after reading {deliveries} times"
+    );
     let mut lines = vec![
-        format!("#{number}  vote_hash {}", or_dash(&examined.vote_hash)),
-        format!("  law      {}", or_dash(&examined.law_id)),
-        format!("  reason   {}", printable(&examined.reason.label())),
-        format!("  why      {}", printable(&examined.reason.explanation())),
-        format!("  to do    {}", examined.reason.advice()),
-        format!("  when     {}", or_dash(&examined.when)),
-        format!(
-            "  counts   {} bytes; replayed {} times; requeued after reading {} times",
-            examined.size, examined.replays, examined.deliveries
-        ),
+        ("law", or_dash(law_id)),
+        ("reason", reason.label()),
+        ("why", reason.explanation()),
+        ("to do", reason.advice().to_owned()),
+        ("when", or_dash(when)),
+        ("counts", counts),
     ];
-    for death in &examined.deaths {
-        let time = death.time.as_deref().unwrap_or("an unknown time");
-        lines.push(format!(
-            "  x-death  {} in {}, {} times, first at {}",
-            printable(&death.reason),
-            printable(&death.queue),
-            death.count,
-            printable(time)
-        ));
-    }
-    for (name, value) in properties {
-        lines.push(format!("  property {name}: {}", printable(&value.to_string())));
-    }
-    for (name, value) in headers.iter().filter(|(name, _)| name != "x-death") {
-        lines.push(format!("  header   {}: {}", printable(name), printable(&value.to_string())));
-    }
-    lines.push(match body {
-        Shown::Text(text) => format!("  body     {}", printable(text)),
-        Shown::Bytes(bytes) => format!("  body     {}", hex(bytes)),
-        Shown::Hidden(why) => format!("  body     not shown: {why}; --reveal shows it"),
-    });
-    lines.join("\n") + "\n"
+    lines.extend(deaths.iter().map(|Death { reason, queue, count, time }| {
+        let time = time.as_deref().unwrap_or("an unknown time");
+        ("x-death", format!("{reason} in {queue}, {count} times, first at {time}"))
+    }));
+    let properties = dlq::properties(message, reveal).into_iter();
+    lines.extend(properties.map(|(name, value)| ("property", format!("{name}: {value}"))));
+    let headers = dlq::headers(message, reveal).into_iter().filter(|(name, _)| name != "x-death");
+    lines.extend(headers.map(|(name, value)| ("header", format!("{name}: {value}"))));
+    let body = match dlq::show(&message.body, reveal) {
+        Shown::Text(text) => text,
+        Shown::Bytes(bytes) => hex(&bytes),
+        Shown::Hidden(why) => format!("not shown: {why}; --reveal shows it"),
+    };
+    lines.push(("body", body));
+    let lines = lines.iter().map(|(label, text)| format!("  {label:<8} {}\n", printable(text)));
+    let (tag, vote_hash) = (message.tag, printable(&or_dash(vote_hash)));
+    format!("#{tag}  vote_hash {vote_hash}\n{}", lines.collect::<String>())
 }
 
 fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    let mut text = String::from("hex ");
-    for byte in bytes.iter().take(MAX_HEX) {
-        // Writing to a String cannot fail.
-        write!(text, "{byte:02x}").ok();
-    }
-    if bytes.len() > MAX_HEX {
-        text.push_str("... (all of it with --json)");
-    }
-    text
+    let shown = bytes.iter().take(MAX_HEX).map(|byte| format!("{byte:02x}"));
+    let more = if bytes.len() > MAX_HEX { "... (all of it with --json)" } else { "" };
+    format!("hex {}{more}", shown.collect::<String>())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn seen(body: &[u8], headers: Value, reveal: bool) -> Seen {
+    fn dead_letter(body: &[u8], headers: Value) -> (DeadLetterMessage, Examined) {
         let Value::Object(headers) = headers else { panic!("headers are an object") };
         let message = DeadLetterMessage::new(body, headers.into_iter().collect());
         let examined = dlq::examine(&message, 16_384);
-        Seen::new(&message, examined, reveal)
+        (message, examined)
+    }
+
+    fn shown(body: &[u8], headers: Value, reveal: bool) -> String {
+        let (message, examined) = dead_letter(body, headers);
+        text(&message, &examined, reveal)
     }
 
     #[test]
@@ -303,7 +274,7 @@ mod tests {
         for (body, reveal) in
             [(&b"{\"a\":\"\x1b[2J\"}"[..], true), (b"\x1b\xff", true), (b"{}", false)]
         {
-            let shown = text(&seen(body, headers.clone(), reveal));
+            let shown = shown(body, headers.clone(), reveal);
             let obeyed = |c: char| c.is_control() && c != '\n';
             assert!(!shown.contains(obeyed) && !shown.contains('\u{202e}'), "{shown:?}");
             assert_eq!(shown.matches('\n').count(), shown.lines().count());
@@ -312,12 +283,13 @@ mod tests {
 
     #[test]
     fn a_body_that_cannot_be_masked_is_described_by_its_size() {
-        let hidden = text(&seen(b"citizen-7 voted", json!({}), false));
+        let hidden = shown(b"citizen-7 voted", json!({}), false);
         assert!(hidden.contains("15 bytes") && hidden.contains("--reveal"), "{hidden}");
         assert!(!hidden.contains("citizen-7"), "{hidden}");
-        assert!(text(&seen(b"citizen-7 voted", json!({}), true)).contains("citizen-7 voted"));
-        assert!(text(&seen(b"\xffab", json!({}), true)).contains("hex ff6162"));
-        let object = whole_object(&seen(b"\xffab", json!({}), true));
+        assert!(shown(b"citizen-7 voted", json!({}), true).contains("citizen-7 voted"));
+        assert!(shown(b"\xffab", json!({}), true).contains("hex ff6162"));
+        let (message, examined) = dead_letter(b"\xffab", json!({}));
+        let object = whole_object(&message, &examined, true);
         assert_eq!(object["body_base64"], "/2Fi");
     }
 }

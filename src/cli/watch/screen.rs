@@ -1,18 +1,22 @@
-//! What is drawn: a pure function of what is known and of the time. No colours, so that it reads
-//! the same on every terminal.
+//! The screen, drawn from the readings and the time alone. No colours, so that it reads the same on
+//! every terminal.
 
 use std::time::Duration;
 
+use comfy_table::TableStyle;
+use indicatif::HumanCount;
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Text};
-use ratatui::widgets::{Cell, Paragraph, Row, Table, Wrap};
+use ratatui::widgets::{Paragraph, Wrap};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use vote_aggregator::model::results::{
-    LawResult, Order, Reading, Span, Trend, grouped, moment, percentages, printable,
+    LawResult, Order, Reading, Trend, grouped, moment, percentages, printable,
 };
+
+use crate::cli::output;
 
 /// The table's head and its sums.
 const AROUND_LAWS: usize = 2;
@@ -20,11 +24,12 @@ const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
 const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 const MARK: Style = Style::new().add_modifier(Modifier::REVERSED).add_modifier(Modifier::BOLD);
 
-/// All that is known.
+/// Everything that is drawn.
 pub(in crate::cli) struct View {
     order: Order,
     top: usize,
-    asked: Vec<String>,
+    /// The laws asked for; none: all.
+    pub(super) asked: Vec<String>,
     trend: Trend,
     away: Option<Away>,
 }
@@ -38,11 +43,6 @@ struct Away {
 impl View {
     pub(in crate::cli) fn new(order: Order, top: usize, asked: Vec<String>) -> Self {
         Self { order, top, asked, trend: Trend::default(), away: None }
-    }
-
-    /// The laws asked for; none: all.
-    pub(super) fn asked(&self) -> &[String] {
-        &self.asked
     }
 
     /// Whether nothing was ever read.
@@ -62,7 +62,7 @@ impl View {
     }
 }
 
-/// Draws `view` as it is at `now`, twice: by the calendar, and by the clock that readings go by.
+/// Draws `view` as it is at `now`, by the calendar and by the clock of the readings.
 pub(super) fn draw(frame: &mut Frame, view: &View, now: OffsetDateTime, instant: Instant) {
     let heights = [
         Constraint::Length(1),
@@ -73,47 +73,43 @@ pub(super) fn draw(frame: &mut Frame, view: &View, now: OffsetDateTime, instant:
     ];
     let [head, mark, _, body, foot] = Layout::vertical(heights).areas(frame.area());
 
-    let age = view.trend.at().map(|at| instant.saturating_duration_since(at));
-    let (left, right) = (header(view), clock(now, age));
-    frame.render_widget(Paragraph::new(left).style(BOLD), head);
-    frame.render_widget(Paragraph::new(right).alignment(Alignment::Right), head);
-    if let Some(away) = &view.away {
-        let lines = [Line::styled(outage(view, away), MARK), Line::raw(printable(&away.reason))];
+    let now = moment(Some(now));
+    let clock = match view.trend.at() {
+        Some(at) => format!("{now}, read {} ago", short(instant.saturating_duration_since(at))),
+        None => now,
+    };
+    frame.render_widget(Paragraph::new(header(view)).style(BOLD), head);
+    frame.render_widget(Paragraph::new(clock).alignment(Alignment::Right), head);
+    if let Some(Away { since, reason }) = &view.away {
+        let since = moment(Some(*since));
+        let then = if view.is_empty() { "" } else { "; these are the last counts" };
+        let outage = format!("PostgreSQL is away since {since}{then}; trying again");
+        let lines = [Line::styled(outage, MARK), Line::raw(printable(reason))];
         let paragraph = Paragraph::new(Text::from_iter(lines)).wrap(Wrap { trim: true });
         frame.render_widget(paragraph, mark);
     }
-    match view.trend.last() {
+    let text = match view.trend.last() {
         Some(reading) if !reading.laws.is_empty() => {
-            let table = table(view, reading, body.width.into(), body.height.into());
-            frame.render_widget(table, body);
+            table(view, reading, body.width.into(), body.height.into())
         }
-        Some(_) => frame.render_widget(Paragraph::new("no votes are counted yet"), body),
-        None if view.away.is_none() => frame.render_widget(Paragraph::new("reading ..."), body),
-        None => {}
-    }
+        Some(_) => Text::raw("no votes are counted yet"),
+        None if view.away.is_none() => Text::raw("reading ..."),
+        None => Text::default(),
+    };
+    frame.render_widget(text, body);
     frame.render_widget(Paragraph::new(footer(view)).style(DIM), foot);
 }
 
 fn header(view: &View) -> String {
-    match view.trend.last().map(|reading| reading.laws.len()) {
-        None | Some(0) => "results".to_owned(),
-        Some(1) => "results: 1 law".to_owned(),
-        Some(laws) => format!("results: {} laws", grouped(i64::try_from(laws).unwrap_or(i64::MAX))),
+    match view.trend.last().map_or(0, |reading| reading.laws.len()) {
+        0 => "results".to_owned(),
+        count => format!("results: {}", laws(count)),
     }
 }
 
-fn clock(now: OffsetDateTime, age: Option<Duration>) -> String {
-    let now = moment(Some(now));
-    match age {
-        Some(age) => format!("{now}, read {} ago", short(age)),
-        None => now,
-    }
-}
-
-fn outage(view: &View, away: &Away) -> String {
-    let since = moment(Some(away.since));
-    let then = if view.is_empty() { "" } else { "; these are the last counts" };
-    format!("PostgreSQL is away since {since}{then}; trying again")
+pub(in crate::cli) fn laws(count: usize) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{} law{plural}", HumanCount(count as u64))
 }
 
 fn footer(view: &View) -> String {
@@ -124,81 +120,82 @@ fn footer(view: &View) -> String {
     }
 }
 
-/// Columns, law and "last update" among them.
-const COLUMNS: usize = 9;
-/// Which go first on a narrow terminal: last update, rate over a minute, shares, rate.
+/// Which columns go first on a narrow terminal: last update, rate over a minute, shares, rate.
 const DISPENSABLE: [usize; 5] = [8, 7, 5, 4, 6];
 
-fn table(view: &View, reading: &Reading, width: usize, height: usize) -> Table<'static> {
+fn table(view: &View, reading: &Reading, width: usize, height: usize) -> Text<'static> {
     let spans = [view.trend.since_last(), view.trend.minute()];
-    let asked = reading.laws.len().min(view.top);
-    let room = height.saturating_sub(AROUND_LAWS);
+    let wanted = reading.laws.len().min(view.top);
+    let most = height.saturating_sub(AROUND_LAWS);
     // One line less where it has to say that there are more.
-    let shown = if asked < reading.laws.len() || asked > room {
-        asked.min(room.saturating_sub(1))
+    let shown = if wanted < reading.laws.len() || wanted > most {
+        wanted.min(most.saturating_sub(1))
     } else {
-        asked
+        wanted
     };
     let hidden = reading.laws.len() - shown;
 
-    let over = spans[1].as_ref().map_or("over 1 min".to_owned(), |span: &Span<'_>| {
-        format!("over {}", short(span.length()))
-    });
-    let head = ["law", "oui", "non", "total", "oui %", "non %", "votes/s", &over, "last update"];
-    let mut rows = vec![(head.map(str::to_owned), BOLD)];
-    for law in reading.laws.iter().take(shown) {
-        let rates = spans.map(|span| span.map(|span| span.of(&law.law_id)));
-        rows.push((row(printable(&law.law_id), law, rates), Style::new()));
-    }
-    if hidden > 0 {
-        let more = grouped(i64::try_from(hidden).unwrap_or(i64::MAX));
-        let mut cells: [String; COLUMNS] = Default::default();
-        cells[0] = format!("... and {more} more");
-        rows.push((cells, DIM));
-    }
-    let rates = spans.map(|span| span.map(|span| span.all()));
-    rows.push((row("all".to_owned(), &reading.sum(), rates), BOLD));
-    columns(rows, width)
-}
-
-/// As wide as what is in them, and no more of them than there is room for.
-fn columns(rows: Vec<([String; COLUMNS], Style)>, width: usize) -> Table<'static> {
-    const SPACING: usize = 2;
-    let longest = |column: usize| {
-        rows.iter().map(|(cells, _)| cells[column].chars().count()).max().unwrap_or_default()
+    let row = |law: &LawResult, rates: [Option<f64>; 2]| {
+        let mut cells = counts(law);
+        cells.extend(rates.map(rate));
+        cells.push(moment(law.updated_at));
+        cells
     };
-    let mut kept: Vec<usize> = (0..COLUMNS).collect();
-    let mut dispensable = DISPENSABLE.iter();
-    while kept.iter().map(|&column| longest(column) + SPACING).sum::<usize>() > width + SPACING
-        && let Some(column) = dispensable.next()
-    {
-        kept.retain(|kept| kept != column);
+    let laws = reading.laws.iter().take(shown);
+    let mut rows: Vec<Vec<String>> =
+        laws.map(|law| row(law, spans.map(|span| span.map(|span| span.of(&law.law_id))))).collect();
+    let sum = LawResult { law_id: "all".to_owned(), ..reading.sum() };
+    rows.push(row(&sum, spans.map(|span| span.map(|span| span.all()))));
+    let over =
+        spans[1].map_or("over 1 min".to_owned(), |span| format!("over {}", short(span.length())));
+    let head = ["law", "oui", "non", "total", "oui %", "non %", "votes/s", &over, "last update"];
+    let lines = lines(&head, &rows, width).into_iter();
+    let mut lines: Vec<Line<'static>> = lines.map(Line::raw).collect();
+    lines[0].style = BOLD;
+    lines[rows.len()].style = BOLD;
+    if hidden > 0 {
+        let more = format!("... and {} more", HumanCount(hidden as u64));
+        lines.insert(rows.len(), Line::styled(more, DIM));
     }
-    let length = |&column: &usize| u16::try_from(longest(column)).unwrap_or(u16::MAX);
-    let widths: Vec<Constraint> = kept.iter().map(length).map(Constraint::Length).collect();
-    let rows = rows.iter().map(|(cells, style)| {
-        let cell = |&column: &usize| {
-            let alignment = if column == 0 { Alignment::Left } else { Alignment::Right };
-            Cell::new(Line::raw(cells[column].clone()).alignment(alignment))
-        };
-        Row::new(kept.iter().map(cell).collect::<Vec<_>>()).style(*style)
-    });
-    Table::new(rows.collect::<Vec<_>>(), widths).column_spacing(SPACING as u16)
+    Text::from(lines)
 }
 
-fn row(name: String, law: &LawResult, rates: [Option<f64>; 2]) -> [String; COLUMNS] {
-    let [oui, non] = percentages(law.oui, law.non);
-    let [last, minute] = rates.map(rate);
-    let update = moment(law.updated_at);
-    [name, grouped(law.oui), grouped(law.non), grouped(law.total()), oui, non, last, minute, update]
+/// The table in lines of at most `width` columns if that can be: the least important columns go first.
+fn lines(head: &[&str], rows: &[Vec<String>], width: usize) -> Vec<String> {
+    let mut kept: Vec<usize> = (0..head.len()).collect();
+    let mut dispensable = DISPENSABLE.iter();
+    loop {
+        let cells =
+            |row: &Vec<String>| kept.iter().map(|&column| row[column].clone()).collect::<Vec<_>>();
+        let head = kept.iter().map(|&column| head[column]);
+        let mut table = output::table(head, rows.iter().map(cells), 1..kept.len());
+        table.load_style(TableStyle::new());
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+        let fits = lines.iter().all(|line| line.chars().count() <= width);
+        match dispensable.next() {
+            Some(column) if !fits => kept.retain(|kept| kept != column),
+            _ => return lines,
+        }
+    }
 }
 
-/// Votes a second: with a decimal while it tells something.
+/// A law's name, counts and shares, as cells of a table.
+pub(in crate::cli) fn counts(law: &LawResult) -> Vec<String> {
+    let mut cells = vec![printable(&law.law_id)];
+    cells.extend([law.oui, law.non, law.total()].map(grouped));
+    cells.extend(percentages(law.oui, law.non));
+    cells
+}
+
+/// Votes a second, with a decimal below ten.
 fn rate(rate: Option<f64>) -> String {
     match rate {
         None => "-".to_owned(),
         Some(rate) if rate == 0.0 || rate.abs() >= 9.95 => grouped(rate.round() as i64),
-        // Less than it can show is still not nothing.
+        // What would round to 0.0 is not shown as nothing.
         Some(rate) if rate.abs() < 0.05 => if rate > 0.0 { "<0.1" } else { "-<0.1" }.to_owned(),
         Some(rate) => format!("{rate:.1}"),
     }
@@ -315,9 +312,9 @@ mod tests {
         assert_eq!(lines[7], "... and 36 more");
         let lines = drawn(&view, (100, 60), Instant::now());
         assert!(lines.iter().any(|line| line.starts_with("... and 10 more")), "--top: {lines:#?}");
-        let narrow = drawn(&view, (60, 10), Instant::now());
+        let narrow = drawn(&view, (50, 10), Instant::now());
         assert_eq!(words(&narrow[2]).join(" "), "law oui non total oui % non % votes/s");
-        let narrow = drawn(&view, (42, 10), Instant::now());
+        let narrow = drawn(&view, (34, 10), Instant::now());
         assert_eq!(words(&narrow[2]), ["law", "oui", "non", "total", "votes/s"]);
         let narrow = drawn(&view, (30, 10), Instant::now());
         assert_eq!(words(&narrow[2]), ["law", "oui", "non", "total"], "the counts go last");
@@ -329,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_has_a_decimal_while_it_tells_something() {
+    fn a_rate_below_ten_has_a_decimal() {
         for (value, shown) in
             [(0.0, "0"), (0.01, "<0.1"), (0.5, "0.5"), (9.94, "9.9"), (9.96, "10"), (-2.0, "-2.0")]
         {

@@ -11,11 +11,11 @@ use crate::model::ports::DeliveryTag;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Handed to us, its fate open.
+    /// Delivered, and not settled yet.
     Held,
     /// Its effect is committed: may be acked.
     Done,
-    /// Already rejected on its own: must not be named by an ack again.
+    /// Already rejected on its own: no ack may name it.
     Rejected,
 }
 
@@ -57,8 +57,8 @@ impl AckTracker {
         tags.into_iter().for_each(|tag| self.settle(tag, State::Done));
     }
 
-    /// The delivery was rejected on its own. Rejected ones at the front need no ack to take them
-    /// along and are forgotten here: a queue of nothing but malformed messages never has one.
+    /// The delivery was rejected on its own. Rejected ones at the front are forgotten here: a queue of only
+    /// malformed messages never has an ack that would cover them.
     pub fn rejected(&mut self, tag: DeliveryTag) {
         self.settle(tag, State::Rejected);
         while self.open.pop_front_if(|(_, state, _)| *state == State::Rejected).is_some() {
@@ -75,8 +75,8 @@ impl AckTracker {
     }
 
     fn position(&self, tag: DeliveryTag) -> Option<usize> {
-        // RabbitMQ leaves out no tag, so it is where it has to be; a broker that did must not have
-        // its deliveries stay unsettled for ever.
+        // RabbitMQ leaves out no tag, so the position follows from it. The search is for a broker that does:
+        // its deliveries must not stay unsettled.
         let (front, ..) = self.open.front()?;
         let expected = usize::try_from(tag.checked_sub(*front)?).ok()?;
         if self.open.get(expected).is_some_and(|(at, ..)| *at == tag) {
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(acks.open.len(), 3, "behind a held one it has to stay");
         assert_eq!(acks.unsettled(), 2);
         acks.rejected(2);
-        assert_eq!(acks.unsettled(), 2, "twice is as good as once");
+        assert_eq!(acks.unsettled(), 2, "a second reject changes nothing");
         acks.rejected(1);
         assert_eq!(acks.open.len(), 1, "forgotten without any ack");
         acks.rejected(3);

@@ -1,26 +1,26 @@
 //! Votes of acknowledged batches, remembered so that their loss is noticed: a failover or a restore may
-//! take commits away that were acknowledged (semantics, section 10).
+//! lose commits after their deliveries were acked (semantics, section 10).
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use compact_str::CompactString;
 
-/// Remembered at most, for a database that cannot be asked for a long time.
+/// Remembered at most, while the database cannot be queried.
 const MOST: usize = 10_000;
-/// Kept after they were found in the audit, as a failover may lose what was there: more than there can
-/// be batches in flight.
+/// Kept after they were found in the audit, since a later failover may lose them: more than there can be
+/// batches in flight.
 const KEPT: u64 = 256;
 
 /// One `vote_hash` of each of the last acknowledged batches. The newest one that is still there shows
-/// that all older ones are: WAL is one line.
+/// that all older ones are: WAL is replayed in order.
 #[derive(Debug, Default)]
 pub struct Acknowledged(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     hashes: VecDeque<CompactString>,
-    /// How many were forgotten, which numbers those that are left.
+    /// How many were forgotten: the number of the first that is left.
     forgotten: u64,
 }
 
@@ -33,7 +33,7 @@ pub struct Remembered {
 }
 
 impl Acknowledged {
-    /// Takes in the marker of a batch that was acknowledged.
+    /// Adds the marker of a batch that was acknowledged.
     pub(super) fn remember(&self, marker: Option<CompactString>) {
         let Some(marker) = marker else { return };
         let mut state = self.state();
@@ -50,8 +50,7 @@ impl Acknowledged {
         Remembered { end: state.forgotten + hashes.len() as u64, hashes }
     }
 
-    /// Forgets what was looked up, but for the newest: each of these was found, or its loss is
-    /// recorded.
+    /// Forgets what was looked up except the newest: each was found, or its loss is recorded.
     pub fn looked_up(&self, remembered: &Remembered) {
         let mut state = self.state();
         while state.forgotten + KEPT < remembered.end {

@@ -13,9 +13,10 @@ use crate::model::vote::Vote;
 use crate::platform::telemetry::{Instruments, SUMMARISED, seconds};
 
 const RETRYING: &str = "batch not committed, trying again";
-const UNSTORABLE: &str = "the database refuses this vote, publishing it to the dead-letter queue";
+const UNSTORABLE: &str =
+    "the database refuses this vote, publishing it to the dead-dead_letter queue";
 
-/// One batch, as its lines name it.
+/// Logs about one batch.
 pub(super) struct BatchLog<'a> {
     batch: u64,
     votes: Votes,
@@ -69,55 +70,34 @@ impl<'a> BatchLog<'a> {
         );
     }
 
-    /// Many batches may meet the same, each many times: the first lines of a minute are enough for
-    /// the log. A trace tells all of its own.
+    /// Many batches may meet the same fault many times: the log gets the first lines of a minute, a trace
+    /// all of its own batches.
     pub(super) fn retrying(&self, part: &Votes, attempt: u32, fault: &Fault, delay: Duration) {
-        let class = fault.class.as_str();
-        macro_rules! retrying {
-            (to $target:expr) => {
-                line!(
-                    to $target,
-                    Level::WARN,
-                    self,
-                    part,
-                    attempt,
-                    fault.sqlstate,
-                    class,
-                    delay = seconds(delay),
-                    "{RETRYING}: {fault}"
-                )
-            };
-        }
+        let (class, sqlstate) = (fault.class.as_str(), fault.sqlstate.as_deref());
+        let delay = seconds(delay);
         if self.instruments.log_limiter.admit(RETRYING, class) {
-            retrying!(to module_path!());
+            line!(Level::WARN, self, part, attempt, sqlstate, class, delay, "{RETRYING}: {fault}");
         } else {
-            retrying!(to SUMMARISED);
+            line!(to SUMMARISED,
+                Level::WARN, self, part, attempt, sqlstate, class, delay, "{RETRYING}: {fault}");
         }
     }
 
     pub(super) fn halving(&self, part: &Votes, attempt: u32, fault: &Fault) {
-        let class = fault.class.as_str();
-        line!(
-            Level::DEBUG,
-            self,
-            part,
-            attempt,
-            fault.sqlstate,
-            class,
-            "halving the batch: {fault}"
-        );
+        let (class, sqlstate) = (fault.class.as_str(), fault.sqlstate.as_deref());
+        line!(Level::DEBUG, self, part, attempt, sqlstate, class, "halving the batch: {fault}");
     }
 
-    /// A publisher may repeat one such vote without end.
-    pub(super) fn unstorable(&self, letter: &DeadLetter, attempt: u32) {
+    /// Rate-limited: a publisher may repeat such a vote endlessly.
+    pub(super) fn unstorable(&self, dead_letter: &DeadLetter, attempt: u32) {
         if self.instruments.log_limiter.admit(UNSTORABLE, "unstorable") {
             line!(
                 Level::WARN,
                 self,
                 &self.votes,
                 attempt,
-                letter.sqlstate,
-                vote_hash = letter.vote_hash,
+                dead_letter.sqlstate,
+                vote_hash = dead_letter.vote_hash,
                 "{UNSTORABLE}"
             );
         }

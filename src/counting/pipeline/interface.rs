@@ -1,10 +1,10 @@
-//! What a chain is given, and how it ends.
+//! The parameters of a chain, and how it ends.
 
 use std::time::Duration;
 
 use super::acknowledged::Acknowledged;
 use super::upsert::{IsolationBudget, RetryPolicy};
-use crate::model::ports::{Fault, Lost};
+use crate::model::ports::{BrokerError, Fault};
 use crate::platform::retry::Jitter;
 use crate::platform::telemetry::{Health, Instruments};
 
@@ -37,42 +37,42 @@ pub struct Tools<'a, T, D> {
     pub budget: &'a IsolationBudget,
     pub jitter: &'a Jitter,
     pub instruments: &'a Instruments,
-    /// Told of each committed batch: the database answers.
+    /// Shows after each committed batch that the database answers.
     pub health: &'a Health,
     pub acknowledged: &'a Acknowledged,
 }
 
-/// Whether the chain runs freely or proves that the store takes batches again.
+/// Whether the chain runs normally or tests that the store takes votes again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Flowing,
-    /// Ends, drained, behind the first batch that commits, or once the queue proves empty.
+    /// Ends, with everything taken settled, after the first batch that commits or once the queue is empty.
     HalfOpen,
 }
 
-/// Why a chain came down.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a chain failed.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Failure {
     /// The session with the broker is over; what was not acked will be delivered again.
-    Lost(Lost),
-    /// The store takes no votes for now; what is held has to be given back.
+    Lost(BrokerError),
+    /// The store takes no votes for now; what is held is requeued.
     Paused(Fault),
-    /// A vote that the store refuses can't be published to the dead-letter queue; neither it nor
-    /// what is behind it may be acked.
-    DeadLetterFailed(Lost),
+    /// A vote that the store refuses cannot be published to the dead-letter queue; neither it nor any
+    /// later delivery may be acked.
+    DeadLetterFailed(BrokerError),
 }
 
 /// How a chain ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// `None`: it was asked to stop, or, half-open, it proved that the store takes votes; all it took is settled.
+    /// `None`: everything taken is settled, at a stop or at the end of a half-open chain.
     pub failure: Option<Failure>,
-    /// Deliveries taken and not settled: with the session they go back to the queue.
+    /// Deliveries taken and not settled: the broker requeues them with the session.
     pub held: usize,
-    /// Something of the session was acked: it was of use.
+    /// At least one delivery of the session was acked.
     pub acked: bool,
-    /// A batch committed in which at least one vote was counted or found counted.
+    /// A batch committed of which at least one vote was counted, now or before.
     pub committed: bool,
-    /// Half-open, and the queue proved empty.
+    /// Half-open, and the queue was empty.
     pub empty: bool,
 }

@@ -1,11 +1,10 @@
-//! The chain's own laws, on a virtual clock, with a session and a store in memory.
+//! The chain on a virtual clock, with a session and a store in memory.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use futures::stream::{self, BoxStream};
 use proptest::prelude::*;
-use time::OffsetDateTime;
 
 use super::*;
 use crate::model::ports::{Class, Counted, DeadLetter, Fault, Insert, LawCount};
@@ -15,7 +14,6 @@ use crate::platform::telemetry::{Health, Metrics};
 mod batches;
 mod conflicts;
 mod deadline;
-mod rejects;
 mod systemic;
 mod trial;
 
@@ -35,7 +33,7 @@ enum Known {
     Attempt,
 }
 
-/// A channel that writes down what it is asked for, and a store that answers from a script.
+/// A channel that records what it is asked for, and a store that answers from a script.
 #[derive(Clone, Default)]
 struct World {
     events: Arc<Mutex<Vec<Event>>>,
@@ -44,6 +42,8 @@ struct World {
     inserts: Arc<Mutex<Vec<Insert>>>,
     refused: Vec<String>,
     ack_fails: bool,
+    /// The session is lost: a reject waits for its time-out.
+    rejects_fail: bool,
     /// How long the store lets a batch wait, on top.
     hangs: Duration,
     /// How long the confirm of a dead letter takes.
@@ -53,6 +53,16 @@ struct World {
 }
 
 impl World {
+    /// Transactions meet these faults, one after the other.
+    fn failing(faults: impl IntoIterator<Item = Class>) -> Self {
+        let faults = Arc::new(Mutex::new(faults.into_iter().collect()));
+        Self { faults, ..Self::default() }
+    }
+
+    fn faults_left(&self) -> usize {
+        self.faults.lock().expect("no panic while held").len()
+    }
+
     fn note(&self, event: Event) {
         self.events.lock().expect("no panic while held").push(event);
     }
@@ -71,24 +81,28 @@ impl World {
 
 struct Memory {
     world: World,
-    deliveries: Option<BoxStream<'static, Result<Delivery, Lost>>>,
+    deliveries: Option<BoxStream<'static, Result<Delivery, BrokerError>>>,
 }
 
 impl Channel for World {
-    async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), Lost> {
+    async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), BrokerError> {
         if self.ack_fails {
-            return Err(Lost("dead channel".to_owned()));
+            return Err(BrokerError::disconnected("settle", "dead channel"));
         }
         self.note(Event::Acked(tag));
         Ok(())
     }
 
-    async fn reject(&self, tag: DeliveryTag) -> Result<(), Lost> {
+    async fn reject(&self, tag: DeliveryTag) -> Result<(), BrokerError> {
         self.note(Event::Rejected(tag));
+        if self.rejects_fail {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            return Err(BrokerError::disconnected("reject", "the connection took no bytes"));
+        }
         Ok(())
     }
 
-    async fn cancel(&self) -> Result<(), Lost> {
+    async fn cancel(&self) -> Result<(), BrokerError> {
         self.note(Event::Cancelled);
         Ok(())
     }
@@ -96,7 +110,7 @@ impl Channel for World {
 
 impl Session for Memory {
     type Channel = World;
-    type Deliveries = BoxStream<'static, Result<Delivery, Lost>>;
+    type Deliveries = BoxStream<'static, Result<Delivery, BrokerError>>;
 
     fn split(&mut self) -> (&World, Self::Deliveries) {
         (&self.world, self.deliveries.take().expect("taken once"))
@@ -104,7 +118,7 @@ impl Session for Memory {
 
     async fn requeue(self) {}
 
-    async fn close(self) -> Result<(), Lost> {
+    async fn close(self) -> Result<(), BrokerError> {
         Ok(())
     }
 }
@@ -121,22 +135,17 @@ impl Store for World {
             return Err(fault(Class::Isolate));
         }
         self.note(Event::Stored(votes.iter().map(|vote| vote.vote_hash.to_string()).collect()));
-        match self.known {
-            Some(Known::Replay) => {
-                let marker = votes.first().map(|vote| vote.vote_hash.clone());
-                return Ok(Counted { replays: votes.len() as u64, marker, ..Counted::default() });
-            }
-            Some(Known::Attempt) => {
-                return Ok(Counted { attempts: votes.len() as u64, ..Counted::default() });
-            }
-            None => {}
-        }
         let law = |vote: &Vote| LawCount {
             law_id: vote.law_id.to_string(),
             added: [1, 0],
             totals: [1, 0],
         };
-        Ok(Counted { laws: votes.iter().map(law).collect(), ..Counted::default() })
+        let all = votes.len() as u64;
+        Ok(match self.known {
+            Some(Known::Replay) => Counted { replays: all, ..Counted::default() },
+            Some(Known::Attempt) => Counted { attempts: all, ..Counted::default() },
+            None => Counted { laws: votes.iter().map(law).collect(), ..Counted::default() },
+        })
     }
 
     async fn probe(&self) -> Result<(), Fault> {
@@ -145,17 +154,16 @@ impl Store for World {
 }
 
 impl DeadLetters for World {
-    async fn publish(&self, letter: &DeadLetter) -> Result<(), Lost> {
+    async fn publish(&self, dead_letter: &DeadLetter) -> Result<(), BrokerError> {
         tokio::time::sleep(self.confirm).await;
-        self.note(Event::DeadLettered(letter.vote_hash.clone()));
+        self.note(Event::DeadLettered(dead_letter.vote_hash.clone()));
         Ok(())
     }
 }
 
 fn body(hash: &str) -> Vec<u8> {
-    let timestamp = OffsetDateTime::UNIX_EPOCH.year();
     format!(
-        r#"{{"vote_hash":"{hash}","citizen_id":"c","law_id":"l","choice":"oui","timestamp":"{timestamp}-01-01T00:00:00Z"}}"#
+        r#"{{"vote_hash":"{hash}","citizen_id":"c","law_id":"l","choice":"oui","timestamp":"1970-01-01T00:00:00Z"}}"#
     )
     .into_bytes()
 }
@@ -178,7 +186,7 @@ fn run_chain(
     world: &World,
     limits: &Limits,
     mode: Mode,
-    deliveries: BoxStream<'static, Result<Delivery, Lost>>,
+    deliveries: BoxStream<'static, Result<Delivery, BrokerError>>,
     stop_after: Option<Duration>,
 ) -> (Ended, Duration) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -212,7 +220,7 @@ fn run_chain(
     })
 }
 
-fn deliveries(bodies: Vec<Vec<u8>>) -> Vec<Result<Delivery, Lost>> {
+fn deliveries(bodies: Vec<Vec<u8>>) -> Vec<Result<Delivery, BrokerError>> {
     let delivery = |(index, body)| Ok(Delivery::new(index as u64 + 1, body));
     bodies.into_iter().enumerate().map(delivery).collect()
 }
@@ -221,21 +229,32 @@ fn votes_named(count: usize) -> Vec<Vec<u8>> {
     (1..=count).map(|n| body(&format!("h{n}"))).collect()
 }
 
-/// A stream that ends only when it is told to.
-fn endless(items: Vec<Result<Delivery, Lost>>) -> BoxStream<'static, Result<Delivery, Lost>> {
+/// A stream of these that does not end.
+fn endless(
+    items: Vec<Result<Delivery, BrokerError>>,
+) -> BoxStream<'static, Result<Delivery, BrokerError>> {
     stream::iter(items).chain(stream::pending()).boxed()
+}
+
+/// Runs the chain over so many votes, with one batch in flight.
+fn run_votes(world: &World, batch_size: usize, votes: usize) -> (Ended, Duration) {
+    let items = stream::iter(deliveries(votes_named(votes))).boxed();
+    run_chain(world, &limits(batch_size, 1), Mode::Flowing, items, None)
+}
+
+fn assert_paused(ended: &Ended) -> &Fault {
+    match &ended.failure {
+        Some(Failure::Paused(fault)) => fault,
+        other => panic!("paused, not {other:?}"),
+    }
 }
 
 #[test]
 fn a_full_batch_goes_at_once_and_a_partial_one_after_the_timeout() {
     let world = World::default();
-    let (_, took) = run_chain(
-        &world,
-        &limits(10, 1),
-        Mode::Flowing,
-        endless(deliveries(votes_named(25))),
-        Some(Duration::from_secs(30)),
-    );
+    let items = endless(deliveries(votes_named(25)));
+    let stop = Some(Duration::from_secs(30));
+    let (_, took) = run_chain(&world, &limits(10, 1), Mode::Flowing, items, stop);
     let sizes: Vec<usize> = world.stored().iter().map(Vec::len).collect();
     assert_eq!(sizes, [10, 10, 5]);
     assert_eq!(took.as_secs(), 30, "it waits for more until it is stopped");
@@ -255,42 +274,24 @@ fn a_stop_flushes_what_was_taken() {
 
 #[test]
 fn retries_wait_1_2_4_seconds_and_then_the_chain_pauses_and_acks_nothing() {
-    let world = World::default();
-    world.faults.lock().expect("no panic").extend([Class::Reconnect; 4]);
-    let items = endless(deliveries(votes_named(5)));
-    let (ended, took) = run_chain(&world, &limits(5, 1), Mode::Flowing, items, None);
-    assert!(matches!(ended.failure, Some(Failure::Paused(_))), "{ended:?}");
+    let world = World::failing([Class::Reconnect; 4]);
+    let (ended, took) = run_votes(&world, 5, 5);
+    assert_paused(&ended);
     assert!((7.0..7.0 * 1.25 + 0.1).contains(&took.as_secs_f64()), "{took:?}");
     assert_eq!(world.events(), [], "nothing stored, nothing acked");
 }
 
 #[test]
-fn conflicts_are_tried_again_outside_the_attempts() {
-    let world = World::default();
-    world.faults.lock().expect("no panic").extend([Class::Retry; 12]);
-    let items = stream::iter(deliveries(votes_named(5))).boxed();
-    let (ended, took) = run_chain(&world, &limits(5, 1), Mode::Flowing, items, None);
-    assert_eq!(ended.failure, None);
-    assert!(took < Duration::from_secs(2), "{took:?}: 10 to 100 ms each");
-    assert_eq!(world.events().last(), Some(&Event::Acked(5)));
-}
-
-#[test]
 fn a_batch_is_halved_when_it_is_too_much_and_a_pause_pauses_at_once() {
-    let world = World::default();
-    world.faults.lock().expect("no panic").push_back(Class::Split);
-    let items = stream::iter(deliveries(votes_named(8))).boxed();
-    let (ended, _) = run_chain(&world, &limits(8, 1), Mode::Flowing, items, None);
+    let world = World::failing([Class::Split]);
+    let (ended, _) = run_votes(&world, 8, 8);
     assert_eq!(ended.failure, None);
     assert_eq!(world.stored().iter().map(Vec::len).collect::<Vec<_>>(), [4, 4]);
     assert_eq!(world.stored().concat(), (1..=8).map(|n| format!("h{n}")).collect::<Vec<_>>());
 
     for faults in [&[Class::Pause][..], &[Class::Bug], &[Class::Split; 4]] {
-        let world = World::default();
-        world.faults.lock().expect("no panic").extend(faults);
-        let items = endless(deliveries(votes_named(8)));
-        let (ended, took) = run_chain(&world, &limits(8, 1), Mode::Flowing, items, None);
-        assert!(matches!(ended.failure, Some(Failure::Paused(_))), "{ended:?}");
+        let (ended, took) = run_votes(&World::failing(faults.iter().copied()), 8, 8);
+        assert_paused(&ended);
         assert!(took < Duration::from_millis(100), "{took:?}: no retries");
     }
 }
@@ -298,8 +299,7 @@ fn a_batch_is_halved_when_it_is_too_much_and_a_pause_pauses_at_once() {
 #[test]
 fn one_refused_vote_is_dead_lettered_before_its_batch_is_acked() {
     let world = World { refused: vec!["h3".to_owned()], ..World::default() };
-    let items = stream::iter(deliveries(votes_named(8))).boxed();
-    let (ended, _) = run_chain(&world, &limits(8, 1), Mode::Flowing, items, None);
+    let (ended, _) = run_votes(&world, 8, 8);
     assert_eq!(ended.failure, None);
     let mut stored = world.stored().concat();
     stored.sort();
@@ -311,31 +311,50 @@ fn one_refused_vote_is_dead_lettered_before_its_batch_is_acked() {
 #[test]
 fn an_error_of_the_source_or_of_an_ack_ends_the_chain_as_lost() {
     let mut items = deliveries(votes_named(3));
-    items.push(Err(Lost("connection reset".to_owned())));
+    items.push(Err(BrokerError::disconnected("consume", "connection reset")));
     let world = World::default();
     let (ended, _) = run_chain(&world, &limits(10, 1), Mode::Flowing, endless(items), None);
-    assert_eq!(ended.failure, Some(Failure::Lost(Lost("connection reset".to_owned()))));
+    assert_eq!(
+        ended.failure,
+        Some(Failure::Lost(BrokerError::disconnected("consume", "connection reset")))
+    );
     assert_eq!(world.events(), [], "a batch cut off by the loss is dropped whole");
 
     let world = World { ack_fails: true, ..World::default() };
-    let items = endless(deliveries(votes_named(30)));
-    let (ended, _) = run_chain(&world, &limits(10, 1), Mode::Flowing, items, None);
-    assert_eq!(ended.failure, Some(Failure::Lost(Lost("dead channel".to_owned()))));
+    let (ended, _) = run_votes(&world, 10, 30);
+    assert_eq!(
+        ended.failure,
+        Some(Failure::Lost(BrokerError::disconnected("settle", "dead channel")))
+    );
     assert!(!ended.acked, "not acked is not done");
 }
 
 #[test]
 fn a_lost_session_is_noticed_while_the_chain_is_full_and_waits_for_the_store() {
-    let world = World::default();
-    world.faults.lock().expect("no panic").extend([Class::Reconnect; 4]);
+    let world = World::failing([Class::Reconnect; 4]);
     let lost = stream::once(async {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        Err(Lost("consumer time-out".to_owned()))
+        Err(BrokerError::disconnected("consume", "consumer time-out"))
     });
     let items =
         stream::iter(deliveries(votes_named(5))).chain(lost).chain(stream::pending()).boxed();
     let (ended, took) = run_chain(&world, &limits(5, 1), Mode::Flowing, items, None);
-    assert_eq!(ended.failure, Some(Failure::Lost(Lost("consumer time-out".to_owned()))));
+    assert_eq!(
+        ended.failure,
+        Some(Failure::Lost(BrokerError::disconnected("consume", "consumer time-out")))
+    );
     assert!(took < Duration::from_millis(600), "{took:?}: it does not wait for the retries");
     assert_eq!(world.events(), []);
+}
+
+/// Each reject on a lost session waits for its time-out.
+#[test]
+fn after_a_lost_session_no_further_reject_is_tried() {
+    let world = World { rejects_fail: true, ..World::default() };
+    // Several chunks of what is taken at once.
+    let malformed = endless(deliveries(vec![b"no vote".to_vec(); 5 * AT_ONCE]));
+    let (ended, took) = run_chain(&world, &limits(10, 1), Mode::Flowing, malformed, None);
+    assert!(matches!(ended.failure, Some(Failure::Lost(_))), "{ended:?}");
+    assert_eq!(world.events(), [Event::Rejected(1)]);
+    assert!(took < Duration::from_secs(11), "{took:?}");
 }

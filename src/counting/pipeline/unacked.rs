@@ -1,5 +1,5 @@
-//! Deliveries that are committed and not acked yet: they come again if their ack never leaves, and the
-//! metrics have to balance all the same.
+//! Deliveries that are committed and not acked yet: they are redelivered if their ack is never sent, and
+//! the metrics have to balance all the same.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -8,17 +8,17 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::Failure;
 use super::batch_log::BatchLog;
 use super::plain_inserts::PlainInserts;
 use super::unacked::Unacked;
+use super::{Failure, Tools};
 use crate::model::ports::{
-    Class, Counted, DeadLetter, DeadLetters, Fault, Insert, Lost, Store, Votes,
+    BrokerError, Class, Counted, DeadLetter, DeadLetters, Fault, Insert, Store, Votes,
 };
-use crate::platform::retry::{Backoff, Jitter};
-use crate::platform::telemetry::{Instruments, PlainInsert};
+use crate::platform::retry::Backoff;
+use crate::platform::telemetry::PlainInsert;
 
-/// How often and how patiently a batch is tried before its votes are given back, its deadline aside.
+/// How often and at which intervals a batch is tried before its votes are requeued, its deadline aside.
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
     /// Tries after the first one.
@@ -33,12 +33,12 @@ const MAX_CONFLICTS: u32 = 20;
 const CONFLICT_DELAYS: (Duration, Duration) =
     (Duration::from_millis(10), Duration::from_millis(100));
 
-/// More isolated votes than this a minute are no accident of single votes.
+/// More isolated votes than this a minute are a fault of the database, not of single votes.
 const MAX_ISOLATED_PER_MINUTE: usize = 20;
 
 /// Guards against dead-lettering good votes for a fault that is not theirs: a constraint added by
 /// mistake refuses every vote with the same SQLSTATE as one bad vote. Votes are counted, not their
-/// deliveries: one bad vote that its publisher repeats must not stop everything for good.
+/// deliveries: one bad vote that its publisher repeats must not stop the service.
 #[derive(Debug, Default)]
 pub struct IsolationBudget {
     recent: Mutex<VecDeque<(Instant, String)>>,
@@ -50,8 +50,8 @@ impl IsolationBudget {
         isolated > 3.max(size / 20)
     }
 
-    /// Whether the last minute has room for these votes, by hash.
-    fn has_room(&self, mut hashes: BTreeSet<&str>) -> bool {
+    /// Whether these votes, by hash, and those of the last minute are no more than allowed.
+    fn fits_minute(&self, mut hashes: BTreeSet<&str>) -> bool {
         let now = Instant::now();
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         while recent.front().is_some_and(|(then, _)| now - *then >= Duration::from_secs(60)) {
@@ -74,15 +74,10 @@ impl IsolationBudget {
 
 /// What a batch needs from the pipeline it runs in.
 pub(super) struct Upsert<'a, T, D> {
-    pub(super) store: &'a T,
-    pub(super) dead_letters: &'a D,
-    pub(super) retry: &'a RetryPolicy,
+    pub(super) tools: &'a Tools<'a, T, D>,
     /// Nothing is begun for the batch from here on.
     pub(super) deadline: Instant,
-    pub(super) budget: &'a IsolationBudget,
-    pub(super) jitter: &'a Jitter,
-    pub(super) instruments: &'a Instruments,
-    /// Set when the pipeline is coming down: no further try is begun.
+    /// Cancelled when the pipeline has failed: no further try is begun.
     pub(super) halt: &'a CancellationToken,
     pub(super) batch_log: &'a BatchLog<'a>,
     pub(super) unacked: &'a Unacked<'a>,
@@ -108,8 +103,16 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         bodies: Vec<Vec<u8>>,
         replays: &[u32],
     ) -> Result<Counted, Unsettled> {
+        // Transactions tried, with or without success.
         let mut attempt = 0;
-        let settled = self.settle_all(votes, bodies, replays, &mut attempt).await;
+        let settled = async {
+            let (counted, refused) = self.count(votes.clone(), &mut attempt).await?;
+            if !refused.is_empty() {
+                self.dead_letter(&votes, bodies, replays, refused, attempt).await?;
+            }
+            Ok(counted)
+        };
+        let settled = settled.await;
         match &settled {
             Ok(counted) => self.batch_log.committed(counted, attempt),
             Err(Unsettled::Failed(failure)) => self.batch_log.given_up(failure, attempt),
@@ -118,31 +121,17 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         settled
     }
 
-    /// `attempt` is how many transactions were tried, whatever comes of them.
-    async fn settle_all(
-        &self,
-        votes: Votes,
-        bodies: Vec<Vec<u8>>,
-        replays: &[u32],
-        attempt: &mut u32,
-    ) -> Result<Counted, Unsettled> {
-        let (counted, refused) = self.count(votes.clone(), attempt).await?;
-        if !refused.is_empty() {
-            self.dead_letter(&votes, bodies, replays, refused, *attempt).await?;
-        }
-        Ok(counted)
-    }
-
     /// The one place where a transaction is tried again.
     async fn count(
         &self,
         batch: Votes,
         attempt: &mut u32,
     ) -> Result<(Counted, Vec<Refused>), Unsettled> {
+        let Tools { store, jitter, instruments, limits, .. } = *self.tools;
         let size = batch.len();
         let mut retries = 0;
         let mut conflicts = 0;
-        let mut backoff = Backoff::new(self.retry.delay, Duration::MAX);
+        let mut backoff = Backoff::new(limits.retry.delay, Duration::MAX);
         let mut counted = Counted::default();
         let mut refused = Vec::new();
         let mut last_fault = None;
@@ -156,14 +145,14 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
             }
             *attempt += 1;
             let begun = Instant::now();
-            let counting = self.store.count(part.clone().inserted(insert));
-            let fault = match self.instruments.spans.transaction(part.len(), counting).await {
+            let counting = store.count(part.clone().inserted(insert));
+            let fault = match instruments.spans.transaction(part.len(), counting).await {
                 Ok(done) => {
-                    // At once: the parts that did commit count, whatever becomes of the others.
-                    self.instruments.committed(&done, begun);
+                    // At once: the parts that did commit count even if another part fails.
+                    instruments.committed(&done, begun);
                     self.plain_inserts.committed(&done);
                     if insert == Insert::Plain {
-                        self.instruments.plain_insert(PlainInsert::Committed);
+                        instruments.plain_insert(PlainInsert::Committed);
                     }
                     self.unacked.add(part.len());
                     counted.absorb(done);
@@ -174,23 +163,23 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
             insert = Insert::OnConflict;
             self.plain_inserts.reset();
             if fault.class == Class::KnownHash {
-                self.instruments.plain_insert(PlainInsert::Conflict);
+                instruments.plain_insert(PlainInsert::Conflict);
                 parts.push(part);
                 continue;
             }
-            self.instruments.database_fault(fault.class);
+            instruments.database_fault(fault.class);
             let conflict = fault.class == Class::Retry && conflicts < MAX_CONFLICTS;
             let delay = match (fault.class, part.halves()) {
                 (Class::Retry, _) if conflict => {
                     conflicts += 1;
-                    self.jitter.between(CONFLICT_DELAYS.0, CONFLICT_DELAYS.1)
+                    jitter.between(CONFLICT_DELAYS.0, CONFLICT_DELAYS.1)
                 }
                 (Class::Retry | Class::Reconnect | Class::UnknownOutcome, _) => {
-                    if retries == self.retry.max_attempts {
+                    if retries == limits.retry.max_attempts {
                         return Err(paused(fault));
                     }
                     retries += 1;
-                    self.jitter.stretch(backoff.next_delay())
+                    jitter.stretch(backoff.next_delay())
                 }
                 (Class::Split | Class::Isolate, Some([first, second])) => {
                     self.batch_log.halving(&part, *attempt, &fault);
@@ -220,7 +209,7 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                 () = self.halt.cancelled() => return Err(Unsettled::Halted),
                 () = tokio::time::sleep(delay) => {}
             }
-            self.instruments.retried(fault.sqlstate.as_deref());
+            instruments.retried(fault.sqlstate.as_deref());
             last_fault = Some(fault);
             parts.push(part);
         }
@@ -235,33 +224,36 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
         refused: Vec<Refused>,
         attempt: u32,
     ) -> Result<(), Unsettled> {
+        let Tools { dead_letters, budget, instruments, .. } = *self.tools;
         let hashes = hashes(votes, &refused);
-        if !self.budget.has_room(hashes.clone())
+        if !budget.fits_minute(hashes.clone())
             && let Some(Refused { fault, .. }) = refused.first()
         {
             return Err(self.systemic(hashes.len(), votes.len(), fault));
         }
         for Refused { index, fault } in refused {
-            let letter = DeadLetter {
+            let dead_letter = DeadLetter {
                 body: bodies.get_mut(index).map(std::mem::take).unwrap_or_default(),
                 vote_hash: votes[index].vote_hash.to_string(),
                 sqlstate: fault.sqlstate.unwrap_or_default(),
                 replays: replays[index],
             };
-            self.batch_log.unstorable(&letter, attempt);
-            let published = timeout_at(self.deadline, self.dead_letters.publish(&letter)).await;
+            self.batch_log.unstorable(&dead_letter, attempt);
+            let published = timeout_at(self.deadline, dead_letters.publish(&dead_letter)).await;
             published
-                .unwrap_or_else(|_| Err(Lost("no confirm before the batch's deadline".to_owned())))
+                .unwrap_or_else(|_| {
+                    Err(BrokerError::Timeout("no confirm before the batch's deadline".to_owned()))
+                })
                 .map_err(|lost| Unsettled::Failed(Failure::DeadLetterFailed(lost)))?;
-            self.budget.book(&letter.vote_hash);
-            self.instruments.isolated();
+            budget.book(&dead_letter.vote_hash);
+            instruments.isolated();
             self.unacked.add(1);
         }
         Ok(())
     }
 
     fn systemic(&self, refused: usize, size: usize, fault: &Fault) -> Unsettled {
-        self.instruments.database_fault(Class::Pause);
+        self.tools.instruments.database_fault(Class::Pause);
         paused(Fault {
             class: Class::Pause,
             sqlstate: fault.sqlstate.clone(),
@@ -306,7 +298,7 @@ const fn paused(fault: Fault) -> Unsettled {
 mod tests {
     use super::*;
 
-    /// Semantics, section 5: more than max(3, 5 %) of a batch is no fault of single votes.
+    /// Semantics, section 5: more than max(3, 5 %) of a batch is a fault of the database.
     #[test]
     fn a_batch_may_lose_three_votes_or_one_in_twenty() {
         for (size, most) in [(4, 3), (10, 3), (60, 3), (79, 3), (80, 4), (100, 5), (1_000, 50)] {
@@ -315,23 +307,26 @@ mod tests {
         }
     }
 
-    /// Nor are more than 20 votes in a minute, however many batches they came in.
+    /// So are more than 20 votes in a minute, in however many batches.
     #[tokio::test(start_paused = true)]
-    async fn a_minute_has_room_for_twenty_votes_each_counted_once() {
+    async fn a_minute_allows_twenty_votes_each_counted_once() {
         let budget = IsolationBudget::default();
         let hashes: Vec<String> = (0..22).map(|number| format!("hash-{number}")).collect();
         let some =
             |range: std::ops::Range<usize>| hashes[range].iter().map(String::as_str).collect();
-        assert!(budget.has_room(some(0..20)) && !budget.has_room(some(0..21)));
+        assert!(budget.fits_minute(some(0..20)) && !budget.fits_minute(some(0..21)));
         for hash in hashes[..19].iter().chain(&hashes[..19]) {
             budget.book(hash);
         }
-        assert!(budget.has_room(some(0..20)), "nineteen are booked, once each");
-        assert!(!budget.has_room(some(0..21)));
+        assert!(budget.fits_minute(some(0..20)), "nineteen are booked, once each");
+        assert!(!budget.fits_minute(some(0..21)));
         tokio::time::advance(Duration::from_secs(59)).await;
         budget.book(&hashes[19]);
-        assert!(budget.has_room(some(0..20)) && !budget.has_room(some(20..21)), "full");
+        assert!(budget.fits_minute(some(0..20)) && !budget.fits_minute(some(20..21)), "full");
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(budget.has_room(some(0..19)) && !budget.has_room(some(0..21)), "one is left over");
+        assert!(
+            budget.fits_minute(some(0..19)) && !budget.fits_minute(some(0..21)),
+            "one is left over"
+        );
     }
 }

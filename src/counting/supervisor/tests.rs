@@ -5,14 +5,14 @@ use std::future::pending;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
 use super::*;
 use crate::counting::pipeline::RetryPolicy;
 use crate::model::ports::{
-    Channel, Class, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Lost, Votes,
+    BrokerError, Channel, Class, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Votes,
 };
 use crate::platform::telemetry::Metrics;
 
@@ -36,39 +36,39 @@ struct ScriptedSession {
 struct Nothing;
 
 impl Channel for Nothing {
-    async fn ack_up_to(&self, _: DeliveryTag) -> Result<(), Lost> {
+    async fn ack_up_to(&self, _: DeliveryTag) -> Result<(), BrokerError> {
         Ok(())
     }
 
-    async fn reject(&self, _: DeliveryTag) -> Result<(), Lost> {
+    async fn reject(&self, _: DeliveryTag) -> Result<(), BrokerError> {
         Ok(())
     }
 
-    async fn cancel(&self) -> Result<(), Lost> {
+    async fn cancel(&self) -> Result<(), BrokerError> {
         Ok(())
     }
 }
 
 impl Session for ScriptedSession {
     type Channel = Nothing;
-    type Deliveries = BoxStream<'static, Result<Delivery, Lost>>;
+    type Deliveries = BoxStream<'static, Result<Delivery, BrokerError>>;
 
     fn split(&mut self) -> (&Nothing, Self::Deliveries) {
-        let end = match self.life {
-            None => pending().into_stream().boxed(),
-            Some(life) => stream::once(async move {
-                tokio::time::sleep(life).await;
-                Err(Lost("over".to_owned()))
-            })
-            .boxed(),
-        };
+        let life = self.life;
+        let end = stream::once(async move {
+            match life {
+                Some(life) => tokio::time::sleep(life).await,
+                None => pending().await,
+            }
+            Err(BrokerError::disconnected("consume", "over"))
+        });
         let deliveries = std::mem::take(&mut self.deliveries);
         (&Nothing, stream::iter(deliveries).map(Ok).chain(end).boxed())
     }
 
     async fn requeue(self) {}
 
-    async fn close(self) -> Result<(), Lost> {
+    async fn close(self) -> Result<(), BrokerError> {
         Ok(())
     }
 }
@@ -89,7 +89,7 @@ impl Broker for Scripted {
 }
 
 impl DeadLetters for Scripted {
-    async fn publish(&self, _: &DeadLetter) -> Result<(), Lost> {
+    async fn publish(&self, _: &DeadLetter) -> Result<(), BrokerError> {
         Ok(())
     }
 }
@@ -140,6 +140,13 @@ const LIMITS: Limits = Limits {
     retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },
 };
 
+fn vote(tag: DeliveryTag) -> Delivery {
+    let vote = format!(
+        r#"{{"vote_hash":"h{tag}","citizen_id":"c","law_id":"l","choice":"oui","timestamp":"2025-11-13T08:00:00Z"}}"#
+    );
+    Delivery::new(tag, vote.into_bytes())
+}
+
 /// Runs a supervisor until `long_enough` has passed.
 async fn supervise(
     broker: &Scripted,
@@ -155,12 +162,11 @@ async fn supervise_with(
     long_enough: Duration,
     health: &Arc<Health>,
 ) -> (Result<(), OpenError>, Metrics) {
-    let limits = LIMITS;
     let metrics = Metrics::new(1, Arc::clone(health)).expect("metrics");
     let supervisor = Supervisor {
         broker,
         store,
-        limits: &limits,
+        limits: &LIMITS,
         prefetch: PREFETCH,
         jitter: &Jitter::seeded(1),
         instruments: &metrics.instruments,
@@ -265,12 +271,7 @@ async fn a_first_connection_is_no_reconnect_and_each_later_one_is_one() {
 /// votes fail again.
 #[tokio::test(start_paused = true)]
 async fn what_fails_again_is_tried_batch_by_batch_and_seldom() {
-    let deliveries = (1..=u64::from(PREFETCH)).map(|tag| {
-        let vote = format!(
-            r#"{{"vote_hash":"h{tag}","citizen_id":"c","law_id":"l","choice":"oui","timestamp":"2025-11-13T08:00:00Z"}}"#
-        );
-        Delivery::new(tag, vote.into_bytes())
-    });
+    let deliveries = (1..=u64::from(PREFETCH)).map(vote);
     let broker = Scripted { deliveries: deliveries.collect(), ..Scripted::default() };
     let store = Refusing::default();
     supervise(&broker, &store, Duration::from_secs(90)).await.expect("never refused");
@@ -289,11 +290,7 @@ async fn what_fails_again_is_tried_batch_by_batch_and_seldom() {
 /// Semantics, section 6: a probe write proves nothing about the votes that failed.
 #[tokio::test(start_paused = true)]
 async fn half_open_is_not_ready_until_a_batch_commits_or_the_queue_proves_empty() {
-    let vote = r#"{"vote_hash":"h","citizen_id":"c","law_id":"l","choice":"oui","timestamp":"2025-11-13T08:00:00Z"}"#;
-    let broker = Scripted {
-        deliveries: vec![Delivery::new(1, vote.as_bytes().to_vec())],
-        ..Scripted::default()
-    };
+    let broker = Scripted { deliveries: vec![vote(1)], ..Scripted::default() };
     let (store, health) = (Refusing::default(), Arc::new(Health::default()));
     // A row lock on one law, say: each batch fails, and the probe succeeds.
     let watching = async {

@@ -12,7 +12,7 @@ const HEADER: &str = "law_id,oui,non,total,oui_percent,non_percent,updated_at\r\
 const FORMULA: [char; 4] = ['=', '+', '-', '@'];
 
 /// One JSON object: the first `top` laws, the sums of all of them, which of the laws `asked` for
-/// nobody has voted on, and the time of the reading. Shares are not rounded; one that there is not
+/// have no votes, and the time of the reading. Shares are not rounded; one that there is not
 /// is null.
 pub fn json(reading: &Reading, top: usize, asked: &[String]) -> String {
     let laws = reading.laws.iter().take(top).map(|law| {
@@ -92,20 +92,8 @@ fn field(text: &str) -> String {
 ///
 /// Quotation marks do not keep it from that, and `="0012"` is another text to all other readers.
 pub fn looks_like_a_value(law_id: &str) -> bool {
-    const MONTHS: [&str; 12] = [
-        "january",
-        "february",
-        "march",
-        "april",
-        "may",
-        "june",
-        "july",
-        "august",
-        "september",
-        "october",
-        "november",
-        "december",
-    ];
+    const MONTHS: &str = "january february march april may june july august september october \
+                          november december";
     let lower = law_id.to_ascii_lowercase();
     let (digits, words): (String, String) = lower.chars().partition(|c| !c.is_alphabetic());
     let only = |extra: &str| digits.chars().all(|c| c.is_ascii_digit() || extra.contains(c));
@@ -120,7 +108,9 @@ pub fn looks_like_a_value(law_id: &str) -> bool {
         ("e", true) => only("+-.") && !lower.starts_with('e') && !lower.ends_with('e'),
         ("am" | "pm" | "a" | "p", true) => only(": ") && lower.ends_with(&words),
         (month, true) => {
-            month.len() >= 3 && only("-./ ") && MONTHS.iter().any(|name| name.starts_with(month))
+            month.len() >= 3
+                && only("-./ ")
+                && MONTHS.split(' ').any(|name| name.starts_with(month))
         }
         (_, false) => false,
     }
@@ -188,12 +178,9 @@ mod tests {
 
     #[test]
     fn law_ids_that_a_spreadsheet_changes_are_known() {
-        for changed in
-            ["0012", "1E5", "1e-5", "1.0", "007", "3-4", "2026.11", "12:30", "MAR1", "1-sept"]
-        {
-            assert!(looks_like_a_value(changed), "{changed}");
-        }
-        for changed in ["TRUE", "1234567890123456", "-5", "9:pm", "00", "1:30pm"] {
+        let changed = "0012 1E5 1e-5 1.0 007 3-4 2026.11 12:30 MAR1 1-sept TRUE 1234567890123456 -5 \
+                       9:pm 00 1:30pm";
+        for changed in changed.split(' ') {
             assert!(looks_like_a_value(changed), "{changed}");
         }
         for kept in

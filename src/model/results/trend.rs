@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Reading;
 
-/// The longer of the two spans that rates are told for.
+/// The longer of the two spans that rates are shown for.
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The last reading, and the counts of those before it.
@@ -37,7 +37,7 @@ impl Trend {
     pub fn push(&mut self, at: Instant, reading: Reading) {
         let laws = reading.laws.iter().map(|law| (law.law_id.clone(), law.total()));
         self.counts.push_back(Counts { at, all: reading.sum().total(), laws: laws.collect() });
-        // One that is a minute old or older stays: what the minute is reckoned from.
+        // One that is a minute old or older stays: the minute begins there.
         while self.counts.get(1).is_some_and(|next| at.duration_since(next.at) >= MINUTE) {
             self.counts.pop_front();
         }

@@ -3,15 +3,16 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use compact_str::CompactString;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Broken, Reason};
+use super::{Broken, FIELDS, Reason, first};
 
 /// What was found under one of the five names.
+#[derive(Default)]
 pub(super) enum Slot<'a> {
+    #[default]
     Missing,
     Text(Cow<'a, str>),
     WrongType,
@@ -19,64 +20,39 @@ pub(super) enum Slot<'a> {
 }
 
 impl<'a> Slot<'a> {
-    pub(super) fn text(&self) -> Option<&str> {
+    fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
             _ => None,
         }
     }
 
-    /// The text, owned; empty when there is none, which `complete` ruled out.
-    pub(super) fn into_text(self) -> CompactString {
-        match self {
-            Self::Text(text) => text.into(),
-            _ => CompactString::default(),
-        }
-    }
-
-    fn fill(&mut self, value: Value<'a>) {
-        *self = match (&self, value) {
-            (Self::Missing, Value::Text(text)) => Self::Text(text),
-            (Self::Missing, Value::Other) => Self::WrongType,
+    /// Takes a text, `None` for a value of another type.
+    fn fill(&mut self, text: Option<Cow<'a, str>>) {
+        *self = match (&self, text) {
+            (Self::Missing, Some(text)) => Self::Text(text),
+            (Self::Missing, None) => Self::WrongType,
             _ => Self::Repeated,
         };
     }
 }
 
-/// The fields of a vote as they stand in the message. Unknown fields are ignored.
-pub(super) struct Fields<'a> {
-    pub(super) vote_hash: Slot<'a>,
-    pub(super) citizen_id: Slot<'a>,
-    pub(super) law_id: Slot<'a>,
-    pub(super) choice: Slot<'a>,
-    pub(super) timestamp: Slot<'a>,
-}
+/// The fields of a vote as they stand in the message, in the order of [`FIELDS`]. Unknown fields are
+/// ignored.
+#[derive(Default)]
+pub(super) struct Fields<'a>([Slot<'a>; 5]);
 
 impl Fields<'_> {
-    fn named(&self) -> [(&Slot<'_>, &'static str); 5] {
-        [
-            (&self.vote_hash, "vote_hash"),
-            (&self.citizen_id, "citizen_id"),
-            (&self.law_id, "law_id"),
-            (&self.choice, "choice"),
-            (&self.timestamp, "timestamp"),
-        ]
-    }
-
     /// All five are there, once each, as strings.
     pub(super) fn complete(&self) -> Result<(), Broken> {
-        let broken = |is: fn(&Slot<'_>) -> bool, reason| {
-            let found = self.named().into_iter().find(|(slot, _)| is(slot));
-            found.map_or(Ok(()), |(_, field)| Err((reason, field)))
-        };
-        broken(|slot| matches!(slot, Slot::Repeated), Reason::RepeatedField)?;
-        broken(|slot| matches!(slot, Slot::Missing), Reason::MissingField)?;
-        broken(|slot| matches!(slot, Slot::WrongType), Reason::WrongType)
+        first(Reason::RepeatedField, |at| matches!(self.0[at], Slot::Repeated))?;
+        first(Reason::MissingField, |at| matches!(self.0[at], Slot::Missing))?;
+        first(Reason::WrongType, |at| matches!(self.0[at], Slot::WrongType))
     }
 
-    /// The five texts, in the order of the contract; empty where there is none.
+    /// The five texts, empty where there is none.
     pub(super) fn texts(&self) -> [&str; 5] {
-        self.named().map(|(slot, _)| slot.text().unwrap_or_default())
+        self.0.each_ref().map(|slot| slot.text().unwrap_or_default())
     }
 }
 
@@ -92,15 +68,9 @@ struct Plain<'a> {
 }
 
 impl<'a> From<Plain<'a>> for Fields<'a> {
-    fn from(plain: Plain<'a>) -> Self {
-        let slot = |text| Slot::Text(Cow::Borrowed(text));
-        Self {
-            vote_hash: slot(plain.vote_hash),
-            citizen_id: slot(plain.citizen_id),
-            law_id: slot(plain.law_id),
-            choice: slot(plain.choice),
-            timestamp: slot(plain.timestamp),
-        }
+    fn from(Plain { vote_hash, citizen_id, law_id, choice, timestamp }: Plain<'a>) -> Self {
+        let texts = [vote_hash, citizen_id, law_id, choice, timestamp];
+        Self(texts.map(|text| Slot::Text(Cow::Borrowed(text))))
     }
 }
 
@@ -118,8 +88,8 @@ pub(super) fn parse(text: &str) -> Result<Fields<'_>, Reason> {
 /// As [`parse`], by the reader that takes every message.
 pub(super) fn parse_any(text: &str) -> Result<Fields<'_>, Reason> {
     serde_json::from_str(text).map_err(|_| {
-        // The visitor gives up at the first byte of a value that is no object, and a number beyond
-        // a double is JSON too: only the whole text tells whether this is JSON of another kind.
+        // The visitor gives up at the first byte of a value that is not an object, and a number beyond
+        // a double is JSON too: only the whole text shows whether this is JSON of another kind.
         let begins_as_object = text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{');
         if !begins_as_object && serde_json::from_str::<IgnoredAny>(text).is_ok() {
             Reason::NotObject
@@ -127,18 +97,6 @@ pub(super) fn parse_any(text: &str) -> Result<Fields<'_>, Reason> {
             Reason::NotJson
         }
     })
-}
-
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "snake_case")]
-enum Name {
-    VoteHash,
-    CitizenId,
-    LawId,
-    Choice,
-    Timestamp,
-    #[serde(other)]
-    Unknown,
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
@@ -154,26 +112,15 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-                let mut fields = Fields {
-                    vote_hash: Slot::Missing,
-                    citizen_id: Slot::Missing,
-                    law_id: Slot::Missing,
-                    choice: Slot::Missing,
-                    timestamp: Slot::Missing,
-                };
-                while let Some(name) = map.next_key()? {
-                    let slot = match name {
-                        Name::VoteHash => &mut fields.vote_hash,
-                        Name::CitizenId => &mut fields.citizen_id,
-                        Name::LawId => &mut fields.law_id,
-                        Name::Choice => &mut fields.choice,
-                        Name::Timestamp => &mut fields.timestamp,
-                        Name::Unknown => {
+                let mut fields = Fields::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    match FIELDS.iter().position(|field| *field == name) {
+                        // Raw, because a number beyond a double is a wrong type and not a syntax error.
+                        Some(at) => fields.0[at].fill(text::<A::Error>(map.next_value()?)?),
+                        None => {
                             map.next_value::<IgnoredAny>()?;
-                            continue;
                         }
-                    };
-                    slot.fill(map.next_value()?);
+                    }
                 }
                 Ok(fields)
             }
@@ -183,23 +130,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     }
 }
 
-/// A string, or anything else: the wrong type is a verdict of its own, not a parse error.
-enum Value<'a> {
-    Text(Cow<'a, str>),
-    Other,
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Value<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Raw, because a number beyond a double is a wrong type and not a syntax error.
-        let raw = <&'de RawValue>::deserialize(deserializer)?.get();
-        if !raw.starts_with('"') {
-            return Ok(Value::Other);
-        }
-        if !raw.contains('\\') {
-            return Ok(Value::Text(Cow::Borrowed(&raw[1..raw.len() - 1])));
-        }
-        let text: String = serde_json::from_str(raw).map_err(Error::custom)?;
-        Ok(Value::Text(Cow::Owned(text)))
+/// The text of a string, `None` for another value: the wrong type is a verdict of its own.
+fn text<E: Error>(value: &RawValue) -> Result<Option<Cow<'_, str>>, E> {
+    let raw = value.get();
+    if !raw.starts_with('"') {
+        return Ok(None);
     }
+    if !raw.contains('\\') {
+        return Ok(Some(Cow::Borrowed(&raw[1..raw.len() - 1])));
+    }
+    serde_json::from_str::<String>(raw).map(|text| Some(Cow::Owned(text))).map_err(E::custom)
 }

@@ -1,14 +1,11 @@
-//! What a message is that is no vote: by its first bytes, or by the names of its fields. It says to
-//! whoever looks for the publisher what that publisher does, and decides nothing.
+//! What an invalid message most likely is, by its first bytes or by the names of its fields: a hint at
+//! the publisher's mistake, for people. It decides nothing.
 //!
 //! Architecture invariant: only texts of the program are returned, nothing of the message.
 
 use serde_json::{Map, Value};
 
-use super::Reason;
-use super::timestamp;
-
-const FIELDS: [&str; 5] = ["vote_hash", "citizen_id", "law_id", "choice", "timestamp"];
+use super::{FIELDS, Reason, timestamp};
 
 /// Formats with first bytes of their own.
 const MAGIC: [(&[u8], &str); 21] = [
@@ -37,23 +34,19 @@ const MAGIC: [(&[u8], &str); 21] = [
 
 /// Returns what a message that was rejected for `reason` is, as far as that is cheap and certain.
 pub(super) fn of(body: &[u8], reason: Reason, field: Option<&'static str>) -> Option<&'static str> {
+    let object = || serde_json::from_slice::<Map<String, Value>>(body).ok();
     match reason {
         Reason::NotUtf8 | Reason::NotJson if body.is_empty() => Some("an empty body"),
         Reason::NotUtf8 => bytes(body).or_else(|| other_encoding(body)),
         Reason::NotJson => bytes(body).or_else(|| text(std::str::from_utf8(body).ok()?)),
         Reason::NotObject => not_object(&serde_json::from_slice(body).ok()?),
-        Reason::MissingField => envelope(&serde_json::from_slice(body).ok()?),
-        Reason::WrongType => wrong_type(&serde_json::from_slice(body).ok()?, field?),
+        Reason::MissingField => envelope(&object()?),
+        Reason::WrongType => wrong_type(&object()?, field?),
         Reason::BadChoice => {
-            let object: Map<String, Value> = serde_json::from_slice(body).ok()?;
-            let choice = object.get("choice")?.as_str()?.trim().to_lowercase();
-            let other = matches!(choice.as_str(), "oui" | "non");
-            other.then_some("spelt with capitals or blanks")
+            let choice = object()?.get("choice")?.as_str()?.trim().to_lowercase();
+            ["oui", "non"].contains(&&*choice).then_some("spelt with capitals or blanks")
         }
-        Reason::BadTimestamp => {
-            let object: Map<String, Value> = serde_json::from_slice(body).ok()?;
-            Some(timestamp::broken_rule(object.get("timestamp")?.as_str()?))
-        }
+        Reason::BadTimestamp => Some(timestamp::broken_rule(object()?.get("timestamp")?.as_str()?)),
         _ => None,
     }
 }
@@ -93,28 +86,30 @@ fn is_name(rest: &[u8], length: u8) -> bool {
 
 /// Whether the whole body is fields of Protocol Buffers, at least three of them texts or messages;
 /// hardly any text is.
-fn is_protobuf(body: &[u8]) -> bool {
-    let (mut rest, mut with_length) = (body, 0);
-    while !rest.is_empty() {
-        let Some(tag) = varint(&mut rest) else { return false };
-        let skipped = match (tag >> 3, tag & 7) {
-            (0 | 536_870_912.., _) => return false,
-            (_, 0) => varint(&mut rest).map(|_| 0),
-            (_, 1) => Some(8),
-            (_, 5) => Some(4),
-            (_, 2) => {
-                with_length += 1;
-                varint(&mut rest)
-            }
-            _ => return false,
-        };
-        let Some(skipped) = skipped.and_then(|length| usize::try_from(length).ok()) else {
-            return false;
-        };
-        let Some(behind) = rest.get(skipped..) else { return false };
-        rest = behind;
+fn is_protobuf(mut body: &[u8]) -> bool {
+    let mut with_length = 0;
+    while !body.is_empty() {
+        match skip_field(&mut body) {
+            Some(has_length) => with_length += u32::from(has_length),
+            None => return false,
+        }
     }
     with_length >= 3
+}
+
+/// Skips one field of Protocol Buffers; returns whether it is a text or a message.
+fn skip_field(rest: &mut &[u8]) -> Option<bool> {
+    let tag = varint(rest)?;
+    let length = match tag & 7 {
+        _ if !(1..536_870_912).contains(&(tag >> 3)) => return None,
+        0 => varint(rest).map(|_| 0)?,
+        1 => 8,
+        2 => varint(rest)?,
+        5 => 4,
+        _ => return None,
+    };
+    *rest = rest.get(usize::try_from(length).ok()?..)?;
+    Some(tag & 7 == 2)
 }
 
 fn varint(rest: &mut &[u8]) -> Option<u64> {

@@ -11,7 +11,7 @@ use tokio::io::{AsyncWriteExt, BufWriter};
 use super::reason::Examined;
 use crate::adapters::broker::DeadLetterMessage;
 
-/// The archive could not be written.
+/// Why the archive could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}: {source}", path.display())]
 pub struct ArchiveError {
@@ -31,18 +31,15 @@ impl PurgeArchive {
     /// # Errors
     /// [`ArchiveError`], also when the file exists.
     pub async fn create(path: &Path) -> Result<Self, ArchiveError> {
-        let create = async {
-            let file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await?;
-            // The directory's entry has to survive a crash as well.
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            File::open(parent.unwrap_or(Path::new("."))).await?.sync_all().await?;
-            Ok(BufWriter::new(file))
-        };
-        match create.await {
-            Ok(file) => Ok(Self { path: path.to_owned(), file }),
-            Err(source) => Err(ArchiveError { path: path.to_owned(), source }),
-        }
+        let failed = |source| ArchiveError { path: path.to_owned(), source };
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600);
+        let file = options.open(path).await.map_err(failed)?;
+        // The directory's entry has to survive a crash as well.
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = File::open(parent.unwrap_or(Path::new("."))).await.map_err(failed)?;
+        directory.sync_all().await.map_err(failed)?;
+        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
     }
 
     pub(super) async fn write(
@@ -51,17 +48,17 @@ impl PurgeArchive {
         examined: &Examined,
     ) -> Result<(), ArchiveError> {
         let line = format!("{}\n", line(message, examined));
-        let written = self.file.write_all(line.as_bytes()).await;
-        written.map_err(|source| ArchiveError { path: self.path.clone(), source })
+        self.file.write_all(line.as_bytes()).await.map_err(|source| self.failed(source))
     }
 
     /// Returns once everything written is on the disk.
     pub(super) async fn sync(&mut self) -> Result<(), ArchiveError> {
-        let sync = async {
-            self.file.flush().await?;
-            self.file.get_ref().sync_data().await
-        };
-        sync.await.map_err(|source| ArchiveError { path: self.path.clone(), source })
+        self.file.flush().await.map_err(|source| self.failed(source))?;
+        self.file.get_ref().sync_data().await.map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: std::io::Error) -> ArchiveError {
+        ArchiveError { path: self.path.clone(), source }
     }
 }
 

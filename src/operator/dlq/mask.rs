@@ -1,6 +1,6 @@
 //! The parts of a message that may be shown: finding the reason must not reveal who voted.
 //!
-//! An allow list of fields and not a list of fields to hide: dead letters have misspelt names, and
+//! An allow list of fields and not a list of fields to hide: dead name have misspelt names, and
 //! `citizn_id` holds a citizen, too. A body that is not JSON is not shown.
 
 use std::fmt;
@@ -15,9 +15,9 @@ use crate::model::vote::MAX_LAW_ID;
 
 /// Replaces what is not shown.
 const MASK: &str = "***";
-/// Fields of a vote that identify nobody.
+/// Fields of a vote that do not identify the citizen.
 const KNOWN: [&str; 4] = ["vote_hash", "law_id", "choice", "timestamp"];
-/// Headers of RabbitMQ's and of ours.
+/// Headers that RabbitMQ or this service writes.
 const KNOWN_HEADERS: [&str; 9] = [
     "x-death",
     "x-sqlstate",
@@ -36,7 +36,7 @@ const OF_EACH_MESSAGE: [&str; 3] = ["message_id", "correlation_id", "reply_to"];
 const MAX_TEXT: usize = 64;
 /// Longest field name that is shown.
 const MAX_FIELD_NAME: usize = 32;
-/// A citizen's name is looked for within other texts from this length on; a shorter one is in most.
+/// From this length on, a citizen's name is also searched for within other texts.
 const MIN_PART: usize = 4;
 /// Larger bodies are shown only unmasked.
 const MAX_MASKED: usize = 64 << 10;
@@ -55,34 +55,28 @@ pub enum Shown {
 }
 
 /// Returns what of a body may be shown: everything if `reveal`, else JSON with all values masked but
-/// those of the fields that identify nobody.
+/// those of the fields that do not identify the citizen.
 pub fn show(body: &[u8], reveal: bool) -> Shown {
     match (std::str::from_utf8(body), reveal) {
         (Ok(text), true) => Shown::Text(text.to_owned()),
         (Err(_), true) => Shown::Bytes(body.to_vec()),
         (Err(_), false) => Shown::Hidden("not UTF-8, so that nothing in it can be masked"),
         (Ok(_), false) if body.len() > MAX_MASKED => Shown::Hidden("larger than 64 KiB"),
-        (Ok(text), false) => match mask(text) {
-            Some(masked) => Shown::Text(masked),
-            None => Shown::Hidden("not JSON, so that nothing in it can be masked"),
-        },
+        (Ok(_), false) => mask(body)
+            .map_or(Shown::Hidden("not JSON, so that nothing in it can be masked"), Shown::Text),
     }
 }
 
 /// Returns the headers as they may be shown.
 pub fn headers(message: &DeadLetterMessage, reveal: bool) -> Vec<(String, Value)> {
-    let body = std::str::from_utf8(&message.body).unwrap_or_default();
-    let names = Names::of(body).unwrap_or_default();
+    let names = Names::of(&message.body).unwrap_or_default();
     let shown = message.headers.iter().map(|(name, value)| {
-        if reveal {
-            return (name.clone(), value.clone());
-        }
         let known = KNOWN_HEADERS.contains(&name.as_str())
             || KNOWN_HEADER_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-        let harmless = known && !names.are_in(&value.to_string());
-        let value = if harmless { value.clone() } else { MASK.into() };
-        let name = if known || names.allow_field(name) { name } else { MASK };
-        (name.to_owned(), value)
+        let show_name = reveal || known || names.allow_field(name);
+        let show_value = reveal || (known && !names.are_in(&value.to_string()));
+        let name = if show_name { name } else { MASK };
+        (name.to_owned(), if show_value { value.clone() } else { MASK.into() })
     });
     shown.collect()
 }
@@ -90,7 +84,7 @@ pub fn headers(message: &DeadLetterMessage, reveal: bool) -> Vec<(String, Value)
 /// Returns the properties as they may be shown. One that a publisher chooses for each message can be
 /// a citizen's name, and is shown only where the body says what those are.
 pub fn properties(message: &DeadLetterMessage, reveal: bool) -> Vec<(&'static str, Value)> {
-    let names = std::str::from_utf8(&message.body).ok().and_then(Names::of).unwrap_or_default();
+    let names = Names::of(&message.body).unwrap_or_default();
     let shown = message.plain_properties.iter().map(|(name, value)| {
         // A misspelt field name hides from us, too, who the citizen is.
         let known = !OF_EACH_MESSAGE.contains(name) || !names.0.is_empty();
@@ -102,26 +96,23 @@ pub fn properties(message: &DeadLetterMessage, reveal: bool) -> Vec<(&'static st
 
 /// Returns the law_id of a body that is not a vote, if it has a valid one.
 pub(super) fn law_id(body: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(body).ok()?;
-    let Entries(entries) = serde_json::from_str(text).ok()?;
+    let Entries(entries) = serde_json::from_slice(body).ok()?;
     let mut laws = entries.iter().filter(|(key, _)| key == "law_id");
     let (Some((_, raw)), None) = (laws.next(), laws.next()) else { return None };
     let law: String = serde_json::from_str(raw.get()).ok()?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
     let fits = !law.is_empty() && law.len() <= MAX_LAW_ID && law.bytes().all(allowed);
-    (fits && !Names::of(text)?.are_in(&law)).then_some(law)
+    (fits && !Names::of(body)?.are_in(&law)).then_some(law)
 }
 
-fn mask(text: &str) -> Option<String> {
-    let names = Names::of(text)?;
-    rewrite(text, |place, text| {
-        let short = text.chars().count() <= MAX_TEXT;
-        match place {
-            Place::Name => names.allow_field(text),
-            Place::Known if short && !names.are_in(text) => true,
-            // An empty one may be why the message is here.
-            _ => text.is_empty(),
-        }
+fn mask(body: &[u8]) -> Option<String> {
+    let names = Names::of(body)?;
+    let json = serde_json::from_slice(body).ok()?;
+    rewrite(json, Place::Other, 0, &mut |place, text| match place {
+        Place::Name => names.allow_field(text),
+        Place::Known if text.chars().count() <= MAX_TEXT && !names.are_in(text) => true,
+        // An empty one may be why the message is here.
+        _ => text.is_empty(),
     })
 }
 
@@ -139,8 +130,8 @@ enum Place {
 
 impl Place {
     fn below(self, field: &str) -> Self {
-        let messages = field.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase);
-        if self == Self::Citizen || messages.collect::<String>().contains("citizen") {
+        let name = field.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase);
+        if self == Self::Citizen || name.collect::<String>().contains("citizen") {
             Self::Citizen
         } else if KNOWN.contains(&field) {
             Self::Known
@@ -148,57 +139,39 @@ impl Place {
             Self::Other
         }
     }
-
-    fn in_array(self) -> Self {
-        if self == Self::Citizen { Self::Citizen } else { Self::Other }
-    }
 }
 
 /// Rewrites JSON with `***` for the names, texts and numbers that `shows` refuses; `true`, `false`
-/// and `null` identify nobody. `None` for what is not JSON or nests too deep.
-fn rewrite(text: &str, mut shows: impl FnMut(Place, &str) -> bool) -> Option<String> {
-    let mut out = String::new();
-    write(serde_json::from_str(text).ok()?, Place::Other, 0, &mut shows, &mut out)?;
-    Some(out)
-}
-
-fn write(
-    value: &RawValue,
+/// and `null` are always shown. `None` for what is not JSON or nests too deep.
+fn rewrite(
+    json: &RawValue,
     place: Place,
     depth: usize,
     shows: &mut dyn FnMut(Place, &str) -> bool,
-    out: &mut String,
-) -> Option<()> {
-    let raw = value.get();
-    let (text, shown) = match raw.as_bytes().first()? {
+) -> Option<String> {
+    let raw = json.get();
+    let shown = match raw.as_bytes().first()? {
         _ if depth > MAX_DEPTH => return None,
         b'{' => {
             let Entries(entries) = serde_json::from_str(raw).ok()?;
-            out.push('{');
-            for (index, (field, value)) in entries.into_iter().enumerate() {
-                let name = if shows(Place::Name, &field) { &field } else { MASK };
-                out.push_str(if index == 0 { "" } else { "," });
-                out.push_str(&serde_json::to_string(name).ok()?);
-                out.push(':');
-                write(value, place.below(&field), depth + 1, shows, out)?;
-            }
-            ("}", true)
+            let fields = entries.into_iter().map(|(field, value)| {
+                let name = Value::from(if shows(Place::Name, &field) { &field } else { MASK });
+                let value = rewrite(value, place.below(&field), depth + 1, shows)?;
+                Some(format!("{name}:{value}"))
+            });
+            return Some(format!("{{{}}}", fields.collect::<Option<Vec<_>>>()?.join(",")));
         }
         b'[' => {
             let values: Vec<&RawValue> = serde_json::from_str(raw).ok()?;
-            out.push('[');
-            for (index, value) in values.into_iter().enumerate() {
-                out.push_str(if index == 0 { "" } else { "," });
-                write(value, place.in_array(), depth + 1, shows, out)?;
-            }
-            ("]", true)
+            let place = if place == Place::Citizen { place } else { Place::Other };
+            let values = values.into_iter().map(|value| rewrite(value, place, depth + 1, shows));
+            return Some(format!("[{}]", values.collect::<Option<Vec<_>>>()?.join(",")));
         }
-        b't' | b'f' | b'n' => (raw, true),
-        b'"' => (raw, shows(place, &serde_json::from_str::<String>(raw).ok()?)),
-        _ => (raw, shows(place, raw)),
+        b't' | b'f' | b'n' => true,
+        b'"' => shows(place, &serde_json::from_str::<String>(raw).ok()?),
+        _ => shows(place, raw),
     };
-    out.push_str(if shown { text } else { "\"***\"" });
-    Some(())
+    Some(if shown { raw.to_owned() } else { format!("\"{MASK}\"") })
 }
 
 /// Texts and numbers in fields about a citizen, which are shown nowhere else either.
@@ -207,9 +180,10 @@ struct Names(Vec<String>);
 
 impl Names {
     /// `None` for what is not JSON or nests too deep.
-    fn of(body: &str) -> Option<Self> {
+    fn of(body: &[u8]) -> Option<Self> {
         let mut names = Vec::new();
-        rewrite(body, |place, text| {
+        let json = serde_json::from_slice(body).ok()?;
+        rewrite(json, Place::Other, 0, &mut |place, text| {
             if place == Place::Citizen && !text.is_empty() {
                 names.push(text.to_owned());
             }

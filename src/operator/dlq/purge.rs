@@ -2,7 +2,7 @@
 
 use super::archive::{ArchiveError, PurgeArchive};
 use super::scan::Reader;
-use crate::model::ports::Lost;
+use crate::model::ports::BrokerError;
 
 /// Messages that are on disk together before the first of them is acked.
 const BATCH: usize = 200;
@@ -11,7 +11,7 @@ const BATCH: usize = 200;
 #[derive(Debug, thiserror::Error)]
 pub enum PurgeError {
     #[error(transparent)]
-    Lost(#[from] Lost),
+    Lost(#[from] BrokerError),
     #[error(transparent)]
     Archive(#[from] ArchiveError),
 }

@@ -4,8 +4,8 @@
 
 use super::scan::Reader;
 use crate::adapters::broker::Republisher;
-use crate::model::ports::Lost;
-use crate::operator::publish::rate::Rate;
+use crate::model::ports::BrokerError;
+use crate::operator::publish::ticks;
 
 /// A queue that refuses so many in a row is full, and refuses the others, too.
 const MAX_REFUSED: usize = 10;
@@ -22,21 +22,20 @@ pub struct Target<'a> {
 /// [`finish`](crate::adapters::broker::DeadLetterQueue::finish), whatever is returned here.
 ///
 /// # Errors
-/// [`Lost`] when it ended early or a message was refused: what is not acked is still queued.
+/// [`BrokerError`] when it ended early or a message was refused: what is not acked is still queued.
 pub async fn replay(
     reader: &mut Reader<'_>,
     republisher: &mut Republisher,
     target: Target<'_>,
-) -> Result<(), Lost> {
-    let mut rate = target.rate.map(Rate::new);
+) -> Result<(), BrokerError> {
+    let mut rate = target.rate.map(ticks);
     let (mut refused, mut error) = (0, None);
     loop {
         let next = reader.next().await?;
         let at_the_end = next.is_none();
         if let Some((message, examined)) = next {
             if let Some(rate) = &mut rate {
-                rate.due().await;
-                rate.sent();
+                rate.tick().await;
             }
             let replays = examined.replays.saturating_add(1);
             republisher.replay(target.queue, message, replays).await?;

@@ -1,4 +1,4 @@
-//! Reading the whole queue, and deciding about each message.
+//! Reading the whole queue, and selecting messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -9,7 +9,7 @@ use super::filter::Filter;
 use super::reason::{Examined, examine};
 use super::trial::TrialResults;
 use crate::adapters::broker::{DeadLetterMessage, DeadLetterQueue};
-use crate::model::ports::{DeliveryTag, Lost};
+use crate::model::ports::{BrokerError, DeliveryTag};
 use crate::platform::config::Config;
 
 /// Distinct reasons that are counted apart; a publisher can make up any number.
@@ -36,19 +36,6 @@ pub struct Selection<'a> {
     pub trial: Option<&'a TrialResults>,
 }
 
-/// The decision about one message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Decision {
-    NoMatch,
-    /// Matches, and is skipped: it would come straight back.
-    Malformed,
-    /// Matches, and is skipped: it came back too often.
-    TooOften,
-    /// Matches, and is skipped: the trial of its cause did not succeed.
-    HeldBack,
-    Selected,
-}
-
 impl<'a> Selection<'a> {
     /// Selects whatever `filter` matches.
     pub fn of(config: &Config, filter: &'a Filter) -> Self {
@@ -63,21 +50,26 @@ impl<'a> Selection<'a> {
         }
     }
 
-    pub(super) fn decide(&self, message: &DeadLetterMessage, examined: &Examined) -> Decision {
+    /// Counts a message, and returns whether it is selected.
+    fn selects(&self, message: &DeadLetterMessage, examined: &Examined, tally: &mut Tally) -> bool {
         let mark = fingerprint(message, examined.replays);
         let agreed = self.agreed.is_none_or(|agreed| agreed.contains(&mark));
         let on_trial = self.trial.is_some_and(|trial| trial.contains(mark));
         if on_trial || !agreed || !self.filter.matches(examined) {
-            Decision::NoMatch
-        } else if self.max_replays.is_some_and(|most| examined.replays >= most) {
-            Decision::TooOften
-        } else if !self.malformed && !examined.reason.is_valid() {
-            Decision::Malformed
-        } else if self.trial.is_some_and(|trial| !trial.allows(examined)) {
-            Decision::HeldBack
-        } else {
-            Decision::Selected
+            return false;
         }
+        tally.count(examined);
+        let skipped = if self.max_replays.is_some_and(|most| examined.replays >= most) {
+            &mut tally.too_often
+        } else if !self.malformed && !examined.reason.is_valid() {
+            &mut tally.malformed
+        } else if self.trial.is_some_and(|trial| !trial.allows(examined)) {
+            &mut tally.held_back
+        } else {
+            return true;
+        };
+        *skipped += 1;
+        false
     }
 }
 
@@ -126,15 +118,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn count(&mut self, examined: &Examined, decision: Decision) {
-        match decision {
-            Decision::NoMatch => return,
-            Decision::Malformed => self.malformed += 1,
-            Decision::TooOften => self.too_often += 1,
-            Decision::HeldBack => self.held_back += 1,
-            // Counted once it is done.
-            Decision::Selected => {}
-        }
+    fn count(&mut self, examined: &Examined) {
         self.matched += 1;
         self.valid += u64::from(examined.reason.is_valid());
         let mut label = examined.reason.label();
@@ -165,7 +149,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns the next selected message, to be acked or left; `None` at the end.
-    pub(super) async fn next(&mut self) -> Result<Option<(DeadLetterMessage, Examined)>, Lost> {
+    pub(super) async fn next(
+        &mut self,
+    ) -> Result<Option<(DeadLetterMessage, Examined)>, BrokerError> {
         loop {
             if self.selection.max.is_some_and(|max| self.selected >= max) {
                 self.tally.ended = Ended::Enough;
@@ -180,9 +166,7 @@ impl<'a> Reader<'a> {
                 return Ok(None);
             };
             let examined = examine(&message, self.selection.max_message_bytes);
-            let decision = self.selection.decide(&message, &examined);
-            self.tally.count(&examined, decision);
-            if decision == Decision::Selected {
+            if self.selection.selects(&message, &examined, &mut self.tally) {
                 self.selected += 1;
                 return Ok(Some((message, examined)));
             }
@@ -190,13 +174,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) async fn ack(&mut self, tag: DeliveryTag) -> Result<(), Lost> {
+    pub(super) async fn ack(&mut self, tag: DeliveryTag) -> Result<(), BrokerError> {
         self.queue.ack(tag).await?;
         self.tally.taken += 1;
         Ok(())
     }
 
-    pub(super) async fn keep(&mut self, message: DeadLetterMessage) -> Result<(), Lost> {
+    pub(super) async fn keep(&mut self, message: DeadLetterMessage) -> Result<(), BrokerError> {
         self.queue.keep(message).await
     }
 }
@@ -204,13 +188,13 @@ impl<'a> Reader<'a> {
 /// Reads to the end, passes each selected message to `each`, and leaves all of them in the queue.
 ///
 /// # Errors
-/// [`Lost`] when the connection is lost: everything is still queued.
+/// [`BrokerError`] when the connection is lost: everything is still queued.
 pub async fn scan(
     queue: &mut DeadLetterQueue,
     selection: &Selection<'_>,
     bar: &ProgressBar,
     mut each: impl FnMut(&DeadLetterMessage, Examined),
-) -> Result<Tally, Lost> {
+) -> Result<Tally, BrokerError> {
     let mut reader = Reader::new(queue, selection, bar);
     while let Some((message, examined)) = reader.next().await? {
         each(&message, examined);
@@ -253,35 +237,41 @@ mod tests {
         let unguarded = Selection { max_replays: None, malformed: true, ..selection.clone() };
         let elsewhere = Selection { filter: &other, ..selection.clone() };
         let asked = Selection { agreed: Some(&agreed), ..selection.clone() };
-        for (selection, body, replays, verdict) in [
-            (&selection, VOTE, 0, Decision::Selected),
-            (&selection, VOTE, 2, Decision::Selected),
-            (&selection, VOTE, 3, Decision::TooOften),
-            (&selection, VOTE, u32::MAX, Decision::TooOften),
-            (&selection, &broken, 0, Decision::Malformed),
-            (&forced, &broken, 0, Decision::Selected),
-            (&forced, &broken, 3, Decision::TooOften),
-            (&unguarded, &broken, 9, Decision::Selected),
-            (&elsewhere, VOTE, 0, Decision::NoMatch),
-            (&asked, VOTE, 0, Decision::Selected),
+        // The last three: whether it matches, is malformed, was replayed too often.
+        for (selection, body, replays, is_selected, counts) in [
+            (&selection, VOTE, 0, true, [1, 0, 0]),
+            (&selection, VOTE, 2, true, [1, 0, 0]),
+            (&selection, VOTE, 3, false, [1, 0, 1]),
+            (&selection, VOTE, u32::MAX, false, [1, 0, 1]),
+            (&selection, &broken, 0, false, [1, 1, 0]),
+            (&forced, &broken, 0, true, [1, 0, 0]),
+            (&forced, &broken, 3, false, [1, 0, 1]),
+            (&unguarded, &broken, 9, true, [1, 0, 0]),
+            (&elsewhere, VOTE, 0, false, [0, 0, 0]),
+            (&asked, VOTE, 0, true, [1, 0, 0]),
             // Came back meanwhile, or was not there when the operator agreed.
-            (&asked, VOTE, 1, Decision::NoMatch),
-            (&asked, &broken, 0, Decision::NoMatch),
+            (&asked, VOTE, 1, false, [0, 0, 0]),
+            (&asked, &broken, 0, false, [0, 0, 0]),
         ] {
-            let message = message(body, replays);
-            let examined = examine(&message, 16_384);
-            assert_eq!(selection.decide(&message, &examined), verdict, "{body} {replays}");
+            let (message, mut tally) = (message(body, replays), Tally::default());
+            let selected = selection.selects(&message, &examine(&message, 16_384), &mut tally);
+            assert_eq!(selected, is_selected, "{body} {replays}");
+            assert_eq!(
+                [tally.matched, tally.malformed, tally.too_often],
+                counts,
+                "{body} {replays}"
+            );
         }
     }
 
     #[test]
-    fn made_up_reasons_do_not_grow_the_tally_without_end() {
+    fn made_up_reasons_do_not_grow_the_tally_without_bound() {
         let mut tally = Tally::default();
         for number in 0..1_000 {
             let death = json!([{"reason": format!("made up {number}")}]);
             let message =
                 DeadLetterMessage::new(VOTE, BTreeMap::from([("x-death".to_owned(), death)]));
-            tally.count(&examine(&message, 16_384), Decision::Selected);
+            tally.count(&examine(&message, 16_384));
         }
         assert_eq!((tally.matched, tally.valid), (1_000, 1_000));
         assert_eq!(tally.reasons.values().sum::<u64>(), 1_000);

@@ -1,5 +1,5 @@
-//! A trial before a replay. Dead letters whose cause is still there would come straight back, and
-//! many at once open the breaker, which stops good votes. So one message of each cause is replayed
+//! A trial before a replay. Dead letters whose cause still exists would be dead-lettered again, and
+//! many at once open the breaker, which stops valid votes. So one message of each cause is replayed
 //! first, and the others of that cause follow only if it does not come back.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,14 +12,14 @@ use super::filter::Filter;
 use super::reason::{DeadLetterReason, Examined};
 use super::scan::{Fingerprint, Reader, Selection, fingerprint, scan};
 use crate::adapters::broker::{DeadLetterQueue, QueueWatch, Republisher};
-use crate::model::ports::{Lost, OpenError};
+use crate::model::ports::{BrokerError, OpenError};
 use crate::platform::config::{Config, Postgres};
 
 /// Messages on trial at the same time: more than 3 refused votes in a batch, or 20 in a minute, may
 /// count as a systemic database fault.
 const MAX_AT_ONCE: usize = 3;
 /// Causes that are tried in one replay.
-const MAX_CAUSES: usize = 30;
+const MAX_CAUSES: u64 = 30;
 /// Between two reads of the queue's depth.
 const POLL: Duration = Duration::from_millis(250);
 /// For bisecting, and for publishing a dead letter.
@@ -39,33 +39,38 @@ pub enum Outcome {
     Unsettled,
 }
 
-/// The outcome for each cause that was tried.
+/// The one message of each cause that was replayed.
 #[derive(Clone, Debug, Default)]
-pub struct TrialResults {
-    outcomes: BTreeMap<Cause, Outcome>,
-    /// Messages that were replayed.
-    sent: BTreeSet<Fingerprint>,
+pub struct TrialResults(BTreeMap<Cause, Tried>);
+
+#[derive(Clone, Copy, Debug)]
+struct Tried {
+    /// Of the message as it comes back.
+    mark: Fingerprint,
+    /// `None` where nothing else was selected, so that its outcome decides nothing.
+    outcome: Option<Outcome>,
 }
 
 impl TrialResults {
     /// Returns how many messages were replayed.
     pub fn sent(&self) -> u64 {
-        self.sent.len() as u64
+        self.0.len() as u64
     }
 
     /// Returns how many of them are dead letters again.
     pub fn came_back(&self) -> u64 {
-        self.outcomes.values().filter(|outcome| **outcome == Outcome::CameBack).count() as u64
+        self.0.values().filter(|tried| tried.outcome == Some(Outcome::CameBack)).count() as u64
     }
 
     /// Whether this message was itself on trial.
     pub(super) fn contains(&self, mark: Fingerprint) -> bool {
-        self.sent.contains(&mark)
+        self.0.values().any(|tried| tried.mark == mark)
     }
 
     /// Whether messages with the same cause may follow.
     pub(super) fn allows(&self, examined: &Examined) -> bool {
-        self.outcomes.get(&cause(examined)) == Some(&Outcome::StayedAway)
+        let tried = self.0.get(&cause(examined));
+        tried.is_some_and(|tried| tried.outcome == Some(Outcome::StayedAway))
     }
 }
 
@@ -95,7 +100,7 @@ pub enum TrialError {
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
-    Lost(#[from] Lost),
+    Lost(#[from] BrokerError),
 }
 
 /// Returns the cause of a message.
@@ -122,98 +127,87 @@ pub async fn trial(
     mut report: impl FnMut(&Cause, Option<Outcome>),
 ) -> Result<TrialResults, TrialError> {
     let mut results = TrialResults::default();
-    let mut on_trial: BTreeMap<Cause, Fingerprint> = BTreeMap::new();
     let mut settled = true;
     while settled {
-        let wave = Wave::send(config, republisher, selection, max_held, &on_trial).await?;
-        if wave.sent.is_empty() {
+        let is_first = results.0.is_empty();
+        let (causes, is_everything) =
+            send(config, republisher, selection, max_held, &mut results).await?;
+        if causes.is_empty() {
             break;
         }
-        results.sent.extend(wave.sent.values());
-        if on_trial.is_empty() && wave.is_everything {
+        if is_first && is_everything {
             return Ok(results);
         }
-        wave.sent.keys().for_each(|cause| report(cause, None));
-        on_trial.extend(wave.sent);
+        causes.iter().for_each(|cause| report(cause, None));
         settled = until_settled(config, timeouts).await?;
     }
-    if on_trial.is_empty() {
+    if results.0.is_empty() {
         return Ok(results);
     }
 
-    let bar = ProgressBar::hidden();
-    let mut queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
-    let mut came_back = BTreeSet::new();
-    let everything = Filter::default();
+    let (bar, everything) = (ProgressBar::hidden(), Filter::default());
     let all = Selection::of(config, &everything);
+    let mut queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
+    let mut dead = BTreeSet::new();
     let tally = scan(&mut queue, &all, &bar, |message, examined| {
-        came_back.insert(fingerprint(message, examined.replays));
+        dead.insert(fingerprint(message, examined.replays));
     });
     let tally = tally.await?;
     queue.finish().await?;
-    for (cause, mark) in on_trial {
-        // What came back is at the end of the queue.
-        let outcome = match (came_back.contains(&mark), settled && tally.read >= tally.depth) {
-            (true, _) => Outcome::CameBack,
-            (false, true) => Outcome::StayedAway,
-            (false, false) => Outcome::Unsettled,
+    for (cause, tried) in &mut results.0 {
+        let outcome = match dead.contains(&tried.mark) {
+            true => Outcome::CameBack,
+            // What came back is at the end of the queue.
+            false if settled && tally.read >= tally.depth => Outcome::StayedAway,
+            false => Outcome::Unsettled,
         };
-        report(&cause, Some(outcome));
-        results.outcomes.insert(cause, outcome);
+        report(cause, Some(outcome));
+        tried.outcome = Some(outcome);
     }
     Ok(results)
 }
 
-/// Messages that are on trial at the same time.
-struct Wave {
-    sent: BTreeMap<Cause, Fingerprint>,
-    /// Whether nothing else is selected.
-    is_everything: bool,
-}
-
-impl Wave {
-    /// Reads the dead letters and replays one message each of the first causes that are not
-    /// `on_trial`.
-    async fn send(
-        config: &Config,
-        republisher: &mut Republisher,
-        selection: &Selection<'_>,
-        max_held: usize,
-        on_trial: &BTreeMap<Cause, Fingerprint>,
-    ) -> Result<Self, TrialError> {
-        let max = selection.max.unwrap_or(u64::MAX);
-        // `max` bounds what is sent, not what is read.
-        let all = Selection { max: None, ..selection.clone() };
-        let (mut sent, mut left) = (BTreeMap::new(), 0);
-        let bar = ProgressBar::hidden();
-        let mut queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
-        let mut reader = Reader::new(&mut queue, &all, &bar);
-        while let Some((message, examined)) = reader.next().await? {
-            let cause = cause(&examined);
-            let mark = fingerprint(&message, examined.replays);
-            let known = on_trial.contains_key(&cause) || sent.contains_key(&cause);
-            let causes = on_trial.len() + sent.len();
-            if known || sent.len() >= MAX_AT_ONCE || causes >= MAX_CAUSES || causes as u64 >= max {
-                left += u64::from(!on_trial.values().any(|sent| *sent == mark));
-                reader.keep(message).await?;
-                continue;
-            }
-            let replays = examined.replays.saturating_add(1);
-            sent.insert(cause, fingerprint(&message, replays));
-            republisher.replay(&config.rabbitmq.queue, message, replays).await?;
-            let confirmed = republisher.confirms().await?;
-            for message in confirmed.messages {
-                reader.ack(message.tag).await?;
-            }
-            if let Some(error) = confirmed.error {
-                return Err(error.into());
-            }
+/// Reads the dead letters, replays one message each of the first causes that were not `tried`, and adds
+/// them. Returns these causes, and whether nothing else is selected.
+async fn send(
+    config: &Config,
+    republisher: &mut Republisher,
+    selection: &Selection<'_>,
+    max_held: usize,
+    tried: &mut TrialResults,
+) -> Result<(Vec<Cause>, bool), TrialError> {
+    let max = selection.max.unwrap_or(u64::MAX);
+    // `max` bounds what is sent, not what is read.
+    let all = Selection { max: None, ..selection.clone() };
+    let bar = ProgressBar::hidden();
+    let mut queue = DeadLetterQueue::open(&config.rabbitmq, max_held).await?;
+    let mut reader = Reader::new(&mut queue, &all, &bar);
+    let (mut causes, mut others) = (Vec::new(), 0);
+    while let Some((message, examined)) = reader.next().await? {
+        let cause = cause(&examined);
+        let is_full = causes.len() >= MAX_AT_ONCE || tried.sent() >= max.min(MAX_CAUSES);
+        if is_full || tried.0.contains_key(&cause) {
+            others += u64::from(!tried.contains(fingerprint(&message, examined.replays)));
+            reader.keep(message).await?;
+            continue;
         }
-        let all_read = reader.tally.read >= reader.tally.depth;
-        queue.finish().await?;
-        let remaining = max.saturating_sub((on_trial.len() + sent.len()) as u64);
-        Ok(Self { sent, is_everything: left.min(remaining) == 0 && all_read })
+        let replays = examined.replays.saturating_add(1);
+        let mark = fingerprint(&message, replays);
+        tried.0.insert(cause.clone(), Tried { mark, outcome: None });
+        causes.push(cause);
+        republisher.replay(&config.rabbitmq.queue, message, replays).await?;
+        let confirmed = republisher.confirms().await?;
+        for message in confirmed.messages {
+            reader.ack(message.tag).await?;
+        }
+        if let Some(error) = confirmed.error {
+            return Err(error.into());
+        }
     }
+    let all_read = reader.tally.read >= reader.tally.depth;
+    queue.finish().await?;
+    let is_everything = others.min(max.saturating_sub(tried.sent())) == 0 && all_read;
+    Ok((causes, is_everything))
 }
 
 /// Waits until everything that is in the queue now is consumed and settled: the queue was seen
@@ -275,8 +269,8 @@ mod tests {
         for (outcome, follows) in
             [(Outcome::StayedAway, true), (Outcome::CameBack, false), (Outcome::Unsettled, false)]
         {
-            let outcomes = BTreeMap::from([(cause(&message), outcome)]);
-            let results = TrialResults { outcomes, ..TrialResults::default() };
+            let tried = Tried { mark: 0, outcome: Some(outcome) };
+            let results = TrialResults(BTreeMap::from([(cause(&message), tried)]));
             assert_eq!(results.allows(&message), follows, "{outcome:?}");
         }
         assert!(!TrialResults::default().allows(&message), "a cause that was not tried");

@@ -29,11 +29,6 @@ impl Batch {
         Self { messages: Vec::new(), bytes: 0, reached }
     }
 
-    /// The end of the last message.
-    pub fn end(&self) -> Position {
-        self.messages.last().map_or(self.reached, |last| last.end)
-    }
-
     pub const fn has_room(&self) -> bool {
         self.messages.len() < MAX_MESSAGES && self.bytes < MAX_BYTES
     }
@@ -70,10 +65,11 @@ mod tests {
     fn only_messages_before_the_first_unconfirmed_one_are_taken() {
         let mut batch = Batch::new(at(0));
         (1..=4).for_each(|lines| batch.push(vec![b'x'], at(lines)));
-        batch.messages[0].confirmed = true;
-        batch.messages[2].confirmed = true;
+        for confirmed in [0, 2] {
+            batch.messages[confirmed].confirmed = true;
+        }
         batch.take_confirmed();
-        assert_eq!((batch.reached, batch.end(), batch.unconfirmed()), (at(1), at(4), 2));
+        assert_eq!((batch.reached, batch.unconfirmed()), (at(1), 2));
         batch.messages.iter_mut().for_each(|message| message.confirmed = true);
         batch.take_confirmed();
         assert_eq!((batch.reached, batch.bytes, batch.unconfirmed()), (at(4), 0, 0));
@@ -82,12 +78,11 @@ mod tests {
     #[test]
     fn a_batch_is_bounded_by_messages_and_by_bytes() {
         let mut many = Batch::new(at(0));
-        (0..MAX_MESSAGES as u64).for_each(|_| {
-            assert!(many.has_room());
+        while many.has_room() {
             many.push(Vec::new(), at(1));
-        });
+        }
         let mut large = Batch::new(at(0));
         large.push(vec![b'x'; MAX_BYTES], at(1));
-        assert!(!many.has_room() && !large.has_room());
+        assert_eq!((many.messages.len(), large.has_room()), (MAX_MESSAGES, false));
     }
 }

@@ -9,9 +9,9 @@ use super::progress::bar;
 use super::{PublishError, Source};
 use crate::model::vote::{self, Reason};
 
-/// Line numbers that are remembered of a reason.
+/// Line numbers that are kept for each reason.
 const FIRST: usize = 5;
-/// Lines from one movement of the bar to the next.
+/// Lines between two updates of the progress bar.
 const STEP: u64 = 1_000;
 
 /// Counts of a file's lines.
@@ -48,8 +48,8 @@ impl Check {
     }
 }
 
-/// Decodes every line of `source` as the body of a message of at most `max_bytes`. A vote that comes
-/// twice is not looked for: the service finds it when it counts.
+/// Decodes every line of `source` as the body of a message of at most `max_bytes`. Does not detect
+/// duplicates: the service does when it counts.
 ///
 /// # Errors
 /// [`PublishError::Read`].
@@ -63,9 +63,11 @@ pub async fn check(source: Source, max_bytes: usize) -> Result<Check, PublishErr
     while let Some(line) = lines.next().await.map_err(unreadable)? {
         match line {
             Line::TooLong { number } => check.reject(number, Reason::TooLarge, None),
-            Line::Body { body, end } => match vote::decode(&body, max_bytes) {
+            Line::Body(body) => match vote::decode(&body, max_bytes) {
                 Ok(_) => check.votes += 1,
-                Err(rejection) => check.reject(end.lines, rejection.reason, rejection.field),
+                Err(rejected) => {
+                    check.reject(lines.position().lines, rejected.reason, rejected.field);
+                }
             },
         }
         let Position { bytes, lines, .. } = lines.position();

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::files;
 use super::lines::Position;
 
-/// Bytes at the beginning and before the place reached that identify a file.
+/// Bytes at the beginning, and before the position reached, that identify a file.
 const SAMPLE: u64 = 64 * 1_024;
 /// Of the file's format; other versions are refused.
 const VERSION: u32 = 1;
@@ -44,7 +44,7 @@ pub enum CheckpointError {
 #[serde(deny_unknown_fields)]
 struct Saved {
     version: u32,
-    /// For people: a file that was moved is still the same.
+    /// Only for error messages: a file that was moved is still the same.
     file: String,
     /// Every line before it is confirmed by the broker.
     confirmed: Position,
@@ -83,16 +83,15 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError`] when it could not be written; the previous one is still there.
     pub fn save(&self, reached: Position) -> Result<(), CheckpointError> {
-        let content = self
-            .content(reached)
-            .map_err(|source| CheckpointError::Read { path: self.file.clone(), source })?;
         let saved = Saved {
             version: VERSION,
             file: self.file.display().to_string(),
             confirmed: reached,
-            content,
+            content: self.content(reached).map_err(|source| self.unreadable(source))?,
         };
-        self.write(&saved)
+        serde_json::to_string_pretty(&saved)
+            .map_err(io::Error::other)
+            .and_then(|text| files::replace(&self.path, (text + "\n").as_bytes(), files::PRIVATE))
             .map_err(|source| CheckpointError::Write { path: self.path.clone(), source })
     }
 
@@ -100,31 +99,25 @@ impl Checkpoint {
         &self.path
     }
 
-    fn write(&self, saved: &Saved) -> io::Result<()> {
-        let text = serde_json::to_string_pretty(saved).map_err(io::Error::other)? + "\n";
-        files::replace(&self.path, text.as_bytes(), files::PRIVATE)
+    fn unreadable(&self, source: io::Error) -> CheckpointError {
+        CheckpointError::Read { path: self.file.clone(), source }
     }
 
     fn read(&self) -> Result<Position, CheckpointError> {
         let path = || self.path.clone();
-        let text = match fs::read_to_string(&self.path) {
-            Ok(text) => text,
+        let malformed = |reason: String| CheckpointError::Malformed { path: path(), reason };
+        let saved = match fs::read(&self.path) {
+            Ok(saved) => saved,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Position::default()),
-            Err(source) if source.kind() == io::ErrorKind::InvalidData => {
-                let reason = "it is not UTF-8".to_owned();
-                return Err(CheckpointError::Malformed { path: path(), reason });
-            }
             Err(source) => return Err(CheckpointError::Read { path: path(), source }),
         };
-        let saved: Saved = serde_json::from_str(&text).map_err(|error| {
-            CheckpointError::Malformed { path: path(), reason: error.to_string() }
-        })?;
+        let saved: Saved =
+            serde_json::from_slice(&saved).map_err(|error| malformed(error.to_string()))?;
         if saved.version != VERSION {
-            let reason = format!("version {} and not {VERSION}", saved.version);
-            return Err(CheckpointError::Malformed { path: path(), reason });
+            return Err(malformed(format!("version {} and not {VERSION}", saved.version)));
         }
         let Position { bytes, .. } = saved.confirmed;
-        let unreadable = |source| CheckpointError::Read { path: self.file.clone(), source };
+        let unreadable = |source| self.unreadable(source);
         let size = self.votes.metadata().map_err(unreadable)?.len();
         let reason = if size < bytes {
             "is shorter than what was published of it"
@@ -135,12 +128,8 @@ impl Checkpoint {
         } else {
             "goes on in what was its last line"
         };
-        Err(CheckpointError::OtherFile {
-            path: path(),
-            file: self.file.clone(),
-            written_for: saved.file,
-            reason,
-        })
+        let (file, written_for) = (self.file.clone(), saved.file);
+        Err(CheckpointError::OtherFile { path: path(), file, written_for, reason })
     }
 
     /// Returns where the next line begins. A last line needs no line break; it gets one when the file
@@ -174,31 +163,8 @@ impl Checkpoint {
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::tests::Directory;
     use super::*;
-
-    /// A directory of the test's own, gone with this value.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Self {
-            let name = format!("vote-aggregator-{name}-{}", std::process::id());
-            let folder = std::env::temp_dir().join(name);
-            fs::create_dir_all(&folder).expect("a folder");
-            Self(folder)
-        }
-
-        fn write(&self, name: &str, text: &str) -> PathBuf {
-            let path = self.0.join(name);
-            fs::write(&path, text).expect("written");
-            path
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            fs::remove_dir_all(&self.0).ok();
-        }
-    }
 
     fn lines(count: usize) -> String {
         (0..count).map(|number| format!("line {number}\n")).collect()
@@ -210,16 +176,15 @@ mod tests {
 
     #[test]
     fn it_is_found_again_for_the_same_lines_wherever_they_are() {
-        let folder = Folder::new("checkpoint-same");
-        let (path, text) = (folder.0.join("checkpoint"), lines(30_000));
-        let votes = folder.write("votes", &text);
+        let directory = Directory::new("checkpoint-same");
+        let (path, text) = (directory.path("checkpoint"), lines(30_000));
+        let votes = directory.write("votes", &text);
         let (checkpoint, from) = Checkpoint::open(&path, &votes).expect("a new one");
         assert_eq!(from, Position::default());
         let reached = at(lines(20_000).len(), 20_000);
         checkpoint.save(reached).expect("saved");
-        assert_eq!(fs::read_dir(&folder.0).expect("read").count(), 2, "moved into place");
 
-        let moved = folder.0.join("moved");
+        let moved = directory.path("moved");
         fs::rename(&votes, &moved).expect("moved");
         assert_eq!(Checkpoint::open(&path, &moved).expect("the same").1, reached);
         fs::write(&moved, text + "one more\n").expect("grown");
@@ -228,65 +193,68 @@ mod tests {
 
     #[test]
     fn one_of_another_file_is_refused_and_stays() {
-        let folder = Folder::new("checkpoint-other");
-        let (path, text) = (folder.0.join("checkpoint"), lines(30_000));
-        let votes = folder.write("votes", &text);
+        let directory = Directory::new("checkpoint-other");
+        let (path, text) = (directory.path("checkpoint"), lines(30_000));
+        let votes = directory.write("votes", &text);
         let (checkpoint, _) = Checkpoint::open(&path, &votes).expect("a new one");
         checkpoint.save(at(text.len(), 30_000)).expect("saved");
         let saved = fs::read(&path).expect("there");
-
-        let grown = text.clone() + "more\n";
         for (name, other, reason) in [
             ("first", text.replacen("line 0", "line X", 1), "has other lines"),
             ("last", text.replace("line 29999", "line 2999X"), "has other lines"),
             ("short", lines(10), "is shorter"),
-            ("grown", grown.replace("29999\n", "29999 "), "has other lines"),
+            ("grown", text.replace("29999\n", "29999 more\n"), "has other lines"),
         ] {
-            let other = folder.write(name, &other);
+            let other = directory.write(name, &other);
             let refused = Checkpoint::open(&path, &other).expect_err(name);
             assert!(matches!(refused, CheckpointError::OtherFile { .. }), "{name}: {refused}");
             let message = refused.to_string();
             assert!(message.contains(reason) && message.contains("votes"), "{message}");
         }
         assert_eq!(fs::read(&path).expect("there"), saved);
-        // What was the whole last line, without a line break, is only a part of one by now.
-        let votes = folder.write("unended", "one\ntwo");
-        let (checkpoint, _) = Checkpoint::open(&folder.0.join("c"), &votes).expect("a new one");
+    }
+
+    /// What was the whole last line, without a line break, may be a part of one later.
+    #[test]
+    fn a_last_line_without_a_line_break_may_get_one_and_may_not_go_on() {
+        let directory = Directory::new("checkpoint-unended");
+        let path = directory.path("checkpoint");
+        let votes = directory.write("votes", "one\ntwo");
+        let (checkpoint, _) = Checkpoint::open(&path, &votes).expect("a new one");
         checkpoint.save(at(7, 2)).expect("saved");
-        assert_eq!(Checkpoint::open(&folder.0.join("c"), &votes).expect("the same").1, at(7, 2));
-        fs::write(&votes, "one\ntwo and more\n").expect("grown");
-        let refused = Checkpoint::open(&folder.0.join("c"), &votes).expect_err("half a line");
-        assert!(refused.to_string().contains("in what was its last line"), "{refused}");
-        for (grown, next) in [("one\ntwo\nthree", 8), ("one\ntwo\r\nthree", 9), ("one\ntwo\n", 8)] {
-            checkpoint.save(at(7, 2)).expect("saved");
+        for (grown, next) in
+            [("one\ntwo", 7), ("one\ntwo\nthree", 8), ("one\ntwo\r\nthree", 9), ("one\ntwo\n", 8)]
+        {
             fs::write(&votes, grown).expect("grown");
-            let opened = Checkpoint::open(&folder.0.join("c"), &votes).expect("a whole line");
+            let opened = Checkpoint::open(&path, &votes).expect("a whole line");
             assert_eq!(opened.1, at(next, 2), "{grown:?}");
         }
+        fs::write(&votes, "one\ntwo and more\n").expect("grown");
+        let refused = Checkpoint::open(&path, &votes).expect_err("half a line");
+        assert!(refused.to_string().contains("in what was its last line"), "{refused}");
     }
 
     #[test]
-    fn a_file_that_is_not_a_checkpoint_is_left_alone() {
-        let folder = Folder::new("checkpoint-none");
-        let votes = folder.write("votes", "one\n");
+    fn what_is_not_a_checkpoint_or_has_none_is_refused() {
+        let directory = Directory::new("checkpoint-none");
+        let votes = directory.write("votes", "one\n");
         let refused = Checkpoint::open(&votes, &votes).expect_err("the votes themselves");
         assert!(matches!(refused, CheckpointError::Malformed { .. }), "{refused}");
-        assert_eq!(fs::read_to_string(&votes).expect("there"), "one\n");
-        let newer = folder.write(
+        let newer = directory.write(
             "newer",
             r#"{"version": 2, "file": "votes", "confirmed": {"bytes": 0, "lines": 0, "blank": 0}, "content": ""}"#,
         );
         let refused = Checkpoint::open(&newer, &votes).expect_err("of a later version");
         assert!(refused.to_string().contains("version 2"), "{refused}");
 
-        let nowhere = folder.0.join("nowhere/checkpoint");
-        let (checkpoint, from) = Checkpoint::open(&nowhere, &votes).expect("a new one");
-        let refused = checkpoint.save(from).expect_err("no such folder");
+        let (checkpoint, from) =
+            Checkpoint::open(&directory.path("nowhere/checkpoint"), &votes).expect("a new one");
+        let refused = checkpoint.save(from).expect_err("no such directory");
         assert!(matches!(refused, CheckpointError::Write { .. }), "{refused}");
-        let refused = Checkpoint::open(&folder.0.join("c"), &folder.0).expect_err("a folder");
+        let path = directory.path("checkpoint");
+        let refused = Checkpoint::open(&path, &directory.path("")).expect_err("a directory");
         assert!(matches!(refused, CheckpointError::NotAFile { .. }), "{refused}");
-        let missing = folder.0.join("missing");
-        let refused = Checkpoint::open(&folder.0.join("c"), &missing).expect_err("no votes");
+        let refused = Checkpoint::open(&path, &directory.path("missing")).expect_err("no votes");
         assert!(matches!(refused, CheckpointError::Read { .. }), "{refused}");
     }
 }

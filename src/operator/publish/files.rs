@@ -41,20 +41,29 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
+    use std::path::PathBuf;
 
     use super::*;
 
     /// A directory that is removed at the end of a test.
-    struct Directory(std::path::PathBuf);
+    pub struct Directory(PathBuf);
 
     impl Directory {
-        fn new(name: &str) -> Self {
-            let path =
-                std::env::temp_dir().join(format!("vote-files-{name}-{}", std::process::id()));
+        pub fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("votes-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).expect("a directory");
             Self(path)
+        }
+
+        pub fn path(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+
+        pub fn write(&self, name: &str, text: &str) -> PathBuf {
+            fs::write(self.path(name), text).expect("written");
+            self.path(name)
         }
     }
 
@@ -67,39 +76,32 @@ mod tests {
     #[test]
     fn a_file_is_for_its_owner_alone_and_replaced_as_a_whole() {
         let directory = Directory::new("mode");
-        let path = directory.0.join("report");
+        let path = directory.path("report");
+        let unrelated = directory.write("report.new", "precious");
         for content in ["first", "2nd"] {
             replace(&path, content.as_bytes(), PRIVATE).expect("written");
             assert_eq!(fs::read_to_string(&path).expect("read"), content);
             assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
         }
-        assert_eq!(fs::read_dir(&directory.0).expect("read").count(), 1, "nothing is left beside");
-    }
-
-    #[test]
-    fn files_beside_it_are_left_alone() {
-        let directory = Directory::new("beside");
-        let path = directory.0.join("report");
-        let unrelated = directory.0.join("report.new");
-        fs::write(&unrelated, "precious").expect("written");
-        replace(&path, b"x", PRIVATE).expect("written");
         assert_eq!(fs::read_to_string(&unrelated).expect("still there"), "precious");
-        assert_eq!(fs::read_dir(&directory.0).expect("read").count(), 2);
+        assert_eq!(
+            fs::read_dir(&directory.0).expect("read").count(),
+            2,
+            "no temporary file is left"
+        );
     }
 
     #[test]
     fn links_are_not_followed() {
         let directory = Directory::new("links");
-        let [target, link] = ["target", "link"].map(|name| directory.0.join(name));
-        fs::write(&target, "precious").expect("written");
+        let (target, link) = (directory.write("target", "precious"), directory.path("link"));
+        let (missing, dangling) = (directory.path("missing"), directory.path("dangling"));
         symlink(&target, &link).expect("a link");
-        assert!(replace(&link, b"x", PRIVATE).is_err());
-        assert!(replace(Path::new("/dev/null"), b"x", PRIVATE).is_err());
+        symlink(&missing, &dangling).expect("a link");
+        for path in [link, dangling, PathBuf::from("/dev/null")] {
+            assert!(replace(&path, b"x", PRIVATE).is_err(), "{}", path.display());
+        }
         assert_eq!(fs::read_to_string(&target).expect("read"), "precious");
-        // Dangling: it would be created somewhere else.
-        let dangling = directory.0.join("dangling");
-        symlink(directory.0.join("nowhere"), &dangling).expect("a link");
-        assert!(replace(&dangling, b"x", PRIVATE).is_err());
-        assert!(!directory.0.join("nowhere").exists());
+        assert!(!missing.exists());
     }
 }

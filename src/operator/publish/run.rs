@@ -4,16 +4,15 @@ use std::pin::pin;
 use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, Interval, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::batch::Batch;
 use super::lines::Position;
 use super::progress::bar;
-use super::rate::Rate;
-use super::{Checkpoint, Pace, PublishError, Report, Source};
+use super::{Checkpoint, Pace, PublishError, Report, Source, ticks};
 use crate::adapters::broker::{Confirm, Publisher, RabbitMq};
-use crate::model::ports::OpenError;
+use crate::model::ports::BrokerError;
 use crate::platform::retry::{Backoff, Jitter};
 
 /// After this time a batch is confirmed, so that the checkpoint moves on at a low rate, too.
@@ -34,7 +33,7 @@ struct Run<'a> {
     rabbitmq: &'a RabbitMq,
     queue: &'a str,
     source: Source,
-    rate: Option<Rate>,
+    rate: Option<Interval>,
     retry_for: Duration,
     checkpoint: Option<&'a Checkpoint>,
     stop: &'a CancellationToken,
@@ -67,10 +66,10 @@ pub async fn publish(
     stop: &CancellationToken,
 ) -> (Report, Result<(), PublishError>) {
     let (began, from) = (Instant::now(), source.position());
-    let run = Run {
+    let mut run = Run {
         rabbitmq,
         queue,
-        rate: pace.rate.map(Rate::new),
+        rate: pace.rate.map(ticks),
         retry_for: pace.retry_for,
         checkpoint,
         stop,
@@ -86,97 +85,89 @@ pub async fn publish(
         jitter: Jitter::from_entropy(),
         saved_at: began,
     };
-    run.run().await
+    let published = run.connections().await;
+    run.bar.finish_and_clear();
+    let published = match (published, run.save()) {
+        (Ok(()), saved) => saved,
+        (Err(error), saved) => {
+            if let Err(unsaved) = saved {
+                tracing::error!("{unsaved}");
+            }
+            Err(error)
+        }
+    };
+    let complete = published.is_ok();
+    let reached = run.batch.reached;
+    let report = Report {
+        complete,
+        confirmed: run.confirmed(),
+        lines: reached.lines - from.lines,
+        blank: reached.blank - from.blank,
+        bytes: reached.bytes - from.bytes,
+        seconds: began.elapsed().as_secs_f64(),
+        resumed_from: (from.bytes > 0).then_some(from),
+        expected: match run.source {
+            Source::Samples(samples) if complete => Some(samples.into_expected()),
+            _ => None,
+        },
+    };
+    (report, published)
 }
 
 impl Run<'_> {
-    async fn run(mut self) -> (Report, Result<(), PublishError>) {
-        let published = self.connections().await;
-        self.bar.finish_and_clear();
-        let published = match (published, self.save()) {
-            (Ok(()), saved) => saved,
-            (Err(error), Ok(())) => Err(error),
-            (Err(error), Err(unsaved)) => {
-                tracing::error!("{unsaved}");
-                Err(error)
-            }
-        };
-        let (from, reached) = (self.from, self.batch.reached);
-        let complete = published.is_ok();
-        let report = Report {
-            complete,
-            confirmed: self.confirmed(),
-            lines: reached.lines - from.lines,
-            blank: reached.blank - from.blank,
-            bytes: reached.bytes - from.bytes,
-            seconds: self.began.elapsed().as_secs_f64(),
-            resumed_from: (from.bytes > 0).then_some(from),
-            expected: match self.source {
-                Source::Samples(samples) if complete => Some(samples.into_expected()),
-                _ => None,
-            },
-        };
-        (report, published)
-    }
-
-    /// One connection after the other, until everything is confirmed.
+    /// Opens one connection after the other, until everything is confirmed.
     async fn connections(&mut self) -> Result<(), PublishError> {
         loop {
-            let publisher = self.connect().await?;
-            match self.work(&publisher).await {
-                Ok(()) => {
-                    if let Err(lost) = publisher.close().await {
-                        // Every message is confirmed by now.
-                        tracing::debug!("{lost}");
-                    }
-                    return self.ended.take().unwrap_or(Ok(()));
-                }
+            let ended = match self.connect().await {
+                Ok(publisher) => self.work(publisher).await,
+                Err(error) => Err(error),
+            };
+            match ended {
                 Err(PublishError::Lost(lost)) => self.back_off(lost.to_string()).await?,
-                Err(error) => return Err(error),
+                ended => return ended,
             }
         }
     }
 
     async fn connect(&mut self) -> Result<Publisher, PublishError> {
-        loop {
-            let opened = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return Err(PublishError::Stopped),
-                opened = timeout(OPEN_TIMEOUT, self.rabbitmq.publisher()) => opened,
-            };
-            let error = match opened {
-                Ok(Ok(publisher)) => {
-                    if publisher.made_queue() && self.connected {
-                        return Err(PublishError::QueueGone);
-                    }
-                    if publisher.made_queue() && self.from.bytes > 0 {
-                        tracing::warn!(
-                            queue = self.queue,
-                            "there was no queue: what an earlier run published is counted only if it \
-                             was taken from the queue before that was deleted"
-                        );
-                    }
-                    self.connected = true;
-                    return Ok(publisher);
-                }
-                Ok(Err(error)) => error,
-                Err(_) => OpenError::Unavailable(format!("no channel within {OPEN_TIMEOUT:?}")),
-            };
-            if error.is_fatal_at_start() && !self.connected {
+        let opened = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Err(PublishError::Stopped),
+            opened = timeout(OPEN_TIMEOUT, self.rabbitmq.publisher()) => opened,
+        };
+        let publisher = match opened {
+            Ok(Ok(publisher)) => publisher,
+            Ok(Err(error)) if error.is_fatal_at_start() && !self.connected => {
                 return Err(PublishError::Refused(error));
             }
-            self.back_off(error.to_string()).await?;
+            Ok(Err(error)) => return Err(PublishError::Lost(error.into())),
+            Err(_) => {
+                let late = format!("no channel within {OPEN_TIMEOUT:?}");
+                return Err(PublishError::Lost(BrokerError::Timeout(late)));
+            }
+        };
+        if publisher.made_queue && self.connected {
+            return Err(PublishError::QueueGone);
         }
+        if publisher.made_queue && self.from.bytes > 0 {
+            tracing::warn!(
+                queue = self.queue,
+                "there was no queue: what an earlier run published is counted only if it was taken \
+                 from the queue before that was deleted"
+            );
+        }
+        self.connected = true;
+        Ok(publisher)
     }
 
     /// Publishes batch after batch on one connection, to the end of the source.
-    async fn work(&mut self, publisher: &Publisher) -> Result<(), PublishError> {
+    async fn work(&mut self, publisher: Publisher) -> Result<(), PublishError> {
         if self.batch.messages.is_empty() {
             self.away_since = None;
         }
         while self.ended.is_none() || !self.batch.messages.is_empty() {
             let mut confirms = Vec::new();
-            let sent = self.send_batch(publisher, &mut confirms).await;
+            let sent = self.send_batch(&publisher, &mut confirms).await;
             let confirmed = self.confirm_batch(confirms, sent.err()).await;
             self.bar.set_position(match self.source {
                 Source::Samples(_) => self.batch.reached.lines,
@@ -190,7 +181,11 @@ impl Run<'_> {
                 self.save_or_warn();
             }
         }
-        Ok(())
+        if let Err(lost) = publisher.close().await {
+            // Every message is confirmed by now.
+            tracing::debug!("{lost}");
+        }
+        self.ended.take().unwrap_or(Ok(()))
     }
 
     /// Sends what an earlier connection left unconfirmed, and fills the batch from the source.
@@ -206,12 +201,12 @@ impl Run<'_> {
         }
         let mut deadline = Instant::now() + MAX_AGE;
         while self.ended.is_none() && self.batch.has_room() {
-            let (source, rate, end) = (&mut self.source, &self.rate, self.batch.end());
+            let (source, rate) = (&mut self.source, &mut self.rate);
             let next = async {
                 if let Some(rate) = rate {
-                    rate.due().await;
+                    rate.tick().await;
                 }
-                source.next(end).await
+                source.next().await
             };
             let next = tokio::select! {
                 biased;
@@ -220,15 +215,12 @@ impl Run<'_> {
                 next = next => next,
             };
             match next {
-                Ok(Some((body, end))) => {
-                    if let Some(rate) = &mut self.rate {
-                        rate.sent();
-                    }
+                Ok(Some(body)) => {
                     if confirms.is_empty() {
                         deadline = Instant::now() + MAX_AGE;
                     }
-                    self.batch.push(body, end);
-                    let index = self.batch.messages.len() - 1;
+                    let index = self.batch.messages.len();
+                    self.batch.push(body, self.source.position());
                     confirms.push((index, self.send(publisher, index).await?));
                 }
                 Ok(None) => self.ended = Some(Ok(())),
@@ -270,11 +262,10 @@ impl Run<'_> {
                 Some(Err(error)) => {
                     let lost = matches!(error, PublishError::Lost(_));
                     certain &= lost;
-                    match &failed {
-                        None => (failed, deadline) = (Some(error), Instant::now() + DRAIN),
-                        // The confirms in flight say why the broker closed the channel.
-                        Some(PublishError::Lost(_)) if !lost => failed = Some(error),
-                        Some(_) => {}
+                    // The confirms in flight say why the broker closed the channel.
+                    if failed.is_none() || (!lost && matches!(failed, Some(PublishError::Lost(_))))
+                    {
+                        (failed, deadline) = (Some(error), Instant::now() + DRAIN);
                     }
                 }
                 None => certain = false,
@@ -285,8 +276,8 @@ impl Run<'_> {
             self.batch.take_confirmed();
         }
         if self.batch.messages.is_empty() && matches!(self.ended, Some(Ok(()))) {
-            // Blank lines after the last message.
-            self.batch.reached = self.source.end(self.batch.reached);
+            // After blank lines, if they are the last.
+            self.batch.reached = self.source.position();
         }
         failed.map_or(Ok(()), Err)
     }

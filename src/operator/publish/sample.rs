@@ -8,6 +8,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
+use super::lines::Position;
 use crate::model::vote::Choice;
 
 /// The first sample vote is cast then, each further one a millisecond later: with the clock's
@@ -59,16 +60,17 @@ impl Expected {
 /// An iterator over message bodies.
 #[derive(Debug)]
 pub struct Samples {
-    shape: Shape,
+    pub(super) shape: Shape,
     rng: fastrand::Rng,
-    made: usize,
+    /// The end of the last message that was made, each one line.
+    pub(super) at: Position,
     recent: Vec<Sample>,
     expected: Expected,
 }
 
 #[derive(Clone, Debug)]
 struct Sample {
-    number: usize,
+    number: u64,
     vote_hash: String,
     law: u32,
     choice: Choice,
@@ -77,7 +79,8 @@ struct Sample {
 impl Samples {
     pub fn new(shape: Shape) -> Self {
         let rng = fastrand::Rng::with_seed(shape.seed);
-        Self { shape, rng, made: 0, recent: Vec::new(), expected: Expected::default() }
+        let (recent, expected) = (Vec::new(), Expected::default());
+        Self { shape, rng, at: Position::default(), recent, expected }
     }
 
     /// Returns the result that counting the votes made so far must have.
@@ -89,7 +92,7 @@ impl Samples {
         // Skewed, as laws are: the lower the number, the more votes.
         let law = 1 + (f64::from(self.shape.laws) * self.rng.f64() * self.rng.f64()) as u32;
         let sample = Sample {
-            number: self.made,
+            number: self.at.lines,
             vote_hash: format!("{:032x}{:032x}", self.rng.u128(..), self.rng.u128(..)),
             law,
             choice: if self.rng.f64() < 0.55 { Choice::Oui } else { Choice::Non },
@@ -106,11 +109,11 @@ impl Samples {
         body
     }
 
-    fn duplicate(&mut self) -> Option<String> {
-        let earlier = self.rng.choice(&self.recent)?.clone();
+    fn duplicate(&mut self) -> String {
+        let earlier = self.recent[self.rng.usize(..self.recent.len())].clone();
         if self.rng.bool() {
             self.expected.replays += 1;
-            return Some(earlier.body(0));
+            return earlier.body(0);
         }
         self.expected.attempts += 1;
         let choice = match earlier.choice {
@@ -118,14 +121,14 @@ impl Samples {
             Choice::Non => Choice::Oui,
         };
         // Cast later by as many microseconds as messages were made: every attempt differs.
-        Some(Sample { choice, ..earlier }.body(self.made))
+        Sample { choice, ..earlier }.body(self.at.lines)
     }
 
     fn malformed(&mut self) -> String {
         self.expected.malformed += 1;
         let good = Sample {
-            number: self.made,
-            vote_hash: format!("malformed-{}", self.made),
+            number: self.at.lines,
+            vote_hash: format!("malformed-{}", self.at.lines),
             law: 1,
             choice: Choice::Oui,
         };
@@ -145,32 +148,26 @@ impl Iterator for Samples {
     type Item = Vec<u8>;
 
     fn next(&mut self) -> Option<Vec<u8>> {
-        if self.made == self.shape.count {
+        if self.at.lines == self.shape.count as u64 {
             return None;
         }
-        self.made += 1;
+        self.at.lines += 1;
         let (malformed, duplicates) = (self.shape.malformed, self.shape.duplicates);
         let draw = self.rng.f64();
         let body = if draw < malformed {
-            Some(self.malformed())
-        } else if draw < malformed + duplicates {
+            self.malformed()
+        } else if draw < malformed + duplicates && !self.recent.is_empty() {
             self.duplicate()
         } else {
-            None
+            self.fresh()
         };
-        Some(body.unwrap_or_else(|| self.fresh()).into_bytes())
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.shape.count - self.made;
-        (left, Some(left))
+        self.at.bytes += body.len() as u64;
+        Some(body.into_bytes())
     }
 }
 
-impl ExactSizeIterator for Samples {}
-
 impl Sample {
-    fn body(&self, later_by_microseconds: usize) -> String {
+    fn body(&self, later_by_microseconds: u64) -> String {
         let cast = FIRST_CAST
             + Duration::milliseconds(i64::try_from(self.number).unwrap_or_default())
             + Duration::microseconds(i64::try_from(later_by_microseconds).unwrap_or_default());
@@ -203,7 +200,6 @@ mod tests {
     #[test]
     fn a_seed_repeats_its_messages() {
         let (one, two) = (Samples::new(shape(500)), Samples::new(shape(500)));
-        assert_eq!(one.len(), 500);
         assert!(one.eq(two));
         let other = Samples::new(Shape { seed: 43, ..shape(500) });
         assert!(Samples::new(shape(500)).ne(other));

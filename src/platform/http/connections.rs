@@ -2,7 +2,7 @@
 //!
 //! Waiting in the kernel's queue until others end would let silent connections keep out the probes.
 //! A probe sends its request as soon as it is connected, so it is answered before as many newer
-//! connections have arrived as there is room for.
+//! connections as fit have arrived.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

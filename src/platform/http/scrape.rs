@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -15,9 +15,6 @@ const MAX_AGE: Duration = Duration::from_secs(1);
 /// Answers with a body in each period of [`MAX_AGE`]. Each may wait in memory until its connection
 /// times out, so that this bounds those as well.
 const FULL_ANSWERS: u32 = 50;
-
-const HEADERS: [(HeaderName, &str); 1] =
-    [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
 
 /// The last rendering of the metrics.
 #[derive(Debug, Default)]
@@ -35,7 +32,10 @@ impl Scrape {
     /// The metrics, not older than a second; 503 when too many asked for them in this second.
     pub(super) fn answer(&self, metrics: &Metrics) -> Response {
         match self.text(|| metrics.scrape()) {
-            Ok(Some(text)) => (HEADERS, text).into_response(),
+            Ok(Some(text)) => {
+                let text_format = "text/plain; version=0.0.4; charset=utf-8";
+                ([(header::CONTENT_TYPE, text_format)], text).into_response()
+            }
             Ok(None) => {
                 let retry = [(header::RETRY_AFTER, "1")];
                 (StatusCode::SERVICE_UNAVAILABLE, retry, "too many scrapes\n").into_response()

@@ -17,12 +17,6 @@ pub(super) const OTHER: &str = "other";
 /// `{law_id, choice}` for oui and for non.
 pub(super) type Labels = [[KeyValue; 2]; 2];
 
-fn labels(law_id: &str) -> Labels {
-    Choice::ALL.map(|choice| {
-        [KeyValue::new("law_id", law_id.to_owned()), KeyValue::new("choice", choice.as_str())]
-    })
-}
-
 #[derive(Debug)]
 pub(super) struct Laws {
     max: usize,
@@ -35,7 +29,7 @@ struct State {
     other: Series,
     /// Whether any law had to go without a series of its own.
     overflown: bool,
-    /// Counts commits; tells which series a commit touched since a refresh began.
+    /// Counts commits: shows which series a commit touched since a refresh began.
     clock: u64,
 }
 
@@ -49,21 +43,15 @@ struct Series {
 
 impl Series {
     fn new(law_id: &str) -> Self {
-        Self { labels: Arc::new(labels(law_id)), totals: [0; 2], touched: 0 }
-    }
-
-    /// A read of the database replaces the totals, unless a later commit already went further.
-    fn refresh(&mut self, read: [i64; 2], began: u64) {
-        self.totals = if self.touched > began { max(self.totals, read) } else { read };
+        let labels = Choice::ALL.map(|choice| {
+            [KeyValue::new("law_id", law_id.to_owned()), KeyValue::new("choice", choice.as_str())]
+        });
+        Self { labels: Arc::new(labels), totals: [0; 2], touched: 0 }
     }
 }
 
 fn max(a: [i64; 2], b: [i64; 2]) -> [i64; 2] {
     [a[0].max(b[0]), a[1].max(b[1])]
-}
-
-fn plus(a: [i64; 2], b: [i64; 2]) -> [i64; 2] {
-    [a[0] + b[0], a[1] + b[1]]
 }
 
 /// When a re-read of the database began.
@@ -121,16 +109,18 @@ impl Laws {
             let known = state.named.contains_key(&law_id);
             match state.named(&law_id, self.max) {
                 Some(series) => {
-                    series.refresh(totals, mark.0);
+                    // A commit since then may have gone further than what was read.
+                    let overtaken = series.touched > mark.0;
+                    series.totals = if overtaken { max(series.totals, totals) } else { totals };
                     if !known {
                         fresh(&series.labels);
                     }
                 }
                 // A batch took the last place for another law meanwhile.
-                None => other = plus(other, totals),
+                None => other = [other[0] + totals[0], other[1] + totals[1]],
             }
         }
-        // Not raised by commits, which can't tell whether a read has seen them already.
+        // Not raised by commits, which may or may not be in what was read.
         state.other.totals = other;
         state.overflown |= other != [0, 0];
     }
@@ -138,16 +128,15 @@ impl Laws {
     /// Every series with its totals. `gauge` runs outside the lock: a commit, on another thread,
     /// waits for a copy of the totals at most, not for a scrape.
     pub(super) fn for_each(&self, mut gauge: impl FnMut(&Labels, [i64; 2])) {
-        for (labels, totals) in self.copy() {
+        let copy: Vec<_> = {
+            let state = self.state();
+            let other = state.overflown.then_some(&state.other);
+            let series = state.named.values().chain(other);
+            series.map(|series| (Arc::clone(&series.labels), series.totals)).collect()
+        };
+        for (labels, totals) in copy {
             gauge(&labels, totals);
         }
-    }
-
-    fn copy(&self) -> Vec<(Arc<Labels>, [i64; 2])> {
-        let state = self.state();
-        let other = state.overflown.then_some(&state.other);
-        let series = state.named.values().chain(other);
-        series.map(|series| (Arc::clone(&series.labels), series.totals)).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -197,7 +186,7 @@ mod tests {
         laws.committed(&[law("a", [9, 0], [9, 0]), law("b", [1, 1], [1, 1])], |_, _| {});
         let mark = laws.refresh_begins();
         laws.committed(&[law("a", [1, 0], [10, 0])], |_, _| {});
-        // Read before that commit; meanwhile somebody corrected b downwards.
+        // Read before that commit; meanwhile b was corrected downwards.
         let mut fresh = 0;
         let read = [("a", [9, 0]), ("b", [1, 0]), ("c", [4, 4])];
         let read = read.map(|(id, totals)| (id.to_owned(), totals)).to_vec();

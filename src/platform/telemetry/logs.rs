@@ -21,7 +21,7 @@ use super::traces::Traces;
 use crate::platform::config::{LogFormat, LogLevel};
 use crate::platform::terminal;
 
-/// Target of events that the log tells of in summary only; they are for traces.
+/// Target of events for traces; the log has a summary of them.
 pub const SUMMARISED: &str = "vote_aggregator::summarised";
 
 /// Lines that wait for the reader of standard error at most.
@@ -96,7 +96,7 @@ fn queue() -> BoxMakeWriter {
     BoxMakeWriter::new(writer)
 }
 
-/// Log lines that were dropped because nobody read standard error.
+/// Log lines that were dropped because standard error was not read fast enough.
 pub fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
 }
@@ -104,7 +104,7 @@ pub fn dropped_lines() -> u64 {
 /// Waits until the log is written, for 1.2 s at most. Nothing is logged afterwards.
 pub fn flush() {
     let Some(guard) = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-    // Its drop writes to standard output where nobody reads, which may never end.
+    // Its drop may write to standard output, which blocks when that is not read.
     let (flushed, waiting) = mpsc::channel();
     std::thread::spawn(move || {
         drop(guard);
@@ -113,7 +113,7 @@ pub fn flush() {
     waiting.recv_timeout(FLUSH_LIMIT).ok();
 }
 
-/// A time as a field of a line tells it: in seconds, to the microsecond.
+/// A time as a log field: in seconds, to the microsecond.
 pub fn seconds(time: Duration) -> f64 {
     time.as_micros() as f64 / 1e6
 }

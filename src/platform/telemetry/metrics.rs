@@ -1,5 +1,5 @@
 //! The instruments: OpenTelemetry meters, exported in Prometheus' text format. Name, unit, help text
-//! and buckets of each metric stand here or in `metrics/gauges.rs`, once.
+//! and buckets of each metric are here or in `metrics/gauges.rs`, once.
 //!
 //! The exporter puts `_total` behind counters and the unit behind names, so neither is part of a name.
 
@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
-use strum::VariantArray;
+use opentelemetry::metrics::{Counter, Histogram, Meter};
+use strum::{EnumMessage, IntoStaticStr, VariantArray};
 use tokio::time::Instant;
 
 pub use self::exporter::{Metrics, MetricsError, metrics_wanted};
@@ -28,8 +28,6 @@ use super::spans::Spans;
 use crate::model::ports::{Class, Counted};
 use crate::model::vote::Reason;
 
-const VOTES_AGGREGATED: &str = "votes_aggregated";
-
 /// Seconds, for a transaction: from a batch on an idle disk to one that was retried to the end.
 const BATCH_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -42,6 +40,69 @@ const LATENCY_SECONDS: &[f64] = &[
 const VOTES: &[f64] =
     &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 5_000.0, 10_000.0];
 
+/// The counters. A variant's name is the metric's, its documentation is the help text.
+#[derive(Clone, Copy, PartialEq, EnumMessage, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+enum Count {
+    /// Votes added to the totals by this process
+    VotesAggregated,
+    /// Votes in committed batches: counted, replays and duplicate attempts
+    BatchSizeProcessed,
+    /// Errors, by where they come from
+    AggregationErrors,
+    /// Malformed messages rejected without requeue, by reason
+    VotesRejected,
+    /// Deliveries equal to a vote already counted
+    VotesReplayed,
+    /// Deliveries that differ from the counted vote of their vote_hash
+    DuplicateAttempts,
+    /// Votes the database refused, published to the dead-letter queue
+    VotesIsolated,
+    /// Deliveries requeued unsettled while no votes can be stored
+    DeliveriesRequeued,
+    /// Deliveries acknowledged or rejected, by outcome
+    DeliveriesSettled,
+    /// Deliveries committed or dead-lettered whose ack could not be sent: they come again, as replays
+    DeliveriesCommittedUnacked,
+    /// Batches acknowledged by this process whose votes a failover or a restore of PostgreSQL lost
+    AcknowledgedVotesLost,
+    /// Transactions retried, by class of the SQLSTATE; none: no answer came
+    BatchRetries,
+    /// Batches inserted without ON CONFLICT, by outcome; conflict: a vote_hash was in the audit already, and the batch was inserted again with it
+    PlainInserts,
+    /// Times a lost server took work again: RabbitMQ a session, PostgreSQL a commit
+    Reconnects,
+}
+
+/// The histograms, named and documented as [`Count`].
+#[derive(Clone, Copy, EnumMessage, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+enum Measure {
+    /// Time from a vote's publication to the commit of its batch
+    VoteLatency,
+    /// Time from the arrival of the first vote of a batch until the batch was complete
+    BatchWait,
+    /// Time from a complete batch to its commit, retries included
+    BatchDuration,
+    /// Votes in a committed batch
+    BatchVotes,
+}
+
+impl Measure {
+    const fn unit_and_buckets(self) -> (&'static str, &'static [f64]) {
+        match self {
+            Self::VoteLatency => ("s", LATENCY_SECONDS),
+            Self::BatchWait | Self::BatchDuration => ("s", BATCH_SECONDS),
+            Self::BatchVotes => ("", VOTES),
+        }
+    }
+}
+
+/// The help text of a metric.
+fn help(metric: &impl EnumMessage) -> &'static str {
+    metric.get_documentation().unwrap_or_default()
+}
+
 /// What the pipeline counts with.
 #[derive(Clone)]
 pub struct Instruments {
@@ -51,159 +112,77 @@ pub struct Instruments {
     pub log_limiter: Arc<LogRateLimiter>,
     /// The spans of what is counted.
     pub spans: Spans,
-    votes_aggregated: Counter<u64>,
-    batch_processing_duration: Gauge<f64>,
-    batch_size_processed: Counter<u64>,
-    aggregation_errors: Counter<u64>,
-    vote_latency: Histogram<f64>,
-    votes_rejected: Counter<u64>,
-    votes_replayed: Counter<u64>,
-    duplicate_attempts: Counter<u64>,
-    votes_isolated: Counter<u64>,
-    deliveries_requeued: Counter<u64>,
-    deliveries_settled: Counter<u64>,
-    deliveries_committed_unacked: Counter<u64>,
-    acknowledged_votes_lost: Counter<u64>,
-    batch_wait: Histogram<f64>,
-    batch_duration: Histogram<f64>,
-    batch_votes: Histogram<f64>,
-    batch_retries: Counter<u64>,
-    plain_inserts: Counter<u64>,
-    reconnects: Counter<u64>,
+    /// In the order of [`Count`].
+    counters: Arc<[Counter<u64>]>,
+    /// In the order of [`Measure`].
+    histograms: Arc<[Histogram<f64>]>,
 }
 
 impl Instruments {
     fn new(meter: &Meter, max_laws: usize, health: &Arc<Health>) -> Self {
         let (laws, state) = (Arc::new(Laws::new(max_laws)), Arc::default());
         gauges::register(meter, &laws, health, &state);
-        let counter = |name, help| meter.u64_counter(name).with_description(help).build();
-        let histogram = |name, unit, buckets: &[f64], help| {
-            let builder = meter.f64_histogram(name).with_unit(unit).with_description(help);
+        let counters = Count::VARIANTS.iter().map(|count| {
+            let name: &str = count.into();
+            meter.u64_counter(name).with_description(help(count)).build()
+        });
+        let histograms = Measure::VARIANTS.iter().map(|measure| {
+            let (unit, buckets) = measure.unit_and_buckets();
+            let name: &str = measure.into();
+            let builder = meter.f64_histogram(name).with_unit(unit).with_description(help(measure));
             builder.with_boundaries(buckets.to_vec()).build()
-        };
+        });
         let instruments = Self {
             laws,
             state,
             log_limiter: Arc::default(),
             spans: Spans::default(),
-            // The contract's, with the gauge of all totals.
-            votes_aggregated: counter(
-                VOTES_AGGREGATED,
-                "Votes added to the totals by this process",
-            ),
-            batch_processing_duration: meter
-                .f64_gauge("batch_processing_duration")
-                .with_unit("s")
-                .with_description("Time the last batch took to commit, retries included")
-                .build(),
-            batch_size_processed: counter(
-                "batch_size_processed",
-                "Votes in committed batches: counted, replays and duplicate attempts",
-            ),
-            aggregation_errors: counter("aggregation_errors", "Errors, by where they come from"),
-            // Votes.
-            vote_latency: histogram(
-                "vote_latency",
-                "s",
-                LATENCY_SECONDS,
-                "Time from a vote's publication to the commit of its batch",
-            ),
-            votes_rejected: counter(
-                "votes_rejected",
-                "Malformed messages rejected without requeue, by reason",
-            ),
-            votes_replayed: counter("votes_replayed", "Deliveries equal to a vote already counted"),
-            duplicate_attempts: counter(
-                "duplicate_attempts",
-                "Deliveries that differ from the counted vote of their vote_hash",
-            ),
-            votes_isolated: counter(
-                "votes_isolated",
-                "Votes the database refused, published to the dead-letter queue",
-            ),
-            deliveries_requeued: counter(
-                "deliveries_requeued",
-                "Deliveries requeued unsettled while no votes can be stored",
-            ),
-            deliveries_settled: counter(
-                "deliveries_settled",
-                "Deliveries acknowledged or rejected, by outcome",
-            ),
-            deliveries_committed_unacked: counter(
-                "deliveries_committed_unacked",
-                "Deliveries committed or dead-lettered whose ack could not be sent: they come again, as \
-                 replays",
-            ),
-            acknowledged_votes_lost: counter(
-                "acknowledged_votes_lost",
-                "Batches acknowledged by this process whose votes a failover or a restore of \
-                 PostgreSQL lost",
-            ),
-            // Batches.
-            batch_wait: histogram(
-                "batch_wait",
-                "s",
-                BATCH_SECONDS,
-                "Time from the arrival of the first vote of a batch until the batch was complete",
-            ),
-            batch_duration: histogram(
-                "batch_duration",
-                "s",
-                BATCH_SECONDS,
-                "Time from a complete batch to its commit, retries included",
-            ),
-            batch_votes: histogram("batch_votes", "", VOTES, "Votes in a committed batch"),
-            batch_retries: counter(
-                "batch_retries",
-                "Transactions retried, by class of the SQLSTATE; none: no answer came",
-            ),
-            plain_inserts: counter(
-                "plain_inserts",
-                "Batches inserted without ON CONFLICT, by outcome; conflict: a vote_hash was in the audit \
-                 already, and the batch was inserted again with it",
-            ),
-            reconnects: counter(
-                "reconnects",
-                "Times a lost server took work again: RabbitMQ a session, PostgreSQL a commit",
-            ),
+            counters: counters.collect(),
+            histograms: histograms.collect(),
         };
-        instruments.touch();
+        instruments.start_at_zero();
         instruments
     }
 
-    /// An untouched instrument is absent from a scrape: every known series starts at zero. A
-    /// histogram has no zero to start at; it appears with the first batch.
-    fn touch(&self) {
-        self.batch_processing_duration.record(0.0, &[]);
-        for counter in [
-            &self.batch_size_processed,
-            &self.votes_replayed,
-            &self.duplicate_attempts,
-            &self.votes_isolated,
-            &self.deliveries_requeued,
-            &self.deliveries_committed_unacked,
-            &self.acknowledged_votes_lost,
-        ] {
-            counter.add(0, &[]);
+    /// An untouched counter is absent from a scrape: every known series starts at zero, those of laws
+    /// excepted. A histogram has no zero to start at; it appears with the first batch.
+    fn start_at_zero(&self) {
+        for count in Count::VARIANTS {
+            let labels = match count {
+                Count::VotesAggregated => continue,
+                Count::AggregationErrors => names(ErrorType::VARIANTS),
+                Count::VotesRejected => names(Reason::ALL),
+                Count::BatchRetries => SQLSTATE_CLASSES.to_vec(),
+                Count::DeliveriesSettled => OUTCOMES.to_vec(),
+                Count::PlainInserts => names(PlainInsert::VARIANTS),
+                Count::Reconnects => SIDES.to_vec(),
+                _ => {
+                    self.add(*count, 0);
+                    continue;
+                }
+            };
+            labels.into_iter().for_each(|label| self.add_to(*count, label, 0));
         }
-        for error_type in ErrorType::VARIANTS {
-            self.errors(*error_type, 0);
-        }
-        for reason in Reason::ALL {
-            self.votes_rejected.add(0, &[KeyValue::new("reason", reason.as_str())]);
-        }
-        for class in SQLSTATE_CLASSES {
-            self.batch_retries.add(0, &[KeyValue::new("sqlstate_class", class)]);
-        }
-        for outcome in PlainInsert::VARIANTS {
-            self.plain_inserts.add(0, &[outcome.label()]);
-        }
-        for outcome in OUTCOMES {
-            self.settled(outcome, 0);
-        }
-        for side in SIDES {
-            self.reconnects.add(0, &[KeyValue::new("side", side)]);
-        }
+    }
+
+    fn add(&self, count: Count, added: u64) {
+        self.counters[count as usize].add(added, &[]);
+    }
+
+    /// Adds to the series with this value of the counter's label.
+    fn add_to(&self, count: Count, value: &'static str, added: u64) {
+        let label = match count {
+            Count::AggregationErrors => "error_type",
+            Count::VotesRejected => "reason",
+            Count::BatchRetries => "sqlstate_class",
+            Count::DeliveriesSettled | Count::PlainInserts => "outcome",
+            _ => "side",
+        };
+        self.counters[count as usize].add(added, &[KeyValue::new(label, value)]);
+    }
+
+    fn record(&self, measure: Measure, value: f64) {
+        self.histograms[measure as usize].record(value, &[]);
     }
 
     /// The deliveries that are taken and not settled, as they are now.
@@ -216,7 +195,7 @@ impl Instruments {
     /// A batch is complete, `waited` after its first vote was taken; it is in flight for as long
     /// as the returned value lives.
     pub fn batch_complete(&self, waited: Duration) -> InFlight {
-        self.batch_wait.record(waited.as_secs_f64(), &[]);
+        self.record(Measure::BatchWait, waited.as_secs_f64());
         let mut state = self.state();
         state.in_flight += 1;
         state.batches += 1;
@@ -235,48 +214,48 @@ impl Instruments {
         let reconnected = state.postgres_lost.take_if(|lost| begun > *lost).is_some();
         drop(state);
         if reconnected {
-            self.reconnects.add(1, &[KeyValue::new("side", "postgres")]);
+            self.add_to(Count::Reconnects, "postgres", 1);
         }
         self.laws.committed(&counted.laws, |labels, added| {
             for (labels, votes) in labels.iter().zip(added) {
-                self.votes_aggregated.add(votes, labels);
+                self.counters[Count::VotesAggregated as usize].add(votes, labels);
             }
         });
-        self.votes_replayed.add(counted.replays, &[]);
-        self.duplicate_attempts.add(counted.attempts, &[]);
-        self.batch_size_processed.add(counted.deliveries(), &[]);
+        self.add(Count::VotesReplayed, counted.replays);
+        self.add(Count::DuplicateAttempts, counted.attempts);
+        self.add(Count::BatchSizeProcessed, counted.deliveries());
     }
 
     /// All of a batch of `votes` is committed or dead-lettered, `elapsed` after it was complete;
     /// `published` are the times of publication of those votes that have one.
     pub fn batch_settled(&self, votes: usize, elapsed: Duration, published: &[SystemTime]) {
-        self.batch_processing_duration.record(elapsed.as_secs_f64(), &[]);
-        self.batch_duration.record(elapsed.as_secs_f64(), &[]);
-        self.batch_votes.record(votes as f64, &[]);
+        self.state().last_batch = elapsed;
+        self.record(Measure::BatchDuration, elapsed.as_secs_f64());
+        self.record(Measure::BatchVotes, votes as f64);
         let now = SystemTime::now();
         for published in published {
             // A publisher's clock may be ahead of ours.
             let latency = now.duration_since(*published).unwrap_or_default();
-            self.vote_latency.record(latency.as_secs_f64(), &[]);
+            self.record(Measure::VoteLatency, latency.as_secs_f64());
         }
     }
 
     /// A transaction is about to be retried.
     pub fn retried(&self, sqlstate: Option<&str>) {
-        self.batch_retries.add(1, &[KeyValue::new("sqlstate_class", sqlstate_class(sqlstate))]);
+        self.add_to(Count::BatchRetries, sqlstate_class(sqlstate), 1);
     }
 
     /// A plain INSERT of a batch ended.
     pub fn plain_insert(&self, outcome: PlainInsert) {
-        self.plain_inserts.add(1, &[outcome.label()]);
+        self.add_to(Count::PlainInserts, outcome.into(), 1);
     }
 
     /// A malformed message was rejected.
     pub fn rejected(&self, reason: Reason) {
         self.state().deliveries.malformed += 1;
-        self.settled("rejected", 1);
-        self.votes_rejected.add(1, &[KeyValue::new("reason", reason.as_str())]);
-        self.errors(ErrorType::Malformed, 1);
+        self.add_to(Count::DeliveriesSettled, "rejected", 1);
+        self.add_to(Count::VotesRejected, reason.as_str(), 1);
+        self.error(ErrorType::Malformed);
     }
 
     /// A transaction failed.
@@ -287,33 +266,33 @@ impl Instruments {
         match class {
             // Counted by vote when it is isolated; the halves before it are no errors.
             Class::Isolate => {}
-            Class::Bug => self.errors(ErrorType::Internal, 1),
-            _ => self.errors(ErrorType::Database, 1),
+            Class::Bug => self.error(ErrorType::Internal),
+            _ => self.error(ErrorType::Database),
         }
     }
 
     /// A vote was published to the dead-letter queue.
     pub fn isolated(&self) {
         self.state().deliveries.unstorable += 1;
-        self.votes_isolated.add(1, &[]);
-        self.errors(ErrorType::Unstorable, 1);
+        self.add(Count::VotesIsolated, 1);
+        self.error(ErrorType::Unstorable);
     }
 
     /// These deliveries were acknowledged.
     pub fn acked(&self, deliveries: u64) {
         self.state().deliveries.acked += deliveries;
-        self.settled("acked", deliveries);
+        self.add_to(Count::DeliveriesSettled, "acked", deliveries);
     }
 
     /// These deliveries are committed or dead-lettered, and can't be acknowledged any more.
     pub fn committed_unacked(&self, deliveries: u64) {
         self.state().deliveries.committed_unacked += deliveries;
-        self.deliveries_committed_unacked.add(deliveries, &[]);
+        self.add(Count::DeliveriesCommittedUnacked, deliveries);
     }
 
     /// Acknowledged batches were found missing from the audit.
     pub fn acknowledged_votes_lost(&self, batches: u64) {
-        self.acknowledged_votes_lost.add(batches, &[]);
+        self.add(Count::AcknowledgedVotesLost, batches);
     }
 
     /// What this process did with its deliveries so far.
@@ -323,12 +302,12 @@ impl Instruments {
 
     /// A session with the broker failed, or could not be opened.
     pub fn broker_fault(&self) {
-        self.errors(ErrorType::Broker, 1);
+        self.error(ErrorType::Broker);
     }
 
     /// A session was opened after one was lost.
     pub fn broker_reconnected(&self) {
-        self.reconnects.add(1, &[KeyValue::new("side", "rabbitmq")]);
+        self.add_to(Count::Reconnects, "rabbitmq", 1);
     }
 
     pub fn session(&self, session: SessionState) {
@@ -341,7 +320,7 @@ impl Instruments {
 
     /// The deliveries held were requeued.
     pub fn requeued(&self, deliveries: usize) {
-        self.deliveries_requeued.add(deliveries as u64, &[]);
+        self.add(Count::DeliveriesRequeued, deliveries as u64);
     }
 
     /// What the broker answered about its queues.
@@ -391,23 +370,23 @@ impl Instruments {
     ) {
         self.laws.refreshed(mark, laws, rest, |labels| {
             for labels in labels {
-                self.votes_aggregated.add(0, labels);
+                self.counters[Count::VotesAggregated as usize].add(0, labels);
             }
         });
     }
 
-    fn errors(&self, error_type: ErrorType, count: u64) {
-        let error_type: &str = error_type.into();
-        self.aggregation_errors.add(count, &[KeyValue::new("error_type", error_type)]);
-    }
-
-    fn settled(&self, outcome: &'static str, deliveries: u64) {
-        self.deliveries_settled.add(deliveries, &[KeyValue::new("outcome", outcome)]);
+    fn error(&self, error_type: ErrorType) {
+        self.add_to(Count::AggregationErrors, error_type.into(), 1);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
+}
+
+/// The names of the variants of an enum.
+fn names<V: Copy + Into<&'static str>>(variants: &[V]) -> Vec<&'static str> {
+    variants.iter().map(|variant| (*variant).into()).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use serde::{Serialize, Serializer};
 
-use crate::model::ports::{Fault, Lost, OpenError};
+use crate::model::ports::{BrokerError, Fault, OpenError};
 
 /// A reason in two texts. Serialized, it is the shown one; the private one is for the log and the
 /// status of the service manager.
@@ -87,8 +87,8 @@ impl From<&OpenError> for Reason {
     }
 }
 
-impl From<&Lost> for Reason {
-    fn from(lost: &Lost) -> Self {
+impl From<&BrokerError> for Reason {
+    fn from(lost: &BrokerError) -> Self {
         Self::new("session lost", lost.to_string())
     }
 }
@@ -109,7 +109,7 @@ mod tests {
         let open = [OpenError::Credentials, OpenError::Configuration, OpenError::Unavailable];
         let mut reasons: Vec<Reason> =
             open.into_iter().map(|error| Reason::from(&error(secret.to_owned()))).collect();
-        reasons.push(Reason::from(&Lost(secret.to_owned())));
+        reasons.push(Reason::from(&BrokerError::disconnected("consume", secret)));
         reasons.push(Reason::new("phrase", secret.to_owned()));
         for code in [None, Some("28P01"), Some("57P01"), Some("53100"), Some(secret)] {
             reasons.push(Reason::from(&fault(code)));
@@ -119,15 +119,6 @@ mod tests {
             let shown = serde_json::to_string(&reason).expect("serializable");
             assert!(!shown.contains(secret), "{shown}");
             assert!(reason.private().contains(secret), "{reason:?}");
-        }
-    }
-
-    /// A stream queue is a refusal of this kind, too.
-    #[test]
-    fn a_refused_configuration_is_shown_with_all_that_it_may_be() {
-        let shown = Reason::from(&OpenError::Configuration(String::new())).shown();
-        for cause in ["virtual host", "queue type", "TLS"] {
-            assert!(shown.contains(cause), "{shown}");
         }
     }
 

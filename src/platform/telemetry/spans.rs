@@ -2,7 +2,7 @@
 //! messaging and databases. One span a batch, linked to the trace of every message in it; children
 //! for each transaction and for each ack.
 //!
-//! Spans that nobody listens to are never made: without a collector they cost a look at a flag.
+//! Without a collector no span is made: each costs a look at a flag.
 //! No span carries a body or a citizen_id.
 
 use std::future::Future;
@@ -64,7 +64,7 @@ impl Spans {
         if !span.is_disabled() && span.context().span().span_context().is_sampled() {
             for context in messages {
                 if let Some(traceparent) = context.traceparent() {
-                    // One that makes no sense links to nothing.
+                    // An invalid one links to nothing.
                     span.add_link(remote(traceparent).span().span_context().clone());
                 }
             }
@@ -139,7 +139,7 @@ pub fn send(queue: &str, size: usize) -> Span {
     )
 }
 
-/// What a message has to carry to be found in this span's trace; `None` when nobody traces.
+/// What a message has to carry to be found in this span's trace; empty without a collector.
 pub fn context(span: &Span) -> TraceContext {
     if span.is_disabled() {
         return TraceContext::default();

@@ -1,7 +1,7 @@
-//! Traces over OTLP: on when OpenTelemetry's own variables say so, else no cost at all.
+//! Traces over OTLP, switched on by OpenTelemetry's own variables; without them they cost nothing.
 //!
-//! A collector that is slow, down or lying costs spans and nothing else: they wait in a bounded
-//! queue, a thread of its own sends them, and what is too much is dropped.
+//! A collector that is slow or down costs spans and nothing else: they wait in a bounded queue, a
+//! thread of its own sends them, and those beyond the bound are dropped.
 
 mod collector;
 mod settings;
@@ -30,7 +30,7 @@ const SPANS_SENT: usize = 512;
 
 static ON: AtomicBool = AtomicBool::new(false);
 
-/// Whether anybody collects traces: if not, no trace context has to be read.
+/// Whether traces are collected: if not, no trace context has to be read.
 pub fn traces_on() -> bool {
     ON.load(Ordering::Relaxed)
 }
@@ -59,8 +59,13 @@ impl Traces {
         let exporter = Watched::new(exporter(&settings)?);
         let processor =
             BatchSpanProcessor::builder(exporter).with_batch_config(batches.build()).build();
+        let version = KeyValue::new(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION"));
+        let mut resource = Resource::builder().with_attribute(version);
+        if !settings.has_service_name {
+            resource = resource.with_service_name("vote-aggregator");
+        }
         let mut provider = SdkTracerProvider::builder()
-            .with_resource(resource(&settings))
+            .with_resource(resource.build())
             .with_span_processor(processor);
         if env("OTEL_SPAN_LINK_COUNT_LIMIT").is_none() {
             // The default of 128 would cut off the rest of a batch.
@@ -95,7 +100,7 @@ fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
     let built = match settings.protocol {
         Protocol::Grpc if settings.https => SpanExporter::builder()
             .with_tonic()
-            // Without this no authority is trusted, and no collector is.
+            // Without this no authority is trusted.
             .with_tls_config(ClientTlsConfig::new().with_enabled_roots())
             .build(),
         Protocol::Grpc => SpanExporter::builder().with_tonic().build(),
@@ -105,15 +110,6 @@ fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
             .build(),
     };
     built.map_err(|error| TracesError(format!("no collector can be reached: {error}")))
-}
-
-fn resource(settings: &Settings) -> Resource {
-    let version = KeyValue::new(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION"));
-    let resource = Resource::builder().with_attribute(version);
-    match settings.has_service_name {
-        true => resource.build(),
-        false => resource.with_service_name("vote-aggregator").build(),
-    }
 }
 
 /// The variables for traces make no sense.

@@ -1,5 +1,5 @@
-//! Whether PEM files hold what their settings say: asked at start, since a client that trusts
-//! nobody, or has no certificate to show, would find out only from the server.
+//! Whether PEM files hold what their settings say. Checked at start: otherwise a mistake would show
+//! only in a failed handshake.
 
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -36,7 +36,7 @@ pub fn check_key(pem: &[u8]) -> Result<(), String> {
 /// What is wrong with the file of the certificate, to follow its name.
 pub fn check_identity(certificate: &[u8], key: &[u8]) -> Result<(), String> {
     let chain = certificates(certificate)?;
-    // A key that cannot be used is told of where it is read.
+    // The file of the key reports a key that cannot be used.
     let Ok(key) = private_key(key) else { return Ok(()) };
     let provider = rustls::crypto::ring::default_provider();
     match CertifiedKey::from_der(chain, key, &provider) {
@@ -53,27 +53,26 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     match certificates {
         Ok(none) if none.is_empty() => Err("holds no certificate in PEM form".to_owned()),
         Ok(certificates) => Ok(certificates),
-        Err(error) => Err(format!("is no PEM file of certificates ({error})")),
+        Err(error) => Err(format!("is not a PEM file of certificates ({error})")),
     }
 }
 
 fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     match PrivateKeyDer::from_pem_slice(pem) {
         Ok(key) => Ok(key),
-        Err(_)
-            if holds(pem, "BEGIN ENCRYPTED PRIVATE KEY")
-                || holds(pem, "Proc-Type: 4,ENCRYPTED") =>
-        {
-            Err("is encrypted with a passphrase, which nobody could enter".to_owned())
+        Err(error) => {
+            let text = String::from_utf8_lossy(pem);
+            let encrypted = ["BEGIN ENCRYPTED PRIVATE KEY", "Proc-Type: 4,ENCRYPTED"];
+            // Not the error's words: they may quote a line of the key.
+            Err(match error {
+                _ if encrypted.iter().any(|mark| text.contains(mark)) => {
+                    "is encrypted with a passphrase, which cannot be entered".to_owned()
+                }
+                PemError::NoItemsFound => "holds no private key in PEM form".to_owned(),
+                _ => "is not a PEM file of a private key".to_owned(),
+            })
         }
-        Err(PemError::NoItemsFound) => Err("holds no private key in PEM form".to_owned()),
-        // Not the error's words: they may quote a line of the key.
-        Err(_) => Err("is no PEM file of a private key".to_owned()),
     }
-}
-
-fn holds(pem: &[u8], text: &str) -> bool {
-    pem.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
 #[cfg(test)]
@@ -107,7 +106,7 @@ mod tests {
             (&key, "no certificate"),
             (BROKEN, "number 1"),
             (&broken_second, "number 2"),
-            (TORN, "no PEM file"),
+            (TORN, "not a PEM file"),
         ] {
             let refused = authorities(pem.as_bytes()).expect_err("refused");
             assert!(refused.contains(wrong), "{pem}: {refused}");
@@ -127,7 +126,10 @@ mod tests {
             ("x", "no private key"),
             (certificate_pem.as_str(), "no private key"),
             ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "cannot be used"),
-            ("-----BEGIN PRIVATE KEY-----\n!secret!\n-----END PRIVATE KEY-----\n", "no PEM file"),
+            (
+                "-----BEGIN PRIVATE KEY-----\n!secret!\n-----END PRIVATE KEY-----\n",
+                "not a PEM file",
+            ),
             (
                 "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
                 "passphrase",

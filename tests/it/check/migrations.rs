@@ -1,14 +1,12 @@
-//! Migrations that are pending: rehearsed on the tables that are there, and rolled back.
+//! Pending migrations: rehearsed on the existing tables, and rolled back.
 
 use std::cell::Cell;
 
 use vote_aggregator::model::ports::{Store, Votes};
 
-use super::{as_role, check, login};
+use super::{check, connected};
 use crate::deployment::sql_block;
-use crate::support::{
-    BINARY, Ended, Servers, Stage, command, ended, eventually, execute, run, votes,
-};
+use crate::support::{Servers, Stage, eventually, execute, login, run, run_with, votes};
 
 /// The contract's tables as its document lists them.
 const PREDECESSOR: &str = "
@@ -31,7 +29,7 @@ async fn predecessor(name: &str, more: &str) -> Stage<'static> {
     stage
 }
 
-/// Tables, views, columns and indexes as they are.
+/// A hash of tables, views, columns and indexes.
 async fn schema(stage: &Stage<'_>) -> i64 {
     let rows = "SELECT sum(hashtext(attrelid::regclass || attname || atttypid || attnum))::bigint \
                 FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid \
@@ -39,20 +37,13 @@ async fn schema(stage: &Stage<'_>) -> i64 {
     stage.number(rows).await
 }
 
-async fn connected(stage: &Stage<'_>) -> Ended {
-    check(stage, &["--connect", "--json"], &[]).await
-}
-
 #[tokio::test]
 async fn a_rehearsal_says_that_the_predecessors_tables_fit_and_leaves_them_alone() {
     let stage = predecessor("rehearsed", "SELECT").await;
     let before = schema(&stage).await;
-    let ended = connected(&stage).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.stdout);
-    assert_eq!(ended.severity("migrations [1, 2, 3] are not applied"), "info");
-    for looked in ["migrations [1, 2, 3], applied and rolled back", "a batch, counted"] {
-        assert!(ended.stdout.contains(looked), "{looked} in {}", ended.stdout);
-    }
+    let ended = connected(&stage, &[]).await;
+    ended.finds(0, &[("info", "migrations [1, 2, 3] are not applied")]);
+    ended.assert(0, &["migrations [1, 2, 3], applied and rolled back", "a batch, counted"]);
     assert_eq!(schema(&stage).await, before);
     assert_eq!(stage.number("SELECT count(*) FROM vote_audit").await, 1);
 
@@ -113,17 +104,13 @@ async fn tables_that_do_not_fit_are_found_before_the_migration_with_their_column
     futures::future::join_all(cases.map(async |(name, alter, code, named)| {
         let stage = predecessor(name, alter).await;
         let before = schema(&stage).await;
-        let ended = connected(&stage).await;
-        assert_eq!(ended.code, Some(1), "{name}: {}", ended.stdout);
-        assert_eq!(ended.severity(code), "error", "{name}");
-        assert_eq!(ended.severity(named), "error", "{name}");
+        connected(&stage, &[]).await.finds(1, &[("error", code), ("error", named)]);
         assert_eq!(schema(&stage).await, before, "{name}");
 
-        // A role that cannot try it reads the catalogue.
+        // For a role that cannot rehearse it, the catalogue is read.
         if name == "nounique" {
-            let role = login(&stage).await;
-            let ended = check(&stage, &["--connect", "--json"], &as_role(&role)).await;
-            assert_eq!(ended.severity(named), "error", "{name}");
+            let role = stage.role("login", "").await;
+            assert_eq!(connected(&stage, &login(&role)).await.severity(named), "error");
         }
     }))
     .await;
@@ -137,30 +124,26 @@ async fn a_view_in_a_migrations_way_is_named_with_the_steps_that_get_past_it() {
         "CREATE VIEW turnout AS SELECT law_id, oui_count + non_count AS votes FROM vote_results",
     )
     .await;
-    let refused = run(&stage, "migrate", &[]).await;
-    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
-    for named in [
+    let named = [
         "migration 1 (votes)",
         "0A000",
         "view turnout depends on column",
         "oui_count",
         "views on the tables: turnout",
         "DROP VIEW",
-    ] {
-        assert!(refused.stderr.contains(named), "{named} in {}", refused.stderr);
-    }
+    ];
+    run(&stage, "migrate", &[]).await.assert(78, &named);
     let definition: String = sqlx::query_scalar("SELECT pg_get_viewdef('turnout')")
         .fetch_one(&stage.sql)
         .await
         .expect("its definition");
     execute(&stage, "DROP VIEW turnout").await;
-    let migrated = run(&stage, "migrate", &[]).await;
-    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    run(&stage, "migrate", &[]).await.assert(0, &[]);
     execute(&stage, &format!("CREATE VIEW turnout AS {definition}")).await;
     assert_eq!(stage.number("SELECT votes::bigint FROM turnout").await, 1);
 }
 
-/// A migration that repeats itself on such rows would never end.
+/// A migration that were retried on such rows would never end.
 #[tokio::test]
 async fn rows_that_repeat_each_other_are_an_error_and_not_retried() {
     let stage = predecessor(
@@ -170,47 +153,35 @@ async fn rows_that_repeat_each_other_are_an_error_and_not_retried() {
          SELECT 'old', 'citizen-0', '2025-01-01Z', 'law-old', 'non' FROM generate_series(1, 2)",
     )
     .await;
-    let refused = run(&stage, "migrate", &[]).await;
-    assert_eq!(refused.code, Some(78), "{}", refused.stderr);
-    for named in ["migration 1 (votes)", "23505", "duplicate_attempts_key", "HAVING count"] {
-        assert!(refused.stderr.contains(named), "{named} in {}", refused.stderr);
-    }
+    let named = ["migration 1 (votes)", "23505", "duplicate_attempts_key", "HAVING count"];
+    let refused = run(&stage, "migrate", &[]).await.assert(78, &named);
     assert!(!refused.stderr.contains("citizen-0"), "{}", refused.stderr);
-    assert_eq!(connected(&stage).await.severity("23505"), "error");
+    assert_eq!(connected(&stage, &[]).await.severity("23505"), "error");
 }
 
-/// The predecessor counts on while a check looks.
+/// The predecessor goes on counting during a check.
 #[tokio::test]
 async fn a_rehearsal_waits_for_no_lock_for_long_and_says_who_holds_it() {
     let stage = predecessor("rehearselock", "SELECT").await;
-    let mut other = stage.sql.begin().await.expect("a transaction");
-    sqlx::raw_sql("UPDATE vote_results SET oui_count = 2")
-        .execute(&mut *other)
-        .await
-        .expect("done");
-    let ended = connected(&stage).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.stdout);
-    assert_eq!(ended.severity("the tables were not free"), "warning");
-    assert!(ended.stdout.contains("RowExclusiveLock on vote_results"), "{}", ended.stdout);
+    let other = stage.hold("UPDATE vote_results SET oui_count = 2").await;
+    let ended = connected(&stage, &[]).await;
+    ended.finds(0, &[("warning", "the tables were not free")]);
+    ended.assert(0, &["RowExclusiveLock on vote_results"]);
     other.rollback().await.expect("ended");
 
-    // Others could put their objects in the place of ours.
+    // Other roles could put their objects in the place of ours.
     execute(&stage, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
-    let ended = connected(&stage).await;
-    assert_eq!(ended.severity("REVOKE CREATE ON SCHEMA public FROM PUBLIC"), "warning");
+    let revoke = "REVOKE CREATE ON SCHEMA public FROM PUBLIC";
+    assert_eq!(connected(&stage, &[]).await.severity(revoke), "warning");
 }
 
 /// A predecessor that writes the audit first, while migration 1 would alter the totals first.
 #[tokio::test]
 async fn a_rehearsal_never_ends_in_a_deadlock_with_a_writer_of_another_order() {
-    let stage = predecessor("rehearseorder", "SELECT").await;
     const WAITING: &str = "SELECT count(*) FROM pg_locks
         WHERE NOT granted AND relation = 'vote_audit'::regclass";
-    let mut writer = stage.sql.begin().await.expect("a transaction");
-    sqlx::raw_sql("UPDATE vote_audit SET choice = 'non'")
-        .execute(&mut *writer)
-        .await
-        .expect("done");
+    let stage = predecessor("rehearseorder", "SELECT").await;
+    let mut writer = stage.hold("UPDATE vote_audit SET choice = 'non'").await;
     let ended = Cell::new(false);
     let check = async {
         let check = check(&stage, &["--connect", "--json", "--rehearse", "5"], &[]).await;
@@ -224,31 +195,22 @@ async fn a_rehearsal_never_ends_in_a_deadlock_with_a_writer_of_another_order() {
     };
     let (written, ended) = tokio::join!(write, check);
     written.expect("the writer is never cancelled");
-    assert_eq!(ended.code, Some(0), "{}", ended.stdout);
-    assert_eq!(ended.severity("the tables were not free"), "warning");
+    ended.finds(0, &[("warning", "the tables were not free")]);
     assert!(!ended.stdout.contains("40P01"), "{}", ended.stdout);
 }
 
 #[tokio::test]
-async fn a_role_that_may_not_create_tables_is_told_which_grant_is_missing() {
+async fn a_role_that_may_not_create_tables_is_shown_the_missing_grant() {
     let stage = Stage::new(Servers::shared(), "maynotcreate").await;
-    let role = login(&stage).await;
-    let as_role = as_role(&role);
-    let migrate = async || {
-        let mut command = command(&stage, BINARY, &["migrate"]);
-        command.envs(as_role);
-        ended(command).await
-    };
-    let refused = migrate().await;
-    assert_eq!(refused.code, Some(77), "{}", refused.stderr);
+    let role = stage.role("login", "").await;
+    let migrate = async || run_with(&stage, &["migrate"], &login(&role)).await;
     let grant = format!(r#"GRANT CREATE ON SCHEMA public TO \"{role}\""#);
-    assert!(refused.stderr.contains(&grant), "{}", refused.stderr);
+    migrate().await.assert(77, &[&grant]);
     execute(&stage, &grant.replace('\\', "")).await;
-    let migrated = migrate().await;
-    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    migrate().await.assert(0, &[]);
 }
 
-/// Written by a session in Paris; the service writes and reads UTC. Converted by the runbook.
+/// Written by a session in Paris; the service writes and reads UTC. Converted as in the runbook.
 #[tokio::test]
 async fn times_without_a_time_zone_are_warned_of_and_can_be_converted() {
     let stage = predecessor(
@@ -261,35 +223,31 @@ async fn times_without_a_time_zone_are_warned_of_and_can_be_converted() {
     // What the predecessor counted, and what comes again.
     let counted = votes(0, 2);
     for vote in &counted {
-        execute(
-            &stage,
-            &format!(
-                "SET TIME ZONE 'Europe/Paris'; INSERT INTO vote_audit \
-                 (vote_hash, citizen_id, law_id, choice, timestamp) \
-                 VALUES ('{}', '{}', '{}', '{}', to_timestamp({}::numeric / 1000))",
-                vote.vote_hash,
-                vote.citizen_id,
-                vote.law_id,
-                vote.choice.as_str(),
-                vote.timestamp.unix_timestamp_nanos() / 1_000_000,
-            ),
-        )
-        .await;
+        let insert = format!(
+            "SET TIME ZONE 'Europe/Paris'; \
+             INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, timestamp) \
+             VALUES ('{}', '{}', '{}', '{}', to_timestamp({}::numeric / 1000))",
+            vote.vote_hash,
+            vote.citizen_id,
+            vote.law_id,
+            vote.choice.as_str(),
+            vote.timestamp.unix_timestamp_nanos() / 1_000_000,
+        );
+        execute(&stage, &insert).await;
     }
-    let store = stage.store().await;
-    let again = |n: usize| Votes::new(vec![counted[n].clone()]);
-    let shifted = store.count(again(0)).await.expect("counted");
-    assert_eq!((shifted.attempts, shifted.replays), (1, 0), "an hour off");
-    let ended = connected(&stage).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.stdout);
+    let attempts_and_replays = async |n: usize| {
+        let batch = Votes::new(vec![counted[n].clone()]);
+        let counted = stage.store().await.count(batch).await.expect("counted");
+        (counted.attempts, counted.replays)
+    };
+    assert_eq!(attempts_and_replays(0).await, (1, 0), "an hour off");
     let named = "vote_audit.\"timestamp\", vote_results.updated_at without time zone";
-    assert_eq!(ended.severity(named), "warning");
+    connected(&stage, &[]).await.finds(0, &[("warning", named)]);
     let service = stage.spawn(&[]).await;
     service.until_logged("without time zone: the service writes and reads UTC").await;
     service.stop().await;
 
     execute(&stage, &sql_block("Europe/Paris")).await;
-    assert!(!connected(&stage).await.stdout.contains("without time zone"));
-    let converted = stage.store().await.count(again(1)).await.expect("counted");
-    assert_eq!((converted.attempts, converted.replays), (0, 1), "recognised");
+    assert!(!connected(&stage, &[]).await.stdout.contains("without time zone"));
+    assert_eq!(attempts_and_replays(1).await, (0, 1), "recognised");
 }

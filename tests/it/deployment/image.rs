@@ -1,15 +1,18 @@
-//! The image without an engine: its instructions are read, and its root file system is laid out,
-//! entered and worked in.
+//! The image without a container engine: its instructions are read, and votes are counted in its root
+//! file system.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tokio::process::Command;
+use vote_aggregator::platform::config::{keys, shipped_default};
 
-use super::{ROOT, Scratch, assert_pinned, files_below, read, text};
-use crate::support::{Servers, Service, Stage, votes};
+use super::{assert_pinned, list, text};
+use crate::support::repository::{ROOT, files_below, read};
+use crate::support::{BINARY, Files, Servers, Service, Stage, votes};
 
 /// Every instruction, its name with what follows it; continued lines are joined.
 fn instructions() -> Vec<(String, String)> {
@@ -23,16 +26,12 @@ fn instructions() -> Vec<(String, String)> {
         .collect()
 }
 
-fn of(name: &str) -> Vec<String> {
-    instructions().into_iter().filter(|(n, _)| n == name).map(|(_, rest)| rest).collect()
-}
-
 /// The one instruction of that name in the last stage, which is the image.
 fn only(name: &str) -> String {
     let all = instructions();
     let last = all.rsplit(|(name, _)| name == "FROM").next().expect("a stage");
-    let mut found = last.iter().filter(|(n, _)| n == name);
-    let (Some((_, one)), None) = (found.next(), found.next()) else { panic!("one {name}") };
+    let found: Vec<_> = last.iter().filter(|(n, _)| n == name).collect();
+    let [(_, one)] = found[..] else { panic!("one {name}") };
     one.clone()
 }
 
@@ -48,7 +47,8 @@ fn health_check() -> Vec<String> {
 
 #[test]
 fn its_instructions_need_no_shell_and_no_root() {
-    let stages = of("FROM");
+    let all = instructions().into_iter().filter(|(name, _)| name == "FROM");
+    let stages: Vec<String> = all.map(|(_, rest)| rest).collect();
     let [build, last] = &stages[..] else { panic!("two stages: {stages:?}") };
     assert_eq!(last, "scratch");
     let image = build.split(' ').next().expect("an image");
@@ -56,27 +56,18 @@ fn its_instructions_need_no_shell_and_no_root() {
     let version = |text: &str| -> Vec<u32> {
         text.split('.').map(|part| part.parse().expect("a number")).collect()
     };
-    let rust = image.trim_start_matches("rust:").split('-').next().expect("a version");
+    let (rust, debian) = image.trim_start_matches("rust:").split_once('-').expect("a version");
     assert!(version(rust) >= version(env!("CARGO_PKG_RUST_VERSION")), "{rust} is too old");
-    assert!(image.ends_with("-bookworm"), "the Debian that the tests run on");
+    assert_eq!(debian, "bookworm", "the Debian that the tests run on");
 
-    let user = only("USER");
-    assert_eq!(user, "65532:65532");
-    let entry = words(&only("ENTRYPOINT"));
-    assert_eq!(entry, ["/usr/bin/vote-aggregator"]);
+    assert_eq!(only("USER"), "65532:65532");
+    assert_eq!(words(&only("ENTRYPOINT")), ["/usr/bin/vote-aggregator"]);
     assert_eq!(words(&only("CMD")), ["run"]);
-    assert_eq!(health_check()[..2], [entry[0].as_str(), "health-check"]);
-    assert_eq!(
-        only("EXPOSE"),
-        vote_aggregator::platform::config::shipped_default(
-            &vote_aggregator::platform::config::keys::PROMETHEUS_PORT
-        )
-        .expect("a default")
-    );
+    assert_eq!(health_check()[..2], ["/usr/bin/vote-aggregator", "health-check"]);
+    assert_eq!(Some(only("EXPOSE")), shipped_default(&keys::PROMETHEUS_PORT));
 }
 
-/// What the build gets to see of the repository: .dockerignore takes everything away and lets these
-/// back in.
+/// What the build sees of the repository: .dockerignore excludes everything but these.
 fn context() -> BTreeSet<PathBuf> {
     let ignore = read(".dockerignore");
     let mut rules = ignore.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -87,38 +78,35 @@ fn context() -> BTreeSet<PathBuf> {
 #[test]
 fn the_build_sees_all_that_it_needs_and_no_secret() {
     let context = context();
-    for name in &context {
-        assert!(Path::new(ROOT).join(name).exists(), "{}", name.display());
-    }
-    for secret in [".env", "deploy/secrets", ".git", "target"] {
-        let hidden = context.iter().all(|name| !Path::new(secret).starts_with(name));
-        assert!(hidden, "{secret} would be sent to the engine");
-    }
     let seen = |path: &Path| context.iter().any(|name| path.starts_with(name));
-
-    // Whatever the program is compiled from, beside its modules.
+    for secret in [".env", "deploy/secrets", ".git", "target"] {
+        assert!(!seen(Path::new(secret)), "{secret} would be sent to the engine");
+    }
+    // What the modules include, without their tests.
+    let root = fs::canonicalize(ROOT).expect("it exists");
     for source in files_below("src") {
-        let code = source_without_tests(&source);
+        if source.contains("/tests/") || source.ends_with("/tests.rs") {
+            continue;
+        }
+        let text = read(&source);
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
         for included in code.split("include_str!(\"").skip(1) {
             let name = included.split('"').next().expect("a name");
-            let folder = Path::new(ROOT).join(&source);
-            let path = folder.parent().expect("a folder").join(name).canonicalize();
-            let path = path.unwrap_or_else(|error| panic!("{source}: {name}: {error}"));
-            let path = path.strip_prefix(Path::new(ROOT).canonicalize().expect("there"));
-            let path = path.expect("in the repository");
-            assert!(seen(path), "{source} includes {}", path.display());
+            let folder = root.join(&source).parent().expect("a folder").to_owned();
+            let path = folder.join(name).canonicalize().expect(name);
+            assert!(seen(path.strip_prefix(&root).expect(name)), "{source} includes {name}");
         }
     }
     // Cargo looks for every target that the manifest names, whichever is built.
-    let scratch = Scratch::new("context");
+    let files = Files::new("context");
     for name in &context {
-        let (from, to) = (Path::new(ROOT).join(name), scratch.0.join(name));
-        fs::create_dir_all(to.parent().expect("a folder")).expect("made");
-        std::os::unix::fs::symlink(from, to).expect("linked");
+        let link = Path::new(&files.path()).join(name);
+        fs::create_dir_all(link.parent().expect("a folder")).expect("made");
+        symlink(fs::canonicalize(root.join(name)).expect("it exists"), link).expect("linked");
     }
-    let all = targets(Path::new(ROOT));
-    assert!(all.iter().any(|target| target == "vote-aggregator bin"), "{all:?}");
-    assert_eq!(targets(&scratch.0), all);
+    let all = targets(&root);
+    assert!(all.contains("vote-aggregator bin"), "{all:?}");
+    assert_eq!(targets(Path::new(&files.path())), all);
 }
 
 /// Names and kinds of what Cargo can build in a folder.
@@ -128,35 +116,23 @@ fn targets(folder: &Path) -> BTreeSet<String> {
         .current_dir(folder)
         .output()
         .expect("cargo runs");
-    let said = String::from_utf8_lossy(&metadata.stderr);
-    assert!(metadata.status.success(), "{said}");
+    assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
     let metadata: Value = serde_json::from_slice(&metadata.stdout).expect("JSON");
-    let targets = metadata["packages"][0]["targets"].as_array().expect("targets").iter();
-    targets
+    list(&metadata["packages"][0]["targets"])
         .map(|target| format!("{} {}", text(&target["name"]), text(&target["kind"][0])))
         .collect()
 }
 
-/// What a release compiles of a source file.
-fn source_without_tests(path: &str) -> String {
-    if path.contains("/tests/") || path.ends_with("/tests.rs") {
-        return String::new();
-    }
-    read(path).split("#[cfg(test)]").next().unwrap_or_default().to_owned()
-}
-
-/// A program of the administrator's, whose folders need not be on everybody's path.
+/// A program that may be in a folder for administrators, which need not be in PATH.
 fn administrators(program: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    let mut found = folders.map(|folder| folder.join(program)).filter(|path| path.exists());
-    found
-        .next()
-        .unwrap_or_else(|| panic!("{program} is needed: apt-get install coreutils util-linux"))
+    let found = folders.map(|folder| folder.join(program)).find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("{program} is needed: apt-get install coreutils util-linux"))
 }
 
-/// What runs a program in another root: as the image's account where we are root, else as the root of
-/// a user namespace, which has no rights outside it.
+/// A command in another root: as the image's account when run by root, else as the root of a user
+/// namespace.
 fn entering(root: &Path, command: &[String]) -> Command {
     let mut enter = if rustix::process::geteuid().is_root() {
         let mut chroot = Command::new(administrators("chroot"));
@@ -174,42 +150,39 @@ fn entering(root: &Path, command: &[String]) -> Command {
 #[tokio::test]
 async fn votes_are_counted_in_its_root_file_system_and_its_health_check_answers() {
     let stage = Stage::migrated(Servers::shared(), "image").await;
-    let scratch = Scratch::new("rootfs");
-    let root = scratch.0.join("root");
-    let program = env!("CARGO_BIN_EXE_vote-aggregator");
+    let files = Files::new("rootfs");
+    let root = files.join("root");
     let laid = Command::new(Path::new(ROOT).join("deploy/docker/rootfs"))
-        .args([Path::new(program), &root])
+        .args([Path::new(BINARY), &root])
         .output()
         .await
         .expect("the script runs");
     assert!(laid.status.success(), "{}", String::from_utf8_lossy(&laid.stderr));
-    let instruction = of("RUN").concat();
-    assert!(instruction.contains("deploy/docker/rootfs target/release/vote-aggregator /rootfs"));
+    let script = "deploy/docker/rootfs target/release/vote-aggregator /rootfs";
+    let runs_it = |(name, rest): &(String, String)| name == "RUN" && rest.contains(script);
+    assert!(instructions().iter().any(runs_it), "the same script as in the image");
     assert!(root.join("etc/ssl/certs/ca-certificates.crt").exists(), "authorities for TLS");
     assert!(root.join(only("WORKDIR").trim_start_matches('/')).is_dir());
     for shell in ["bin/sh", "usr/bin/sh", "bin/bash"] {
         assert!(!root.join(shell).exists(), "{shell}");
     }
 
-    let command = [words(&only("ENTRYPOINT")), words(&only("CMD"))].concat();
-    let mut environment: BTreeMap<String, String> = stage.environment();
-    // An engine mounts this file; looking up a name is part of what the image has to be able to.
+    // An engine mounts this file; the image has to be able to look up a name.
     fs::write(root.join("etc/hosts"), "127.0.0.1 postgres.test\n").expect("written");
-    environment.insert("POSTGRES_HOST".to_owned(), "postgres.test".to_owned());
+    let command = [words(&only("ENTRYPOINT")), words(&only("CMD"))].concat();
+    let mut environment = stage.environment_with(&[("POSTGRES_HOST", "postgres.test")]);
     let service = Service::spawn_as("rootfs", entering(&root, &command), &environment);
     service.until_ready().await;
     stage.publish_votes(&votes(0, 500)).await;
     stage.until_counted(500).await;
 
-    let port = service.address().await.rsplit(':').next().expect("a port").to_owned();
-    environment.insert("PROMETHEUS_PORT".to_owned(), port);
-    for (port, code) in [(None, 0), (Some("1"), 1)] {
-        let mut asked = environment.clone();
-        asked.extend(port.map(|port| ("PROMETHEUS_PORT".to_owned(), port.to_owned())));
-        let mut check =
-            Service::spawn_as("rootfs-health", entering(&root, &health_check()), &asked);
-        assert_eq!(check.exit_code().await, Some(code), "{}", check.log());
+    let address = service.address().await;
+    let (_, port) = address.rsplit_once(':').expect("a port");
+    for (port, code) in [(port, 0), ("1", 1)] {
+        environment.insert("PROMETHEUS_PORT".to_owned(), port.to_owned());
+        let check = entering(&root, &health_check());
+        let check = Service::spawn_as("rootfs-health", check, &environment);
+        check.assert_ends(code, &[]).await;
     }
-    service.stop().await;
-    stage.assert_counted_exactly(&votes(0, 500)).await;
+    stage.finish([service], &votes(0, 500)).await;
 }

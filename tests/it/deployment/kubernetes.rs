@@ -1,239 +1,199 @@
-//! The manifests, read into Kubernetes' own types.
+//! The manifests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::Resource;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Namespace, PodSpec, Service};
-use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPort};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Scratch, assert_pinned, document, documents, files_below, load, read, scalar, text};
+use super::{assert_pinned, document, documents, entries, item, list, load, text};
+use crate::support::repository::{files_below, read};
 
 const FOLDER: &str = "deploy/kubernetes";
 
-/// A manifest as one of Kubernetes' types. Those skip what they don't know, so that what they give
-/// back has to be what was read.
-fn strictly<T: Resource + DeserializeOwned + Serialize>(manifest: &Value) -> Result<T, String> {
-    let parsed: T = serde_json::from_value(manifest.clone()).map_err(|error| error.to_string())?;
-    let back = serde_json::to_value(&parsed).map_err(|error| error.to_string())?;
-    if back == *manifest {
-        return Ok(parsed);
-    }
-    Err(format!("not all of it is {}:\n{manifest:#}\nbut\n{back:#}", T::KIND))
+fn manifest(name: &str) -> Value {
+    document(&format!("{FOLDER}/{name}.yaml"))
 }
 
-fn manifest<T: Resource + DeserializeOwned + Serialize>(name: &str) -> T {
-    let file = format!("{FOLDER}/{name}.yaml");
-    strictly(&document(&file)).unwrap_or_else(|why| panic!("{file}: {why}"))
+fn pod() -> Value {
+    manifest("deployment")["spec"]["template"]["spec"].take()
 }
 
-fn deployment() -> (Deployment, PodSpec) {
-    let deployment: Deployment = manifest("deployment");
-    let pod = deployment.spec.clone().expect("a spec").template.spec.expect("a pod");
-    (deployment, pod)
+fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
+    list(&pod["initContainers"]).chain(list(&pod["containers"]))
 }
 
 fn configured() -> BTreeMap<String, String> {
-    manifest::<ConfigMap>("configmap").data.expect("data")
+    entries(&manifest("configmap")["data"]).collect()
+}
+
+/// The command of secrets.md that makes a Secret.
+fn made(secret: &Value) -> String {
+    let secrets = read(format!("{FOLDER}/secrets.md"));
+    let made = secrets.split_once(&format!("create secret generic {} ", text(secret)));
+    let (_, made) = made.unwrap_or_else(|| panic!("how is {secret} made?"));
+    made.split("```").next().expect("the rest of the command").to_owned()
+}
+
+/// Kubernetes' types skip unknown fields, so that what they write has to be what was read.
+fn assert_read_as<T: Resource + DeserializeOwned + Serialize>(name: &str) {
+    let manifest = manifest(name);
+    let parsed: T = serde_json::from_value(manifest.clone()).expect(name);
+    assert_eq!(serde_json::to_value(&parsed).expect("JSON"), manifest, "{name} as {}", T::KIND);
 }
 
 #[test]
-fn a_misspelt_or_misplaced_field_is_found() {
-    let mut changed = document(&format!("{FOLDER}/deployment.yaml"));
-    assert!(strictly::<Deployment>(&changed).is_ok());
-    changed["spec"]["template"]["spec"]["terminationGracePeriod"] = 30.into();
-    assert!(strictly::<Deployment>(&changed).is_err_and(|why| why.contains("not all of it")));
-    let mut changed = document(&format!("{FOLDER}/deployment.yaml"));
-    changed["apiVersion"] = "apps/v1beta1".into();
-    assert!(strictly::<Deployment>(&changed).is_err());
-    changed["apiVersion"] = "apps/v1".into();
-    changed["spec"]["replicas"] = "two".into();
-    assert!(strictly::<Deployment>(&changed).is_err());
+fn kubernetes_types_read_every_field_of_each_manifest() {
+    assert_read_as::<ConfigMap>("configmap");
+    assert_read_as::<Deployment>("deployment");
+    assert_read_as::<Namespace>("namespace");
+    assert_read_as::<NetworkPolicy>("networkpolicy");
+    assert_read_as::<PodDisruptionBudget>("poddisruptionbudget");
+    assert_read_as::<Service>("service");
 }
 
 #[test]
 fn kustomize_has_every_manifest_and_no_other() {
     let mut listed = BTreeSet::new();
-    for folder in ["", "/keda", "/servicemonitor"] {
-        let folder = format!("{FOLDER}{folder}");
-        let kustomization = document(&format!("{folder}/kustomization.yaml"));
-        let kind = if folder == FOLDER { "Kustomization" } else { "Component" };
+    for (folder, kind) in
+        [("", "Kustomization"), ("keda/", "Component"), ("servicemonitor/", "Component")]
+    {
+        let kustomization = manifest(&format!("{folder}kustomization"));
         assert_eq!(kustomization["kind"], kind);
-        let resources = kustomization["resources"].as_array().expect("a list");
-        listed.extend(resources.iter().map(|name| format!("{folder}/{}", text(name))));
-        listed.insert(format!("{folder}/kustomization.yaml"));
+        let resources = list(&kustomization["resources"]).map(text).chain(["kustomization.yaml"]);
+        listed.extend(resources.map(|name| format!("{FOLDER}/{folder}{name}")));
     }
     let there = files_below(FOLDER).into_iter().filter(|path| path.ends_with(".yaml"));
     assert_eq!(listed, there.collect());
-    let namespace = document(&format!("{FOLDER}/kustomization.yaml"))["namespace"].clone();
-    assert_eq!(manifest::<Namespace>("namespace").metadata.name.as_deref(), namespace.as_str());
+    let namespace = &manifest("kustomization")["namespace"];
+    assert_eq!(&manifest("namespace")["metadata"]["name"], namespace);
 }
 
 #[test]
 fn the_settings_are_the_services_and_every_secret_is_mounted() {
-    let (_, pod) = deployment();
+    let pod = pod();
     // A Service named rabbitmq would set RABBITMQ_PORT to an address.
-    assert_eq!(pod.enable_service_links, Some(false));
-    let scratch = Scratch::new("kubernetes");
-    let secrets = read(format!("{FOLDER}/secrets.md"));
-    let volumes = pod.volumes.clone().expect("volumes");
-    let containers = pod.init_containers.iter().flatten().chain(&pod.containers);
-    for container in containers {
+    assert_eq!(pod["enableServiceLinks"], false);
+    for container in containers(&pod) {
         let mut environment = configured();
-        for variable in container.env.iter().flatten() {
-            environment.insert(variable.name.clone(), variable.value.clone().expect("a value"));
-        }
-        let config = load(&environment, &scratch.0);
+        let own = list(&container["env"]).map(|v| (text(&v["name"]), text(&v["value"])));
+        environment.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let config = load(&environment);
         assert!(!config.postgres.migrate_on_start, "migrating is the init container's task");
-        let mounts = container.volume_mounts.clone().unwrap_or_default();
-        for (variable, file) in environment.iter().filter(|(name, _)| name.ends_with("_FILE")) {
+        for (_, file) in environment.iter().filter(|(name, _)| name.ends_with("_FILE")) {
             let (folder, key) = file.rsplit_once('/').expect("a path");
-            let mount = mounts.iter().find(|mount| mount.mount_path == folder);
-            let mount = mount.unwrap_or_else(|| panic!("{}: {variable}", container.name));
-            let volume = volumes.iter().find(|volume| volume.name == mount.name).expect("a volume");
-            let secret = volume.secret.as_ref().expect("a Secret");
-            assert_eq!(secret.default_mode, Some(0o440), "read by the account's group");
-            let name = secret.secret_name.as_deref().expect("a name");
-            let made = format!("create secret generic {name} ");
-            let (_, made) = secrets.split_once(&made).unwrap_or_else(|| panic!("{name}: how?"));
-            let made = made.split("```").next().expect("the rest of the command");
-            assert!(made.contains(&format!("--from-file={key}")), "{name}: {key}");
+            let mount = item(&container["volumeMounts"], "mountPath", folder);
+            let secret = &item(&pod["volumes"], "name", text(&mount["name"]))["secret"];
+            assert_eq!(secret["defaultMode"], 0o440, "read by the account's group");
+            assert!(made(&secret["secretName"]).contains(&format!("--from-file={key}")), "{key}");
         }
     }
-    let counter = &pod.containers[0];
-    assert!(
-        counter.volume_mounts.iter().flatten().all(|mount| mount.name != "owner"),
-        "who counts has no business with the owner's password"
-    );
+    let mut mounts = list(&pod["containers"][0]["volumeMounts"]);
+    assert!(mounts.all(|mount| mount["name"] != "owner"), "only migrating needs this password");
 }
 
 #[test]
-fn probes_times_and_ports_are_those_of_the_service() {
-    let (deployment, pod) = deployment();
-    let scratch = Scratch::new("kubernetes-times");
-    let config = load(&configured(), &scratch.0);
-    let grace = pod.termination_grace_period_seconds.expect("a grace period");
-    assert!(grace > i64::try_from(config.shutdown.timeout.as_secs()).expect("small"));
+fn probes_times_ports_and_selectors_are_those_of_the_service() {
+    let (pod, config) = (pod(), load(&configured()));
+    let grace = pod["terminationGracePeriodSeconds"].as_u64().expect("a grace period");
+    assert!(grace > config.shutdown.timeout.as_secs());
 
-    let container = &pod.containers[0];
-    let port = &container.ports.as_ref().expect("ports")[0];
-    assert_eq!(port.container_port, i32::from(config.monitoring.port));
-    let named = IntOrString::String(port.name.clone().expect("a name"));
-    for (probe, path) in [
-        (&container.startup_probe, "/startupz"),
-        (&container.liveness_probe, "/livez"),
-        (&container.readiness_probe, "/readyz"),
+    let container = &pod["containers"][0];
+    let port = &container["ports"][0];
+    assert_eq!(port["containerPort"], config.monitoring.port);
+    for (probe, path) in
+        [("startupProbe", "/startupz"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]
+    {
+        assert_eq!(container[probe]["httpGet"], json!({"path": path, "port": port["name"]}));
+    }
+    let startup = ["periodSeconds", "failureThreshold"]
+        .map(|name| container["startupProbe"][name].as_u64().expect("a number"));
+    assert!(startup[0] * startup[1] >= 1_800, "an outage at start is no reason to kill a pod");
+
+    let service = manifest("service");
+    assert_eq!(service["metadata"]["name"], "vote-aggregator", "the job of the alerts");
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], port["name"]);
+    let labels = &manifest("deployment")["spec"]["template"]["metadata"]["labels"];
+    assert!(labels.is_object());
+    assert_eq!(&service["spec"]["selector"], labels);
+    for (name, selector) in [
+        ("deployment", "selector"),
+        ("poddisruptionbudget", "selector"),
+        ("networkpolicy", "podSelector"),
     ] {
-        let get = probe.as_ref().and_then(|probe| probe.http_get.as_ref()).expect("a probe");
-        assert_eq!((get.path.as_deref(), &get.port), (Some(path), &named));
+        assert_eq!(&manifest(name)["spec"][selector]["matchLabels"], labels, "{name}");
     }
-    let startup = container.startup_probe.as_ref().expect("just seen");
-    let patience = startup.period_seconds.expect("set") * startup.failure_threshold.expect("set");
-    assert!(patience >= 1_800, "an outage at start is no reason to kill a pod after {patience} s");
 
-    let service: Service = manifest("service");
-    assert_eq!(service.metadata.name.as_deref(), Some("vote-aggregator"), "the job of the alerts");
-    let service = service.spec.expect("a spec");
-    assert_eq!(service.ports.expect("ports")[0].target_port.as_ref(), Some(&named));
-
-    let labels = deployment.spec.expect("a spec").template.metadata.expect("metadata").labels;
-    let labels = labels.expect("labels");
-    let budget: PodDisruptionBudget = manifest("poddisruptionbudget");
-    let selected = |selector: Option<LabelSelector>| selector.and_then(|s| s.match_labels);
-    let selectors = [service.selector, selected(budget.spec.expect("a spec").selector)];
-    for selector in selectors.into_iter().map(|selector| selector.expect("a selector")) {
-        assert!(!selector.is_empty());
-        assert!(selector.iter().all(|(name, value)| labels.get(name) == Some(value)));
-    }
+    let monitor = document(&format!("{FOLDER}/servicemonitor/servicemonitor.yaml"));
+    assert_eq!(monitor["apiVersion"], "monitoring.coreos.com/v1");
+    let labels = &manifest("kustomization")["labels"][0]["pairs"];
+    assert_eq!(&monitor["spec"]["selector"]["matchLabels"], labels);
+    let endpoint = &monitor["spec"]["endpoints"][0];
+    assert_eq!(endpoint["port"], service["spec"]["ports"][0]["name"]);
+    assert_eq!(endpoint["path"], "/metrics");
 }
 
-/// Metrics and health to the monitoring alone; from the pods to both servers and DNS.
+/// Metrics and health are open to the monitoring only; the pods reach both servers and DNS.
 #[test]
 fn the_network_policy_allows_the_services_own_traffic_and_no_other() {
-    let (deployment, pod) = deployment();
-    let scratch = Scratch::new("kubernetes-network");
-    let config = load(&configured(), &scratch.0);
-    let policy = manifest::<NetworkPolicy>("networkpolicy").spec.expect("a spec");
-    assert_eq!(policy.policy_types, Some(vec!["Ingress".to_owned(), "Egress".to_owned()]));
-    let labels = deployment.spec.expect("a spec").template.metadata.expect("metadata").labels;
-    let selected = policy.pod_selector.and_then(|selector| selector.match_labels);
-    let (labels, selected) = (labels.expect("labels"), selected.expect("selected labels"));
-    assert!(!selected.is_empty());
-    assert!(selected.iter().all(|(name, value)| labels.get(name) == Some(value)));
-
-    let [ingress] = &policy.ingress.expect("ingress")[..] else { panic!("one rule") };
-    let port = pod.containers[0].ports.as_ref().expect("ports")[0].name.clone();
-    let [allowed] = &ingress.ports.as_ref().expect("ports")[..] else { panic!("one port") };
-    assert_eq!(allowed.port, port.map(IntOrString::String));
-    let [from] = &ingress.from.as_ref().expect("whom")[..] else { panic!("one peer") };
-    let namespace = from.namespace_selector.as_ref().and_then(|s| s.match_labels.as_ref());
-    assert_eq!(namespace.expect("a namespace")["kubernetes.io/metadata.name"], "monitoring");
-    assert!(from.pod_selector.is_none() && from.ip_block.is_none());
-
-    let rules = policy.egress.expect("egress");
-    let ports = rules.iter().flat_map(|rule| rule.ports.as_ref().expect("ports"));
-    let number = |port: &NetworkPolicyPort| match &port.port {
-        Some(IntOrString::Int(number)) => *number,
-        other => panic!("a number: {other:?}"),
-    };
-    let servers = [config.rabbitmq.port, config.postgres.port].map(i32::from);
-    let expected: BTreeSet<i32> = servers.into_iter().chain([53]).collect();
-    assert_eq!(ports.map(number).collect::<BTreeSet<_>>(), expected);
+    let (spec, config) = (&manifest("networkpolicy")["spec"], load(&configured()));
+    assert_eq!(spec["policyTypes"], json!(["Ingress", "Egress"]));
+    let monitoring = json!({"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}});
+    let port = &pod()["containers"][0]["ports"][0]["name"];
+    let ingress = json!([{
+        "from": [{"namespaceSelector": monitoring}],
+        "ports": [{"protocol": "TCP", "port": port}],
+    }]);
+    assert_eq!(spec["ingress"], ingress);
+    let ports = list(&spec["egress"]).flat_map(|rule| list(&rule["ports"]));
+    let ports: BTreeSet<u64> = ports.map(|port| port["port"].as_u64().expect("a port")).collect();
+    let servers = [config.rabbitmq.port, config.postgres.port, 53].map(u64::from);
+    assert_eq!(ports, servers.into());
 }
 
-/// What Pod Security Standards ask for under the name restricted.
-fn assert_restricted(pod: &PodSpec, container: &Container) {
-    let name = &container.name;
-    let of_pod = pod.security_context.as_ref().expect("a context");
-    let of_container = container.security_context.as_ref().expect("a context");
-    assert_eq!(of_pod.run_as_non_root, Some(true));
-    assert_eq!(of_pod.run_as_user, Some(65_532), "as in the image");
-    assert_eq!(of_pod.seccomp_profile.as_ref().map(|p| p.type_.as_str()), Some("RuntimeDefault"));
-    assert_eq!(of_container.allow_privilege_escalation, Some(false), "{name}");
-    assert_eq!(of_container.read_only_root_filesystem, Some(true), "{name}");
-    let capabilities = of_container.capabilities.as_ref().expect("capabilities");
-    assert_eq!(capabilities.drop.as_deref(), Some(&["ALL".to_owned()][..]), "{name}");
-    assert!(capabilities.add.is_none(), "{name}");
-}
-
+/// As the level "restricted" of the Pod Security Standards requires.
 #[test]
 fn every_container_is_pinned_bounded_and_restricted() {
-    let (_, pod) = deployment();
-    assert_eq!(pod.automount_service_account_token, Some(false));
-    for container in pod.init_containers.iter().flatten().chain(&pod.containers) {
-        assert_pinned(container.image.as_deref().expect("an image"));
-        assert_restricted(&pod, container);
-        let resources = container.resources.as_ref().expect("resources");
-        let requests = resources.requests.as_ref().expect("requests");
-        assert!(requests.contains_key("cpu") && requests.contains_key("memory"));
-        assert!(resources.limits.as_ref().expect("limits").contains_key("memory"));
+    let pod = pod();
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    let account = &pod["securityContext"];
+    assert_eq!(account["runAsNonRoot"], true);
+    assert_eq!(account["runAsUser"], 65_532, "as in the image");
+    assert_eq!(account["seccompProfile"]["type"], "RuntimeDefault");
+    let restricted = json!({
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"]},
+    });
+    for container in containers(&pod) {
+        assert_pinned(text(&container["image"]));
+        assert_eq!(container["securityContext"], restricted, "{}", container["name"]);
+        for bound in ["/requests/cpu", "/requests/memory", "/limits/memory"] {
+            assert!(container["resources"].pointer(bound).is_some(), "{bound}");
+        }
     }
-    let labels = manifest::<Namespace>("namespace").metadata.labels.expect("labels");
+    let labels = &manifest("namespace")["metadata"]["labels"];
     assert_eq!(labels["pod-security.kubernetes.io/enforce"], "restricted");
 }
 
 #[test]
 fn the_largest_number_of_pods_fits_into_postgresql() {
-    let (deployment, _) = deployment();
-    let scratch = Scratch::new("kubernetes-scale");
-    let config = load(&configured(), &scratch.0);
+    let config = load(&configured());
     let scaled = documents(&format!("{FOLDER}/keda/scaledobject.yaml"));
     let [scaled, authentication] = &scaled[..] else { panic!("two objects") };
-    assert_eq!(
-        (text(&scaled["kind"]), text(&authentication["kind"])),
-        ("ScaledObject", "TriggerAuthentication")
-    );
-    for object in [scaled, authentication] {
-        assert_eq!(object["apiVersion"], "keda.sh/v1alpha1");
+    for (object, kind) in [(scaled, "ScaledObject"), (authentication, "TriggerAuthentication")] {
+        assert_eq!(
+            (text(&object["kind"]), text(&object["apiVersion"])),
+            (kind, "keda.sh/v1alpha1")
+        );
     }
     let spec = &scaled["spec"];
-    assert_eq!(spec["scaleTargetRef"]["name"].as_str(), deployment.metadata.name.as_deref());
+    assert_eq!(spec["scaleTargetRef"]["name"], manifest("deployment")["metadata"]["name"]);
     let [least, most] =
         ["minReplicaCount", "maxReplicaCount"].map(|name| spec[name].as_u64().expect("a number"));
     assert!((1..=most).contains(&least), "never 0: alerts and depths come from the pods");
@@ -243,28 +203,10 @@ fn the_largest_number_of_pods_fits_into_postgresql() {
 
     let trigger = &spec["triggers"][0];
     assert_eq!(trigger["type"], "rabbitmq");
-    assert_eq!(text(&trigger["metadata"]["queueName"]), config.rabbitmq.queue);
+    assert_eq!(trigger["metadata"]["queueName"], *config.rabbitmq.queue);
     assert_eq!(trigger["authenticationRef"]["name"], authentication["metadata"]["name"]);
-    for value in trigger["metadata"].as_object().expect("metadata").values() {
-        assert!(value.is_string(), "{value}: KEDA takes text only");
-    }
+    let mut metadata = trigger["metadata"].as_object().expect("metadata").values();
+    assert!(metadata.all(Value::is_string), "KEDA takes text only");
     let from = &authentication["spec"]["secretTargetRef"][0];
-    let made = format!("create secret generic {} ", text(&from["name"]));
-    let (_, made) = read(format!("{FOLDER}/secrets.md"))
-        .split_once(&made)
-        .map(|(a, b)| (a.to_owned(), b.to_owned()))
-        .expect("how it is made");
-    assert!(made.contains(&format!("--from-literal={}=", text(&from["key"]))));
-}
-
-#[test]
-fn the_service_monitor_scrapes_the_service() {
-    let monitor = document(&format!("{FOLDER}/servicemonitor/servicemonitor.yaml"));
-    assert_eq!(monitor["apiVersion"], "monitoring.coreos.com/v1");
-    let labels = &document(&format!("{FOLDER}/kustomization.yaml"))["labels"][0]["pairs"];
-    assert_eq!(&monitor["spec"]["selector"]["matchLabels"], labels);
-    let service: Service = manifest("service");
-    let port = service.spec.and_then(|spec| spec.ports).expect("ports")[0].name.clone();
-    assert_eq!(monitor["spec"]["endpoints"][0]["port"].as_str(), port.as_deref());
-    assert_eq!(scalar(&monitor["spec"]["endpoints"][0]["path"]), "/metrics");
+    assert!(made(&from["name"]).contains(&format!("--from-literal={}=", text(&from["key"]))));
 }

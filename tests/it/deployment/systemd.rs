@@ -1,14 +1,14 @@
-//! The unit as systemd's own tools see it, and as the service meets it.
+//! The unit as systemd's own tools see it, and as the service starts with it.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use vote_aggregator::platform::config::{keys, shipped_default};
 
-use super::{ROOT, Scratch, is_known, read};
-use crate::support::{Servers, Service, Stage, votes};
+use super::is_known;
+use crate::support::repository::{ROOT, read};
+use crate::support::{BINARY, Files, Servers, Service, Stage, votes};
 
 const UNIT: &str = "deploy/systemd/vote-aggregator.service";
 
@@ -24,59 +24,32 @@ fn value(setting: &str) -> String {
     one.clone()
 }
 
-/// The path of systemd-analyze, installed if need be; a machine that has no way to get it fails.
-fn systemd_analyze() -> PathBuf {
-    let script = Path::new(ROOT).join("script/services");
-    let found = Command::new(script).arg("systemd-analyze").output().expect("script/services runs");
-    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
-    PathBuf::from(String::from_utf8_lossy(&found.stdout).trim())
-}
-
-fn analyze(arguments: &[&str]) -> (bool, String) {
-    let output = Command::new(systemd_analyze())
+fn run(program: impl AsRef<Path>, arguments: &[&str]) -> String {
+    let output = Command::new(program.as_ref())
         .args(arguments)
         .env("SYSTEMD_COLORS", "0")
         .output()
-        .expect("systemd-analyze runs");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+        .expect("the program runs");
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {text}");
+    text
 }
 
-/// The unit with a program that is there: nothing is installed where the tests run.
-fn unit_with(scratch: &Scratch, from: &str, to: &str) -> String {
+#[test]
+fn systemd_finds_no_fault_with_the_unit_and_an_exposure_of_no_more_than_2_of_10() {
     let unit = read(UNIT);
     let installed = "ExecStart=/usr/bin/vote-aggregator ";
     assert_eq!(unit.matches(installed).count(), 1);
-    let unit = unit
-        .replace(installed, &format!("ExecStart={} ", env!("CARGO_BIN_EXE_vote-aggregator")))
-        .replace(from, to);
-    let path = scratch.0.join("vote-aggregator.service");
-    fs::write(&path, unit).expect("written");
-    path.to_str().expect("UTF-8").to_owned()
-}
-
-#[test]
-fn systemd_finds_no_fault_with_the_unit() {
-    let scratch = Scratch::new("unit");
-    let unit = unit_with(&scratch, "", "");
-    let (ok, said) = analyze(&["verify", "--man=no", &unit]);
-    assert!(ok && said.is_empty(), "{said}");
-    // A setting that systemd does not know is only told.
-    let unit = unit_with(&scratch, "WatchdogSec=", "WatchdogSecs=");
-    let (_, said) = analyze(&["verify", "--man=no", &unit]);
-    assert!(said.contains("WatchdogSecs"), "{said}");
-}
-
-#[test]
-fn the_unit_is_exposed_to_no_more_than_2_of_10() {
-    let scratch = Scratch::new("exposure");
-    let threshold = ["security", "--offline=true", "--no-pager", "--threshold=20"];
-    let unit = unit_with(&scratch, "", "");
-    let (ok, said) = analyze(&[&threshold[..], &[unit.as_str()]].concat());
-    assert!(ok && said.contains("Overall exposure level"), "{said}");
-    let unit = unit_with(&scratch, "SystemCallFilter=", "#");
-    let (ok, said) = analyze(&[&threshold[..], &[unit.as_str()]].concat());
-    assert!(!ok && said.contains("Overall exposure level"), "{said}");
+    // Nothing is installed where the tests run.
+    let unit = unit.replace(installed, &format!("ExecStart={BINARY} "));
+    let files = Files::new("unit");
+    let unit = files.write("vote-aggregator.service", &unit);
+    let systemd_analyze = run(Path::new(ROOT).join("script/services"), &["systemd-analyze"]);
+    let systemd_analyze = systemd_analyze.trim();
+    assert_eq!(run(systemd_analyze, &["verify", "--man=no", &unit]), "");
+    let security = ["security", "--offline=true", "--no-pager", "--threshold=20", &unit];
+    assert!(run(systemd_analyze, &security).contains("Overall exposure level"));
 }
 
 #[test]
@@ -87,17 +60,18 @@ fn its_times_and_names_are_those_of_the_service() {
     assert_eq!(value("Type"), "notify");
     assert!(seconds(value("WatchdogSec")) >= 10.0);
     assert_eq!(value("RestartPreventExitStatus"), "2 77 78");
+    assert_eq!(value("EnvironmentFile"), "-/etc/default/vote-aggregator");
+    assert_eq!(value("WorkingDirectory"), "/etc/vote-aggregator");
 
-    let assignments = values("Environment");
-    let names = assignments.iter().map(|a| a.split('=').next().expect("a name").to_owned());
     let file = read("deploy/systemd/vote-aggregator.default");
-    let offered = file.lines().filter_map(|line| line.strip_prefix('#')?.split_once('='));
-    // Sentences have blanks before any equals sign.
-    let offered: Vec<_> =
-        offered.filter(|(name, _)| !name.contains(' ')).map(|(name, _)| name.to_owned()).collect();
-    assert!(offered.len() >= 5, "{offered:?}");
-    for name in names.chain(offered) {
-        assert!(is_known(&name), "{name} is nothing that the service looks at");
+    let offered = file.lines().filter_map(|line| line.strip_prefix('#')).map(str::to_owned);
+    let assignments: Vec<String> = values("Environment").into_iter().chain(offered).collect();
+    let names = assignments.iter().filter_map(|assignment| assignment.split_once('='));
+    // A sentence has blanks before any equals sign.
+    let names: Vec<&str> = names.map(|(name, _)| name).filter(|n| !n.contains(' ')).collect();
+    assert!(names.len() >= 5, "{names:?}");
+    for name in names {
+        assert!(is_known(name), "the service does not read {name}");
     }
     let account = read("deploy/systemd/vote-aggregator.sysusers");
     assert!(account.contains(&format!("u {} ", value("User"))), "{account}");
@@ -107,30 +81,26 @@ fn its_times_and_names_are_those_of_the_service() {
     ] {
         assert!(read("Cargo.toml").contains(&format!("[\"{asset}\", \"{path}\"")), "{path}");
     }
-    assert_eq!(value("EnvironmentFile"), "-/etc/default/vote-aggregator");
-    assert_eq!(value("WorkingDirectory"), "/etc/vote-aggregator");
 }
 
 #[tokio::test]
 async fn its_environment_and_credentials_start_the_service() {
     let stage = Stage::migrated(Servers::shared(), "unit").await;
-    let scratch = Scratch::new("credentials");
-    // What systemd would put into the folder that it calls %d.
-    let mut environment: BTreeMap<String, String> = stage.environment();
+    // Instead of the folder that systemd calls %d.
+    let files = Files::new("credentials");
+    let mut environment = stage.environment();
     for credential in values("LoadCredential") {
         let (name, source) = credential.split_once(':').expect("name:path");
         assert_eq!(source, format!("/etc/vote-aggregator/secrets/{name}"));
-        let variable = name.to_uppercase();
-        let password = environment.remove(&variable).expect("a password of the stage");
-        fs::write(scratch.0.join(name), format!("{password}\n")).expect("written");
+        let password = environment.remove(&name.to_uppercase()).expect("a password of the stage");
+        files.write(name, format!("{password}\n"));
     }
     for assignment in values("Environment") {
         let (name, value) = assignment.split_once('=').expect("NAME=value");
-        let value = value.replace("%d", scratch.0.to_str().expect("UTF-8"));
-        environment.insert(name.to_owned(), value);
+        environment.insert(name.to_owned(), value.replace("%d", &files.path()));
     }
-    // The package's pipeline.toml, which the working directory of the unit leads to.
-    let settings = Path::new(ROOT).join("pipeline.toml");
+    // The package's pipeline.toml is in the unit's working directory.
+    let settings = fs::canonicalize(Path::new(ROOT).join("pipeline.toml")).expect("it exists");
     environment.insert("PIPELINE_CONFIG".to_owned(), settings.display().to_string());
     assert!(!environment.contains_key("POSTGRES_PASSWORD"), "by its file alone");
     let service = Service::spawn("unit", &["run"], &environment).await;

@@ -1,70 +1,63 @@
-//! `dlq purge`, and the question before anything is done.
+//! `dlq purge`, and the question before a command acts.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::support::Files;
 
 #[tokio::test]
-async fn a_purge_writes_down_what_it_removes_and_removes_only_that() {
+async fn a_purge_archives_what_it_removes_and_removes_only_that() {
     let stage = Stage::migrated(Servers::shared(), "dlq_purge").await;
-    let good: Vec<Vec<u8>> = votes(0, 700).iter().map(message).collect();
-    let bad: Vec<Vec<u8>> = (0..450)
-        .map(|number| format!("no vote {number}").into_bytes())
-        .chain(malformed())
-        .collect();
+    let good = messages(&votes(0, 700));
+    let bad = [no_votes(450), malformed()].concat();
     // Creates the queues.
     stage.publish(&[]).await;
-    put(&stage, &good, &[("x-sqlstate", "23514")]).await;
+    put(&stage, &good, &REFUSED).await;
     put(&stage, &bad, &[]).await;
-    let all = good.len() + bad.len();
-    until_dead(&stage, all).await;
-    let file = new_file(&stage);
+    let files = Files::new("dlq_purge");
+    let file = files.join("removed.ndjson");
     let path = file.to_str().expect("UTF-8");
 
-    assert!(expect(&stage, 2, &["purge"]).await.stderr.contains("--yes"));
-    let dry = expect(&stage, 0, &["purge", "--reason", "malformed", "--dry-run"]).await;
-    assert!(dry.row("would be removed").is_some_and(|row| row.ends_with("454")), "{}", dry.stdout);
-    until_dead(&stage, all).await;
+    expect(&stage, 2, &["purge"]).await.assert(2, &["--yes"]);
+    let dry = ["purge", "--reason", "malformed", "--dry-run"];
+    let dry = unchanged(&stage, good.len() + bad.len(), &dry).await;
+    assert_eq!(dry.count("would be removed"), "454");
 
     let purge = ["purge", "--reason", "malformed", "--save", path, "--yes"];
-    let purged = expect(&stage, 0, &purge).await;
-    assert!(purged.row("removed").is_some_and(|row| row.ends_with("454")), "{}", purged.stdout);
+    assert_eq!(expect(&stage, 0, &purge).await.count("removed"), "454");
     until_dead(&stage, good.len()).await;
-    let saved = std::fs::read_to_string(&file).expect("the file");
-    let mode = std::fs::metadata(&file).expect("the file").permissions().mode();
+    let saved = fs::read_to_string(&file).expect("the file");
+    let mode = fs::metadata(&file).expect("the file").permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "it names citizens");
-    let kept = saved.lines().map(|line| {
+    let archived = saved.lines().map(|line| {
         let line: Value = serde_json::from_str(line).expect("JSON");
         assert!(line["reason"].is_string() && line["headers"].is_object(), "{line}");
-        match &line["body"] {
-            Value::String(text) => text.clone().into_bytes(),
-            _ => STANDARD.decode(line["body_base64"].as_str().expect("base64")).expect("base64"),
-        }
+        body(&line)
     });
-    assert_eq!(sorted(kept.collect()), sorted(bad));
+    assert_eq!(sorted(archived.collect()), sorted(bad));
 
-    let again = expect(&stage, 2, &["purge", "--save", path, "--yes"]).await;
-    assert!(again.stderr.contains(path), "{}", again.stderr);
-    assert_eq!(std::fs::read_to_string(&file).expect("the file"), saved, "as it was");
-    // Nowhere to write to: nothing is removed.
+    expect(&stage, 2, &["purge", "--save", path, "--yes"]).await.assert(2, &[path]);
+    assert_eq!(fs::read_to_string(&file).expect("the file"), saved, "not overwritten");
+    // Without an archive nothing is removed.
     let nowhere = format!("{path}.none/removed.ndjson");
     let nowhere = expect(&stage, 70, &["purge", "--save", &nowhere, "--yes"]).await;
-    assert!(nowhere.stderr.contains("cannot write"), "{}", nowhere.stderr);
+    nowhere.assert(70, &["cannot write"]);
     until_dead(&stage, good.len()).await;
     let some = expect(&stage, 0, &["purge", "--yes", "--max", "100"]).await;
-    assert!(some.row("removed").is_some_and(|row| row.ends_with("100")), "{}", some.stdout);
+    assert_eq!(some.count("removed"), "100");
     until_dead(&stage, good.len() - 100).await;
     let left: BTreeSet<Vec<u8>> = taken(&stage).await.into_iter().collect();
-    assert!(left.is_subset(&good.into_iter().collect()), "none of the others, and no other");
-    assert_eq!(left.len(), 600);
-    std::fs::remove_file(&file).expect("removed");
+    assert!(left.is_subset(&good.into_iter().collect()) && left.len() == 600);
 }
 
 #[tokio::test]
 async fn on_a_terminal_they_ask_and_take_nothing_but_a_yes() {
     let stage = Stage::migrated(Servers::shared(), "dlq_asked").await;
     stage.publish(&[]).await;
-    put(&stage, &[message(&vote(1, "law-001", Choice::Oui))], &[]).await;
-    put(&stage, &[b"no vote".to_vec()], &[]).await;
-    until_dead(&stage, 2).await;
+    put(&stage, &messages(&votes(1, 1)), &[]).await;
+    put(&stage, &no_votes(1), &[]).await;
     for (what, answer, code, left) in [
         ("replay", "n", 1, 2),
         ("purge --reason malformed", "", 1, 2),
@@ -78,9 +71,7 @@ async fn on_a_terminal_they_ask_and_take_nothing_but_a_yes() {
         );
         let mut command = command(&stage, "bash", &["-c", &on_terminal]);
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        let asked = ended(command).await;
-        assert!(asked.stdout.contains("1 messages") && asked.stdout.contains("[y/N]"));
-        assert_eq!(asked.code, Some(code), "{what} {answer:?}: {}", asked.stdout);
+        ended(command).await.assert(code, &["1 messages", "[y/N]"]);
         until_dead(&stage, left).await;
     }
     assert_eq!(stage.ready(&stage.queue).await, Some(1));

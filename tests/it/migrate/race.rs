@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use futures::FutureExt;
 use sqlx::AssertSqlSafe;
 
-use crate::support::{BINARY, Ended, Interceptor, Pass, Servers, Stage, command, ended, execute};
+use crate::support::{Ended, Interceptor, Pass, Servers, Stage, execute, run_with};
 
-/// Views under the names of our tables, whose function says as whom it runs.
+/// Views under the names of our tables, whose function reports the role that it runs as.
 const SWAP: &str = "
     CREATE VIEW _sqlx_migrations AS
         SELECT 1::bigint AS version, ''::bytea AS checksum, ran() AS success;
@@ -26,8 +26,8 @@ fn reset(role: &str) -> String {
     )
 }
 
-/// Runs the command; before the server has the `nth` part that it sends, `role` makes the views.
-/// Gives what came of it, and whether the command sent as many parts before `last`.
+/// Runs the command; before the server has the `nth` part that it sends, `role` creates the views.
+/// Returns its output, and whether the command sent as many parts before `last`.
 async fn swapped(
     stage: &Stage<'_>,
     role: &str,
@@ -56,9 +56,8 @@ async fn swapped(
         .boxed()
     })
     .await;
-    let mut command = command(stage, BINARY, arguments);
-    command.env("POSTGRES_PORT", &interceptor.port);
-    (ended(command).await, reached.load(Relaxed))
+    let port = [("POSTGRES_PORT", interceptor.port.as_str())];
+    (run_with(stage, arguments, &port).await, reached.load(Relaxed))
 }
 
 fn contains(part: &[u8], text: &str) -> bool {
@@ -74,8 +73,7 @@ async fn views_that_appear_between_two_statements_are_not_read() {
         [("swapmigrate", &["migrate"] as &[&str]), ("swapcheck", &["check", "--connect"])]
     {
         let stage = Stage::new(Servers::shared(), name).await;
-        let role = format!("stranger_{}", stage.database);
-        execute(&stage, &format!("CREATE ROLE {role}")).await;
+        let role = stage.role("stranger", "").await;
         let mut nth = 0;
         loop {
             execute(&stage, &reset(&role)).await;
@@ -88,7 +86,6 @@ async fn views_that_appear_between_two_statements_are_not_read() {
             nth += 1;
         }
         assert!(nth > 5, "{name} sends {nth} parts");
-        execute(&stage, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
     }
 }
 
@@ -107,30 +104,22 @@ async fn a_connection_that_no_longer_answers_does_not_hold_up_a_migration() {
         execute(&stage, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
         let lost = AtomicBool::new(false);
         let interceptor = Interceptor::start(&stage, "POSTGRES", move |part| {
-            let pass = if contains(&part, step) && !lost.swap(true, Relaxed) {
-                Pass::HalfOpen
-            } else {
-                Pass::Forward
-            };
-            async move { pass }.boxed()
+            let lose = contains(&part, step) && !lost.swap(true, Relaxed);
+            async move { if lose { Pass::HalfOpen } else { Pass::Forward } }.boxed()
         })
         .await;
-        let mut migrate = command(&stage, BINARY, &["migrate"]);
-        migrate.env("POSTGRES_PORT", &interceptor.port);
-        migrate.env("POSTGRES_STATEMENT_TIMEOUT_SECONDS", "1");
+        let settings = [
+            ("POSTGRES_PORT", interceptor.port.as_str()),
+            ("POSTGRES_STATEMENT_TIMEOUT_SECONDS", "1"),
+        ];
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND state = 'idle in transaction'";
         // The server ends the lost session, as TCP keepalives would.
-        let (migrated, ()) = futures::join!(ended(migrate), async {
+        let (migrated, ()) = futures::join!(run_with(&stage, &["migrate"], &settings), async {
             tokio::time::sleep(std::time::Duration::from_secs(9)).await;
-            execute(
-                &stage,
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                 WHERE datname = current_database() AND state = 'idle in transaction'",
-            )
-            .await;
+            execute(&stage, end).await;
         });
-        assert_eq!(migrated.code, Some(0), "{step}: {}", migrated.stderr);
-        let noticed = "no answer from PostgreSQL within 7s";
-        assert!(migrated.stderr.contains(noticed), "{step}: {}", migrated.stderr);
+        migrated.assert(0, &["no answer from PostgreSQL within 7s"]);
         assert_eq!(stage.number("SELECT count(*) FROM _sqlx_migrations").await, 3, "{step}");
     });
     futures::future::join_all(migrations).await;

@@ -1,16 +1,12 @@
-//! Authorities, certificates and the files they are in, made for one test.
-
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+//! Authorities and certificates for one test.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use time::{Duration, OffsetDateTime};
 
-/// Who signs certificates.
+/// A certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// Its own certificate, for those who trust it.
+    /// Its own certificate.
     pub pem: String,
 }
 
@@ -58,44 +54,4 @@ fn params(names: &[&str], validity: Validity) -> CertificateParams {
     params.not_before = OffsetDateTime::now_utc() + Duration::days(from);
     params.not_after = OffsetDateTime::now_utc() + Duration::days(to);
     params
-}
-
-/// A directory of files, removed with this value.
-pub struct Files(PathBuf);
-
-impl Files {
-    pub fn new(name: &str) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let unique = format!("{name}-{}-{number}", std::process::id());
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique);
-        fs::create_dir_all(&dir).expect("a directory");
-        Self(dir)
-    }
-
-    /// What `script/services up --tls` takes: a server's identity, and who signs its clients.
-    pub fn of_server(identity: &Identity, clients: &Authority) -> Self {
-        let files = Self::new("server");
-        files.write("server.pem", &identity.certificate);
-        files.write("server.key", &identity.key);
-        files.write("ca.pem", &clients.pem);
-        files
-    }
-
-    /// The path of a file with this text.
-    pub fn write(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        fs::write(&path, text).expect("written");
-        path.display().to_string()
-    }
-
-    pub fn path(&self) -> String {
-        self.0.display().to_string()
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
-    }
 }

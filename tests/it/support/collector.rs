@@ -26,7 +26,10 @@ use tonic::{Request, Response, Status};
 
 use super::{Authority, Validity};
 
-/// A running collector; it ends with this value.
+/// What a client has to send in the header `authorization`.
+const AUTHORIZATION: &str = "Bearer token";
+
+/// A running collector, ended with this value.
 pub struct Collector {
     endpoint: String,
     protocol: &'static str,
@@ -35,12 +38,11 @@ pub struct Collector {
 }
 
 #[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<(ExportTraceServiceRequest, String)>>>);
+struct Kept(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 
 impl Kept {
-    fn keep(&self, request: ExportTraceServiceRequest, authorization: &str) {
-        let mut kept = self.0.lock().expect("no panic while held");
-        kept.push((request, authorization.to_owned()));
+    fn keep(&self, request: ExportTraceServiceRequest) {
+        self.0.lock().expect("no panic while held").push(request);
     }
 }
 
@@ -50,92 +52,87 @@ impl TraceService for Kept {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let authorization = request.metadata().get("authorization");
-        let authorization = authorization.and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let authorization = authorization.to_owned();
-        self.keep(request.into_inner(), &authorization);
+        match request.metadata().get("authorization") {
+            Some(value) if value == AUTHORIZATION => self.keep(request.into_inner()),
+            _ => return Err(Status::unauthenticated("no token")),
+        }
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
 async fn export(State(kept): State<Kept>, headers: HeaderMap, body: Bytes) -> Vec<u8> {
     assert_eq!(headers["content-type"], "application/x-protobuf");
-    let request = ExportTraceServiceRequest::decode(body).expect("protobuf");
-    let authorization = headers.get("authorization").and_then(|value| value.to_str().ok());
-    kept.keep(request, authorization.unwrap_or_default());
+    assert_eq!(headers["authorization"], AUTHORIZATION);
+    kept.keep(ExportTraceServiceRequest::decode(body).expect("protobuf"));
     ExportTraceServiceResponse::default().encode_to_vec()
 }
 
 impl Collector {
     /// On a free port; `protocol` is `grpc` or `http/protobuf`.
     pub async fn listen(protocol: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
+        let (listener, port) = Self::bind().await;
         let kept = Kept::default();
-        let state = kept.clone();
-        let server = tokio::spawn(async move {
-            if protocol == "grpc" {
-                let service = TraceServiceServer::new(state);
-                let incoming = TcpListenerStream::new(listener);
-                let server = Server::builder().add_service(service);
-                server.serve_with_incoming(incoming).await.expect("serves");
-            } else {
-                let router = Router::new().route("/v1/traces", post(export)).with_state(state);
-                axum::serve(listener, router).await.expect("serves");
-            }
-        });
-        Self { endpoint, protocol, kept, server }
+        let server = if protocol == "grpc" {
+            Self::serve_grpc(Server::builder(), listener, kept.clone())
+        } else {
+            let router = Router::new().route("/v1/traces", post(export)).with_state(kept.clone());
+            tokio::spawn(async move { axum::serve(listener, router).await.expect("serves") })
+        };
+        Self { endpoint: format!("http://127.0.0.1:{port}"), protocol, kept, server }
     }
 
-    /// Over gRPC and TLS, and the certificate of the authority that vouches for it, as PEM.
+    /// Over gRPC and TLS; also returns the certificate of its authority, as PEM.
     pub async fn listen_tls() -> (Self, String) {
         let authority = Authority::new("collector's authority");
         let localhost = authority.issue("localhost", Validity::Today);
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let port = listener.local_addr().expect("bound").port();
-        let kept = Kept::default();
-        let service = TraceServiceServer::new(kept.clone());
         let identity = Identity::from_pem(localhost.certificate, localhost.key);
-        let server = tokio::spawn(async move {
-            let tls = ServerTlsConfig::new().identity(identity);
-            let mut server = Server::builder().tls_config(tls).expect("a good certificate");
-            let incoming = TcpListenerStream::new(listener);
-            server.add_service(service).serve_with_incoming(incoming).await.expect("serves");
-        });
+        let tls = ServerTlsConfig::new().identity(identity);
+        let builder = Server::builder().tls_config(tls).expect("a good certificate");
+        let (listener, port) = Self::bind().await;
+        let kept = Kept::default();
+        let server = Self::serve_grpc(builder, listener, kept.clone());
         let endpoint = format!("https://localhost:{port}");
         (Self { endpoint, protocol: "grpc", kept, server }, authority.pem)
     }
 
-    /// The variables that lead a process to this collector, and have it send soon.
-    pub fn variables(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", self.endpoint.clone()),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", self.protocol.to_owned()),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20token".to_owned()),
-            ("OTEL_SERVICE_NAME", "votes".to_owned()),
-            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test".to_owned()),
-            ("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned()),
+    async fn bind() -> (TcpListener, u16) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        (listener, port)
+    }
+
+    fn serve_grpc(mut builder: Server, listener: TcpListener, kept: Kept) -> JoinHandle<()> {
+        let server = builder.add_service(TraceServiceServer::new(kept));
+        let incoming = TcpListenerStream::new(listener);
+        tokio::spawn(async move { server.serve_with_incoming(incoming).await.expect("serves") })
+    }
+
+    /// The settings that lead a process to this collector, and have it send soon.
+    pub fn settings(&self) -> [(&'static str, &str); 6] {
+        [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &self.endpoint),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", self.protocol),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20token"),
+            ("OTEL_SERVICE_NAME", "votes"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "100"),
         ]
     }
 
     /// Every span so far.
     pub fn spans(&self) -> Vec<Span> {
         let kept = self.kept.0.lock().expect("no panic while held");
-        let resources = kept.iter().flat_map(|(request, _)| &request.resource_spans);
+        let resources = kept.iter().flat_map(|request| &request.resource_spans);
         let scopes = resources.flat_map(|resource| &resource.scope_spans);
         scopes.flat_map(|scope| scope.spans.clone()).collect()
     }
 
-    /// What came with them: attributes of the resources, and the header `authorization`.
-    pub fn resources(&self) -> Vec<(BTreeMap<String, String>, String)> {
+    /// The attributes of the resource of each request.
+    pub fn resources(&self) -> Vec<BTreeMap<String, String>> {
         let kept = self.kept.0.lock().expect("no panic while held");
-        kept.iter()
-            .flat_map(|(request, authorization)| {
-                let of = |attributes: &[KeyValue]| (texts(attributes), authorization.clone());
-                let resources = request.resource_spans.iter();
-                resources.filter_map(move |spans| Some(of(&spans.resource.as_ref()?.attributes)))
-            })
-            .collect()
+        let spans = kept.iter().flat_map(|request| &request.resource_spans);
+        let resources = spans.filter_map(|spans| spans.resource.as_ref());
+        resources.map(|resource| texts(&resource.attributes)).collect()
     }
 
     /// Everything that was received, for looking into.

@@ -13,6 +13,8 @@ use super::Stage;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
     Forward,
+    /// Passes on, and the connection ends when the server answers; the client gets no answer.
+    LoseAnswer,
     /// From now on nothing passes on this connection, and both ends stay open.
     HalfOpen,
 }
@@ -58,10 +60,15 @@ async fn relay(mut client: TcpStream, server: String, hook: Arc<Hook>) {
         tokio::select! {
             read = client.read(&mut sent) => {
                 let Ok(read @ 1..) = read else { return };
-                if hook(sent[..read].to_vec()).await == Pass::HalfOpen {
+                let pass = hook(sent[..read].to_vec()).await;
+                if pass == Pass::HalfOpen {
                     std::future::pending::<()>().await;
                 }
                 if server.write_all(&sent[..read]).await.is_err() {
+                    return;
+                }
+                if pass == Pass::LoseAnswer {
+                    server.read_u8().await.ok();
                     return;
                 }
             }

@@ -1,4 +1,4 @@
-//! The service's binary as a process of its own, ended with the value that stands for it.
+//! The service's binary as a process, killed when its value is dropped.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{PATIENCE, eventually};
+use super::{BINARY, PATIENCE, ended, eventually};
 
 /// The service renders its metrics once in such a period.
 const RENDERED_EVERY: Duration = Duration::from_millis(1_010);
@@ -42,19 +42,18 @@ impl Answer {
 }
 
 impl Service {
-    /// Starts the binary with nothing in its environment but `environment`, in a directory of its
-    /// own, its log going to a file.
+    /// Starts the binary with only `environment`; its log goes to a file.
     pub async fn spawn(
         name: &str,
         arguments: &[&str],
         environment: &BTreeMap<String, String>,
     ) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vote-aggregator"));
+        let mut command = Command::new(BINARY);
         command.args(arguments);
         Self::spawn_as(name, command, environment)
     }
 
-    /// The same of a command that becomes the binary, or runs it within its own process.
+    /// As [`Service::spawn`], with a command that runs the binary.
     pub fn spawn_as(
         name: &str,
         mut command: Command,
@@ -79,13 +78,12 @@ impl Service {
         Self { child, log, scraped: Mutex::new(None) }
     }
 
-    /// Runs the binary to its end with an empty environment: exit code and standard output.
+    /// Runs the binary with an empty environment: exit code and standard output.
     pub async fn output(arguments: &[&str]) -> (Option<i32>, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vote-aggregator"));
-        let output = command.args(arguments).env_clear().kill_on_drop(true).output();
-        let output =
-            timeout(PATIENCE, output).await.expect("ends in time").expect("the binary runs");
-        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+        let mut command = Command::new(BINARY);
+        command.args(arguments).env_clear().kill_on_drop(true);
+        let ended = ended(command).await;
+        (ended.code, ended.stdout)
     }
 
     /// All it has logged so far.
@@ -112,21 +110,23 @@ impl Service {
         line["address"].as_str().expect("an address").to_owned()
     }
 
-    /// What it answers now: metrics are asked for when those of the last answer are out of date.
+    /// Its current answer: metrics are not asked for while the last rendering is served again.
     pub async fn get(&self, path: &str) -> Answer {
         let address = self.address().await;
-        if path == "/metrics" {
-            let mut scraped = self.scraped.lock().await;
-            if let Some(last) = *scraped {
-                sleep_until(last + RENDERED_EVERY).await;
-            }
-            let answer = request(&address, path);
-            let answer = timeout(PATIENCE, answer).await.expect("an answer in time");
-            *scraped = Some(Instant::now());
-            return answer.expect("an HTTP answer");
+        let ask = async || {
+            let answer = timeout(PATIENCE, request(&address, path)).await;
+            answer.expect("an answer in time").expect("an HTTP answer")
+        };
+        if path != "/metrics" {
+            return ask().await;
         }
-        let asked = timeout(PATIENCE, request(&address, path)).await.expect("an answer in time");
-        asked.expect("an HTTP answer")
+        let mut scraped = self.scraped.lock().await;
+        if let Some(last) = *scraped {
+            sleep_until(last + RENDERED_EVERY).await;
+        }
+        let answer = ask().await;
+        *scraped = Some(Instant::now());
+        answer
     }
 
     pub async fn until_ready(&self) {
@@ -155,18 +155,19 @@ impl Service {
         self.child.id().expect("still running")
     }
 
-    /// The most memory it has had in use so far, in bytes.
+    /// The most memory it has used so far, in bytes.
     pub fn peak_memory(&self) -> u64 {
-        let id = self.id();
-        let status = fs::read_to_string(format!("/proc/{id}/status")).expect("Linux");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a size");
-        line.trim_end_matches("kB").trim().parse::<u64>().expect("kilobytes") * 1_024
+        self.status("VmHWM:")
     }
 
-    /// The memory it has in use now, in bytes.
+    /// The memory it uses now, in bytes.
     pub fn memory(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    fn status(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("Linux");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a size");
         line.trim_end_matches("kB").trim().parse::<u64>().expect("kilobytes") * 1_024
     }
 

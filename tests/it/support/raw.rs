@@ -1,6 +1,4 @@
-//! A publisher that sends properties as bytes, as they are: no client library would.
-
-use std::fmt;
+//! A publisher that sends properties as raw bytes, valid or not; no client library does.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -14,14 +12,7 @@ const BODY: u8 = 3;
 const CHANNEL: u16 = 1;
 
 /// Class and method.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Method(u16, u16);
-
-impl fmt::Debug for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "method {}.{}", self.0, self.1)
-    }
-}
+type Method = (u16, u16);
 
 /// One channel in confirm mode.
 pub struct RawPublisher {
@@ -49,20 +40,17 @@ impl RawPublisher {
         let mut raw =
             Self { stream: TcpStream::connect(address).await.expect("the private RabbitMQ") };
         raw.stream.write_all(b"AMQP\0\0\x09\x01").await.expect("written");
-        raw.expect(Method(10, 10)).await;
+        raw.expect((10, 10)).await;
         let login = format!("\0{user}\0{password}");
         let start = [long(b""), short(b"PLAIN"), long(login.as_bytes()), short(b"en_US")].concat();
-        raw.send(0, Method(10, 11), &start).await;
-        raw.expect(Method(10, 30)).await;
         // Channels, the longest frame, no heartbeat.
         let tune_ok = [&[7, 255][..], &frame_max.to_be_bytes(), &[0, 0]].concat();
-        raw.send(0, Method(10, 31), &tune_ok).await;
-        raw.send(0, Method(10, 40), &[&short(b"/")[..], &[0, 0]].concat()).await;
-        raw.expect(Method(10, 41)).await;
-        raw.send(CHANNEL, Method(20, 10), &short(b"")).await;
-        raw.expect(Method(20, 11)).await;
-        raw.send(CHANNEL, Method(85, 10), &[0]).await;
-        raw.expect(Method(85, 11)).await;
+        let open = [&short(b"/")[..], &[0, 0]].concat();
+        raw.call(0, (10, 11), &start, (10, 30)).await;
+        raw.send(0, (10, 31), &tune_ok).await;
+        raw.call(0, (10, 40), &open, (10, 41)).await;
+        raw.call(CHANNEL, (20, 10), &short(b""), (20, 11)).await;
+        raw.call(CHANNEL, (85, 10), &[0], (85, 11)).await;
         raw
     }
 
@@ -77,34 +65,38 @@ impl RawPublisher {
     ) {
         let publish =
             [&[0, 0][..], &short(exchange.as_bytes()), &short(routing_key), &[1]].concat();
-        self.send(CHANNEL, Method(60, 40), &publish).await;
+        self.send(CHANNEL, (60, 40), &publish).await;
         let header = [&[0, 60, 0, 0][..], &(body.len() as u64).to_be_bytes(), properties].concat();
         self.frame(HEADER, CHANNEL, &header).await;
         self.frame(BODY, CHANNEL, body).await;
-        self.expect(Method(60, 80)).await;
+        self.expect((60, 80)).await;
     }
 
-    /// Takes every message of a queue and gives them all back, so that each is a redelivery; returns
-    /// how many.
+    /// Takes every message of a queue and requeues them all, so that each is redelivered; returns how many.
     pub async fn requeue_all(&mut self, queue: &str) -> usize {
         let get = [&[0, 0][..], &short(queue.as_bytes()), &[0]].concat();
         let mut count = 0;
         loop {
-            self.send(CHANNEL, Method(60, 70), &get).await;
+            self.send(CHANNEL, (60, 70), &get).await;
             let (_, answer) = self.read().await;
-            if method(&answer) == Method(60, 72) {
+            if method(&answer) == (60, 72) {
                 break;
             }
-            assert_eq!(method(&answer), Method(60, 71));
+            assert_eq!(method(&answer), (60, 71));
             count += 1;
             while self.read().await.0 != BODY {}
         }
         // All tags, multiple and requeue.
-        self.send(CHANNEL, Method(60, 120), &[0, 0, 0, 0, 0, 0, 0, 0, 3]).await;
+        self.send(CHANNEL, (60, 120), &[0, 0, 0, 0, 0, 0, 0, 0, 3]).await;
         count
     }
 
-    async fn send(&mut self, channel: u16, Method(class, method): Method, arguments: &[u8]) {
+    async fn call(&mut self, channel: u16, method: Method, arguments: &[u8], answer: Method) {
+        self.send(channel, method, arguments).await;
+        self.expect(answer).await;
+    }
+
+    async fn send(&mut self, channel: u16, (class, method): Method, arguments: &[u8]) {
         let payload = [&class.to_be_bytes()[..], &method.to_be_bytes(), arguments].concat();
         self.frame(METHOD, channel, &payload).await;
     }
@@ -134,5 +126,5 @@ impl RawPublisher {
 
 fn method(payload: &[u8]) -> Method {
     let number = |at| u16::from_be_bytes([payload[at], payload[at + 1]]);
-    Method(number(0), number(2))
+    (number(0), number(2))
 }

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// A RabbitMQ and a PostgreSQL of our own.
+/// A RabbitMQ and a PostgreSQL.
 pub struct Servers {
     dir: PathBuf,
     /// `script/services env`: addresses and credentials under the service's own variable names.
-    env: BTreeMap<String, String>,
-    /// Ours alone: ended with this value.
+    env: OnceLock<BTreeMap<String, String>>,
+    /// For one test, and ended with this value.
     private: bool,
 }
 
@@ -24,7 +24,7 @@ impl Servers {
                 "SERVICES_DIR is not set: run script/test, or first \
                  `script/services up && eval \"$(script/services env)\"`",
             );
-            Self::at(PathBuf::from(dir), false)
+            Self { dir: PathBuf::from(dir), env: OnceLock::new(), private: false }
         })
     }
 
@@ -38,15 +38,8 @@ impl Servers {
         // Next to the shared ones, where script/test finds what a killed test left behind.
         let dir = Self::shared().dir.with_file_name(format!("{name}-{}", std::process::id()));
         // Owned before it is up, so that a failure half-way cleans up as well.
-        let mut servers = Self { dir, env: BTreeMap::new(), private: true };
+        let servers = Self { dir, env: OnceLock::new(), private: true };
         servers.script(&[&["up"], options].concat());
-        servers.env = servers.read_env();
-        servers
-    }
-
-    fn at(dir: PathBuf, private: bool) -> Self {
-        let mut servers = Self { dir, env: BTreeMap::new(), private };
-        servers.env = servers.read_env();
         servers
     }
 
@@ -66,7 +59,8 @@ impl Servers {
 
     /// One value of `script/services env`.
     pub fn get(&self, name: &str) -> &str {
-        self.env.get(name).unwrap_or_else(|| panic!("script/services env names no {name}"))
+        let env = self.env.get_or_init(|| self.read_env());
+        env.get(name).unwrap_or_else(|| panic!("script/services env names no {name}"))
     }
 
     /// `stop`, `start`, `restart`, `kill`, …, and its output.
@@ -80,7 +74,7 @@ impl Servers {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// What the servers have to say about a test that fails, before it is deleted with them.
+    /// Copies the servers' logs, which would be deleted with them.
     fn keep_logs(&self) {
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logs");
         for server in ["rabbitmq", "postgres"] {

@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Connection, ConnectionProperties};
+use lapin::{Channel, Connection, ConnectionProperties};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Row};
-use time::OffsetDateTime;
 use tokio::time::timeout;
 use vote_aggregator::adapters::broker::RabbitMq;
 use vote_aggregator::adapters::store::{self, PgStore, StartError};
@@ -18,17 +17,17 @@ use vote_aggregator::platform::config::{Config, Sources};
 use vote_aggregator::platform::retry::Jitter;
 use vote_aggregator::platform::telemetry::Health;
 
-use super::{PATIENCE, Servers, Service, eventually, message};
+use super::{PATIENCE, Servers, Service, eventually, messages};
 
-/// Messages on their way to a confirm at a time.
+/// Publishes that may wait for their confirm at a time.
 const UNCONFIRMED: usize = 5_000;
 
-/// Where one test takes place.
+/// The database and the queue of one test.
 pub struct Stage<'s> {
     pub servers: &'s Servers,
     pub database: String,
     pub queue: String,
-    /// As the owner of everything, past the service's own connections.
+    /// Connected as the owner of the tables.
     pub sql: PgPool,
 }
 
@@ -56,14 +55,27 @@ impl<'s> Stage<'s> {
         Self { servers, queue: format!("test.{unique}"), database: unique, sql }
     }
 
-    /// With the tables in place.
+    /// With the tables.
     pub async fn migrated(servers: &'s Servers, name: &str) -> Self {
         let stage = Self::new(servers, name).await;
         stage.store().await;
         stage
     }
 
-    /// Tables as they are after the migrations.
+    /// With the tables and the grants of `roles.sql` on them.
+    pub async fn with_roles(servers: &'s Servers, name: &str) -> Self {
+        let stage = Self::migrated(servers, name).await;
+        stage.grant_roles();
+        stage
+    }
+
+    /// Runs `roles.sql`.
+    pub fn grant_roles(&self) {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
+        self.servers.script(&["psql", "--", "-d", &self.database, "-X", "-q", "-f", file]);
+    }
+
+    /// Empties the tables.
     pub async fn empty(&self) {
         let emptied = "TRUNCATE vote_results, vote_audit, duplicate_attempts";
         sqlx::raw_sql(emptied).execute(&self.sql).await.expect("emptied");
@@ -71,29 +83,35 @@ impl<'s> Stage<'s> {
 
     /// The settings that lead to this stage, as environment variables.
     pub fn environment(&self) -> BTreeMap<String, String> {
+        let servers = ["RABBITMQ", "POSTGRES"].iter().flat_map(|server| {
+            ["HOST", "PORT", "USER", "PASSWORD"].map(|part| format!("{server}_{part}"))
+        });
         let mut environment: BTreeMap<String, String> =
-            ["RABBITMQ_HOST", "RABBITMQ_PORT", "RABBITMQ_USER", "RABBITMQ_PASSWORD"]
-                .into_iter()
-                .chain(["POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_USER", "POSTGRES_PASSWORD"])
-                .map(|name| (name.to_owned(), self.servers.get(name).to_owned()))
-                .collect();
-        for (name, value) in [
-            ("POSTGRES_DB", self.database.as_str()),
-            ("RABBITMQ_QUEUE", &self.queue),
-            ("PROMETHEUS_HOST", "127.0.0.1"),
-            ("PROMETHEUS_PORT", "0"),
-            ("LOG_FORMAT", "json"),
-        ] {
-            environment.insert(name.to_owned(), value.to_owned());
-        }
+            servers.map(|name| (name.clone(), self.servers.get(&name).to_owned())).collect();
+        set(
+            &mut environment,
+            &[
+                ("POSTGRES_DB", &self.database),
+                ("RABBITMQ_QUEUE", &self.queue),
+                ("PROMETHEUS_HOST", "127.0.0.1"),
+                ("PROMETHEUS_PORT", "0"),
+                ("LOG_FORMAT", "json"),
+            ],
+        );
+        environment
+    }
+
+    /// [`Stage::environment`] with `overrides`.
+    pub fn environment_with(&self, overrides: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let mut environment = self.environment();
+        set(&mut environment, overrides);
         environment
     }
 
     /// The configuration that `overrides` on top of [`Stage::environment`] make.
     pub fn config(&self, overrides: &[(&str, &str)]) -> Config {
-        let mut environment = self.environment();
-        environment.extend(overrides.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
-        let environment = environment.into_iter().map(|(n, v)| (n, OsString::from(v))).collect();
+        let environment = self.environment_with(overrides).into_iter();
+        let environment = environment.map(|(name, value)| (name, OsString::from(value))).collect();
         Config::load(&Sources { environment, ..Sources::default() }).expect("a good configuration")
     }
 
@@ -102,7 +120,6 @@ impl<'s> Stage<'s> {
         let jitter = Jitter::seeded(1);
         let (config, health) = (self.config(overrides), Health::default());
         let prepared = store::prepare(&config, &jitter, &health);
-        // It waits for what may come back; what does not come back is a test that fails.
         timeout(PATIENCE, prepared).await.expect("prepared or refused in time")
     }
 
@@ -118,11 +135,9 @@ impl<'s> Stage<'s> {
         service
     }
 
-    /// The service as a process, whatever becomes of it.
+    /// The service as a process, without waiting for anything.
     pub async fn spawn(&self, overrides: &[(&str, &str)]) -> Service {
-        let mut environment = self.environment();
-        environment.extend(overrides.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
-        Service::spawn(&self.queue, &["run"], &environment).await
+        Service::spawn(&self.queue, &["run"], &self.environment_with(overrides)).await
     }
 
     pub async fn amqp(&self) -> Connection {
@@ -134,15 +149,28 @@ impl<'s> Stage<'s> {
             .expect("the private RabbitMQ takes connections")
     }
 
-    /// The test's queue, declared by another connection for itself; gone with that connection.
-    pub async fn exclusive_queue(&self, queue: &str) -> Connection {
+    /// A connection with a channel.
+    pub async fn channel(&self) -> (Connection, Channel) {
         let connection = self.amqp().await;
         let channel = connection.create_channel().await.expect("a channel");
+        (connection, channel)
+    }
+
+    /// Does something on a channel of its own.
+    async fn on_channel<T>(&self, act: impl AsyncFnOnce(&Channel) -> T) -> T {
+        let (connection, channel) = self.channel().await;
+        // The channel is not dropped before its connection is closed.
+        let result = act(&channel).await;
+        connection.close(200, "OK".into()).await.expect("closed");
+        result
+    }
+
+    /// Declares a queue that only the returned connection may use, and that ends with it.
+    pub async fn exclusive_queue(&self, queue: &str) -> Connection {
+        let (connection, channel) = self.channel().await;
         let exclusive = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
-        channel
-            .queue_declare(queue.into(), exclusive, FieldTable::default())
-            .await
-            .expect("declared");
+        let declared = channel.queue_declare(queue.into(), exclusive, FieldTable::default()).await;
+        declared.expect("declared");
         connection
     }
 
@@ -153,16 +181,24 @@ impl<'s> Stage<'s> {
 
     /// As [`Stage::publish`], of bodies that need not all be in memory at the same time.
     pub async fn publish_each(&self, bodies: impl IntoIterator<Item = impl AsRef<[u8]>>) {
-        let config = self.config(&[]);
-        let rabbitmq = RabbitMq::new(config.rabbitmq);
+        self.publish_to(&self.queue, bodies, &[]).await;
+    }
+
+    /// Publishes to any queue, confirmed, with these headers.
+    pub async fn publish_to(
+        &self,
+        queue: &str,
+        bodies: impl IntoIterator<Item = impl AsRef<[u8]>>,
+        headers: &[(&str, &str)],
+    ) {
+        let rabbitmq = RabbitMq::new(self.config(&[]).rabbitmq);
         let publisher = rabbitmq.publisher().await.expect("RabbitMQ takes a publisher");
         let mut confirms = VecDeque::new();
         for body in bodies {
-            let confirm = publisher.publish(&self.queue, body.as_ref(), &[]).await;
+            let confirm = publisher.publish(queue, body.as_ref(), headers).await;
             confirms.push_back(confirm.expect("published"));
             if confirms.len() > UNCONFIRMED {
-                let oldest = confirms.pop_front().expect("there are some");
-                oldest.await.expect("confirmed");
+                confirms.pop_front().expect("not empty").await.expect("confirmed");
             }
         }
         for confirm in confirms {
@@ -172,43 +208,42 @@ impl<'s> Stage<'s> {
     }
 
     pub async fn publish_votes(&self, votes: &[Vote]) {
-        self.publish(&votes.iter().map(message).collect::<Vec<_>>()).await;
+        self.publish(&messages(votes)).await;
     }
 
-    /// The test's queue, of its own making, with these arguments.
+    /// Declares the test's queue with these arguments.
     pub async fn declare(&self, durable: bool, arguments: &[(&str, AMQPValue)]) {
         self.declare_queue(&self.queue, durable, arguments).await;
     }
 
     pub async fn declare_queue(&self, queue: &str, durable: bool, arguments: &[(&str, AMQPValue)]) {
-        let connection = self.amqp().await;
-        let channel = connection.create_channel().await.expect("a channel");
         let options = QueueDeclareOptions { durable, ..QueueDeclareOptions::default() };
         let mut table = FieldTable::default();
         for (name, value) in arguments {
             table.insert((*name).into(), value.clone());
         }
-        channel.queue_declare(queue.into(), options, table).await.expect("declared");
-        connection.close(200, "OK".into()).await.expect("closed");
+        self.on_channel(async |channel| channel.queue_declare(queue.into(), options, table).await)
+            .await
+            .expect("declared");
     }
 
     pub async fn delete(&self, queue: &str) {
-        let connection = self.amqp().await;
-        let channel = connection.create_channel().await.expect("a channel");
-        let deleted = channel.queue_delete(queue.into(), Default::default()).await;
-        deleted.expect("deleted");
-        connection.close(200, "OK".into()).await.expect("closed");
+        self.on_channel(async |channel| {
+            channel.queue_delete(queue.into(), Default::default()).await
+        })
+        .await
+        .expect("deleted");
     }
 
     /// Messages ready in a queue, by a passive declare; `None` when there is no such queue.
     pub async fn ready(&self, queue: &str) -> Option<u32> {
-        let connection = self.amqp().await;
-        let channel = connection.create_channel().await.expect("a channel");
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declared = channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
-        let ready = declared.ok().map(|queue| queue.message_count());
-        connection.close(200, "OK".into()).await.expect("closed");
-        ready
+        let declared = self
+            .on_channel(async |channel| {
+                channel.queue_declare(queue.into(), passive, FieldTable::default()).await
+            })
+            .await;
+        declared.ok().map(|queue| queue.message_count())
     }
 
     pub fn dead_letter_queue(&self) -> String {
@@ -217,21 +252,20 @@ impl<'s> Stage<'s> {
 
     /// Takes all messages out of the dead-letter queue: bodies and headers.
     pub async fn take_dead_letters(&self) -> Vec<(Vec<u8>, BTreeMap<String, AMQPValue>)> {
-        let connection = self.amqp().await;
-        let channel = connection.create_channel().await.expect("a channel");
         let queue = self.dead_letter_queue();
-        let mut letters = Vec::new();
         let no_ack = BasicGetOptions { no_ack: true };
-        while let Some(got) =
-            channel.basic_get(queue.as_str().into(), no_ack).await.expect("the queue is there")
-        {
-            let headers = got.delivery.properties.headers().as_ref().map(|headers| {
-                headers.inner().iter().map(|(n, v)| (n.to_string(), v.clone())).collect()
-            });
-            letters.push((got.delivery.data, headers.unwrap_or_default()));
-        }
-        connection.close(200, "OK".into()).await.expect("closed");
-        letters
+        self.on_channel(async |channel| {
+            let mut taken = Vec::new();
+            while let Some(got) =
+                channel.basic_get(queue.as_str().into(), no_ack).await.expect("the queue exists")
+            {
+                let headers = got.delivery.properties.headers().clone().unwrap_or_default();
+                let headers = headers.inner().iter().map(|(n, v)| (n.to_string(), v.clone()));
+                taken.push((got.delivery.data, headers.collect()));
+            }
+            taken
+        })
+        .await
     }
 
     /// Every row of vote_audit, as the votes they are.
@@ -243,18 +277,16 @@ impl<'s> Stage<'s> {
         .await
         .expect("vote_audit can be read");
         rows.iter()
-            .map(|row| {
-                let timestamp: OffsetDateTime = row.get("timestamp");
-                Vote {
-                    vote_hash: row.get::<&str, _>("vote_hash").into(),
-                    citizen_id: row.get::<&str, _>("citizen_id").into(),
-                    law_id: row.get::<&str, _>("law_id").into(),
-                    choice: match row.get("choice") {
-                        "oui" => Choice::Oui,
-                        _ => Choice::Non,
-                    },
-                    timestamp,
-                }
+            .map(|row| Vote {
+                vote_hash: row.get::<&str, _>("vote_hash").into(),
+                citizen_id: row.get::<&str, _>("citizen_id").into(),
+                law_id: row.get::<&str, _>("law_id").into(),
+                choice: if row.get::<&str, _>("choice") == "oui" {
+                    Choice::Oui
+                } else {
+                    Choice::Non
+                },
+                timestamp: row.get("timestamp"),
             })
             .collect()
     }
@@ -285,7 +317,7 @@ impl<'s> Stage<'s> {
         sqlx::query_scalar(query).fetch_one(&self.sql).await.expect("a number")
     }
 
-    /// Waits until nothing is left in the queue and `count` votes are in the audit.
+    /// Waits until `count` votes are in the audit.
     pub async fn until_counted(&self, count: usize) {
         eventually(&format!("{count} votes counted"), async || {
             self.number("SELECT count(*) FROM vote_audit").await >= count as i64
@@ -293,8 +325,8 @@ impl<'s> Stage<'s> {
         .await;
     }
 
-    /// Exactly these votes are counted, each once, with the content they were sent with; totals
-    /// and audit agree.
+    /// Asserts that exactly these votes are in the audit, as they were sent, and that the totals agree
+    /// with it.
     pub async fn assert_counted_exactly(&self, votes: &[Vote]) {
         let expected: BTreeSet<Vote> = votes.iter().cloned().collect();
         let audit = self.audit().await;
@@ -304,9 +336,12 @@ impl<'s> Stage<'s> {
         assert_eq!(self.results().await, self.recount().await, "totals against the audit");
     }
 
-    /// Nothing is left in the queue, neither ready nor unacked: with no consumer on it any more,
-    /// all that is unsettled is ready.
+    /// Waits until the queue is empty. Without a consumer, unacked messages are ready again.
     pub async fn assert_drained(&self) {
         eventually("the queue is empty", async || self.ready(&self.queue).await == Some(0)).await;
     }
+}
+
+fn set(environment: &mut BTreeMap<String, String>, variables: &[(&str, &str)]) {
+    environment.extend(variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
 }

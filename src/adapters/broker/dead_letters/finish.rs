@@ -1,4 +1,4 @@
-//! The end of a reading: acks have to be applied, and what is kept has to be ready again.
+//! The end of reading: acks have to be applied, and what is kept has to be ready again.
 
 use std::time::Duration;
 
@@ -6,9 +6,8 @@ use futures::StreamExt;
 use lapin::options::{BasicCancelOptions, BasicGetOptions, BasicNackOptions};
 use tokio::time::{Instant, sleep};
 
-use super::super::session::lost;
 use super::{DeadLetterQueue, RequeueReport, answered};
-use crate::model::ports::Lost;
+use crate::model::ports::BrokerError;
 
 /// `basic.get`s after the last ack: one for the acks that the channel passed on, one for those it
 /// held back, and one to spare.
@@ -22,19 +21,19 @@ impl DeadLetterQueue {
     /// ready again, unless [`RequeueReport::complete`] is false.
     ///
     /// # Errors
-    /// [`Lost`] when the broker did not confirm. Unacked messages are requeued all the same; acks
+    /// [`BrokerError`] when the broker did not confirm. Unacked messages are requeued all the same; acks
     /// may or may not have been applied.
-    pub async fn finish(mut self) -> Result<RequeueReport, Lost> {
+    pub async fn finish(mut self) -> Result<RequeueReport, BrokerError> {
         let cancel = async {
-            for consumer in &self.consumers {
-                self.channel.basic_cancel(consumer.clone(), BasicCancelOptions::default()).await?;
+            for consumer in self.deliveries.iter() {
+                self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
             }
             Ok(())
         };
         answered("cancel", cancel).await?;
-        // What was delivered and not read counts as delivered, too.
+        // What was delivered and not read counts as a delivery, too.
         while let Some(delivery) = self.deliveries.next().await {
-            let message = self.hold(delivery.map_err(|error| lost("consume", &error))?);
+            let message = self.hold(delivery)?;
             self.keep(message).await?;
         }
         self.apply_acks().await?;
@@ -54,14 +53,14 @@ impl DeadLetterQueue {
     /// 32 others are in flight (RabbitMQ 3.10), and a close discards them: of 199 acks right before a
     /// close all were lost (measured). The reply to a `basic.get` comes after the acks that were
     /// passed on, and lets the channel pass on the next ones. What it gets is requeued as well.
-    async fn apply_acks(&mut self) -> Result<(), Lost> {
+    async fn apply_acks(&mut self) -> Result<(), BrokerError> {
         self.ack_copied().await?;
         while std::mem::take(&mut self.acks_pending) {
             for _ in 0..BARRIERS {
                 let queue = self.config.dead_letter_queue.as_str().into();
                 let get = self.channel.basic_get(queue, BasicGetOptions::default());
                 if let Some(got) = answered("get", get).await? {
-                    let message = self.hold(got.delivery);
+                    let message = self.hold(Ok(got.delivery))?;
                     self.keep(message).await?;
                 }
             }
@@ -73,7 +72,7 @@ impl DeadLetterQueue {
     /// Requeues everything unacked and waits until it is ready: a queue may need seconds for tens of
     /// thousands, and the next command would read a part of them. `false` when the depth stands
     /// still below that, because another consumer takes messages, say.
-    async fn requeue(&self) -> Result<bool, Lost> {
+    async fn requeue(&self) -> Result<bool, BrokerError> {
         if self.held.is_empty() {
             return Ok(true);
         }

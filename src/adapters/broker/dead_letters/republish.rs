@@ -4,8 +4,8 @@ use lapin::BasicProperties;
 use tokio::time::timeout;
 
 use super::DeadLetterMessage;
-use crate::adapters::broker::{CONFIRM_TIMEOUT, Confirm, NotPublished, Publisher};
-use crate::model::ports::Lost;
+use crate::adapters::broker::{CONFIRM_TIMEOUT, Confirm, Publisher, confirmed};
+use crate::model::ports::BrokerError;
 
 /// Unconfirmed messages at a time, and their bodies and headers in bytes.
 const MAX_MESSAGES: usize = 200;
@@ -18,13 +18,13 @@ pub struct Republisher {
     bytes: usize,
 }
 
-/// What became of the messages that were in flight together.
+/// The outcome of the messages that were in flight together.
 #[derive(Default)]
 pub struct Confirmed {
     pub messages: Vec<DeadLetterMessage>,
     pub refused: Vec<DeadLetterMessage>,
     /// Why a message was refused.
-    pub error: Option<Lost>,
+    pub error: Option<BrokerError>,
 }
 
 impl Republisher {
@@ -36,35 +36,25 @@ impl Republisher {
     /// publisher's; those about its dead-lettering are dropped.
     ///
     /// # Errors
-    /// [`Lost`] when it could not be sent.
+    /// [`BrokerError`] when it could not be sent.
     pub async fn replay(
         &mut self,
         queue: &str,
         message: DeadLetterMessage,
         replays: u32,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), BrokerError> {
         let properties = message.replayed(replays);
         self.publish(queue, message, properties).await
     }
 
-    /// Publishes a copy of a message to its own queue.
-    pub(super) async fn copy(
-        &mut self,
-        queue: &str,
-        message: DeadLetterMessage,
-    ) -> Result<(), Lost> {
-        let properties = message.copied();
-        self.publish(queue, message, properties).await
-    }
-
-    async fn publish(
+    pub(super) async fn publish(
         &mut self,
         queue: &str,
         message: DeadLetterMessage,
         properties: BasicProperties,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), BrokerError> {
         let publish = self.publisher.publish_as(queue, &message.body, properties);
-        let confirm = timeout(CONFIRM_TIMEOUT, publish).await.map_err(|_| no_confirm())??;
+        let confirm = confirmed(publish).await?;
         self.bytes += message.size();
         self.unconfirmed.push((message, confirm));
         Ok(())
@@ -79,24 +69,25 @@ impl Republisher {
     /// as refused: lapin may report it to any confirm of the same frame.
     ///
     /// # Errors
-    /// [`Lost`] when a confirm does not arrive: then nothing is to be acked.
-    pub async fn confirms(&mut self) -> Result<Confirmed, Lost> {
-        let (mut confirmed, mut returned) = (Confirmed::default(), false);
+    /// [`BrokerError`] when a confirm does not arrive: then nothing is to be acked.
+    pub async fn confirms(&mut self) -> Result<Confirmed, BrokerError> {
+        let (mut all, mut returned) = (Confirmed::default(), false);
         self.bytes = 0;
         for (message, confirm) in std::mem::take(&mut self.unconfirmed) {
-            match timeout(CONFIRM_TIMEOUT, confirm).await.map_err(|_| no_confirm())? {
-                Ok(()) => confirmed.messages.push(message),
+            match confirmed(confirm).await {
+                Ok(()) => all.messages.push(message),
+                Err(error @ BrokerError::Timeout(_)) => return Err(error),
                 Err(error) => {
-                    returned |= error == NotPublished::Returned;
-                    confirmed.error = Some(error.into());
-                    confirmed.refused.push(message);
+                    returned |= matches!(error, BrokerError::Returned);
+                    all.error = Some(error);
+                    all.refused.push(message);
                 }
             }
         }
         if returned {
-            confirmed.refused.append(&mut confirmed.messages);
+            all.refused.append(&mut all.messages);
         }
-        Ok(confirmed)
+        Ok(all)
     }
 
     /// Closes the connection. Without effect on what is confirmed, hence without an error.
@@ -105,10 +96,4 @@ impl Republisher {
             tracing::debug!("{error}");
         }
     }
-}
-
-fn no_confirm() -> Lost {
-    Lost(format!(
-        "no confirm within {CONFIRM_TIMEOUT:?}; is the broker blocked by a memory or disk alarm?"
-    ))
 }

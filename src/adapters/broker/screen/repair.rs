@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::frames::FRAME_OVERHEAD;
 use super::table::{self, Table};
 
 /// The mark: `cluster_id`, a property that AMQP 0-9-1 has reserved and no publisher needs. One that
@@ -13,8 +14,6 @@ pub(super) const MARK: &str = "vote-aggregator: invalid properties";
 pub(super) const CONTENT_HEAD: usize = 12;
 const FLAGS: Range<usize> = CONTENT_HEAD..CONTENT_HEAD + 2;
 const CLUSTER_ID: u16 = 1 << 2;
-/// The frame's head and its end.
-const FRAME_OVERHEAD: usize = 8;
 /// What publishing a message again may add to its properties, in bytes; else `dlq` could not.
 const ADDED_AT_MOST: usize = 1_024;
 
@@ -30,7 +29,7 @@ pub(super) enum Method {
     Other,
 }
 
-/// Replaces what is not UTF-8 in the short strings of a method that anyone else has a say in.
+/// Replaces what is not UTF-8 in the short strings of a method that publishers influence.
 pub(super) fn method(payload: &mut [u8]) -> Method {
     let Some((id, arguments)) = payload.split_first_chunk_mut::<4>() else {
         return Method::Other;
@@ -64,7 +63,7 @@ pub(super) fn method(payload: &mut [u8]) -> Method {
                 at = end;
                 invalid |= repaired;
             }
-            // Not AMQP: the client says so.
+            // Not AMQP, which the client reports.
             None => return Method::Other,
         }
     }
@@ -75,35 +74,39 @@ pub(super) fn method(payload: &mut [u8]) -> Method {
 /// whether the method before it was repaired; `frame_max`: the longest frame that the client takes.
 pub(super) fn header(payload: &mut [u8], invalid: bool, frame_max: usize) -> Option<Vec<u8>> {
     if payload.len() < CONTENT_HEAD {
-        // Not AMQP: the client says so.
+        // Not AMQP, which the client reports.
         return None;
     }
     let Some(found) = properties(payload) else {
         return Some(bare(&payload[..CONTENT_HEAD]));
     };
-    let fits = |length: usize| length + FRAME_OVERHEAD + ADDED_AT_MOST <= frame_max;
-    let with_headers = !matches!(found.table, Table::Invalid | Table::TooManyValues);
-    if invalid || found.repaired || found.table == Table::Invalid {
-        let mut kept = without_cluster_id(payload, &found, with_headers);
-        if !fits(kept.len() + 1 + MARK.len()) {
-            kept = without_cluster_id(payload, &found, false);
-        }
-        return Some(marked(kept));
-    }
-    // What the broker itself made too long is still a valid message.
-    if !with_headers || !fits(payload.len()) {
-        let mut kept = without_cluster_id(payload, &found, false);
-        // A property of the publisher's is kept, unless it is a forged mark.
-        if let Some(at) = found.cluster_id.filter(|at| !is_mark(payload, *at)) {
-            kept.extend_from_slice(&payload[at..]);
-            set_cluster_id(&mut kept, true);
-        }
-        return Some(kept);
-    }
-    if let Some(at) = found.cluster_id.filter(|at| is_mark(payload, *at)) {
+    if let Some(at) = found.cluster_id.filter(|at| payload[at + 1..] == *MARK.as_bytes()) {
         payload[at + 1] = b'?';
     }
-    None
+    let mark = invalid || found.repaired || found.table == Table::Invalid;
+    let added = if mark { 1 + MARK.len() } else { 0 };
+    let fits = payload.len() + added + FRAME_OVERHEAD + ADDED_AT_MOST <= frame_max;
+    // What the broker itself made too long is still a valid message.
+    let with_headers = fits && matches!(found.table, Table::Valid | Table::Repaired);
+    if with_headers && !mark {
+        return None;
+    }
+
+    let cluster_id = found.cluster_id.unwrap_or(payload.len());
+    let mut kept = match found.headers {
+        // A table of no bytes.
+        Some(Range { start, end }) if !with_headers => {
+            [&payload[..start], &[0; 4], &payload[end..cluster_id]].concat()
+        }
+        _ => payload[..cluster_id].to_vec(),
+    };
+    if mark {
+        kept[FLAGS.end - 1] |= CLUSTER_ID as u8;
+        push_mark(&mut kept);
+    } else {
+        kept.extend_from_slice(&payload[cluster_id..]);
+    }
+    Some(kept)
 }
 
 /// Returns the payload with this content head that has no property but the mark.
@@ -114,7 +117,12 @@ pub(super) fn bare(content_head: &[u8]) -> Vec<u8> {
     payload
 }
 
-/// What there is to know of the properties of one message.
+fn push_mark(payload: &mut Vec<u8>) {
+    payload.push(MARK.len() as u8);
+    payload.extend_from_slice(MARK.as_bytes());
+}
+
+/// The properties of one message.
 struct Found {
     /// A short string was not UTF-8.
     repaired: bool,
@@ -125,30 +133,9 @@ struct Found {
     cluster_id: Option<usize>,
 }
 
-#[derive(Clone, Copy)]
-enum Kind {
-    ShortString,
-    Table,
-    Fixed(usize),
-}
-
-/// From `content_type` down to `cluster_id`, in the order of their flags.
-const PROPERTIES: [Kind; 14] = [
-    Kind::ShortString,
-    Kind::ShortString,
-    Kind::Table,
-    Kind::Fixed(1),
-    Kind::Fixed(1),
-    Kind::ShortString,
-    Kind::ShortString,
-    Kind::ShortString,
-    Kind::ShortString,
-    Kind::Fixed(8),
-    Kind::ShortString,
-    Kind::ShortString,
-    Kind::ShortString,
-    Kind::ShortString,
-];
+/// From `content_type` down to `cluster_id`, in the order of their flags: a short string, a table, an
+/// octet, or a timestamp.
+const PROPERTIES: [u8; 14] = *b"ssFoossssTssss";
 
 /// Repairs the properties, each where it stands; `None` when they are not exactly as long as the
 /// payload.
@@ -162,23 +149,24 @@ fn properties(payload: &mut [u8]) -> Option<Found> {
         if flags & (1 << (15 - index)) == 0 {
             continue;
         }
+        let begin = at;
         match kind {
-            Kind::ShortString => {
-                if index == PROPERTIES.len() - 1 {
-                    found.cluster_id = Some(at);
-                }
-                let (behind, repaired) = short_string(payload, at, end)?;
+            b's' => {
+                let repaired;
+                (at, repaired) = short_string(payload, at, end)?;
                 found.repaired |= repaired;
-                at = behind;
             }
-            Kind::Table => {
-                let behind = table::end(payload, at, end)?;
-                found.table = table::repair(payload, at + 4..behind);
+            b'F' => {
+                at = table::end(payload, at, end)?;
+                found.table = table::repair(payload, begin + 4..at);
                 found.repaired |= found.table == Table::Repaired;
-                found.headers = Some(at..behind);
-                at = behind;
+                found.headers = Some(begin..at);
             }
-            Kind::Fixed(size) => at = Some(at + size).filter(|behind| *behind <= end)?,
+            b'o' => at += 1,
+            _ => at += 8,
+        }
+        if index == PROPERTIES.len() - 1 {
+            found.cluster_id = Some(begin);
         }
     }
     (at == end).then_some(found)
@@ -205,41 +193,4 @@ fn make_utf8(mut text: &mut [u8]) -> bool {
         replaced = true;
     }
     replaced
-}
-
-fn is_mark(payload: &[u8], at: usize) -> bool {
-    payload[at + 1..] == *MARK.as_bytes()
-}
-
-fn without_cluster_id(payload: &[u8], found: &Found, with_headers: bool) -> Vec<u8> {
-    let until = found.cluster_id.unwrap_or(payload.len());
-    let mut kept = Vec::with_capacity(until + 1 + MARK.len());
-    match &found.headers {
-        Some(headers) if !with_headers => {
-            kept.extend_from_slice(&payload[..headers.start]);
-            // A table of no bytes.
-            kept.extend([0; 4]);
-            kept.extend_from_slice(&payload[headers.end..until]);
-        }
-        _ => kept.extend_from_slice(&payload[..until]),
-    }
-    set_cluster_id(&mut kept, false);
-    kept
-}
-
-fn marked(mut payload: Vec<u8>) -> Vec<u8> {
-    set_cluster_id(&mut payload, true);
-    push_mark(&mut payload);
-    payload
-}
-
-fn push_mark(payload: &mut Vec<u8>) {
-    payload.push(MARK.len() as u8);
-    payload.extend_from_slice(MARK.as_bytes());
-}
-
-fn set_cluster_id(payload: &mut [u8], present: bool) {
-    let [_, low] = CLUSTER_ID.to_be_bytes();
-    let flags = &mut payload[FLAGS.end - 1];
-    *flags = if present { *flags | low } else { *flags & !low };
 }

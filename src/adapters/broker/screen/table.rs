@@ -1,4 +1,4 @@
-//! A table of headers, walked without recursion.
+//! A table of headers, walked with a limit on depth and on values.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ const BYTES: u8 = b'x';
 const ARRAY: u8 = b'A';
 const TABLE: u8 = b'F';
 
-/// What became of a table.
+/// The state of a table after repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Table {
     /// It can be decoded. Too deep or too many values were turned into byte arrays.
@@ -27,17 +27,6 @@ pub(super) enum Table {
     TooManyValues,
 }
 
-/// A table or an array that is being walked.
-#[derive(Clone, Copy)]
-struct Level {
-    end: usize,
-    is_table: bool,
-    /// Where its type stands.
-    kind: usize,
-    /// Values that were kept before it.
-    values: usize,
-}
-
 /// Returns where the value with the length at `at` ends; `None` when that is beyond `limit`.
 pub(super) fn end(bytes: &[u8], at: usize, limit: usize) -> Option<usize> {
     let length = bytes.get(at..limit)?.first_chunk::<4>()?;
@@ -47,64 +36,71 @@ pub(super) fn end(bytes: &[u8], at: usize, limit: usize) -> Option<usize> {
 
 /// Makes the table whose entries are `bytes[entries]` decodable, where it stands.
 pub(super) fn repair(bytes: &mut [u8], entries: Range<usize>) -> Table {
-    let outermost = Level { end: entries.end, is_table: true, kind: 0, values: 0 };
-    let mut levels = [outermost; DEPTH];
-    let (mut depth, mut at, mut values, mut repaired) = (0, entries.start, 0, false);
-    loop {
-        let level = levels[depth];
-        if at == level.end {
-            if depth == 0 {
-                return if repaired { Table::Repaired } else { Table::Valid };
+    let mut walk = Walk { bytes, values: 0, repaired: false };
+    match walk.values(entries, true, 0) {
+        Ok(()) if walk.repaired => Table::Repaired,
+        Ok(()) => Table::Valid,
+        Err(table) => table,
+    }
+}
+
+struct Walk<'a> {
+    bytes: &'a mut [u8],
+    /// Values that are kept so far.
+    values: usize,
+    repaired: bool,
+}
+
+impl Walk<'_> {
+    /// Walks the values of a table or an array; recurses less than [`DEPTH`] deep.
+    fn values(
+        &mut self,
+        Range { start, end }: Range<usize>,
+        is_table: bool,
+        depth: usize,
+    ) -> Result<(), Table> {
+        let mut at = start;
+        while at != end {
+            self.values += 1;
+            if self.values > VALUES_AT_MOST {
+                return Err(Table::TooManyValues);
             }
-            depth -= 1;
-            continue;
-        }
-        values += 1;
-        if values > VALUES_AT_MOST {
-            if depth == 0 {
-                return Table::TooManyValues;
+            if is_table {
+                let name = short_string(self.bytes, at, end).ok_or(Table::Invalid)?;
+                at = name.0;
+                self.repaired |= name.1;
             }
-            // They are all in one value of the outermost table, which is turned as a whole.
-            bytes[levels[1].kind] = BYTES;
-            at = levels[1].end;
-            values = levels[1].values;
-            depth = 0;
-            continue;
-        }
-        if level.is_table {
-            let Some((behind, changed)) = short_string(bytes, at, level.end) else {
-                return Table::Invalid;
+            let kind = at;
+            let code = *self.bytes[..end].get(kind).ok_or(Table::Invalid)?;
+            at += 1;
+            let behind = match code {
+                b'V' => Some(at),
+                b't' | b'b' | b'B' => Some(at + 1),
+                b's' | b'U' | b'u' => Some(at + 2),
+                b'I' | b'i' | b'f' => Some(at + 4),
+                b'D' => Some(at + 5),
+                b'L' | b'l' | b'd' | b'T' => Some(at + 8),
+                b'S' | BYTES | ARRAY | TABLE => self::end(self.bytes, at, end),
+                _ => None,
             };
-            repaired |= changed;
-            at = behind;
+            at = behind.filter(|behind| *behind <= end).ok_or(Table::Invalid)?;
+            if !matches!(code, ARRAY | TABLE) {
+                continue;
+            }
+            if depth + 1 == DEPTH {
+                self.bytes[kind] = BYTES;
+                continue;
+            }
+            let before = self.values;
+            match self.values(kind + 5..at, code == TABLE, depth + 1) {
+                // All of them are in one value of the outermost table, which becomes a byte array.
+                Err(Table::TooManyValues) if depth == 0 => {
+                    self.bytes[kind] = BYTES;
+                    self.values = before;
+                }
+                walked => walked?,
+            }
         }
-        if at == level.end {
-            return Table::Invalid;
-        }
-        let kind = at;
-        at += 1;
-        let behind = match bytes[kind] {
-            b'V' => Some(at),
-            b't' | b'b' | b'B' => Some(at + 1),
-            b's' | b'U' | b'u' => Some(at + 2),
-            b'I' | b'i' | b'f' => Some(at + 4),
-            b'D' => Some(at + 5),
-            b'L' | b'l' | b'd' | b'T' => Some(at + 8),
-            b'S' | BYTES | ARRAY | TABLE => end(bytes, at, level.end),
-            _ => None,
-        };
-        let Some(behind) = behind.filter(|behind| *behind <= level.end) else {
-            return Table::Invalid;
-        };
-        if !matches!(bytes[kind], ARRAY | TABLE) {
-            at = behind;
-        } else if depth + 1 == DEPTH {
-            bytes[kind] = BYTES;
-            at = behind;
-        } else {
-            depth += 1;
-            levels[depth] = Level { end: behind, is_table: bytes[kind] == TABLE, kind, values };
-            at += 4;
-        }
+        Ok(())
     }
 }

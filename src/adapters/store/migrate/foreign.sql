@@ -1,14 +1,38 @@
 -- Objects under our names that the migrating role must not touch: one row a problem. Reads the
--- catalogue alone. $1 is the search path, $2 the schema in which tables are created, $3 and $4 our
--- names and their kinds. Runs with search_path = pg_catalog, so that no object of another role is
--- called or read here.
-WITH me AS (
+-- catalogue alone. $1 is the search path, $2 the schema in which tables are created. Runs with
+-- search_path = pg_catalog, so that no object of another role is called or read here.
+WITH
+-- Every relation that the migrations make. A test compares it with the catalogue.
+ours (name, kind) AS (VALUES
+    ('_sqlx_migrations', 'table'),
+    ('vote_results', 'table'),
+    ('vote_audit', 'table'),
+    ('duplicate_attempts', 'table'),
+    ('result_corrections', 'table'),
+    ('schema_compatibility', 'table'),
+    ('reconciliation', 'table'),
+    ('lost_votes', 'table'),
+    ('vote_statistics', 'view'),
+    ('citizens_with_multiple_votes', 'view'),
+    ('result_corrections_id_seq', 'sequence'),
+    ('_sqlx_migrations_pkey', 'index'),
+    ('vote_results_pkey', 'index'),
+    ('vote_audit_pkey', 'index'),
+    ('duplicate_attempts_key', 'index'),
+    ('result_corrections_pkey', 'index'),
+    ('schema_compatibility_pkey', 'index'),
+    ('reconciliation_pkey', 'index'),
+    ('lost_votes_pkey', 'index'),
+    -- The predecessor's, where it created the audit.
+    ('vote_audit_vote_hash_key', 'index')
+),
+me AS (
     SELECT oid, rolsuper, has_schema_privilege($2, 'CREATE') AS may_create
     FROM pg_roles
     WHERE rolname = current_user
 ),
 -- An object runs code of its owner's as whoever writes to it (triggers, defaults, constraints). The
--- privileges of a superuser are in nobody's membership, so a superuser trusts superusers alone. A
+-- privileges of a superuser cannot be inherited by membership, so a superuser trusts superusers alone. A
 -- role that creates nothing can only see whether all objects belong to the owner of the audit.
 trusted AS (
     SELECT role.oid
@@ -27,7 +51,7 @@ path AS (
 ),
 found AS (
     SELECT class.oid, relname, relkind, relowner, nspname, ours.kind, path.nth
-    FROM unnest($3::text[], $4::text[]) AS ours (name, kind)
+    FROM ours
     JOIN pg_class AS class ON relname = ours.name::name
     JOIN pg_namespace AS namespace ON namespace.oid = relnamespace
     JOIN path ON path.schema = nspname

@@ -1,34 +1,14 @@
-//! Reads which migrations are applied, from tables that nobody can exchange meanwhile.
+//! Reads which migrations are applied, from tables that are locked against replacement.
 
 use std::collections::BTreeMap;
 
 use sqlx::postgres::PgConnection;
-use sqlx::{Error, Executor, FromRow, Row};
+use sqlx::{AssertSqlSafe, Error, Executor, FromRow};
 
 use super::foreign::{Surroundings, look};
-use super::{SchemaState, compare, newest};
+use super::{SchemaState, compare, execute, newest};
 
-/// The tables of versions and requirements as the search path finds them now: name, qualified name,
-/// and whether this transaction holds a lock on it. Views are left out. Operators are qualified: this
-/// runs with the session's search path, before anything is known of the schemas in it.
-const TABLES: &str = "
-    SELECT class.relname::pg_catalog.text,
-           pg_catalog.format('%I.%I', namespace.nspname, class.relname),
-           EXISTS (
-               SELECT FROM pg_catalog.pg_locks AS lock
-               WHERE lock.locktype OPERATOR(pg_catalog.=) 'relation'::pg_catalog.text
-                 AND lock.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
-                 AND lock.relation OPERATOR(pg_catalog.=) class.oid
-                 AND lock.mode OPERATOR(pg_catalog.=) 'AccessShareLock'::pg_catalog.text
-                 AND lock.granted)
-    FROM (VALUES (pg_catalog.to_regclass('_sqlx_migrations')),
-                 (pg_catalog.to_regclass('schema_compatibility'))) AS ours (relation)
-    JOIN pg_catalog.pg_class AS class
-      ON class.oid OPERATOR(pg_catalog.=) ours.relation::pg_catalog.oid
-    JOIN pg_catalog.pg_namespace AS namespace
-      ON namespace.oid OPERATOR(pg_catalog.=) class.relnamespace
-    WHERE class.relkind OPERATOR(pg_catalog.=) 'r'::pg_catalog.\"char\"
-       OR class.relkind OPERATOR(pg_catalog.=) 'p'::pg_catalog.\"char\"";
+const TABLES: &str = include_str!("tables.sql");
 
 /// The schema, and what surrounds it.
 #[derive(Debug)]
@@ -76,25 +56,21 @@ async fn lock(connection: &mut PgConnection) -> Result<Locked, Error> {
     let mut locked = Locked::new();
     for (relation, name, _) in tables(connection).await? {
         connection.execute("SAVEPOINT locking").await?;
-        let lock = format!("LOCK TABLE {name} IN ACCESS SHARE MODE");
-        let refused = connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(lock))).await;
-        if let Err(error @ Error::Database(_)) = refused {
-            connection.execute("ROLLBACK TO SAVEPOINT locking").await?;
-            locked.insert(relation, Err(error));
-        } else {
-            refused?;
+        match execute(connection, format!("LOCK TABLE {name} IN ACCESS SHARE MODE")).await {
+            Err(error @ Error::Database(_)) => {
+                connection.execute("ROLLBACK TO SAVEPOINT locking").await?;
+                locked.insert(relation, Err(error));
+            }
+            done => done?,
         }
     }
     // What appeared since is not locked, and counts as absent.
-    for (relation, name, is_locked) in tables(connection).await? {
-        if is_locked {
-            locked.insert(relation, Ok(name));
-        }
-    }
+    let now = tables(connection).await?.into_iter().filter(|(_, _, is_locked)| *is_locked);
+    locked.extend(now.map(|(relation, name, _)| (relation, Ok(name))));
     Ok(locked)
 }
 
-/// The rows of [`TABLES`].
+/// The rows of tables.sql.
 async fn tables(connection: &mut PgConnection) -> Result<Vec<(String, String, bool)>, Error> {
     let rows = sqlx::raw_sql(TABLES).fetch_all(connection).await?;
     rows.iter().map(FromRow::from_row).collect()
@@ -106,10 +82,8 @@ async fn state(connection: &mut PgConnection, mut locked: Locked) -> Result<Sche
     let mut applied: Vec<(i64, Vec<u8>)> = Vec::new();
     if let Some(table) = locked.remove("_sqlx_migrations").transpose()? {
         let versions = format!("SELECT version, checksum FROM {table} WHERE success ORDER BY 1");
-        let versions = sqlx::raw_sql(sqlx::AssertSqlSafe(versions));
-        for row in versions.fetch_all(&mut *connection).await? {
-            applied.push((row.try_get(0)?, row.try_get(1)?));
-        }
+        let rows = sqlx::raw_sql(AssertSqlSafe(versions)).fetch_all(&mut *connection).await?;
+        applied = rows.iter().map(FromRow::from_row).collect::<Result<_, _>>()?;
     }
     let compatibility = match locked.remove("schema_compatibility").transpose() {
         Ok(table) => table,
@@ -120,12 +94,10 @@ async fn state(connection: &mut PgConnection, mut locked: Locked) -> Result<Sche
     let mut needs = None;
     // Older schemas have no such table, and no migration that needs a newer release.
     if let Some(table) = compatibility {
-        let marks =
+        let highest =
             format!("SELECT migration, requires FROM {table} ORDER BY requires DESC LIMIT 1");
-        let marks = sqlx::raw_sql(sqlx::AssertSqlSafe(marks));
-        if let Some(row) = marks.fetch_optional(connection).await? {
-            needs = Some((row.try_get(0)?, row.try_get(1)?));
-        }
+        let row = sqlx::raw_sql(AssertSqlSafe(highest)).fetch_optional(connection).await?;
+        needs = row.as_ref().map(FromRow::from_row).transpose()?;
     }
     Ok(compare(&applied, needs))
 }

@@ -1,4 +1,4 @@
-//! How long a command waits for PostgreSQL. The service waits without an end.
+//! How long a command waits for PostgreSQL. The service waits without a limit.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::adapters::store::error::{StartError, describe};
 use crate::model::ports::Fault;
 use crate::platform::config::Config;
 
-/// How long a command tries again, counted from the first failure. A try that is under way when that
-/// is over may end well.
+/// How long a command tries again, counted from the first failure. The last try may begin within that
+/// time and succeed after it.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     /// While the server is away, or read-only.
@@ -23,36 +23,25 @@ impl Patience {
         Self { retry_for, locks: None }
     }
 
-    pub(super) fn of(self, config: &Config) -> Waiting<'_> {
-        Waiting { config, patience: self, since: None }
-    }
-}
-
-/// The waiting of one command.
-pub(super) struct Waiting<'c> {
-    config: &'c Config,
-    patience: Patience,
-    /// The first failure of this kind: for a lock, or not.
-    since: Option<(bool, Instant)>,
-}
-
-impl Waiting<'_> {
-    /// What is left after `fault`.
+    /// What is left after `fault`; `since` is the first failure of its kind: for a lock, or not.
     ///
     /// # Errors
     /// [`StartError::Locked`] or [`StartError::Away`] when nothing is left.
-    pub(super) fn left(&mut self, fault: &Fault) -> Result<Duration, StartError> {
-        let Patience { retry_for, locks } = self.patience;
-        let lock = locks.filter(|_| fault.sqlstate.as_deref() == Some("55P03"));
-        if self.since.is_none_or(|(of_lock, _)| of_lock != lock.is_some()) {
-            self.since = Some((lock.is_some(), Instant::now()));
-        }
-        let away = self.since.map_or(Duration::ZERO, |(_, since)| since.elapsed());
-        let left = lock.unwrap_or(retry_for).saturating_sub(away);
+    pub(super) fn left(
+        self,
+        since: &mut Option<(bool, Instant)>,
+        fault: &Fault,
+        config: &Config,
+    ) -> Result<Duration, StartError> {
+        let lock = self.locks.filter(|_| fault.sqlstate.as_deref() == Some("55P03"));
+        let first = since.filter(|(of_lock, _)| *of_lock == lock.is_some());
+        let (_, began) = *since.insert(first.unwrap_or((lock.is_some(), Instant::now())));
+        let away = began.elapsed();
+        let left = lock.unwrap_or(self.retry_for).saturating_sub(away);
         if !left.is_zero() {
             return Ok(left);
         }
-        let (fault, place) = (fault.clone(), describe(&self.config.postgres));
+        let (fault, place) = (fault.clone(), describe(&config.postgres));
         Err(match lock {
             Some(_) => StartError::Locked { fault, place },
             None => StartError::Away { away, fault, place },
@@ -66,9 +55,8 @@ mod tests {
     use crate::model::ports::Class;
     use crate::platform::config::Sources;
 
-    fn fault(sqlstate: Option<&str>) -> Fault {
-        let sqlstate = sqlstate.map(str::to_owned);
-        Fault { class: Class::Reconnect, sqlstate, message: "no".to_owned() }
+    fn fault(sqlstate: &str) -> Fault {
+        Fault { sqlstate: Some(sqlstate.to_owned()), ..Fault::new(Class::Reconnect, "no") }
     }
 
     #[tokio::test(start_paused = true)]
@@ -76,24 +64,26 @@ mod tests {
         let config = Config::load(&Sources::default()).expect("the defaults are good");
         let seconds = Duration::from_secs;
         let patience = Patience { locks: Some(seconds(60)), ..Patience::new(seconds(300)) };
-        let (read_only, locked) = (fault(Some("25006")), fault(Some("55P03")));
-        let mut waiting = patience.of(&config);
+        let (read_only, locked) = (fault("25006"), fault("55P03"));
+        let mut since = None;
+        let mut left = |fault: &Fault| patience.left(&mut since, fault, &config);
         tokio::time::advance(seconds(1_000)).await;
-        assert_eq!(waiting.left(&fault(None)).ok(), Some(seconds(300)));
+        assert_eq!(left(&fault("57P03")).ok(), Some(seconds(300)));
         tokio::time::advance(seconds(299)).await;
-        assert_eq!(waiting.left(&read_only).ok(), Some(seconds(1)));
+        assert_eq!(left(&read_only).ok(), Some(seconds(1)));
         tokio::time::advance(seconds(1)).await;
-        let Err(StartError::Away { away, .. }) = waiting.left(&read_only) else { panic!("away") };
+        let Err(StartError::Away { away, .. }) = left(&read_only) else { panic!("away") };
         assert_eq!(away, seconds(300));
         // It answers, and is held up by a lock: from the beginning.
-        assert_eq!(waiting.left(&locked).ok(), Some(seconds(60)));
+        assert_eq!(left(&locked).ok(), Some(seconds(60)));
         tokio::time::advance(seconds(60)).await;
-        assert!(matches!(waiting.left(&locked), Err(StartError::Locked { .. })));
+        assert!(matches!(left(&locked), Err(StartError::Locked { .. })));
 
-        let mut waiting = Patience::new(seconds(5)).of(&config);
-        assert_eq!(waiting.left(&locked).ok(), Some(seconds(5)));
+        let mut since = None;
+        let mut left = |fault: &Fault| Patience::new(seconds(5)).left(&mut since, fault, &config);
+        assert_eq!(left(&locked).ok(), Some(seconds(5)));
         tokio::time::advance(seconds(5)).await;
-        assert!(matches!(waiting.left(&locked), Err(StartError::Away { .. })));
-        assert!(Patience::new(Duration::ZERO).of(&config).left(&read_only).is_err());
+        assert!(matches!(left(&locked), Err(StartError::Away { .. })));
+        assert!(Patience::new(Duration::ZERO).left(&mut None, &read_only, &config).is_err());
     }
 }

@@ -1,16 +1,12 @@
 //! Brings the schema to this release, or says why it does not fit.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
-
 use sqlx::postgres::PgConnection;
 
 use super::{Patience, retry};
 use crate::adapters::store::connection::{Address, options};
 use crate::adapters::store::error::{StartError, describe};
 use crate::adapters::store::migrate::{
-    Examined, NotApplied, SchemaState, Surroundings, apply_next, close_schema, examine, list,
-    newest,
+    Examined, SchemaState, Surroundings, apply_next, close_schema, examine,
 };
 use crate::adapters::store::sqlstate::fatal_at_start;
 use crate::adapters::store::within;
@@ -40,10 +36,10 @@ pub struct Migrated {
 /// # Errors
 /// [`StartError`]: what is not retried, and what was retried for too long.
 pub async fn migrate(config: &Config, patience: Patience) -> Result<Migrated, StartError> {
-    let applied = AtomicUsize::new(0);
-    let attempt = async || migrated(config, Caller::Migrate, &applied).await;
+    let mut applied = 0;
+    let attempt = async || migrated(config, Caller::Migrate, &mut applied).await;
     let newer = retry(config, patience, attempt).await?;
-    Ok(Migrated { applied: applied.into_inner(), newer })
+    Ok(Migrated { applied, newer })
 }
 
 /// Brings the schema to this release, or says why not; counts in `applied`. Gives later migrations,
@@ -52,35 +48,32 @@ pub async fn migrate(config: &Config, patience: Patience) -> Result<Migrated, St
 pub(super) async fn migrated(
     config: &Config,
     caller: Caller,
-    applied: &AtomicUsize,
+    applied: &mut usize,
 ) -> Result<Vec<i64>, StartError> {
     let may_migrate = caller == Caller::Migrate || config.postgres.migrate_on_start;
-    let deadline = config.postgres.transaction_deadline();
     let asking = async {
         let address = Address::new(&config.postgres, options(&config.postgres));
         let mut connection = address.connect().await?;
         let examined = examine(&mut connection, may_migrate).await?;
-        Ok((connection, examined))
+        Ok::<_, StartError>((connection, examined))
     };
     let (mut connection, Examined { surroundings, state }) =
-        within::<_, StartError>(deadline, asking).await?;
-    // Not read where that could run another role's code.
-    let Some(state) = state else {
-        return Err(foreign(config, list(surroundings.refused(may_migrate))));
-    };
+        within(config.postgres.transaction_deadline(), asking).await?;
     match state {
-        SchemaState::Current => Ok(Vec::new()),
-        SchemaState::Newer(versions) => Ok(versions),
-        SchemaState::Pending(versions) if may_migrate => {
+        // Not read where that could run another role's code.
+        None => Err(StartError::foreign(config, surroundings.refused(may_migrate))),
+        Some(SchemaState::Current) => Ok(Vec::new()),
+        Some(SchemaState::Newer(versions)) => Ok(versions),
+        Some(SchemaState::Pending(versions)) if may_migrate => {
             tracing::info!(?versions, "applying migrations");
             if !surroundings.may_create {
                 return Err(may_not_create(config, &surroundings, &versions, caller));
             }
-            let done = apply(&mut connection, &surroundings, deadline, applied).await;
-            done.map_err(|not| not_applied(config, &versions, not))?;
+            let done = apply(&mut connection, config, &surroundings, applied).await;
+            done.map_err(|error| not_applied(config, &versions, error))?;
             Ok(Vec::new())
         }
-        other => Err(misfit(config, &other)),
+        Some(other) => Err(StartError::misfit(config, &other)),
     }
 }
 
@@ -88,59 +81,20 @@ pub(super) async fn migrated(
 /// migrations' own statements.
 async fn apply(
     connection: &mut PgConnection,
+    config: &Config,
     looked: &Surroundings,
-    deadline: Duration,
-    applied: &AtomicUsize,
-) -> Result<(), NotApplied> {
+    applied: &mut usize,
+) -> Result<(), StartError> {
     if !looked.foreign.is_empty() {
-        return Err(NotApplied::Foreign(looked.foreign.clone()));
+        return Err(StartError::foreign(config, &looked.foreign));
     }
+    let deadline = config.postgres.transaction_deadline();
     close_schema(connection, deadline).await?;
-    while let Some(version) = apply_next(connection, deadline).await? {
+    while let Some(version) = apply_next(connection, config, deadline).await? {
         tracing::info!(version, "migration applied");
-        applied.fetch_add(1, Relaxed);
+        *applied += 1;
     }
     Ok(())
-}
-
-fn foreign(config: &Config, objects: String) -> StartError {
-    StartError::Foreign { objects, place: describe(&config.postgres) }
-}
-
-fn misfit(config: &Config, state: &SchemaState) -> StartError {
-    let (reason, remedy) = unfit(state);
-    StartError::schema(config, format!("{reason}; {remedy}"))
-}
-
-/// Why a schema does not fit that is not migrated, and what to do.
-pub fn unfit(state: &SchemaState) -> (String, &'static str) {
-    match state {
-        SchemaState::Current | SchemaState::Newer(_) => ("it is up to date".to_owned(), "nothing"),
-        SchemaState::Pending(versions) => (
-            format!("migrations {versions:?} are not applied and MIGRATE_ON_START is off"),
-            "run `vote-aggregator migrate` as the owner of the tables",
-        ),
-        SchemaState::Incompatible { migration, requires } => (
-            format!(
-                "the database is at migration {migration}, which needs a release that knows \
-                 migration {requires}; this release knows migrations up to {}",
-                newest()
-            ),
-            "run such a release; to stay with this one, restore the database from before that \
-             migration",
-        ),
-        SchemaState::Unknown(version) => (
-            format!(
-                "migration {version} is applied, which is not one of this release's, and it does \
-                 not follow on all of them"
-            ),
-            "check POSTGRES_DB, and compare the table _sqlx_migrations with init_db.sql",
-        ),
-        SchemaState::Differs(version) => (
-            format!("migration {version} was applied with other content than this release has"),
-            "compare the schema with init_db.sql",
-        ),
-    }
 }
 
 /// This role creates nothing in the schema, and migrations are pending.
@@ -178,17 +132,14 @@ fn may_not_create(
     StartError::Credentials { fault, place: describe(&config.postgres), advice }
 }
 
-/// What a migration that failed calls for. `versions` are those that were pending.
+/// The error of a start or command for a migration that failed; `versions` were pending. Nothing of it is
+/// committed, except after an unknown outcome of COMMIT, which the next try finds.
 pub(in crate::adapters::store) fn not_applied(
     config: &Config,
     versions: &[i64],
-    not: NotApplied,
+    error: StartError,
 ) -> StartError {
-    let fault = match not {
-        NotApplied::Fault(fault) => fault,
-        NotApplied::Foreign(objects) => return foreign(config, list(&objects)),
-        NotApplied::Misfit(state) => return misfit(config, &state),
-    };
+    let StartError::Unavailable(fault) = error else { return error };
     let code = fault.sqlstate.as_deref().unwrap_or_default();
     match fault.class {
         Class::Retry | Class::Reconnect | Class::UnknownOutcome => fault.into(),
@@ -208,7 +159,7 @@ pub(in crate::adapters::store) fn not_applied(
     }
 }
 
-/// What is to be done about a migration's error. Nothing of the migration is committed.
+/// What to do about a migration's error.
 fn remedy(sqlstate: &str) -> &'static str {
     match sqlstate {
         "0A000" | "2BP01" | "42P16" => {

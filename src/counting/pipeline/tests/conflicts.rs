@@ -2,17 +2,10 @@
 
 use super::*;
 
-fn conflicts(count: usize) -> World {
-    let world = World::default();
-    world.faults.lock().expect("no panic while held").extend(vec![Class::Retry; count]);
-    world
-}
-
 #[test]
 fn twenty_conflicts_cost_no_retry_and_at_most_two_seconds() {
-    let world = conflicts(20);
-    let items = stream::iter(deliveries(votes_named(2))).boxed();
-    let (ended, took) = run_chain(&world, &limits(2, 1), Mode::Flowing, items, None);
+    let world = World::failing([Class::Retry; 20]);
+    let (ended, took) = run_votes(&world, 2, 2);
     assert_eq!(ended.failure, None);
     assert_eq!(world.events().last(), Some(&Event::Acked(2)));
     // 10 to 100 ms each, and 5 ms for each try.
@@ -22,21 +15,18 @@ fn twenty_conflicts_cost_no_retry_and_at_most_two_seconds() {
 
 #[test]
 fn a_batch_that_meets_nothing_but_conflicts_is_given_up_behind_its_retries() {
-    let world = conflicts(usize::from(u8::MAX));
-    let items = stream::iter(deliveries(votes_named(2))).boxed();
-    let (ended, took) = run_chain(&world, &limits(2, 1), Mode::Flowing, items, None);
-    assert!(matches!(ended.failure, Some(Failure::Paused(_))), "{:?}", ended.failure);
-    let left = world.faults.lock().expect("no panic while held").len();
-    assert_eq!(usize::from(u8::MAX) - left, 20 + 1 + 3, "conflicts, the try behind them, retries");
+    let world = World::failing([Class::Retry; 255]);
+    let (ended, took) = run_votes(&world, 2, 2);
+    assert_paused(&ended);
+    let tried = 255 - world.faults_left();
+    assert_eq!(tried, 20 + 1 + 3, "conflicts, the try behind them, retries");
     assert!(took > Duration::from_secs(1 + 2 + 4), "with the delays of retries: {took:?}");
 }
 
 #[test]
 fn a_plain_insert_that_meets_a_known_vote_is_repeated_at_once_with_on_conflict() {
-    let world = World::default();
-    world.faults.lock().expect("no panic while held").push_back(Class::KnownHash);
-    let items = stream::iter(deliveries(votes_named(4))).boxed();
-    let (ended, took) = run_chain(&world, &limits(2, 1), Mode::Flowing, items, None);
+    let world = World::failing([Class::KnownHash]);
+    let (ended, took) = run_votes(&world, 2, 4);
     assert_eq!(ended.failure, None);
     assert_eq!(world.stored().concat().len(), 4, "each vote once");
     assert_eq!(world.events().last(), Some(&Event::Acked(4)));
@@ -47,8 +37,7 @@ fn a_plain_insert_that_meets_a_known_vote_is_repeated_at_once_with_on_conflict()
 
 #[test]
 fn a_batch_that_may_be_counted_already_is_never_inserted_plainly() {
-    let world = World::default();
-    world.faults.lock().expect("no panic while held").push_back(Class::UnknownOutcome);
+    let world = World::failing([Class::UnknownOutcome]);
     let mut items = deliveries(votes_named(4));
     items[3].as_mut().expect("a delivery").redelivered = true;
     let (ended, _) =

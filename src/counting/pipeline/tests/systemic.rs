@@ -8,8 +8,7 @@ fn run_refusing(batches: usize, bad: usize) -> (World, Option<Failure>) {
     let refused =
         (0..batches).flat_map(|batch| (1..=bad).map(move |n| format!("h{}", 10 * batch + n)));
     let world = World { refused: refused.collect(), ..World::default() };
-    let items = stream::iter(deliveries(votes_named(10 * batches))).boxed();
-    let (ended, _) = run_chain(&world, &limits(10, 1), Mode::Flowing, items, None);
+    let (ended, _) = run_votes(&world, 10, 10 * batches);
     (world, ended.failure)
 }
 

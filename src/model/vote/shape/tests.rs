@@ -120,6 +120,8 @@ fn a_timestamp_says_which_rule_it_breaks() {
         ("2025-11-14T12:00:00+25:00", "a date or a time that does not exist"),
         ("1969-12-31T23:59:59Z", "outside the years"),
         ("9999-12-31T23:59:59-01:00", "outside the years"),
+        ("1970-01-01T00:00:00+05:00", "outside the years"),
+        ("9999-12-31T23:59:59.9999999Z", "outside the years"),
         ("14/11/2025 12:00:00", "the date is not written"),
         ("20251114T120000Z", "the date is not written"),
         ("2025-11-14_12:00:00Z", "neither T nor a blank"),

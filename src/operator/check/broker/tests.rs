@@ -1,87 +1,75 @@
-//! What the broker's figures mean; where they come from is tested against real servers.
+//! What the facts about the broker mean; where they come from is tested against real servers.
 
-use std::ffi::OsString;
+use serde_json::Value;
 
+use super::super::tests::config;
 use super::*;
-use crate::adapters::broker::QueueFacts;
-use crate::platform::config::Sources;
 
-fn config(variables: &[(&str, &str)]) -> Config {
-    let environment =
-        variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value)));
-    let sources = Sources { environment: environment.collect(), ..Sources::default() };
-    Config::load(&sources).unwrap_or_else(|problems| panic!("{problems}"))
-}
-
-/// Of a queue whose arguments are all known.
-fn arguments(known: &[(&str, serde_json::Value)]) -> QueueArguments {
+/// A quorum queue with these arguments, and no others.
+fn facts(known: &[(&str, Value)], target: Option<DeadLetterTarget>) -> QueueFacts {
     let known = known.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
-    QueueArguments::all(known)
+    let arguments =
+        QueueArguments::all(known.chain([("x-queue-type".to_owned(), "quorum".into())]));
+    QueueFacts { arguments, target, management_error: None }
 }
 
-fn exists(target: Option<DeadLetterTarget>, permitted: bool) -> Option<QueueLook> {
-    let facts = QueueFacts {
-        arguments: arguments(&[("x-queue-type", "quorum".into())]),
-        target,
-        management_error: None,
+/// How bad the finding is whose value or subject begins so.
+fn severity(findings: &[Finding], begin: &str) -> Option<Severity> {
+    let begins = |finding: &&Finding| {
+        finding.value.as_deref().unwrap_or_default().starts_with(begin)
+            || finding.subject.starts_with(begin)
     };
-    Some(QueueLook { state: QueueState::Exists(QueueStatus::default(), facts), permitted })
+    findings.iter().find(begins).map(|finding| finding.severity)
 }
 
 #[test]
-fn a_queues_own_consumer_timeout_is_compared_with_the_longest_hold() {
-    let config = config(&[]);
-    let severity = |seconds: u64| {
-        let own = arguments(&[("x-consumer-timeout", (seconds * 1_000).into())]);
-        consumer_timeout(&config, &own).map(|finding| finding.severity)
-    };
-    // Half of 1,800 s and one transaction of 25 s.
-    assert_eq!(severity(1800), None);
-    assert_eq!(severity(1799), Some(Warning));
-    assert_eq!(severity(926), Some(Warning));
-    assert_eq!(severity(925), Some(Error));
-    let without = consumer_timeout(&config, &arguments(&[]));
-    assert_eq!(without.map(|finding| finding.severity), Some(Info));
-}
-
-#[test]
-fn dead_letters_in_two_places_are_reported() {
-    let config = config(&[]);
-    let to = |queue: &str| {
-        let target = DeadLetterTarget::Queue(queue.to_owned());
-        elsewhere(&config.rabbitmq, Some(&target)).is_some()
-    };
-    assert!(to("elsewhere") && !to("votes.aggregation.dlq"));
-}
-
-#[test]
-fn a_report_has_all_that_was_found_before_it_ended() {
-    let config = config(&[]);
-    let missing = || Some(QueueLook { state: QueueState::Missing, permitted: false });
-    let subjects = |facts: &BrokerFacts| report(&config, facts).checked.len();
-    let mut facts = BrokerFacts::default();
-    assert_eq!((subjects(&facts), report(&config, &facts).findings.len()), (1, 0));
-    let gone = DeadLetterTarget::MissingQueue("votes.aggregation.dlq".to_owned());
-    facts.queue = exists(Some(gone), false);
-    facts.dead_letter_queue = missing();
-    facts.publishing = Some(Publishing::Refused);
-    assert_eq!(subjects(&facts), 4);
-    let values: Vec<String> =
-        report(&config, &facts).findings.into_iter().filter_map(|finding| finding.value).collect();
-    for lacks in ["no read permission", "no permission to create", "no write permission"] {
-        assert_eq!(values.iter().filter(|v| v.starts_with(lacks)).count(), 1, "{values:?}");
+fn arguments_are_judged_by_the_brokers_version_and_by_the_configuration() {
+    let to = |queue: &str| Some(DeadLetterTarget::Queue(queue.to_owned()));
+    let timeout = |seconds: u64| ("x-consumer-timeout", Value::from(seconds * 1_000));
+    let own_limit = ("x-delivery-limit", Value::from(30));
+    for (argument, target, version, begin, expected) in [
+        // Half of 1,800 s and one transaction of 25 s.
+        (timeout(1800), None, None, "x-consumer-timeout", None),
+        (timeout(1799), None, None, "x-consumer-timeout", Some(Warning)),
+        (timeout(926), None, None, "x-consumer-timeout", Some(Warning)),
+        (timeout(925), None, None, "x-consumer-timeout", Some(Error)),
+        (own_limit.clone(), None, None, "rabbitmq.consumer_timeout_seconds", Some(Info)),
+        (own_limit, None, None, "no x-delivery-limit", None),
+        (timeout(1800), None, Some("3.13.7"), "no x-delivery-limit", None),
+        (timeout(1800), None, Some("4.0.5"), "no x-delivery-limit", Some(Warning)),
+        (timeout(1800), None, None, "no x-delivery-limit", Some(Info)),
+        (timeout(1800), to("elsewhere"), None, "x-dead-letter-routing-key", Some(Info)),
+        (timeout(1800), to("votes.aggregation.dlq"), None, "x-dead-letter-routing-key", None),
+    ] {
+        let facts = facts(std::slice::from_ref(&argument), target);
+        let found = of_votes(&config(""), QueueStatus::default(), &facts, version);
+        assert_eq!(severity(&found, begin), expected, "{argument:?} {version:?} {begin}");
     }
-    assert!(!values.contains(&"not there".to_owned()), "its route says so: {values:?}");
 }
 
 #[test]
-fn a_refusal_names_the_setting_and_where_it_came_from() {
-    let config = config(&[("RABBITMQ_HOST", "mq.example")]);
-    let finding = refused(&config, &OpenError::Unavailable("it is down".to_owned()));
-    assert_eq!((finding.severity, finding.value.as_deref()), (Error, Some("mq.example")));
-    assert_eq!(finding.set_by.as_deref(), Some("environment variable RABBITMQ_HOST"));
-    let refused = refused(&config, &OpenError::Credentials("403".to_owned()));
-    assert_eq!(refused.subject, "rabbitmq.user");
+fn a_report_has_all_that_was_found_before_the_look_ended() {
+    let config = config("RABBITMQ_PREFETCH_COUNT=2001");
+    let mut found = BrokerFacts::default();
+    let Report { checked, findings } = report(&config, &found);
+    assert_eq!((checked.len(), findings), (1, vec![]));
+    let target = DeadLetterTarget::MissingQueue("votes.aggregation.dlq".to_owned());
+    let state = QueueState::Exists(QueueStatus::default(), facts(&[], Some(target)));
+    found.queue = Some(QueueLook { state, permitted: false });
+    found.dead_letter_queue = Some(QueueLook { state: QueueState::Missing, permitted: false });
+    found.publishing = Some(Publishing::Refused);
+    let Report { checked, findings } = report(&config, &found);
+    assert_eq!(checked.len(), 4);
+    for (begin, expected) in [
+        ("no read permission", Some(Error)),
+        ("no permission to create", Some(Error)),
+        ("no write permission", Some(Error)),
+        ("rabbitmq.prefetch_count", Some(Info)),
+        // An error of the route says so.
+        ("not there", None),
+    ] {
+        assert_eq!(severity(&findings, begin), expected, "{begin}: {findings:#?}");
+    }
 }
 
 #[test]
@@ -92,28 +80,4 @@ fn versions_are_compared_by_their_numbers() {
     for new in ["3.10.0", "3.13.7", "4.0.5", "4.2.0-rc.1", "tanzu"] {
         assert!(is_at_least(new, (3, 10)), "{new}");
     }
-}
-
-#[test]
-fn the_brokers_own_delivery_limit_is_low_from_version_4_on() {
-    let severity = |known: &[(&str, serde_json::Value)], version| {
-        let arguments = arguments(known);
-        default_delivery_limit("votes", &arguments, version).map(|finding| finding.severity)
-    };
-    let quorum = ("x-queue-type", "quorum".into());
-    let plain = std::slice::from_ref(&quorum);
-    assert_eq!(severity(plain, Some("3.13.7")), None);
-    assert_eq!(severity(plain, Some("4.0.5")), Some(Warning));
-    assert_eq!(severity(plain, None), Some(Info));
-    assert_eq!(severity(&[], None), None, "a classic queue has none");
-    assert_eq!(severity(&[quorum, ("x-delivery-limit", 3.into())], None), None, "it has one");
-}
-
-#[test]
-fn a_large_prefetch_is_worth_a_note_and_no_more() {
-    let noted = |prefetch| {
-        let large = config(&[("RABBITMQ_PREFETCH_COUNT", prefetch)]);
-        super::prefetch(&large).map(|finding| finding.severity)
-    };
-    assert_eq!((noted("2000"), noted("2001")), (None, Some(Info)));
 }

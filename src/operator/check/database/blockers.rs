@@ -1,4 +1,4 @@
-//! Who keeps counting waiting: sessions that hold locks on the tables for longer than a moment.
+//! Sessions that block counting: they hold locks on the tables for longer than a moment.
 
 use crate::adapters::store::{Session, pids};
 use crate::operator::check::{Finding, Severity};
@@ -7,16 +7,8 @@ use crate::platform::telemetry::Standbys;
 
 use Severity::{Error, Warning};
 
-/// One finding for each session that keeps counting waiting, or would.
-pub(super) fn findings(
-    config: &Config,
-    standbys: Standbys,
-    sessions: &[Session],
-) -> impl Iterator<Item = Finding> {
-    sessions.iter().map(move |session| finding(config, standbys, session))
-}
-
-fn finding(config: &Config, standbys: Standbys, session: &Session) -> Finding {
+/// What it means for counting that a session holds its locks.
+pub(super) fn finding(config: &Config, standbys: Standbys, session: &Session) -> Finding {
     let subject = match session.pid {
         Some(pid) => format!("session {pid}"),
         None => "prepared transaction".to_owned(),
@@ -30,13 +22,13 @@ fn finding(config: &Config, standbys: Standbys, session: &Session) -> Finding {
         .with_value(session.to_string())
 }
 
-/// Ends nobody who may wait for a standby: its COMMIT would count as done without one.
+/// No session is to be ended that may wait for a standby: its COMMIT would count as done without one.
 fn remedy(config: &Config, standbys: Standbys, session: &Session) -> String {
     let Some(pid) = session.pid else {
         return match &session.gid {
             Some(gid) => format!(
-                "if nothing is going to finish it: ROLLBACK PREPARED {}, as its owner or a superuser",
-                quoted(gid)
+                "if nothing is going to finish it: ROLLBACK PREPARED '{}', as its owner or a superuser",
+                gid.replace('\'', "''")
             ),
             None => "SELECT * FROM pg_prepared_xacts; finish it, or ROLLBACK PREPARED".to_owned(),
         };
@@ -46,8 +38,8 @@ fn remedy(config: &Config, standbys: Standbys, session: &Session) -> String {
                 docs/runbook.md, VotesWaitWithoutCommit"
             .to_owned();
     }
-    let who = if session.superuser { "a superuser" } else { "a role in pg_signal_backend" };
-    let end = format!("as {who}: SELECT pg_terminate_backend({pid})");
+    let role = if session.superuser { "a superuser" } else { "a role in pg_signal_backend" };
+    let end = format!("as {role}: SELECT pg_terminate_backend({pid})");
     // What waits for a lock does not wait in SyncRep.
     if !session.waits_for.is_empty() {
         return format!(
@@ -62,10 +54,9 @@ fn remedy(config: &Config, standbys: Standbys, session: &Session) -> String {
             config.postgres.user
         );
         // It may wait in SyncRep.
-        return if standbys.named {
-            format!("{look} before anybody ends it")
-        } else {
-            format!("{look}; have its user end its transaction, or {end}")
+        return match standbys.named {
+            true => format!("{look} before it is ended"),
+            false => format!("{look}; have its user end its transaction, or {end}"),
         };
     }
     if session.is_ours() {
@@ -77,58 +68,41 @@ fn remedy(config: &Config, standbys: Standbys, session: &Session) -> String {
     format!("have its user end its transaction, or {end}")
 }
 
-/// As SQL writes a text.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::platform::config::Sources;
-
-    fn config() -> Config {
-        Config::load(&Sources::default()).unwrap_or_else(|problems| panic!("{problems}"))
-    }
+    use crate::adapters::store::session;
+    use crate::operator::check::tests::config;
 
     const NO_STANDBY: Standbys = Standbys { connected: 0, named: false, waited_for: false };
 
-    fn session(pid: i32, transaction: &str) -> Session {
-        Session {
-            pid: Some(pid),
-            transaction: transaction.to_owned(),
-            exclusive: true,
-            ..Session::default()
-        }
-    }
-
     #[test]
     fn a_session_that_waits_for_a_standby_is_never_to_be_ended() {
-        let advise = |session: Session| remedy(&config(), NO_STANDBY, &session);
-        let waiting = Session { wait_event: Some("SyncRep".to_owned()), ..session(7, "3/1") };
-        let advice = advise(waiting.clone());
-        assert!(!advice.contains("terminate") && advice.contains("do not end it"), "{advice}");
-        let advice = advise(Session { application: Some("vote-aggregator".to_owned()), ..waiting });
-        assert!(!advice.contains("terminate"), "{advice}");
-
-        let advice = advise(session(7, "3/1"));
-        assert!(advice.contains("pg_signal_backend: SELECT pg_terminate_backend(7)"), "{advice}");
-        let advice = advise(Session { superuser: true, ..session(7, "3/1") });
-        assert!(advice.contains("as a superuser"), "{advice}");
-        let behind = Session { hidden: true, waits_for: vec![5, 0], ..session(7, "3/1") };
-        let advice = advise(behind);
-        assert!(advice.contains("pid 5, a prepared transaction: end that one first"), "{advice}");
-        let hidden = Session { hidden: true, ..session(7, "3/1") };
-        let advice = advise(hidden.clone());
-        assert!(advice.contains("pg_monitor") && advice.contains("terminate"), "{advice}");
-        let standbys = Standbys { connected: 0, named: true, waited_for: true };
-        let advice = remedy(&config(), standbys, &hidden);
-        assert!(advice.contains("pg_monitor") && !advice.contains("terminate"), "{advice}");
+        let named = Standbys { named: true, waited_for: true, ..NO_STANDBY };
+        let plain = session(7, "3/1");
+        let waiting = Session { wait_event: Some("SyncRep".to_owned()), ..plain.clone() };
+        let ours = Session { application: Some("vote-aggregator".to_owned()), ..waiting.clone() };
+        let hidden = Session { hidden: true, ..plain.clone() };
+        let behind = Session { waits_for: vec![5, 0], ..hidden.clone() };
+        let superuser = Session { superuser: true, ..plain.clone() };
+        let end = "SELECT pg_terminate_backend(7)";
+        for (session, standbys, is_ended, advice) in [
+            (&waiting, NO_STANDBY, false, "do not end it"),
+            (&ours, NO_STANDBY, false, "do not end it"),
+            (&plain, NO_STANDBY, true, "pg_signal_backend"),
+            (&superuser, NO_STANDBY, true, "as a superuser"),
+            (&behind, NO_STANDBY, true, "pid 5, a prepared transaction: end that one first"),
+            (&hidden, NO_STANDBY, true, "pg_monitor"),
+            (&hidden, named, false, "pg_monitor"),
+        ] {
+            let found = remedy(&config(""), standbys, session);
+            assert!(found.contains(advice) && found.contains(end) == is_ended, "{found}");
+        }
     }
 
     #[test]
     fn a_prepared_transaction_is_rolled_back_by_its_identifier() {
         let prepared = Session { pid: None, gid: Some("it's".to_owned()), ..session(0, "3/7") };
-        assert!(remedy(&config(), NO_STANDBY, &prepared).contains("ROLLBACK PREPARED 'it''s'"));
+        assert!(remedy(&config(""), NO_STANDBY, &prepared).contains("ROLLBACK PREPARED 'it''s'"));
     }
 }

@@ -1,7 +1,7 @@
 //! What pending migrations and their rehearsal mean.
 
 use super::subject;
-use crate::adapters::store::{Misfits, Rehearsal, SchemaState, Server, Skipped, unfit};
+use crate::adapters::store::{Misfits, Rehearsal, SchemaState, Server, Skipped};
 use crate::operator::check::{Finding, Severity};
 use crate::platform::config::Config;
 
@@ -24,7 +24,7 @@ fn skipped(skipped: &Skipped) -> (Severity, String) {
             return (Warning, reason);
         }
         Skipped::TimedOut(limit, fault) => {
-            // A lock is never waited for as long as that.
+            // The wait for a lock is bounded more tightly than by the limit.
             let more = match fault.sqlstate.as_deref() {
                 Some("55P03") => "",
                 _ => ", or allow more with --rehearse SECONDS",
@@ -42,24 +42,20 @@ fn skipped(skipped: &Skipped) -> (Severity, String) {
 
 /// What the catalogue alone shows, where nothing was rehearsed.
 pub(super) fn misfits(config: &Config, misfits: &Misfits) -> impl Iterator<Item = Finding> {
-    misfits.unusable.iter().map(|misfit| {
-        Finding::new(
-            Error,
-            subject(config),
-            "counting would fail, and no migration changes that: the service would not start",
-            "alter the table, or rename it if it is another program's; compare it with init_db.sql",
-        )
-        .with_value(misfit)
-    })
+    let meaning = "counting would fail, and no migration changes that: the service would not start";
+    let remedy =
+        "alter the table, or rename it if it is another program's; compare it with init_db.sql";
+    let finding = Finding::new(Error, subject(config), meaning, remedy);
+    misfits.unusable.iter().map(move |misfit| finding.clone().with_value(misfit))
 }
 
-/// Anything but a schema that is up to date.
+/// What it means that the schema is not up to date.
 pub(super) fn finding(
     config: &Config,
     server: &Server,
     state: &SchemaState,
     rehearsal: &Rehearsal,
-) -> Finding {
+) -> Option<Finding> {
     let (severity, rehearsed) = match rehearsal {
         Rehearsal::Done(Ok(())) => {
             (Info, "rehearsed on these tables, with a batch counted, and rolled back".to_owned())
@@ -70,32 +66,42 @@ pub(super) fn finding(
             (severity, format!("neither they nor counting were tried: {reason}"))
         }
     };
-    if let SchemaState::Pending(versions) = state
-        && config.postgres.migrate_on_start
-    {
-        let value = format!("migrations {versions:?} are not applied");
-        let finding = if server.may_migrate() {
-            Finding::new(
-                severity,
-                subject(config),
-                format!("the service applies them at its start (MIGRATE_ON_START); {rehearsed}"),
-                "nothing; or run vote-aggregator migrate now, and check again",
-            )
-        } else {
-            Finding::new(
-                Error,
-                subject(config),
-                format!(
-                    "the user {:?} may not create tables in this schema, or is not the owner of \
-                     those that are there: the service would not start; {rehearsed}",
+    let (severity, value, meaning, remedy) = match state {
+        SchemaState::Current => return None,
+        SchemaState::Newer(versions) => {
+            let meaning = "a later release was here; none of its migrations requires it, so this \
+                           release runs on them";
+            let value = format!("later migrations {versions:?}");
+            (Info, value, meaning.to_owned(), "nothing")
+        }
+        SchemaState::Pending(versions) if config.postgres.migrate_on_start => {
+            let value = format!("migrations {versions:?} are not applied");
+            if server.may_migrate() {
+                let meaning = format!(
+                    "the service applies them at its start (MIGRATE_ON_START); {rehearsed}"
+                );
+                (
+                    severity,
+                    value,
+                    meaning,
+                    "nothing; or run vote-aggregator migrate now, and check again",
+                )
+            } else {
+                let meaning = format!(
+                    "the user {:?} may not create tables in this schema, or is not the owner of those \
+                     that are there: the service would not start; {rehearsed}",
                     config.postgres.user
-                ),
-                "run vote-aggregator migrate as the owner of the tables, then roles.sql",
-            )
-        };
-        return finding.with_value(value);
-    }
-    let (reason, remedy) = unfit(state);
-    let meaning = format!("{reason}: the service would not start; {rehearsed}");
-    Finding::new(Error, subject(config), meaning, remedy).with_value("the schema does not fit")
+                );
+                let remedy =
+                    "run vote-aggregator migrate as the owner of the tables, then roles.sql";
+                (Error, value, meaning, remedy)
+            }
+        }
+        _ => {
+            let (reason, remedy) = state.unfit();
+            let meaning = format!("{reason}: the service would not start; {rehearsed}");
+            (Error, "the schema does not fit".to_owned(), meaning, remedy)
+        }
+    };
+    Some(Finding::new(severity, subject(config), meaning, remedy).with_value(value))
 }

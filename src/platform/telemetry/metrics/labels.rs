@@ -1,13 +1,12 @@
 //! Values of labels: each a closed set, so that series stay bounded whatever happens.
 
-use opentelemetry::KeyValue;
 use strum::{IntoStaticStr, VariantArray};
 
 /// Value of the label `error_type`.
 #[derive(Clone, Copy, Debug, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub(super) enum ErrorType {
-    /// A message that is no valid vote.
+    /// An invalid message.
     Malformed,
     /// A transaction failed.
     Database,
@@ -51,12 +50,6 @@ pub enum PlainInsert {
     Committed,
     /// A `vote_hash` of the batch was in the audit already.
     Conflict,
-}
-
-impl PlainInsert {
-    pub(super) fn label(self) -> KeyValue {
-        KeyValue::new("outcome", <&'static str>::from(self))
-    }
 }
 
 /// Servers that are reconnected to.

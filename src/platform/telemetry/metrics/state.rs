@@ -53,6 +53,8 @@ pub(super) struct State {
     /// When the oldest unacked delivery was taken.
     pub(super) oldest_unacked: Option<Instant>,
     pub(super) last_commit: Option<Instant>,
+    /// How long the last batch took.
+    pub(super) last_batch: Duration,
     /// When a connection to PostgreSQL was last lost; `None` once a later transaction committed.
     pub(super) postgres_lost: Option<Instant>,
     pub(super) depths: QueueDepths,
@@ -107,7 +109,9 @@ impl Deliveries {
     /// batch is in flight.
     pub const fn imbalance(&self) -> i64 {
         let committed = self.counted + self.replays + self.attempts + self.unstorable;
-        committed.cast_signed() - (self.acked + self.committed_unacked).cast_signed()
+        // More acked than committed, as with an ack too early, is negative on either side.
+        let done = self.acked.wrapping_add(self.committed_unacked);
+        committed.wrapping_sub(done).cast_signed()
     }
 }
 

@@ -1,7 +1,6 @@
 //! The way to the collector: requests over HTTP, and one log line when it takes no spans.
 
-use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -36,22 +35,17 @@ impl HttpClient for Blocking {
     }
 }
 
-/// An exporter whose failures are told once until it works again, and not with every request.
+/// An exporter whose failures are logged once until it works again, and not with every request.
+#[derive(Debug)]
 pub(super) struct Watched<E> {
     exporter: E,
-    failing: AtomicBool,
+    /// Spans lost since it failed first.
     lost: AtomicU64,
 }
 
 impl<E> Watched<E> {
     pub(super) fn new(exporter: E) -> Self {
-        Self { exporter, failing: AtomicBool::new(false), lost: AtomicU64::new(0) }
-    }
-}
-
-impl<E> fmt::Debug for Watched<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched").field("lost", &self.lost).finish_non_exhaustive()
+        Self { exporter, lost: AtomicU64::new(0) }
     }
 }
 
@@ -60,14 +54,14 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
         let spans = batch.len() as u64;
         let exported = self.exporter.export(batch).await;
         match &exported {
-            Ok(()) if self.failing.swap(false, Relaxed) => {
+            Ok(()) => {
                 let lost = self.lost.swap(0, Relaxed);
-                tracing::info!(lost, "the collector takes spans again");
+                if lost > 0 {
+                    tracing::info!(lost, "the collector takes spans again");
+                }
             }
-            Ok(()) => {}
             Err(error) => {
-                self.lost.fetch_add(spans, Relaxed);
-                if !self.failing.swap(true, Relaxed) {
+                if self.lost.fetch_add(spans, Relaxed) == 0 {
                     tracing::warn!(
                         "the collector takes no spans, they are dropped until it does; counting \
                          goes on. Check OTEL_EXPORTER_OTLP_ENDPOINT and \

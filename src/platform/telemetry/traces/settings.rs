@@ -1,6 +1,8 @@
-//! OpenTelemetry's variables, as far as the SDK leaves them to us or takes nonsense in silence.
+//! OpenTelemetry's variables, where the SDK leaves them to us or ignores invalid values silently.
 
 use std::time::Duration;
+
+use strum::EnumString;
 
 use super::TracesError;
 
@@ -14,9 +16,11 @@ const SAMPLERS: [&str; 6] = [
     "parentbased_traceidratio",
 ];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString)]
 pub(super) enum Protocol {
+    #[strum(serialize = "grpc")]
     Grpc,
+    #[strum(serialize = "http/protobuf")]
     HttpProtobuf,
 }
 
@@ -32,7 +36,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// `None`: nobody asks for traces, or somebody asks for none.
+    /// `None`: traces are not asked for, or are switched off.
     pub(super) fn read(env: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, TracesError> {
         let of_traces = |name: &str| {
             let own = format!("OTEL_EXPORTER_OTLP_TRACES_{name}");
@@ -45,16 +49,14 @@ impl Settings {
             None => of_traces("ENDPOINT").is_some(),
             Some("otlp") => true,
             Some("none") => false,
-            Some(other) => {
-                return Err(wrong("OTEL_TRACES_EXPORTER", other, "otlp or none"));
-            }
+            Some(other) => return Err(wrong("OTEL_TRACES_EXPORTER", other, "otlp or none")),
         };
         if !wanted {
             return Ok(None);
         }
         // Not repeated: a header may be a credential.
         for (name, value) in ["HEADERS", "ENDPOINT"].into_iter().filter_map(of_traces) {
-            // The SDK trims each header itself, and no address.
+            // The SDK trims each header itself, but not an address.
             let trim = |part| if name.ends_with("HEADERS") { str::trim(part) } else { part };
             if value.split(',').map(trim).any(|part| part.contains(char::is_control)) {
                 return Err(TracesError(format!(
@@ -65,31 +67,31 @@ impl Settings {
         }
         let protocol = match of_traces("PROTOCOL") {
             None => Protocol::HttpProtobuf,
-            Some((name, value)) => match value.as_str() {
-                "grpc" => Protocol::Grpc,
-                "http/protobuf" => Protocol::HttpProtobuf,
-                other => return Err(wrong(&name, other, "grpc or http/protobuf")),
-            },
+            Some((name, value)) => {
+                value.parse().map_err(|_| wrong(&name, &value, "grpc or http/protobuf"))?
+            }
         };
         let https = match of_traces("ENDPOINT") {
             None => false,
             Some((name, endpoint)) => match url::Url::parse(&endpoint) {
-                Ok(url) if url.has_host() && url.scheme() == "https" => true,
-                Ok(url) if url.has_host() && url.scheme() == "http" => false,
+                Ok(url) if url.has_host() && ["http", "https"].contains(&url.scheme()) => {
+                    url.scheme() == "https"
+                }
                 // Not repeated: it may hold a password.
                 _ => {
-                    return Err(TracesError(format!(
-                        "{name} is no address such as http://collector:4318"
-                    )));
+                    let wrong = format!("{name} is not an address such as http://collector:4318");
+                    return Err(TracesError(wrong));
                 }
             },
         };
         let timeout = match of_traces("TIMEOUT") {
             None => DEFAULT_TIMEOUT,
-            Some((name, value)) => match value.parse() {
-                Ok(millis) => Duration::from_millis(millis),
-                Err(_) => return Err(wrong(&name, &value, "a number of milliseconds")),
-            },
+            Some((name, value)) => {
+                let millis = value.parse::<u64>();
+                let millis =
+                    millis.map_err(|_| wrong(&name, &value, "a number of milliseconds"))?;
+                Duration::from_millis(millis)
+            }
         };
         if let Some(sampler) = env("OTEL_TRACES_SAMPLER") {
             if !SAMPLERS.contains(&sampler.as_str()) {
@@ -130,35 +132,34 @@ mod tests {
     const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
 
     #[test]
-    fn off_until_somebody_asks_for_traces() {
-        assert!(read(&[]).expect("fine").is_none());
-        assert!(read(&[("OTEL_SERVICE_NAME", "votes")]).expect("fine").is_none());
-        assert!(read(&[ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")]).expect("fine").is_none());
-        assert!(read(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")]).expect("fine").is_none());
-        assert!(read(&[("OTEL_TRACES_EXPORTER", "otlp")]).expect("fine").is_some());
+    fn off_until_traces_are_asked_for() {
+        for (variables, on) in [
+            (&[][..], false),
+            (&[("OTEL_SERVICE_NAME", "votes")], false),
+            (&[ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")], false),
+            (&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")], false),
+            (&[("OTEL_TRACES_EXPORTER", "otlp")], true),
+        ] {
+            assert_eq!(read(variables).expect("valid").is_some(), on, "{variables:?}");
+        }
     }
 
     #[test]
-    fn what_is_said_of_traces_wins_over_what_is_said_of_all() {
-        let protocols = [
+    fn a_variable_of_traces_wins_over_one_of_all_signals() {
+        let variables = [
             ENDPOINT,
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://collector:4317"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
             ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc"),
         ];
-        let protocol = |variables| read(variables).expect("fine").expect("on").protocol;
-        assert_eq!(protocol(&protocols), Protocol::Grpc);
-        assert_eq!(protocol(&protocols[..2]), Protocol::HttpProtobuf);
-        assert_eq!(protocol(&protocols[..1]), Protocol::HttpProtobuf);
-    }
-
-    #[test]
-    fn tls_is_for_https_alone() {
-        let https = |endpoint| {
-            let variables = [ENDPOINT, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint)];
-            read(&variables).expect("fine").expect("on").https
-        };
-        assert!(https("https://collector:4317"));
-        assert!(!https("http://collector:4317"));
+        for (count, protocol, https) in [
+            (1, Protocol::HttpProtobuf, false),
+            (3, Protocol::HttpProtobuf, true),
+            (4, Protocol::Grpc, true),
+        ] {
+            let settings = read(&variables[..count]).expect("valid").expect("on");
+            assert_eq!((settings.protocol, settings.https), (protocol, https));
+        }
     }
 
     #[test]

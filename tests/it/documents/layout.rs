@@ -1,4 +1,4 @@
-//! The layout of ARCHITECTURE.md: which folder uses which, and what each seeded mutant breaks.
+//! The layout of ARCHITECTURE.md: which folder uses which, and which invariant each seeded mutant breaks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -7,7 +7,7 @@ use crate::support::repository::{files_below, read};
 
 const ARCHITECTURE: &str = include_str!("../../../ARCHITECTURE.md");
 
-/// The folders of `src`, and which of them each may use; `service` and `cli` put them together.
+/// The folders of `src`, and which of them each may use; `service` and `cli` may use all.
 const FOLDERS: [(&str, &[&str]); 5] = [
     ("model", &[]),
     ("platform", &["model"]),
