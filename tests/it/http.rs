@@ -154,8 +154,8 @@ const COUNTING: &str = "vote-aggregator";
 /// Processor time of the counting thread for each vote, in microseconds, over a second and 200 votes
 /// at least.
 async fn cost(service: &Service, stage: &Stage<'_>) -> f64 {
-    const COUNTED: &str = "SELECT sum(oui_count + non_count)::bigint FROM vote_results \
-                           WHERE law_id LIKE 'law-0%'";
+    const COUNTED: &str = "SELECT coalesce(sum(oui_count + non_count), 0)::bigint \
+                           FROM vote_results WHERE law_id LIKE 'law-0%'";
     let sample = async || (service.thread_time(COUNTING), stage.number(COUNTED).await);
     let (before, counted_before) = sample().await;
     let mut cost = 0.0;

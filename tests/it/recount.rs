@@ -39,7 +39,11 @@ async fn it_says_whether_results_and_audit_agree_and_where_they_do_not() {
     let text = "differ by 19 votes in 3 of 6 laws; 50 votes are in the audit";
     let differ = recount(&stage, &[]).await.assert(1, &[text]);
     let [oui, non] = right["law-001"];
-    let row = differ.stdout.lines().find(|line| line.starts_with("law-001")).unwrap_or_default();
+    let row = differ
+        .stdout
+        .lines()
+        .find(|line| line.trim_start().starts_with("law-001"))
+        .unwrap_or_else(|| panic!("{}", differ.stdout));
     let row: Vec<&str> = row.split_whitespace().collect();
     let expected = [&oui.to_string(), &non.to_string(), &(oui + 2).to_string()];
     assert_eq!(row[1..4], expected, "{}", differ.stdout);
