@@ -59,7 +59,8 @@ async fn missing_permissions_are_found_at_start_and_passing_refusals_are_waited_
     stage.declare(true, &[]).await;
     stage.declare_queue(&stage.dead_letter_queue(), true, &[]).await;
     let user = User::new(&stage);
-    user.may("", "", "");
+    // RabbitMQ 4.3 asks for configure even where a declare is passive.
+    user.may(&format!("^{}(\\.dlq)?$", stage.queue.replace('.', "\\.")), "", "");
     let found = user.check(&stage.queue).await.assert(1, &[]);
     has(&found, "error", &format!("no read permission on the queue \\\"{}\\\"", stage.queue));
     has(&found, "warning", ".dlq\\\"");

@@ -59,7 +59,8 @@ impl Session for RabbitSession {
                 None if cancelled.load(Ordering::Relaxed) => return None,
                 None => BrokerError::disconnected(
                     "the broker ended the consumer",
-                    "the queue was deleted, moved, or lost its leader",
+                    "the queue was deleted, moved, or lost its leader, or a delivery was held for longer \
+                     than RabbitMQ's consumer time-out",
                 ),
             };
             Some((Err(error), None))

@@ -286,7 +286,11 @@ impl Instruments {
 
     /// These deliveries are committed or dead-lettered, and can't be acknowledged any more.
     pub fn committed_unacked(&self, deliveries: u64) {
-        self.state().deliveries.committed_unacked += deliveries;
+        let mut state = self.state();
+        let before = state.deliveries.committed_unacked;
+        // An ack that came too early makes the number negative, which `imbalance` shows.
+        state.deliveries.committed_unacked = before.wrapping_add(deliveries);
+        drop(state);
         self.add(Count::DeliveriesCommittedUnacked, deliveries);
     }
 
