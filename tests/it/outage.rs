@@ -237,7 +237,8 @@ async fn a_frozen_database_runs_into_the_deadline_and_counts_nothing_twice() {
 async fn a_channel_closed_by_the_brokers_consumer_timeout_is_a_new_session() {
     let servers = Servers::private("consumertimeout");
     let (stage, _) = stage_with_votes(&servers, 0).await;
-    let limits = "application:set_env(rabbit, consumer_timeout, 1000), \
+    // Longer than a batch may wait to be full: RabbitMQ 4.3 is exact.
+    let limits = "application:set_env(rabbit, consumer_timeout, 3000), \
                   application:set_env(rabbit, channel_tick_interval, 500).";
     servers.script(&["ctl", "--", "-q", "eval", limits]);
     let service = stage.start(&[]).await;
