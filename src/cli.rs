@@ -58,8 +58,8 @@ Examples:
   vote-aggregator run --profile throughput      larger batches and prefetch
   vote-aggregator run --config /etc/votes.toml --set monitoring.port=9001
 
-SIGINT or SIGTERM ends it: what was taken is committed and acknowledged first. A second one ends it
-at once.";
+SIGINT or SIGTERM stops it: deliveries already received are committed and acknowledged first. A
+second signal ends it at once.";
 
 /// Counts votes from a RabbitMQ queue into PostgreSQL, each exactly once.
 #[derive(Parser)]

@@ -47,7 +47,7 @@ pub(super) async fn recount(config: &Config, arguments: &Arguments) -> Outcome {
     let Arguments { repair, yes, reason, json, retry_for } = arguments;
     if *repair && !yes {
         output::need_terminal(
-            "--repair asks before it writes, and standard input is no terminal: add --yes",
+            "--repair asks before it writes, and standard input is not a terminal: add --yes",
         )?;
     }
     let failed = exit::without_postgres("recount");

@@ -76,8 +76,8 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> Outcome {
     if *watch {
         if !terminal::draws(&io::stdout()) {
             return Err(output::usage(
-                "--watch draws on a terminal, and standard output is none, or one that draws nothing \
-                 (TERM is dumb or not set). Elsewhere, use --json in a loop:\n  \
+                "--watch needs a terminal, and standard output is not one (or TERM is dumb or not \
+                 set). Elsewhere, use --json in a loop:\n  \
                  while vote-aggregator results --json; do sleep 2; done",
             ));
         }

@@ -222,7 +222,7 @@ fn text(message: &DeadLetterMessage, examined: &Examined, reveal: bool) -> Strin
         ("law", or_dash(law_id)),
         ("reason", reason.label()),
         ("why", reason.explanation()),
-        ("to do", reason.advice().to_owned()),
+        ("fix", reason.advice().to_owned()),
         ("when", or_dash(when)),
         ("counts", counts),
     ];

@@ -264,8 +264,8 @@ fn consumer_timeout(config: &Config, arguments: &QueueArguments) -> Option<Findi
     let key = &keys::RABBITMQ_CONSUMER_TIMEOUT_SECONDS;
     let own = arguments.number("x-consumer-timeout").and_then(|ms| u64::try_from(ms).ok());
     let Some(own) = own.map(Duration::from_millis) else {
-        let meaning = "taken for the broker's consumer_timeout, which neither AMQP nor the management \
-                       API shows";
+        let meaning = "assumed to be the broker's consumer_timeout, which neither AMQP nor the \
+                       management API shows";
         let remedy = "compare it with rabbitmqctl eval 'application:get_env(rabbit, \
                       consumer_timeout).', in milliseconds";
         return Some(Finding::of_setting(Info, config, key, meaning, remedy));

@@ -231,16 +231,15 @@ impl Findings<'_> {
     fn unknown(&mut self, facts: &QueueFacts) {
         let (summary, unknown) = match facts.target {
             _ if facts.arguments.complete => return,
-            None => (
-                ROUTE_UNKNOWN,
-                "whether rejected messages are kept, and whether others are dropped,",
-            ),
+            None => {
+                (ROUTE_UNKNOWN, "whether it keeps rejected messages, and whether it drops others,")
+            }
             Some(_) => {
-                ("not all arguments of the queue are known", "whether another one drops votes")
+                ("not all arguments of the queue are known", "whether one of them drops votes")
             }
         };
         let meaning =
-            format!("the broker does not tell all arguments of this queue; {unknown} is unknown");
+            format!("the broker does not show all arguments of this queue; {unknown} is unknown");
         let remedy = format!(
             "set {}; `vote-aggregator check --connect` asks for more, if the user may configure the \
              queue",

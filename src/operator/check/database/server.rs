@@ -72,8 +72,8 @@ pub(super) fn findings(config: &Config, server: &Server) -> Vec<Finding> {
             true => "a superuser".to_owned(),
             false => format!("{} on vote_audit", server.audit_privileges.join(", ")),
         };
-        let meaning = "more than it needs to count: whoever gets hold of this password can change or \
-                       delete votes that were counted, and the audit of them";
+        let meaning = "more privileges than counting needs: anyone with this password can change \
+                       or delete counted votes and their audit";
         let remedy = "run roles.sql as the owner of the tables, and set POSTGRES_USER to a role in \
                       vote_service";
         add(Warning, &format!("role {user:?}"), &value, meaning, remedy);
