@@ -38,7 +38,7 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// Seconds to try for while PostgreSQL is away; 0: not at all
+    /// Seconds to retry while PostgreSQL is unavailable; 0: do not retry
     #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds())]
     retry_for: Duration,
 }

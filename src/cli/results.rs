@@ -58,7 +58,7 @@ pub(super) struct Arguments {
     /// Seconds between two readings
     #[arg(long, value_name = "SECONDS", requires = "watch", default_value = "2", value_parser = interval)]
     interval: Duration,
-    /// Seconds to try for while PostgreSQL is away; 0: not at all
+    /// Seconds to retry while PostgreSQL is unavailable; 0: do not retry
     #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds(), conflicts_with = "watch")]
     retry_for: Duration,
 }

@@ -191,7 +191,7 @@ async fn a_policy_has_a_dead_letter_queue_to_lead_to_also_when_that_was_deleted(
     })
     .await;
     stage.delete(&dead_letters).await;
-    service.until_logged("the dead-letter queue was deleted and has been created anew").await;
+    service.until_logged("the dead-letter queue was deleted and has been recreated").await;
     eventually("what is rejected is kept again", kept).await;
     service.stop().await;
     ctl(&["clear_policy", name]);

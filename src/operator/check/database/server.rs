@@ -44,11 +44,10 @@ pub(super) fn findings(config: &Config, server: &Server) -> Vec<Finding> {
              does not ask for it"
         );
         let remedy = "set ssl = on on the server, and POSTGRES_SSLMODE=verify-full";
-        add(Info, &place, "in clear", &meaning, remedy);
+        add(Info, &place, "unencrypted", &meaning, remedy);
     }
     if server.standby || server.read_only {
-        let meaning =
-            "it takes no writes (25006): nothing would be counted; counting was not tried";
+        let meaning = "it is read-only (25006): nothing would be counted; counting was not tried";
         let (value, remedy) = match server.standby {
             true => ("a standby", "set POSTGRES_HOST to the primary, or promote this server"),
             false => (
@@ -62,7 +61,7 @@ pub(super) fn findings(config: &Config, server: &Server) -> Vec<Finding> {
     if server.encoding != "UTF8" {
         let meaning = "a vote whose citizen_id has a character that this encoding lacks, or counts as \
                        several, is refused and dead-lettered";
-        let remedy = "make the database anew with ENCODING 'UTF8' TEMPLATE template0, before votes are \
+        let remedy = "recreate the database with ENCODING 'UTF8' TEMPLATE template0, before votes are \
                       in it";
         let value = format!("encoding {}", server.encoding);
         add(Warning, &subject(config), &value, meaning, remedy);
