@@ -129,7 +129,7 @@ async fn restore(config: &Config, connection: &Connection) {
         Err(error) => {
             tracing::error!(
                 queue,
-                "the dead-letter queue is missing and cannot be recreated: {error}; rejected \
+                "the dead-letter queue is not accessible and cannot be recreated: {error}; rejected \
                  messages may be lost"
             );
         }
