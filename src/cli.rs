@@ -58,8 +58,8 @@ Examples:
   vote-aggregator run --profile throughput      larger batches and prefetch
   vote-aggregator run --config /etc/votes.toml --set monitoring.port=9001
 
-SIGINT or SIGTERM ends it: what was taken is committed and acknowledged first. A second one ends it
-at once.";
+SIGINT or SIGTERM stops it: deliveries already received are committed and acknowledged first. A
+second signal ends it at once.";
 
 /// Counts votes from a RabbitMQ queue into PostgreSQL, each exactly once.
 #[derive(Parser)]
@@ -71,7 +71,7 @@ struct Arguments {
     /// Profile: default or throughput
     #[arg(long, global = true, value_name = "NAME")]
     profile: Option<String>,
-    /// One setting, above everything else, e.g. --set batch.size=500
+    /// One setting, overriding all other sources, e.g. --set batch.size=500
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
     /// The same as the command health-check, for containers whose checks are flags
@@ -96,11 +96,11 @@ enum Command {
     Results(results::Arguments),
     /// Recount the audit and compare the results with it: exit code 0 or 1
     Recount(recount::Arguments),
-    /// Look into the dead-letter queue, put messages back, remove them
+    /// List dead letters, replay them, remove them
     Dlq(dlq::Arguments),
     /// Ask the service on this host whether it is ready: exit code 0 or 1
     HealthCheck(health_check::Arguments),
-    /// Print what makes a shell complete commands and options
+    /// Print shell completions for commands and options
     Completions(completions::Arguments),
     /// Print the manual page
     Man(man::Arguments),

@@ -117,9 +117,10 @@ impl RabbitMq {
         let facts = timeout(EXAMINE_TIMEOUT, examining).await.unwrap_or_default();
         if let Some(kind) = facts.arguments.unsuitable_type() {
             return Err(OpenError::Configuration(format!(
-                "the queue {:?} has x-queue-type={kind}: acks and rejects remove and dead-letter \
-                 nothing there, so that votes would be counted never or again; {}. Name a quorum \
-                 queue in RABBITMQ_QUEUE; the service creates one that does not exist",
+                "the queue {:?} has x-queue-type={kind}: acks do not remove messages there and \
+                 rejects do not dead-letter them, so that votes would never be counted, or again; \
+                 {}. Name a quorum queue in RABBITMQ_QUEUE; the service creates one that does not \
+                 exist",
                 self.config.queue,
                 describe(&self.config)
             )));
@@ -164,7 +165,7 @@ impl RabbitMq {
             return Ok(());
         }
         Err(OpenError::Unavailable(
-            "the broker takes no publishes; is it blocked by a memory or disk alarm?".to_owned(),
+            "the broker accepts no publishes; is it blocked by a memory or disk alarm?".to_owned(),
         ))
     }
 

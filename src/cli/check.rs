@@ -29,8 +29,8 @@ Exit code 0: no error; 1: errors, with --strict also warnings; 78: the configura
 --connect creates and changes nothing: the queue's arguments are read from the broker's refusals of
 declares that differ (each has an argument that RabbitMQ refuses for a new queue, so that none is created),
 and a made-up batch is counted in PostgreSQL and rolled back. Pending migrations are applied before that and
-rolled back with it, where this role may: meanwhile whoever counts on these tables waits, a moment as a
-rule, and never longer than --rehearse for a lock and for each statement.")]
+rolled back with it, if this role may apply them. Instances that count on these tables wait meanwhile,
+usually for a moment, and never longer than --rehearse for a lock and for each statement.")]
 pub(super) struct Arguments {
     /// Look at RabbitMQ and PostgreSQL, too
     #[arg(long)]
@@ -93,7 +93,7 @@ fn text(report: &Report, colours: bool) -> String {
         text += &format!("{on}{name}{off}{:1$}", "", INDENT - name.len());
         text += &wrapped(&format!("{subject}{value}"), WIDTH, INDENT);
         let paragraphs =
-            [("set by: ", set_by.as_ref()), ("", Some(meaning)), ("to do:  ", Some(remedy))];
+            [("set by: ", set_by.as_ref()), ("", Some(meaning)), ("fix:    ", Some(remedy))];
         for (label, paragraph) in paragraphs {
             if let Some(paragraph) = paragraph {
                 let paragraph = wrapped(paragraph, WIDTH, INDENT + label.len());
@@ -151,7 +151,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "error    queue \"votes\": x-message-ttl=60000");
         assert_eq!(lines[1], "         votes older than 60000 ms are dropped");
-        assert!(lines[2].starts_with("         to do:  do "), "{text}");
+        assert!(lines[2].starts_with("         fix:    do "), "{text}");
         assert!(lines[3].starts_with("                 "), "{text}");
         let end = ["checked: the configuration", "         the clock", "1 error, no warnings"];
         assert!(lines.ends_with(&end), "{text}");

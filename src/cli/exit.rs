@@ -25,7 +25,7 @@ pub const INTERNAL: u8 = 70;
 pub const DEADLINE: u8 = 75;
 /// RabbitMQ or PostgreSQL refused: password, client certificate, a missing permission.
 pub const CREDENTIALS: u8 = 77;
-/// The configuration, the schema, a port that is taken, a database that could lose commits, a
+/// The configuration, the schema, a port that is in use, a database that could lose commits, a
 /// server whose certificate is not trusted.
 pub const CONFIG: u8 = 78;
 
@@ -43,17 +43,18 @@ pub const TABLE: [(Option<u8>, &str); 8] = [
     (
         Some(DEADLINE),
         "the shutdown deadline passed before everything was committed; migrate: a lock was not \
-         granted in time; migrate, results, recount: PostgreSQL was away for longer than --retry-for",
+         granted in time; migrate, results, recount: PostgreSQL was unavailable for longer than \
+         --retry-for",
     ),
     (
         Some(CREDENTIALS),
-        "RabbitMQ or PostgreSQL refused us at start: password, permission, client certificate; \
-         publish: also later, for the permission to write",
+        "RabbitMQ or PostgreSQL refused access at startup: password, permission, client \
+         certificate; publish: also later, for the permission to write",
     ),
     (
         Some(CONFIG),
-        "configuration, schema, a port that is taken, a database that could lose commits, objects of \
-         another role where ours belong, a server whose certificate we refuse",
+        "configuration, schema, a port that is in use, a database that could lose commits, objects \
+         of another role in place of the service's, a server certificate that is not trusted",
     ),
     (None, "ended at once by a second signal n"),
 ];

@@ -18,7 +18,7 @@ Examples:
 
 Each migration is one transaction that waits at most 2 s for a lock, so that counting goes on, and is
 tried again until --wait is over. Then the exit code is 75, and the log names who holds the lock. A
-PostgreSQL that is away or read-only is tried again until --retry-for is over; then it is 75, too.")]
+PostgreSQL that is unavailable or read-only is retried until --retry-for is over; then it is 75, too.")]
 pub(super) struct Arguments {
     /// Print the whole schema as one SQL script and touch no database
     #[arg(long)]
@@ -26,7 +26,7 @@ pub(super) struct Arguments {
     /// Seconds to wait for locks that other sessions hold
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds(), conflicts_with = "print")]
     wait: Duration,
-    /// Seconds to try for while PostgreSQL is away or read-only; 0: not at all
+    /// Seconds to retry while PostgreSQL is unavailable or read-only; 0: do not retry
     #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds(), conflicts_with = "print")]
     retry_for: Duration,
 }

@@ -32,7 +32,7 @@ Examples:
   vote-aggregator publish --file votes.ndjson --checkpoint votes.checkpoint
   zcat votes.ndjson.gz | vote-aggregator publish --file -
 
-A broker that is away, at the start or later, is tried again until --retry-for is over, counted from
+A broker that is unavailable, at startup or later, is retried until --retry-for is over, counted from
 the last confirm; what was not confirmed is published again then. With --checkpoint, run the same
 command again after whatever ended it: it goes on after the last line up to which everything is
 confirmed. Without it, run it again from the beginning: that counts nothing twice, it only takes
@@ -42,7 +42,7 @@ that the broker returns, because the queue is gone, ends it at once, and never c
 A byte order mark is skipped. A compressed file, UTF-16, CSV, a JSON array or JSON over several
 lines is refused before anything is published (2), with the command that converts it.")]
 pub(super) struct Arguments {
-    /// Sample messages in all
+    /// Number of sample messages
     #[arg(long, default_value_t = 1000)]
     count: usize,
     /// Messages a second; as fast as the broker confirms when not given
@@ -63,17 +63,17 @@ pub(super) struct Arguments {
     /// Publish the lines of this file of JSON votes instead of samples; - for standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = OF_SAMPLES)]
     file: Option<PathBuf>,
-    /// Keep in this file how far --file is published, and go on from there when it exists
+    /// Record in this file how far --file is published, and resume from there if it exists
     #[arg(long, value_name = "FILE", requires = "file", conflicts_with_all = OF_SAMPLES)]
     checkpoint: Option<PathBuf>,
-    /// Seconds to try for while the broker is away; 0: not at all
+    /// Seconds to retry while the broker is unavailable; 0: do not retry
     #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds())]
     retry_for: Duration,
     /// Decode every line of --file as the service would, report invalid votes, publish nothing
     #[arg(long, requires = "file", conflicts_with_all = OF_SAMPLES)]
     #[arg(conflicts_with_all = ["checkpoint", "rate", "report", "retry_for"])]
     dry_run: bool,
-    /// Write what was confirmed, and what counting it must come to, as JSON
+    /// Write what was confirmed, and the expected counts, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
@@ -147,7 +147,7 @@ async fn source(
     };
     if from.lines > 0 {
         output::note(format_args!(
-            "going on after line {} of {}: up to there everything is confirmed",
+            "resuming after line {} of {}: up to there everything is confirmed",
             HumanCount(from.lines),
             file.display()
         ));
@@ -188,7 +188,7 @@ fn again(
         Some(path) if matches!(error, PublishError::QueueGone) => format!(
             "Publish the whole file again, without {path}: what was counted is not counted twice"
         ),
-        Some(path) => format!("Run the same command again: it goes on from {path}"),
+        Some(path) => format!("Run the same command again: it resumes from {path}"),
         None if arguments.file.is_some() => "Publish the same file again: what was counted is not \
                                              counted twice. --checkpoint saves the time"
             .to_owned(),

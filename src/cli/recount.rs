@@ -38,7 +38,7 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// Seconds to try for while PostgreSQL is away; 0: not at all
+    /// Seconds to retry while PostgreSQL is unavailable; 0: do not retry
     #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds())]
     retry_for: Duration,
 }
@@ -47,7 +47,7 @@ pub(super) async fn recount(config: &Config, arguments: &Arguments) -> Outcome {
     let Arguments { repair, yes, reason, json, retry_for } = arguments;
     if *repair && !yes {
         output::need_terminal(
-            "--repair asks before it writes, and standard input is no terminal: add --yes",
+            "--repair asks before it writes, and standard input is not a terminal: add --yes",
         )?;
     }
     let failed = exit::without_postgres("recount");

@@ -58,7 +58,7 @@ pub(super) struct Arguments {
     /// Seconds between two readings
     #[arg(long, value_name = "SECONDS", requires = "watch", default_value = "2", value_parser = interval)]
     interval: Duration,
-    /// Seconds to try for while PostgreSQL is away; 0: not at all
+    /// Seconds to retry while PostgreSQL is unavailable; 0: do not retry
     #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds(), conflicts_with = "watch")]
     retry_for: Duration,
 }
@@ -76,8 +76,8 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> Outcome {
     if *watch {
         if !terminal::draws(&io::stdout()) {
             return Err(output::usage(
-                "--watch draws on a terminal, and standard output is none, or one that draws nothing \
-                 (TERM is dumb or not set). Elsewhere, use --json in a loop:\n  \
+                "--watch needs a terminal, and standard output is not one (or TERM is dumb or not \
+                 set). Elsewhere, use --json in a loop:\n  \
                  while vote-aggregator results --json; do sleep 2; done",
             ));
         }

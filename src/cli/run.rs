@@ -46,7 +46,7 @@ pub(super) async fn run(config: Config, traces: Traces) -> Outcome {
     tracing::info!(
         signal = first.name,
         deadline = seconds(config.shutdown.timeout),
-        "stopping: what was taken is committed and acked, the rest stays in the queue"
+        "stopping: deliveries already received are committed and acked, the rest stays in the queue"
     );
     stop.cancel();
     let notifying = OptionFuture::from(manager.as_ref().map(ServiceManager::stopping));

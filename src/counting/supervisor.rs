@@ -34,7 +34,7 @@ const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Shown by health while the breaker is open.
-const TAKES_NO_VOTES: &str = "PostgreSQL takes no votes";
+const COMMITS_NO_VOTES: &str = "PostgreSQL does not commit votes";
 
 /// What the supervisor works with, for as long as the process lives.
 pub struct Supervisor<'a, B, T> {
@@ -93,7 +93,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
             if let Some(since) = open_since.take_if(|_| ended.committed || ended.empty) {
                 let elapsed = seconds(since.elapsed());
                 let empty = ended.empty;
-                tracing::info!(elapsed, empty, "PostgreSQL takes votes again");
+                tracing::info!(elapsed, empty, "PostgreSQL commits votes again");
                 self.health.breaker_closed("counting");
                 self.instruments.breaker(BreakerState::Closed);
                 probing.reset();
@@ -220,11 +220,11 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         tracing::error!(
             class = fault.class.as_str(),
             sqlstate = fault.sqlstate,
-            "{TAKES_NO_VOTES}: {fault}; all unacked deliveries are requeued, consuming stops until a write \
-             succeeds"
+            "{COMMITS_NO_VOTES}: {fault}; all unacked deliveries are requeued, consuming stops until a \
+             write succeeds"
         );
-        self.health.breaker_open(Reason::of_fault(TAKES_NO_VOTES, fault));
-        self.health.rabbitmq_failed("not consuming while PostgreSQL takes no votes");
+        self.health.breaker_open(Reason::of_fault(COMMITS_NO_VOTES, fault));
+        self.health.rabbitmq_failed("not consuming while PostgreSQL does not commit votes");
         if mode == Mode::HalfOpen {
             // The probe does not meet this fault, for example a trigger on one law: no quick loops.
             probing.jump_to_cap();
@@ -255,7 +255,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 }
                 Err(fault) => {
                     self.instruments.database_fault(fault.class);
-                    self.health.breaker_open(Reason::of_fault(TAKES_NO_VOTES, &fault));
+                    self.health.breaker_open(Reason::of_fault(COMMITS_NO_VOTES, &fault));
                     tracing::warn!(
                         attempt,
                         sqlstate = fault.sqlstate,

@@ -162,7 +162,8 @@ pub enum PublishError {
     Refused(OpenError),
     /// A message was returned, or the queue was not there after a lost connection.
     #[error(
-        "the queue was deleted meanwhile: what it held then is lost, although the broker confirmed it"
+        "the queue was deleted meanwhile: the votes in it are lost, although the broker confirmed \
+         them"
     )]
     QueueGone,
     #[error(transparent)]
@@ -170,7 +171,10 @@ pub enum PublishError {
     /// Never returned by [`publish`], which opens another connection.
     #[error(transparent)]
     Lost(BrokerError),
-    #[error("RabbitMQ is away for {} s, longer than --retry-for: {reason}", away.as_secs())]
+    #[error(
+        "RabbitMQ has been unavailable for {} s, longer than --retry-for: {reason}",
+        away.as_secs()
+    )]
     GaveUp { away: Duration, reason: String },
     #[error("stopped by a signal")]
     Stopped,

@@ -77,7 +77,8 @@ impl ServiceManager {
 
     /// Sends that the service is stopping.
     pub async fn stopping(&self) {
-        let status = NotifyState::Status("stopping: what was taken is committed and acked");
+        let status = "stopping: deliveries already received are committed and acked";
+        let status = NotifyState::Status(status);
         self.send(move || sd_notify::notify(&[NotifyState::Stopping, status])).await;
     }
 

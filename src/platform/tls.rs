@@ -106,9 +106,9 @@ impl TlsFailure {
                 )
             }
             TlsFailureKind::ClientCertificate => format!(
-                "The server refuses our certificate, or requires one: set {cert_file} and \
-                 {key_file} to a certificate that is valid today and signed by an authority that the \
-                 server trusts for clients"
+                "The server refuses the client certificate, or requires one: set {cert_file} and \
+                 {key_file} to a certificate that is valid today and signed by an authority that \
+                 the server trusts for clients"
             ),
             TlsFailureKind::OutOfDate => "Renew it on the server, and check this machine's clock; \
                                           the service retries until then"

@@ -41,9 +41,9 @@ impl Watch {
         if found.alarms.is_none() {
             if !std::mem::replace(&mut self.seen.warned, true) {
                 tracing::warn!(
-                    "the table lost_votes cannot be used: this instance alone would notice that \
-                     acknowledged votes were lost, and forget it at a restart. Run migrate, then \
-                     roles.sql"
+                    "the table lost_votes cannot be used: only this instance would detect that \
+                     acknowledged votes were lost, and a restart would lose that information. Run \
+                     migrate, then roles.sql"
                 );
             }
         } else if !found.missing.is_empty() {
@@ -103,7 +103,7 @@ impl Watch {
                 timeline_after = found.timeline,
                 "acknowledged votes are missing from vote_audit: a failover or a restore of \
                  PostgreSQL lost their commits. Publish the votes of that time again: those that are \
-                 there are not counted twice. To go on without them, {accept}"
+                 there are not counted twice. To continue without them, {accept}"
             );
         }
         if alarms.is_empty() {

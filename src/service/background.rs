@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 /// A background task ended, which none may do while the service runs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the background task \"{name}\" {how}, and the service cannot go on without it")]
+#[error("the background task \"{name}\" {how}, and the service cannot continue without it")]
 pub struct TaskEnded {
     pub name: &'static str,
     pub how: &'static str,

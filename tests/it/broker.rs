@@ -75,7 +75,7 @@ async fn a_queue_that_exists_with_other_arguments_is_used_and_warned_of() {
     stage.declare(true, &arguments).await;
     let service = stage.start(&[]).await;
 
-    let unknown = "does not tell all arguments of this queue";
+    let unknown = "does not show all arguments of this queue";
     for warned in ["x-message-ttl=3600000", "x-expires=3600000", unknown] {
         assert_eq!(service.logged(warned), 1, "{warned}\n{}", service.log());
     }
@@ -191,7 +191,7 @@ async fn a_policy_has_a_dead_letter_queue_to_lead_to_also_when_that_was_deleted(
     })
     .await;
     stage.delete(&dead_letters).await;
-    service.until_logged("the dead-letter queue was deleted and has been created anew").await;
+    service.until_logged("the dead-letter queue was deleted and has been recreated").await;
     eventually("what is rejected is kept again", kept).await;
     service.stop().await;
     ctl(&["clear_policy", name]);

@@ -142,8 +142,8 @@ async fn no_failure_shows_an_address_a_user_a_database_or_a_queue_over_http() {
     );
     execute(&stage, &trigger).await;
     run_with(&stage, &["publish", "--count", "10"], &user).await.assert(0, &[]);
-    until_shown(&service, "PostgreSQL takes no votes: SQLSTATE 53100").await;
-    until_shown(&service, "not consuming while PostgreSQL takes no votes").await;
+    until_shown(&service, "PostgreSQL does not commit votes: SQLSTATE 53100").await;
+    until_shown(&service, "not consuming while PostgreSQL does not commit votes").await;
     execute(&stage, "DROP TRIGGER refuse ON vote_audit").await;
     service.until_ready().await;
 

@@ -49,7 +49,7 @@ async fn settle(stage: &Stage<'_>, service: Service, all: &[Vote]) -> String {
 async fn until_ready_or_restarted(servers: &Servers, service: &Service) {
     let mut restarted = 0;
     eventually_within(PATIENCE * 3, "ready, if need be after a restart of RabbitMQ", async || {
-        let failures = service.logged("when this goes on, restart it");
+        let failures = service.logged("restart it if this persists");
         // One may be a queue that is still electing its leader.
         if failures >= restarted + 2 {
             restarted = failures;
@@ -126,7 +126,7 @@ async fn postgresql_away_for_longer_than_all_retries_loses_nothing_and_requeues_
     assert_eq!(service.metric("deliveries_requeued_total").await, requeued);
     let log = settle(&stage, service, &all).await;
     assert!(log.contains("\"mode\":\"HalfOpen\""), "came back half-open:\n{log}");
-    assert!(log.contains("PostgreSQL takes votes again"));
+    assert!(log.contains("PostgreSQL commits votes again"));
 }
 
 /// Under a memory or disk alarm the broker reads nothing more from connections that publish: neither

@@ -79,7 +79,7 @@ async fn a_backfill_that_was_killed_goes_on_from_its_checkpoint() {
 
     // An orderly stop: nothing that was confirmed is published again.
     let second = spawn(&stage, &slow);
-    second.until_logged("going on after line").await;
+    second.until_logged("resuming after line").await;
     until_reached(&checkpoint, killed_at + 1_000).await;
     second.signal(Signal::INT);
     second.assert_ends(1, &["Run the same command again"]).await;
@@ -88,7 +88,7 @@ async fn a_backfill_that_was_killed_goes_on_from_its_checkpoint() {
     assert!(u64::from(ready) >= stopped_at && stopped_at < 20_000);
 
     let last = publish(&stage, &[&arguments[..], &["--report", &report]].concat()).await;
-    last.assert(0, &["going on after line", "of earlier runs"]);
+    last.assert(0, &["resuming after line", "of earlier runs"]);
     for file in [&report, &checkpoint] {
         let mode = std::fs::metadata(file).expect("written").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "only the owner can read {file}");

@@ -176,7 +176,7 @@ async fn the_live_view_outlives_an_outage_and_gives_the_terminal_back() {
     };
     until("1,000,003").await;
     servers.script(&["stop", "postgres"]);
-    until("is away since").await;
+    until("unavailable since").await;
     servers.script(&["start", "postgres"]);
     execute(&stage, "UPDATE vote_results SET oui_count = 4444 WHERE law_id = 'law-001'").await;
     until("4,446").await;

@@ -192,7 +192,7 @@ async fn a_role_without_grants_on_the_shared_tables_is_ready_and_notices_lost_vo
 
     // As if an older backup were restored under the service.
     execute(&stage, "DELETE FROM vote_audit").await;
-    service.until_logged("To go on without them, restart this instance").await;
+    service.until_logged("To continue without them, restart this instance").await;
     service.until_not_ready().await;
     assert_eq!(service.metric("acknowledged_votes_lost_total").await, Some(1.0));
     // With the grants it is recorded, so that a restart does not forget it.

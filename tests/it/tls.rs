@@ -240,7 +240,7 @@ async fn both_servers_may_ask_for_a_clients_certificate() {
     let texts = ["valid client certificate", "POSTGRES_SSLCERT is not set", postgres];
     spawn(&[&login]).await.assert_ends(77, &texts).await;
     let alert = "received fatal alert: UnknownCA";
-    let texts = [alert, "refuses our certificate", "POSTGRES_SSLCERT", postgres];
+    let texts = [alert, "refuses the client certificate", "POSTGRES_SSLCERT", postgres];
     spawn(&[&login, &for_postgres(&unknown)]).await.assert_ends(77, &texts).await;
     // As PostgreSQL's superuser, to see what RabbitMQ answers. It closes the socket behind its alert,
     // and the alert may be lost: then it is tried again, and the log names the likely reason.

@@ -16,7 +16,7 @@ use crate::support::{
     Collector, Files, Servers, Service, Stage, execute, messages, run_with, votes,
 };
 
-const TAKES_NO_SPANS: &str = "the collector takes no spans";
+const ACCEPTS_NO_SPANS: &str = "the collector does not accept spans";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -132,7 +132,7 @@ async fn over_tls_a_collector_is_trusted_for_its_authority_and_not_without() {
     let (collector, authority) = Collector::listen_tls().await;
     let service = start(&stage, &collector, &[]).await;
     stage.publish_votes(&votes(0, 5)).await;
-    service.until_logged(TAKES_NO_SPANS).await;
+    service.until_logged(ACCEPTS_NO_SPANS).await;
     service.stop().await;
     assert_eq!(collector.spans(), []);
 
@@ -143,7 +143,7 @@ async fn over_tls_a_collector_is_trusted_for_its_authority_and_not_without() {
     stage.publish_votes(&votes(0, 10)).await;
     stage.until_counted(10).await;
     let log = service.stop().await;
-    assert!(!log.contains(TAKES_NO_SPANS), "{log}");
+    assert!(!log.contains(ACCEPTS_NO_SPANS), "{log}");
     assert!(!batches(&stage, &collector).is_empty());
 }
 
@@ -181,7 +181,7 @@ async fn a_storm_of_retries_is_summarised_in_the_log_and_complete_in_the_traces(
     let summary: Value = serde_json::from_str(summary[0]).expect("JSON");
     assert_eq!(summary["suppressed"], events.len() - 10, "{summary}");
     assert_eq!(summary["reason"], "retry");
-    let given_up = log.lines().find(|line| line.contains("batch given up")).expect("in the log");
+    let given_up = log.lines().find(|line| line.contains("batch abandoned")).expect("in the log");
     lines.into_iter().chain([given_up]).for_each(assert_batch_fields);
     assert!(given_up.contains("\"attempt\":21"), "{given_up}");
     assert!(log.contains("\"sqlstate\":\"40001\""), "{log}");
@@ -215,7 +215,7 @@ async fn a_collector_that_does_not_answer_costs_neither_votes_nor_time_nor_more_
         stage.publish_votes(&more).await;
         all.extend(more);
         stage.until_counted(all.len()).await;
-        service.until_logged(TAKES_NO_SPANS).await;
+        service.until_logged(ACCEPTS_NO_SPANS).await;
         let asked = Instant::now();
         service.signal(Signal::TERM);
         assert_eq!(service.exit_code().await, Some(0), "{address} {protocol}");
@@ -230,7 +230,7 @@ async fn a_collector_that_does_not_answer_costs_neither_votes_nor_time_nor_more_
                 && !usual.iter().any(|usual| line.contains(usual))
         });
         let warned: Vec<_> = warned.collect();
-        assert!(warned.len() == 1 && warned[0].contains(TAKES_NO_SPANS), "{log}");
+        assert!(warned.len() == 1 && warned[0].contains(ACCEPTS_NO_SPANS), "{log}");
     }
     stage.assert_counted_exactly(&all).await;
     drop(silent);

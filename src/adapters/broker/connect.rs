@@ -83,8 +83,8 @@ fn not_opened(config: &Config, error: &Error) -> OpenError {
                 // A port with TLS hangs up on a client without; so does a broker that is stopping.
                 false => format!("{message}. If that port takes TLS only, set {mode}=true"),
                 true => format!(
-                    "{message}. If that goes on, the broker may refuse our certificate or the lack \
-                     of one ({cert_file}) without saying so; see its log"
+                    "{message}. If this persists, the broker may refuse the client certificate, or \
+                     require one ({cert_file}); see the broker's log"
                 ),
             }),
             (other, _) => other,
@@ -123,7 +123,8 @@ pub(super) fn refused(config: &Config, error: &Error) -> OpenError {
         // RabbitMQ 3.10, killed just after a start, can come back with a queue that stays without a
         // leader: its dead-letter supervisor has given up and is not started again.
         Some(541) => OpenError::Unavailable(format!(
-            "{message}. RabbitMQ failed inside, its log says why; when this goes on, restart it"
+            "{message}. RabbitMQ reports an internal error; see its log, and restart it if this \
+             persists"
         )),
         _ => OpenError::Unavailable(message),
     }

@@ -123,13 +123,13 @@ async fn restore(config: &Config, connection: &Connection) {
     match topology::ensure_dead_letter_queue(connection, config).await {
         Ok(()) => tracing::error!(
             queue,
-            "the dead-letter queue was deleted and has been created anew: dead letters that were in it, \
-             and messages rejected meanwhile, are lost"
+            "the dead-letter queue was deleted and has been recreated: its dead letters, and \
+             messages rejected meanwhile, are lost"
         ),
         Err(error) => {
             tracing::error!(
                 queue,
-                "the dead-letter queue can't be seen and can't be created anew: {error}; rejected \
+                "the dead-letter queue is not accessible and cannot be recreated: {error}; rejected \
                  messages may be lost"
             );
         }

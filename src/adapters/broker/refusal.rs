@@ -35,16 +35,16 @@ fn occupied_by(code: u16, text: &str) -> Option<(&'static str, &'static str)> {
              `rabbitmqctl restart_vhost`",
         ),
         403 if has("in exclusive use") => (
-            "another consumer has the queue to itself; see rabbitmqctl list_consumers",
-            "Another consumer takes from this queue exclusively, the predecessor perhaps: find \
-             it (`rabbitmqctl list_consumers queue_name channel_pid`, \
-             `rabbitmqctl list_connections pid user peer_host`) and stop it",
+            "another consumer has the queue exclusively; see rabbitmqctl list_consumers",
+            "Another consumer, possibly the predecessor, consumes this queue exclusively: find it \
+             (`rabbitmqctl list_consumers queue_name channel_pid`, `rabbitmqctl list_connections \
+             pid user peer_host`) and stop it",
         ),
         405 if has("exclusive access") => (
             "another connection has declared the queue exclusive; see rabbitmqctl list_queues",
-            "Another connection declared this queue exclusive, and takes it along when it ends: \
-             find it (`rabbitmqctl list_queues name owner_pid`, \
-             `rabbitmqctl list_connections pid user peer_host`) and have it declare a durable one",
+            "Another connection declared this queue exclusive; it is deleted with that connection: \
+             find it (`rabbitmqctl list_queues name owner_pid`, `rabbitmqctl list_connections pid \
+             user peer_host`) and have it declare a durable one",
         ),
         404 if has("is down or inaccessible") => (
             "the node that has the queue is down; see rabbitmqctl cluster_status",

@@ -194,8 +194,9 @@ impl Address {
             Error::Protocol(_) => (
                 StartError::Unavailable,
                 format!(
-                    "{}; {place}. What answers there is no PostgreSQL, or asks for a login other \
-                     than a password: check POSTGRES_HOST, POSTGRES_PORT and the server's pg_hba.conf",
+                    "{}; {place}. The server there is not PostgreSQL, or requires a login other \
+                     than a password: check POSTGRES_HOST, POSTGRES_PORT and the server's \
+                     pg_hba.conf",
                     fault.message
                 ),
             ),

@@ -15,8 +15,8 @@ pub enum StartError {
     Unavailable(#[from] Fault),
     #[error("PostgreSQL refuses the login or a permission: {fault}; {place}. {advice}")]
     Credentials { fault: Fault, place: String, advice: String },
-    /// The server does not take our certificate, or asks for one.
-    #[error("PostgreSQL refuses our certificate, or requires one: {0}")]
+    /// The server refuses the client certificate, or requires one.
+    #[error("PostgreSQL refuses the client certificate, or requires one: {0}")]
     Certificate(Fault),
     /// We refuse the server, or it offers no TLS.
     #[error("no encrypted connection to PostgreSQL: {0}")]

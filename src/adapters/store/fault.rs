@@ -24,7 +24,8 @@ impl From<&Error> for Fault {
             // Its words quote a character of the password.
             Error::Configuration(_) => (
                 Class::Reconnect,
-                "the driver cannot use the login, or the files of our certificate".to_owned(),
+                "the driver cannot use the login, or the files of the client certificate"
+                    .to_owned(),
             ),
             Error::PoolTimedOut => (
                 Class::Reconnect,

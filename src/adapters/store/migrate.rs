@@ -67,8 +67,8 @@ impl SchemaState {
             ),
             Self::Unknown(version) => (
                 format!(
-                    "migration {version} is applied, which is not one of this release's, and it does \
-                     not follow on all of them"
+                    "migration {version} is applied, which this release does not have, and not all \
+                     migrations of this release are applied"
                 ),
                 "check POSTGRES_DB, and compare the table _sqlx_migrations with init_db.sql",
             ),

@@ -51,7 +51,7 @@ pub(super) struct Replay {
     /// Also malformed messages: the service will reject them again
     #[arg(long)]
     force: bool,
-    /// Seconds to wait for what becomes of the one that is replayed first
+    /// Seconds to wait for the outcome of the one that is replayed first
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3_600))]
     trial_seconds: u32,
     /// Replay everything at once, without trying one first
@@ -140,20 +140,20 @@ fn trial_note(cause: &str, outcome: Option<Outcome>, queue: &str, seconds: u32) 
     let cause = printable(cause);
     match outcome {
         None => format!(
-            "{cause}: put one back into {queue}, waiting up to {seconds} s for what becomes of it \
-             (--no-trial skips this)"
+            "{cause}: replayed one into {queue}, waiting up to {seconds} s for its outcome (--no-trial \
+             skips this)"
         ),
         Some(Outcome::StayedAway) => {
-            format!("{cause}: it was taken and stayed away: the others follow")
+            format!("{cause}: it was consumed and did not come back: the others follow")
         }
         Some(Outcome::CameBack) => format!(
-            "{cause}: it came back, so its cause is still there: the others are left. Fix the cause \
-             that `dlq show` names first"
+            "{cause}: it came back, so its cause is not fixed: the others stay dead letters. First \
+             fix the cause that `dlq show` names"
         ),
         Some(Outcome::Unsettled) => format!(
-            "{cause}: not known within {seconds} s, so the others are left. Is an instance consuming \
-             from {queue}, and is its backlog short? Run the command again then, or with a longer \
-             --trial-seconds"
+            "{cause}: no outcome within {seconds} s, so the others stay dead letters. Is an \
+             instance consuming from {queue}, and is its backlog short? Run the command again \
+             then, or with a longer --trial-seconds"
         ),
     }
 }
@@ -263,12 +263,12 @@ impl Work<'_> {
     }
 
     fn outcome(&self, tally: &Tally, done: &str) -> String {
-        let too_often = format!("left: put back {} times or more", self.max_replays);
+        let too_often = format!("skipped: replayed {} times or more", self.max_replays);
         let left = [
-            ("left: malformed, would come straight back", tally.malformed),
+            ("skipped: malformed, would be dead-lettered again", tally.malformed),
             (&too_often, tally.too_often),
-            ("left: one of its cause came back, or was not settled", tally.held_back),
-            ("left: not confirmed by the broker", tally.failed),
+            ("skipped: another one with its cause came back, or was not settled", tally.held_back),
+            ("not done: not confirmed by the broker", tally.failed),
         ];
         let left = left.into_iter().filter(|(_, count)| *count > 0);
         let rows = [(done, tally.taken)].into_iter().chain(left);

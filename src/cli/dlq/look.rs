@@ -54,7 +54,7 @@ pub(super) struct List {
 Examples:
   vote-aggregator dlq show --hash 4f2a...
   vote-aggregator dlq show --reason missing_field --max 3
-  vote-aggregator dlq show --hash 4f2a... --reveal     with the citizen: for confidential eyes only
+  vote-aggregator dlq show --hash 4f2a... --reveal     with the citizen: confidential
   vote-aggregator dlq show --json --max 0 | jq .
 
 Of a body the values of vote_hash, law_id, choice and timestamp are shown, all others are ***, and
@@ -222,7 +222,7 @@ fn text(message: &DeadLetterMessage, examined: &Examined, reveal: bool) -> Strin
         ("law", or_dash(law_id)),
         ("reason", reason.label()),
         ("why", reason.explanation()),
-        ("to do", reason.advice().to_owned()),
+        ("fix", reason.advice().to_owned()),
         ("when", or_dash(when)),
         ("counts", counts),
     ];

@@ -83,7 +83,7 @@ pub(super) fn draw(frame: &mut Frame, view: &View, now: OffsetDateTime, instant:
     if let Some(Away { since, reason }) = &view.away {
         let since = moment(Some(*since));
         let then = if view.is_empty() { "" } else { "; these are the last counts" };
-        let outage = format!("PostgreSQL is away since {since}{then}; trying again");
+        let outage = format!("PostgreSQL has been unavailable since {since}{then}; retrying");
         let lines = [Line::styled(outage, MARK), Line::raw(printable(reason))];
         let paragraph = Paragraph::new(Text::from_iter(lines)).wrap(Wrap { trim: true });
         frame.render_widget(paragraph, mark);
@@ -276,7 +276,8 @@ mod tests {
         view.failed(NOW, "still refused\x1b[2J".to_owned());
         let lines = drawn(&view, (120, 12), at + Duration::from_secs(600));
         assert!(lines[0].ends_with("read 10 min ago"), "{lines:#?}");
-        let mark = "PostgreSQL is away since 2026-11-25 21:14:50Z; these are the last counts";
+        let mark =
+            "PostgreSQL has been unavailable since 2026-11-25 21:14:50Z; these are the last counts";
         assert!(lines[1].starts_with(mark), "{lines:#?}");
         assert_eq!(lines[2], "still refused\\u{1b}[2J");
         assert_eq!(words(&lines[6])[..4], ["law-2", "11,003", "2", "11,005"]);
@@ -292,7 +293,10 @@ mod tests {
         assert!(drawn(&view, (80, 6), Instant::now()).join("\n").contains("reading ..."));
         view.failed(NOW, "connection refused".to_owned());
         let lines = drawn(&view, (80, 6), Instant::now()).join("\n");
-        assert!(lines.contains("is away since") && lines.contains("connection refused"), "{lines}");
+        assert!(
+            lines.contains("unavailable since") && lines.contains("connection refused"),
+            "{lines}"
+        );
         assert!(!lines.contains("last counts"), "{lines}");
         view.read(Instant::now(), reading(vec![]));
         let lines = drawn(&view, (80, 6), Instant::now()).join("\n");

@@ -114,7 +114,7 @@ impl<'a> BatchLog<'a> {
             &self.votes,
             attempt,
             sqlstate,
-            "batch given up, its deliveries go back to the queue: {why}"
+            "batch abandoned, its deliveries are requeued: {why}"
         );
     }
 }

@@ -281,7 +281,7 @@ fn hashes<'v>(votes: &'v Votes, refused: &[Refused]) -> BTreeSet<&'v str> {
 fn out_of_time(last: Option<Fault>) -> Unsettled {
     let because = match &last {
         Some(fault) => format!("; last: {}", fault.message),
-        None => ", which other batches took up".to_owned(),
+        None => ", which other batches used up".to_owned(),
     };
     paused(Fault {
         class: Class::Pause,

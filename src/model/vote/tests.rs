@@ -53,7 +53,7 @@ fn a_valid_hash_is_named_in_the_rejection_and_an_invalid_one_is_not() {
 }
 
 #[test]
-fn debug_output_does_not_tell_who_voted() {
+fn debug_output_does_not_reveal_who_voted() {
     let body = message("2025-11-14T12:00:00Z").replace("c1", "citizen-secret");
     let vote = decode(body.as_bytes(), 16_384).expect("a valid vote");
     assert_eq!(vote.citizen_id, "citizen-secret");

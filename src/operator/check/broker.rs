@@ -32,7 +32,8 @@ pub async fn broker(config: &Config) -> Report {
         Ok(Err(error)) => Some(refused(config, &error)),
         Err(_) => {
             let meaning = format!(
-                "RabbitMQ took a connection, and did not answer all within {LOOK_TIMEOUT:?}"
+                "RabbitMQ accepted the connection, but did not answer every request within \
+                 {LOOK_TIMEOUT:?}"
             );
             let remedy = "look at its log and at rabbitmqctl status; a node that pauses, or queues \
                           without a majority of their nodes, answer nothing";
@@ -73,9 +74,9 @@ fn report(config: &Config, facts: &BrokerFacts) -> Report {
         }
         if *prefetch > LARGE_PREFETCH {
             let meaning = format!(
-                "RabbitMQ grants it; to a consumer of a quorum queue that asks for no limit it gives \
-                 {LARGE_PREFETCH}, so it is a large one: what is handed out stays in the broker's \
-                 memory"
+                "RabbitMQ grants it; to a consumer of a quorum queue that asks for no limit it \
+                 gives {LARGE_PREFETCH}, so it is a large one: delivered messages stay in the \
+                 broker's memory"
             );
             let remedy = "nothing, unless the broker is short of memory or other instances go idle";
             let key = &keys::RABBITMQ_PREFETCH_COUNT;
@@ -106,14 +107,13 @@ fn refused(config: &Config, error: &OpenError) -> Finding {
             "correct the settings that it names, or the broker: rabbitmqctl list_vhosts, \
              rabbitmq-diagnostics listeners",
         ),
-        OpenError::Occupied { .. } => (
-            &keys::RABBITMQ_HOST,
-            "end what holds it, or raise the limit; the service waits for it",
-        ),
+        OpenError::Occupied { .. } => {
+            (&keys::RABBITMQ_HOST, "free it, or raise the limit; the service waits for it")
+        }
         OpenError::Unavailable(_) => (
             &keys::RABBITMQ_HOST,
-            "start the broker, or check RABBITMQ_HOST, RABBITMQ_PORT and what lies between; the \
-             service would wait for it",
+            "start the broker, or check RABBITMQ_HOST, RABBITMQ_PORT and the network; the service \
+             would wait for it",
         ),
     };
     Finding::of_setting(Error, config, key, error.to_string(), remedy)
@@ -171,8 +171,8 @@ fn of_either(
             found.push(Finding::new(Info, subject(queue), meaning, remedy).with_value("not there"));
         }
         QueueState::Exclusive => {
-            let meaning = "another connection has declared it exclusive: the service can't use it, and \
-                           it goes with that connection";
+            let meaning = "another connection has declared it exclusive: the service cannot use \
+                           it, and it is deleted with that connection";
             let remedy = "find out which one (rabbitmqctl list_queues name owner_pid) and have it \
                           declare the queue durable and not exclusive";
             found
@@ -207,7 +207,7 @@ fn of_votes(
     let RabbitMq { queue, dead_letter_queue, .. } = &config.rabbitmq;
     let (meaning, remedy) = match consumers {
         0 => (
-            "no consumer takes from it now".to_owned(),
+            "it has no consumer".to_owned(),
             "nothing: what is there is counted once the service runs",
         ),
         _ => (
@@ -264,8 +264,8 @@ fn consumer_timeout(config: &Config, arguments: &QueueArguments) -> Option<Findi
     let key = &keys::RABBITMQ_CONSUMER_TIMEOUT_SECONDS;
     let own = arguments.number("x-consumer-timeout").and_then(|ms| u64::try_from(ms).ok());
     let Some(own) = own.map(Duration::from_millis) else {
-        let meaning = "taken for the broker's consumer_timeout, which neither AMQP nor the management \
-                       API shows";
+        let meaning = "assumed to be the broker's consumer_timeout, which neither AMQP nor the \
+                       management API shows";
         let remedy = "compare it with rabbitmqctl eval 'application:get_env(rabbit, \
                       consumer_timeout).', in milliseconds";
         return Some(Finding::of_setting(Info, config, key, meaning, remedy));
@@ -278,7 +278,7 @@ fn consumer_timeout(config: &Config, arguments: &QueueArguments) -> Option<Findi
     let (severity, risk) = if longest < own {
         (Warning, "still longer")
     } else {
-        (Error, "shorter: RabbitMQ may take the deliveries back in the midst of a retry")
+        (Error, "shorter: RabbitMQ may requeue the deliveries during a retry")
     };
     let meaning = format!(
         "{} has {} s; the longest time a batch can be held is {} s, and the queue's timeout is {risk}",
@@ -301,7 +301,7 @@ fn of_publishing(config: &Config, publishing: Publishing) -> Option<Finding> {
             Some(lacks(config, Error, permission, meaning))
         }
         Publishing::Blocked => {
-            let meaning = "the broker takes no publishes now: dead letters would have to wait";
+            let meaning = "the broker accepts no publishes now: dead letters would have to wait";
             let remedy = "look for a memory or disk alarm: rabbitmq-diagnostics alarms";
             Some(Finding::new(Warning, place(&config.rabbitmq), meaning, remedy))
         }

@@ -84,8 +84,8 @@ fn refusal(config: &Config, error: StartError) -> Finding {
         StartError::Unavailable(fault) => {
             let remedy = match fault.sqlstate.as_deref() {
                 None => {
-                    "start the server, or check POSTGRES_HOST, POSTGRES_PORT and what lies between; \
-                     the service would wait for it"
+                    "start the server, or check POSTGRES_HOST, POSTGRES_PORT and the network; the \
+                     service would wait for it"
                 }
                 // The server answers, or something in front of it does.
                 Some("25006" | "08P01" | "26000" | "42P05") => {
@@ -96,7 +96,7 @@ fn refusal(config: &Config, error: StartError) -> Finding {
                      counting\"); the service would wait"
                 }
                 Some(_) => {
-                    "see what holds it up: the server's log, pg_stat_activity, pg_locks; the service \
+                    "see what blocks it: the server's log, pg_stat_activity, pg_locks; the service \
                      would wait"
                 }
             };

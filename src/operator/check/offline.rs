@@ -63,7 +63,8 @@ impl Rules<'_> {
         }
         if !rabbitmq.tls && is_remote {
             let meaning = format!(
-                "the password and every vote travel in clear to {host}, which is not authenticated"
+                "the password and every vote are sent unencrypted to {host}, which is not \
+                 authenticated"
             );
             let remedy = "set RABBITMQ_TLS=true (port 5671), and RABBITMQ_TLS_CA_FILE where the \
                           authority is your own";
@@ -74,7 +75,7 @@ impl Rules<'_> {
             && let Some(host) = management.url.host_str()
             && !is_local(host.trim_matches(['[', ']']))
         {
-            let meaning = "RabbitMQ's password travels in clear with every request";
+            let meaning = "RabbitMQ's password is sent unencrypted with every request";
             self.warn(&keys::RABBITMQ_MANAGEMENT_URL, meaning, "give an https address");
         }
         if rabbitmq.heartbeat > LONG_HEARTBEAT {
@@ -92,7 +93,7 @@ impl Rules<'_> {
         let risk = match postgres.sslmode {
             _ if is_local(&postgres.host) => None,
             SslMode::VerifyCa | SslMode::VerifyFull => None,
-            SslMode::Disable => Some("the password and every vote travel in clear"),
+            SslMode::Disable => Some("the password and every vote are sent unencrypted"),
             SslMode::Allow | SslMode::Prefer => Some(
                 "encrypted only if the server offers it, and the certificate is not checked: a man in \
                  the middle can read the password and every vote",

@@ -87,10 +87,10 @@ impl Findings<'_> {
     /// What takes messages out of the queue that nothing has settled.
     fn what_drops(&mut self, what: &str, arguments: &QueueArguments) {
         if let Some(kind) = arguments.unsuitable_type() {
-            let summary = "a queue of a type that votes cannot be taken from";
-            let meaning = "acks and rejects of a queue of this type remove and dead-letter nothing: \
-                           votes that arrive while no instance runs are never counted, and others are \
-                           counted again";
+            let summary = "a queue of a type that votes cannot be consumed from";
+            let meaning = "acks of a queue of this type do not remove messages and rejects do not \
+                           dead-letter them: votes that arrive while no instance runs are never \
+                           counted, and others are counted again";
             let remedy = "name a quorum queue in RABBITMQ_QUEUE (or RABBITMQ_DEAD_LETTER_QUEUE); the \
                           service creates one that does not exist";
             return self.add(Error, summary, Some(format!("x-queue-type={kind}")), meaning, remedy);
@@ -120,7 +120,11 @@ impl Findings<'_> {
         }
         for (loses, summary, when) in [
             (!arguments.durable, "the queue is not durable", "a restart of the broker empties it"),
-            (arguments.auto_delete, "the queue is auto-delete", "it goes with its last consumer"),
+            (
+                arguments.auto_delete,
+                "the queue is auto-delete",
+                "it is deleted with its last consumer",
+            ),
         ] {
             if loses {
                 self.add(Error, summary, None, format!("{summary}: {when}"), RECREATE);
@@ -132,20 +136,20 @@ impl Findings<'_> {
         const CREATE: &str = "create it, durable, before another message is rejected (the service \
                               creates RABBITMQ_DEAD_LETTER_QUEUE when it starts), or name another by \
                               a policy";
-        let vanish = |place: &str, name: &str, why: &str| {
-            format!("rejected messages go to the {place} {name:?}, {why}: they vanish")
+        let lost = |place: &str, name: &str, why: &str| {
+            format!("rejected messages go to the {place} {name:?}, {why}: they are lost")
         };
         let (meaning, remedy) = match &facts.target {
             None | Some(DeadLetterTarget::Queue(_)) => return,
             Some(DeadLetterTarget::Exchange(name)) => {
                 let meaning = format!(
                     "rejected messages go to the exchange {name:?}; whether a queue is bound to it \
-                     can't be seen, and if none is they vanish"
+                     is not visible; if none is, they are lost"
                 );
                 (meaning, "look at its bindings: rabbitmqctl list_bindings")
             }
             Some(DeadLetterTarget::UnboundExchange(name)) => {
-                let meaning = vanish("exchange", name, "to which nothing is bound");
+                let meaning = lost("exchange", name, "to which nothing is bound");
                 (meaning, "bind the dead-letter queue to it")
             }
             Some(DeadLetterTarget::SameQueue) => {
@@ -154,19 +158,19 @@ impl Findings<'_> {
                 (meaning.to_owned(), "set x-dead-letter-routing-key")
             }
             Some(DeadLetterTarget::MissingQueue(name)) => {
-                (vanish("queue", name, "which does not exist"), CREATE)
+                (lost("queue", name, "which does not exist"), CREATE)
             }
             Some(DeadLetterTarget::MissingExchange(name)) => {
-                (vanish("exchange", name, "which does not exist"), CREATE)
+                (lost("exchange", name, "which does not exist"), CREATE)
             }
             Some(DeadLetterTarget::Nowhere) if facts.arguments.policies => {
-                let meaning = "the queue has no dead-letter exchange: a rejected message vanishes";
+                let meaning = "the queue has no dead-letter exchange: a rejected message is lost";
                 (meaning.to_owned(), SET_ROUTE)
             }
             Some(DeadLetterTarget::Nowhere) => {
-                let meaning = "the queue was declared without a dead-letter exchange: unless a policy \
-                               sets one (RABBITMQ_MANAGEMENT_URL lets us see it), a rejected message \
-                               vanishes";
+                let meaning = "the queue was declared without a dead-letter exchange: unless a \
+                               policy sets one (RABBITMQ_MANAGEMENT_URL makes it visible), a \
+                               rejected message is lost";
                 (meaning.to_owned(), SET_ROUTE)
             }
         };
@@ -208,10 +212,10 @@ impl Findings<'_> {
         let (value, meaning, remedy) = if kind == Some("classic")
             || arguments.is_unset("x-queue-type")
         {
-            let meaning = "a classic queue is on one node only: while that is down no vote comes, and \
-                           with its disk its votes are gone. A message that is rejected when the \
-                           broker is killed can be lost on its way to the dead letters (2 of 2,370 in \
-                           eight kills)";
+            let meaning = "a classic queue is on one node only: while that is down no vote is \
+                           delivered, and if its disk is lost so are the votes. A message that is \
+                           rejected when the broker is killed can be lost on its way to the dead \
+                           letters (2 of 2,370 in eight kills)";
             ("x-queue-type=classic", meaning, RECREATE)
         } else if arguments.complete && arguments.is_quorum() && has_route && !at_least_once {
             let meaning = "a message that is rejected at the moment a broker crashes can be lost on \
@@ -231,16 +235,15 @@ impl Findings<'_> {
     fn unknown(&mut self, facts: &QueueFacts) {
         let (summary, unknown) = match facts.target {
             _ if facts.arguments.complete => return,
-            None => (
-                ROUTE_UNKNOWN,
-                "whether rejected messages are kept, and whether others are dropped,",
-            ),
+            None => {
+                (ROUTE_UNKNOWN, "whether it keeps rejected messages, and whether it drops others,")
+            }
             Some(_) => {
-                ("not all arguments of the queue are known", "whether another one drops votes")
+                ("not all arguments of the queue are known", "whether one of them drops votes")
             }
         };
         let meaning =
-            format!("the broker does not tell all arguments of this queue; {unknown} is unknown");
+            format!("the broker does not show all arguments of this queue; {unknown} is unknown");
         let remedy = format!(
             "set {}; `vote-aggregator check --connect` asks for more, if the user may configure the \
              queue",

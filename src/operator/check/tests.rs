@@ -23,7 +23,7 @@ RABBITMQ_MANAGEMENT_URL=http://a.b | RABBITMQ_MANAGEMENT_URL=http://[::1] | rabb
 RABBITMQ_HEARTBEAT_SECONDS=61 | RABBITMQ_HEARTBEAT_SECONDS=60 | rabbitmq.heartbeat_seconds: 122 s
 POSTGRES_HOST=db.example | POSTGRES_SSLMODE=verify-full | postgres.sslmode: not checked
 POSTGRES_HOST=db.example POSTGRES_SSLMODE=require | POSTGRES_HOST=/run/pg | postgres.sslmode: pose as
-POSTGRES_HOST=db.example POSTGRES_SSLMODE=disable | POSTGRES_HOST=localhost | postgres.sslmode: in clear
+POSTGRES_HOST=db.example POSTGRES_SSLMODE=disable | POSTGRES_HOST=localhost | postgres.sslmode: unencrypted
 POSTGRES_ALLOW_LOSSY=true | POSTGRES_ALLOW_LOSSY=false | postgres.allow_lossy: crash
 BATCH_SIZE=1 | BATCH_SIZE=10 | batch.size: BATCH_SIZE to 100
 BATCH_SIZE=500 | RABBITMQ_PREFETCH_COUNT=1000 | rabbitmq.prefetch_count: PREFETCH_COUNT to 2000

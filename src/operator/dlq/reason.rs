@@ -195,7 +195,7 @@ impl DeadLetterReason {
                                      settled: the queue's delivery limit dropped it."
                     .to_owned(),
                 "expired" => "A valid vote that waited longer than the queue's TTL.".to_owned(),
-                "maxlen" => "A valid vote that the queue's length limit pushed out.".to_owned(),
+                "maxlen" => "A valid vote that the queue's length limit dropped.".to_owned(),
                 other => format!("A valid vote that RabbitMQ dead-lettered: {other}."),
             },
             Self::Unknown => "A valid vote; no header says why it was dead-lettered.".to_owned(),
@@ -215,8 +215,8 @@ impl DeadLetterReason {
                  in place of the invalid bytes."
             }
             Self::Malformed(_) => {
-                "The publisher must fix it and send it again; replayed as it is, it comes straight back. \
-                 Then purge it."
+                "The publisher must fix it and publish it again; a replay would be dead-lettered \
+                 again. Then purge it."
             }
             Self::Refused { .. } => {
                 "Fix the constraint, trigger or column that the service's log names, then replay."

@@ -20,8 +20,8 @@ const VERSION: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error(
-        "{} is not a regular file: only what can be read again from the middle has a checkpoint. \
-         Without --checkpoint it can be published; what was counted is not counted twice",
+        "{} is not a regular file: a checkpoint requires a file that can be read again from any \
+         position. Without --checkpoint it can be published; what was counted is not counted twice",
         file.display()
     )]
     NotAFile { file: PathBuf },
@@ -126,7 +126,7 @@ impl Checkpoint {
         } else if let Some(bytes) = self.next_line(bytes, size).map_err(unreadable)? {
             return Ok(Position { bytes, ..saved.confirmed });
         } else {
-            "goes on in what was its last line"
+            "has a longer last line"
         };
         let (file, written_for) = (self.file.clone(), saved.file);
         Err(CheckpointError::OtherFile { path: path(), file, written_for, reason })
@@ -231,7 +231,7 @@ mod tests {
         }
         fs::write(&votes, "one\ntwo and more\n").expect("grown");
         let refused = Checkpoint::open(&path, &votes).expect_err("half a line");
-        assert!(refused.to_string().contains("in what was its last line"), "{refused}");
+        assert!(refused.to_string().contains("has a longer last line"), "{refused}");
     }
 
     #[test]

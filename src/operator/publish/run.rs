@@ -152,8 +152,8 @@ impl Run<'_> {
         if publisher.made_queue && self.from.bytes > 0 {
             tracing::warn!(
                 queue = self.queue,
-                "there was no queue: what an earlier run published is counted only if it was taken \
-                 from the queue before that was deleted"
+                "the queue did not exist: votes of an earlier run are counted only if they were \
+                 consumed before it was deleted"
             );
         }
         self.connected = true;
@@ -293,8 +293,8 @@ impl Run<'_> {
                     Ok(answer) => return Ok(answer),
                     Err(_) => self.bar.suspend(|| {
                         tracing::warn!(
-                            "RabbitMQ confirms nothing for {SILENCE:?}; is it blocked by a memory or \
-                             disk alarm, or the queue without a majority?"
+                            "RabbitMQ has confirmed nothing for {SILENCE:?}; is it blocked by a \
+                             memory or disk alarm, or has the queue lost its majority?"
                         );
                     }),
                 },

@@ -122,7 +122,7 @@ impl fmt::Display for Problem {
         }
         write!(f, ": {}", self.wrong)?;
         write!(f, "\n     set by: {}", self.set_by)?;
-        write!(f, "\n     to do:  {}", self.help)
+        write!(f, "\n     fix:    {}", self.help)
     }
 }
 
@@ -157,10 +157,10 @@ mod tests {
             "the configuration has 2 problems:\n\
              \n  1. batch.size = \"abc\": is wrong\
              \n     set by: environment variable BATCH_SIZE\
-             \n     to do:  do this\n\
+             \n     fix:    do this\n\
              \n  2. batch.size = \"abc\": is wrong\
              \n     set by: environment variable BATCH_SIZE\
-             \n     to do:  do this"
+             \n     fix:    do this"
         );
     }
 

@@ -48,7 +48,7 @@ enum Count {
     VotesAggregated,
     /// Votes in committed batches: counted, replays and duplicate attempts
     BatchSizeProcessed,
-    /// Errors, by where they come from
+    /// Errors, by source
     AggregationErrors,
     /// Malformed messages rejected without requeue, by reason
     VotesRejected,
@@ -62,15 +62,15 @@ enum Count {
     DeliveriesRequeued,
     /// Deliveries acknowledged or rejected, by outcome
     DeliveriesSettled,
-    /// Deliveries committed or dead-lettered whose ack could not be sent: they come again, as replays
+    /// Deliveries committed or dead-lettered whose ack could not be sent: redelivered as replays
     DeliveriesCommittedUnacked,
     /// Batches acknowledged by this process whose votes a failover or a restore of PostgreSQL lost
     AcknowledgedVotesLost,
-    /// Transactions retried, by class of the SQLSTATE; none: no answer came
+    /// Transactions retried, by class of the SQLSTATE; none: no answer
     BatchRetries,
-    /// Batches inserted without ON CONFLICT, by outcome; conflict: a vote_hash was in the audit already, and the batch was inserted again with it
+    /// Batches inserted without ON CONFLICT, by outcome; conflict: repeated with it
     PlainInserts,
-    /// Times a lost server took work again: RabbitMQ a session, PostgreSQL a commit
+    /// Reconnects by server: RabbitMQ a new session, PostgreSQL the first commit after an outage
     Reconnects,
 }
 

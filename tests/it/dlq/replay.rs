@@ -28,7 +28,7 @@ async fn a_replay_counts_what_was_refused_once_and_leaves_the_malformed() {
 
     execute(&stage, ALLOW_LAW_X).await;
     let replay = expect(&stage, 1, &["replay", "--yes"]).await;
-    assert_eq!((replay.count("put back"), replay.count("left: malformed")), ("2", "4"));
+    assert_eq!((replay.count("put back"), replay.count("skipped: malformed")), ("2", "4"));
     stage.until_counted(every.len()).await;
     until_dead(&stage, 4).await;
     // Nothing matches any more: all of it is done.
@@ -58,7 +58,7 @@ async fn what_keeps_coming_back_is_left_after_so_many_times() {
         until_dead(&stage, 2).await;
     }
     let left = expect(&stage, 1, &replay).await;
-    assert_eq!(left.count("left: put back 2 times or more"), "2");
+    assert_eq!(left.count("skipped: replayed 2 times or more"), "2");
     until_dead(&stage, 2).await;
     service.stop().await;
     stage.assert_drained().await;
@@ -216,15 +216,21 @@ async fn one_of_each_cause_is_tried_and_what_would_come_back_is_left() {
     // Without a service the trial has no result.
     let waited = expect(&stage, 1, &["replay", "--yes", "--trial-seconds", "1"]).await;
     let waited = waited.assert(1, &["law-y: not known within 1 s"]);
-    assert_eq!((waited.count("put back"), waited.count("left: one of its cause")), ("1", "4"));
+    assert_eq!(
+        (waited.count("put back"), waited.count("skipped: another one with its cause")),
+        ("1", "4")
+    );
     until_dead(&stage, 4).await;
 
     let service = stage.start(&[("BATCH_TIMEOUT_SECONDS", "0.2")]).await;
     stage.until_counted(1).await;
     put(&stage, &messages(&refused), &REFUSED).await;
-    let results = ["law-y: it was taken and stayed away", "law-x: it came back"];
+    let results = ["law-y: it was consumed and did not come back", "law-x: it came back"];
     let tried = expect(&stage, 1, &["replay", "--yes"]).await.assert(1, &results);
-    assert_eq!((tried.count("put back"), tried.count("left: one of its cause")), ("4", "30"));
+    assert_eq!(
+        (tried.count("put back"), tried.count("skipped: another one with its cause")),
+        ("4", "30")
+    );
     stage.until_counted(5).await;
     until_dead(&stage, 30).await;
     assert_eq!(service.logged("consuming stops"), 0, "the breaker stayed closed");

@@ -10,7 +10,7 @@ use Severity::{Error, Info, Warning};
 /// How bad it is that nothing was rehearsed, and what to do to have it rehearsed.
 fn skipped(skipped: &Skipped) -> (Severity, String) {
     let reason = match skipped {
-        Skipped::ReadOnly => "the server takes no writes",
+        Skipped::ReadOnly => "the server is read-only",
         Skipped::NotOwner => "run check --connect as the owner of the tables, too",
         Skipped::Disabled => "--rehearse 0",
         Skipped::Foreign => "objects of another role are in the way",
@@ -69,8 +69,8 @@ pub(super) fn finding(
     let (severity, value, meaning, remedy) = match state {
         SchemaState::Current => return None,
         SchemaState::Newer(versions) => {
-            let meaning = "a later release was here; none of its migrations requires it, so this \
-                           release runs on them";
+            let meaning = "a later release has migrated this database; none of its migrations \
+                           requires that release, so this one runs on them";
             let value = format!("later migrations {versions:?}");
             (Info, value, meaning.to_owned(), "nothing")
         }

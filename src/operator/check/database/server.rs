@@ -44,11 +44,10 @@ pub(super) fn findings(config: &Config, server: &Server) -> Vec<Finding> {
              does not ask for it"
         );
         let remedy = "set ssl = on on the server, and POSTGRES_SSLMODE=verify-full";
-        add(Info, &place, "in clear", &meaning, remedy);
+        add(Info, &place, "unencrypted", &meaning, remedy);
     }
     if server.standby || server.read_only {
-        let meaning =
-            "it takes no writes (25006): nothing would be counted; counting was not tried";
+        let meaning = "it is read-only (25006): nothing would be counted; counting was not tried";
         let (value, remedy) = match server.standby {
             true => ("a standby", "set POSTGRES_HOST to the primary, or promote this server"),
             false => (
@@ -62,7 +61,7 @@ pub(super) fn findings(config: &Config, server: &Server) -> Vec<Finding> {
     if server.encoding != "UTF8" {
         let meaning = "a vote whose citizen_id has a character that this encoding lacks, or counts as \
                        several, is refused and dead-lettered";
-        let remedy = "make the database anew with ENCODING 'UTF8' TEMPLATE template0, before votes are \
+        let remedy = "recreate the database with ENCODING 'UTF8' TEMPLATE template0, before votes are \
                       in it";
         let value = format!("encoding {}", server.encoding);
         add(Warning, &subject(config), &value, meaning, remedy);
@@ -72,8 +71,8 @@ pub(super) fn findings(config: &Config, server: &Server) -> Vec<Finding> {
             true => "a superuser".to_owned(),
             false => format!("{} on vote_audit", server.audit_privileges.join(", ")),
         };
-        let meaning = "more than it needs to count: whoever gets hold of this password can change or \
-                       delete votes that were counted, and the audit of them";
+        let meaning = "more privileges than counting needs: anyone with this password can change \
+                       or delete counted votes and their audit";
         let remedy = "run roles.sql as the owner of the tables, and set POSTGRES_USER to a role in \
                       vote_service";
         add(Warning, &format!("role {user:?}"), &value, meaning, remedy);

@@ -88,10 +88,10 @@ fn each_rule_sees_what_it_is_about() {
 }
 
 #[test]
-fn a_connection_in_clear_is_noted_where_it_leaves_the_machine() {
+fn an_unencrypted_connection_is_noted_where_it_leaves_the_machine() {
     for (host, tls, value) in [
         ("localhost", None, None),
-        ("db.example", None, Some("in clear")),
+        ("db.example", None, Some("unencrypted")),
         ("db.example", Some("TLSv1.3, x"), Some("TLSv1.3, x")),
     ] {
         let server = Server { tls: tls.map(str::to_owned), ..good() };

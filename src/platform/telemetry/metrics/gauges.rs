@@ -23,7 +23,7 @@ const REVISION: &str = match option_env!("VOTE_AGGREGATOR_REVISION") {
 #[derive(Clone, Copy, EnumMessage, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub(super) enum Gauge {
-    /// Votes counted so far, as the database has them
+    /// Votes counted so far, as stored in the database
     CurrentVoteTotals,
     /// Always 1; version and git revision of this program
     BuildInfo,
@@ -37,15 +37,15 @@ pub(super) enum Gauge {
     SessionState,
     /// Whether the broker keeps rejected messages: 1 for the current state
     DeadLetterRoute,
-    /// Deliveries taken and neither acknowledged nor rejected yet
+    /// Deliveries received and neither acknowledged nor rejected yet
     DeliveriesUnacked,
-    /// Time since the oldest of the unacknowledged deliveries was taken; 0 without any
+    /// Time since the oldest of the unacknowledged deliveries was received; 0 without any
     OldestUnackedAge,
     /// Messages ready in the queue; absent while the broker does not answer
     QueueMessages,
     /// Messages ready in the dead-letter queue; absent while the broker does not answer
     DeadLetterQueueMessages,
-    /// State of the breaker before PostgreSQL: 1 for the current one; open: no votes are taken
+    /// State of the circuit breaker for PostgreSQL: 1 for the current one; open: not consuming
     BreakerState,
     /// Connections of the pool, by state
     PostgresConnections,

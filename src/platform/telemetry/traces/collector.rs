@@ -57,14 +57,14 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
             Ok(()) => {
                 let lost = self.lost.swap(0, Relaxed);
                 if lost > 0 {
-                    tracing::info!(lost, "the collector takes spans again");
+                    tracing::info!(lost, "the collector accepts spans again");
                 }
             }
             Err(error) => {
                 if self.lost.fetch_add(spans, Relaxed) == 0 {
                     tracing::warn!(
-                        "the collector takes no spans, they are dropped until it does; counting \
-                         goes on. Check OTEL_EXPORTER_OTLP_ENDPOINT and \
+                        "the collector does not accept spans; they are dropped until it does, and \
+                         counting continues. Check OTEL_EXPORTER_OTLP_ENDPOINT and \
                          OTEL_EXPORTER_OTLP_PROTOCOL: {error}"
                     );
                 }
