@@ -1,4 +1,4 @@
-//! The configuration: read whole and checked whole before anything is bound or connected.
+//! The configuration: read and checked as a whole before anything is bound or connected.
 //!
 //! A setting's value comes from the highest of these layers that has one:
 //!
@@ -16,8 +16,9 @@
 //! layer sets wins over the URL, as that layer wins over everything. Variables that are not in
 //! [`keys`] change nothing; those that look like one are [`Suspicions`].
 //!
-//! Each layer is a provider of figment's, which merges them, extracts [`Config`] through serde (a field
-//! says itself what it must be) and knows where a value came from. What spans settings is in `rules`.
+//! Each layer is a provider of figment's, which merges them, extracts [`Config`] through serde (each field
+//! names the function of `values` that checks it) and knows where a value came from. What spans settings
+//! is in `rules`.
 //!
 //! Architecture invariant: nothing here knows lapin, sqlx or the pipeline; a leaf that every
 //! other module may read.
@@ -48,8 +49,9 @@ use figment::value::Value;
 use serde::{Deserialize, Serialize};
 
 use keys::Key;
-use layers::Layer;
 use settings::Settings;
+
+use crate::platform::retry;
 
 pub use password::Password;
 pub use postgres::{Postgres, SslMode};
@@ -66,7 +68,7 @@ pub const DEFAULT_PROFILE: &str = "default";
 pub struct Config {
     /// The selected profile.
     #[serde(skip)]
-    pub profile: String,
+    pub profile: &'static str,
     /// How RabbitMQ is reached.
     pub rabbitmq: RabbitMq,
     /// How PostgreSQL is reached.
@@ -102,18 +104,14 @@ impl Config {
     /// Reads and checks the configuration.
     ///
     /// # Errors
-    /// All problems at once, each with the setting and the file, variable or flag it came from;
-    /// see [`ConfigErrors::EXIT_CODE`].
+    /// All problems at once, each with the setting and the file, variable or flag it came from.
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
         let mut problems = Vec::new();
         let (profile, layers, suspicions) = sources.read(&mut problems);
         let mut settings = Settings::new(layers, &sources.base(), problems);
-        let mut config: Option<Self> = settings.extract();
-        if let Some(config) = &mut config {
-            rules::apply(config, &mut settings);
-        }
-        let (config, sources) = settings.finish(config)?;
-        Ok(Self { profile, suspicions, sources, ..config })
+        let mut config: Self = settings.extract()?;
+        rules::apply(&mut config, &mut settings);
+        Ok(Self { profile, suspicions, sources: settings.finish()?, ..config })
     }
 
     /// How many batches may be on their way to the database at once: as many as the prefetch
@@ -125,14 +123,18 @@ impl Config {
     }
 
     /// How long after its first delivery was taken something may be begun for a batch; past it the
-    /// batch pauses (semantics, section 6).
+    /// batch pauses (semantics, section 6). Half of the broker's consumer timeout, as the broker looks
+    /// only now and then, and what was begun takes its time.
     pub fn batch_deadline(&self) -> Duration {
-        rules::batch_deadline(self.rabbitmq.consumer_timeout)
+        self.rabbitmq.consumer_timeout / 2
     }
 
     /// All delays between the attempts at a batch, at their longest.
     pub fn retry_delays(&self) -> Duration {
-        rules::retry_delays(&self.retry)
+        let Retry { max_attempts, delay } = self.retry;
+        let doubled = f64::from(max_attempts).exp2() - 1.0;
+        let total = delay.as_secs_f64() * doubled * (1.0 + retry::JITTER);
+        Duration::try_from_secs_f64(total).unwrap_or(Duration::MAX)
     }
 
     /// The effective configuration without its passwords, in the order of the shipped file, for
@@ -141,7 +143,6 @@ impl Config {
         let values = Value::serialize(self).expect("nothing in it can fail to be serialized");
         let listed = keys::ALL.iter().filter_map(|key| {
             let value = text_of(values.find_ref(key.path)?);
-            let value = value.unwrap_or_else(|| "(not set)".to_owned());
             let set_by = self.sources.get(key.path).cloned().unwrap_or_default();
             Some(Setting { path: key.path, value, set_by })
         });
@@ -149,16 +150,16 @@ impl Config {
     }
 }
 
-/// An effective value as text, none when there is none.
-fn text_of(value: &Value) -> Option<String> {
+/// An effective value as text.
+fn text_of(value: &Value) -> String {
     match value {
-        Value::String(_, text) => Some(text.clone()),
-        Value::Bool(_, yes) => Some(yes.to_string()),
-        Value::Num(_, number) => number.to_u128().map(|number| number.to_string()),
+        Value::String(_, text) => text.clone(),
+        Value::Bool(_, yes) => yes.to_string(),
+        Value::Num(_, number) => number.to_u128().unwrap_or_default().to_string(),
         Value::Array(_, words) if !words.is_empty() => {
-            Some(words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","))
+            words.iter().map(text_of).collect::<Vec<_>>().join(",")
         }
-        _ => None,
+        _ => "(not set)".to_owned(),
     }
 }
 
@@ -166,7 +167,7 @@ fn text_of(value: &Value) -> Option<String> {
 /// can read them.
 pub fn exposed_passwords(flags: &Overrides) -> Vec<String> {
     let exposed = flags.set.iter().filter_map(|(path, text)| {
-        let key = keys::by_path(path).filter(|key| key.secret)?;
+        let key = keys::by_path(path).filter(|key| key.is_secret())?;
         // Of a URL, the part in front of the @ may hold a password.
         if text.is_empty() || key.name().ends_with("url") && !text.contains('@') {
             return None;
@@ -185,8 +186,6 @@ pub fn exposed_passwords(flags: &Overrides) -> Vec<String> {
 /// The default value of a setting as the shipped file writes it; none when it has no default, or
 /// one that follows from another setting.
 pub fn shipped_default(key: &Key) -> Option<String> {
-    let mut problems = Vec::new();
-    let (text, place) = (document::SHIPPED, "shipped defaults");
-    let layers = document::layers(text, place, DEFAULT_PROFILE, Layer::shipped, &mut problems);
-    Some(layers.first()?.get(key)?.to_owned())
+    let layers = document::layers(document::SHIPPED, None, DEFAULT_PROFILE, &mut Vec::new());
+    Some(layers.first()?.get(key)?.text)
 }

@@ -31,7 +31,7 @@ pub fn check(input: &[u8], dir: &Path) {
         let value = characters.as_str();
         let settings: Vec<_> = keys::ALL.iter().chain(keys::SELECTORS).collect();
         let key = settings[(number as usize).wrapping_sub('!' as usize) % settings.len()];
-        let value = match (key.secret, key.name().ends_with("url")) {
+        let value = match (key.is_secret(), key.name().ends_with("url")) {
             (true, true) if kind != 'r' => format!("{value}://u:{PASSWORD}@{value}"),
             (true, false) => format!("{value}{PASSWORD}"),
             // A file that is named is read whole: only such as are harmless to read.

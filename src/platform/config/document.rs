@@ -1,10 +1,9 @@
 //! A TOML file with profiles: parsed, checked against the known settings, and resolved to the
 //! layers of one profile.
 
-use figment::Profile;
-use figment::Provider as _;
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Num, Value};
+use figment::{Profile, Provider as _};
 
 use super::DEFAULT_PROFILE;
 use super::keys::{self, Key};
@@ -14,27 +13,23 @@ use super::problems::{Problem, Refusal};
 /// The file whose `default` profile is the defaults, part of this program.
 pub(super) const SHIPPED: &str = include_str!("../../../pipeline.toml");
 
+/// The profiles of the shipped file. There are no others: a misspelt profile would never be selected,
+/// and the settings in it never read.
+pub(super) const PROFILES: [&str; 2] = [DEFAULT_PROFILE, "throughput"];
+
+const NOT_A_TABLE: &str = "is a value, not a table";
 const ONE_LAYOUT: &str =
     "write settings below [default.SECTION] or [PROFILE.SECTION], such as [default.batch]";
 
-/// The profiles of the shipped file, the default one first. There are no others: a misspelt profile
-/// would never be selected, and the settings in it never read.
-pub(super) fn profiles() -> Vec<String> {
-    let mut profiles: Vec<String> = parse(SHIPPED).unwrap_or_default().into_keys().collect();
-    profiles.sort_by_key(|profile| profile != DEFAULT_PROFILE);
-    profiles
-}
-
-/// The layers of a document: its `default` profile and, above it, the selected one. `layer` makes one
-/// for a profile, `place` names the document for people. Every unknown name in it is a problem, in
-/// every profile.
+/// The layers of a document: its `default` profile and, above it, the selected one. Without `file` it
+/// is the shipped one. Every unknown name in it is a problem, in every profile.
 pub(super) fn layers(
     text: &str,
-    place: &str,
+    file: Option<&str>,
     selected: &str,
-    layer: impl Fn(&str) -> Layer,
     problems: &mut Vec<Problem>,
 ) -> Vec<Layer> {
+    let place = file.unwrap_or("shipped defaults");
     let mut tables = match parse(text) {
         Ok(tables) => tables,
         Err(wrong) => {
@@ -44,12 +39,10 @@ pub(super) fn layers(
         }
     };
     let mut layers = Vec::new();
-    for profile in profiles() {
-        let mut layer = layer(&profile);
-        if let Some(table) = tables.remove(&profile) {
-            read_profile(place, &profile, table, &mut layer, problems);
-        }
-        // What is not selected is checked all the same.
+    for profile in PROFILES {
+        let table = tables.remove(profile).unwrap_or_else(|| Dict::new().into());
+        let layer = layer(file, profile, table, problems);
+        // A profile that is not selected is checked, too.
         if profile == DEFAULT_PROFILE || profile == selected {
             layers.push(layer);
         }
@@ -59,35 +52,36 @@ pub(super) fn layers(
 }
 
 fn unknown_profile(place: &str, written: &str) -> Problem {
-    let first = written.split('.').next().unwrap_or(written);
-    let (wrong, help) = if keys::is_section(first) {
-        ("is a section outside a profile", format!("write [{DEFAULT_PROFILE}.{first}]"))
+    let (wrong, help) = if keys::is_section(written) {
+        ("is a section outside a profile", format!("write [{DEFAULT_PROFILE}.{written}]"))
     } else {
-        let known = profiles();
-        let known_names = known.join(", ");
-        let help = match keys::closest(written, known.iter().map(|name| (name, name))) {
-            Some(near) => format!("did you mean {near}? There are: {known_names}"),
-            None => format!("{ONE_LAYOUT}; the profiles are: {known_names}"),
-        };
-        ("is not a profile", help)
+        ("is not a profile", format!("{}; {ONE_LAYOUT}", nearest_profile(written)))
     };
     Problem::about(written, format!("{place}: {written}"), wrong, help)
 }
 
-fn read_profile(
-    place: &str,
-    profile: &str,
-    table: Value,
-    layer: &mut Layer,
-    problems: &mut Vec<Problem>,
-) {
+/// What to do about a name that is not a profile.
+pub(super) fn nearest_profile(written: &str) -> String {
+    let near = keys::closest(written, PROFILES.map(|name| (name, name)));
+    let near = near.map_or(String::new(), |near| format!("did you mean {near}? "));
+    format!("{near}There are: {}", PROFILES.join(", "))
+}
+
+/// The settings of one profile.
+fn layer(file: Option<&str>, profile: &str, table: Value, problems: &mut Vec<Problem>) -> Layer {
+    let place = format!("{}: {profile}", file.unwrap_or("shipped file"));
+    let mut layer = if file.is_none() {
+        Layer::shipped(profile)
+    } else {
+        let place = place.clone();
+        Layer::new(move |key| format!("{place}.{}", key.path))
+    };
     let Value::Dict(_, sections) = table else {
-        let at = format!("{place}: {profile}");
-        problems.push(Problem::about(profile, at, "is a value, not a profile's table", ONE_LAYOUT));
-        return;
+        problems.push(Problem::about(profile, place, NOT_A_TABLE, ONE_LAYOUT));
+        return layer;
     };
     for (section, settings) in sections {
-        let at = format!("{place}: {profile}.{section}");
+        let at = format!("{place}.{section}");
         if !keys::is_section(&section) {
             let known = keys::ALL.iter().map(|key| (key.section(), key.section()));
             let help = keys::closest(&section, known)
@@ -96,33 +90,34 @@ fn read_profile(
             continue;
         }
         let Value::Dict(_, settings) = settings else {
-            problems.push(Problem::about(section, at, "is a value, not a section", ONE_LAYOUT));
+            problems.push(Problem::about(section, at, NOT_A_TABLE, ONE_LAYOUT));
             continue;
         };
         for (name, value) in settings {
             let path = format!("{section}.{name}");
+            let at = format!("{place}.{path}");
             let Some(key) = keys::by_path(&path) else {
-                problems.push(unknown_setting(&path, format!("{place}: {profile}.{path}")));
+                problems.push(unknown_setting(&path, at));
                 continue;
             };
             match text_of(key, value) {
                 Ok(text) => layer.set(key, text),
                 Err(Refusal { wrong, help }) => {
-                    let at = format!("{place}: {profile}.{path}");
                     problems.push(Problem::about(path, at, wrong, help));
                 }
             }
         }
     }
+    layer
 }
 
-/// A name that is no setting, with the nearest one that is.
+/// A name that is not a setting, with the nearest one that is.
 pub(super) fn unknown_setting(path: &str, set_by: String) -> Problem {
     // It may be a variable's name that was written into a section.
     let name = path.split_once('.').map_or(path, |(_, name)| name);
     let near = keys::closest_key(path).or_else(|| keys::closest_key(name));
-    let help = match near.map(|key| key.path) {
-        Some(near) => format!("did you mean {near}?"),
+    let help = match near {
+        Some(near) => format!("did you mean {}?", near.path),
         None => "remove it; the shipped pipeline.toml lists every setting".to_owned(),
     };
     Problem::about(path, set_by, "is not a setting", help)
@@ -133,41 +128,33 @@ fn text_of(key: &Key, value: Value) -> Result<String, Refusal> {
     let wrong = match value {
         Value::String(_, text) => return Ok(text),
         Value::Bool(_, yes) => return Ok(yes.to_string()),
-        Value::Num(_, Num::F32(_) | Num::F64(_)) if key.secret => {
+        Value::Num(_, Num::F64(_)) if key.is_secret() => {
             // 1.50 arrives as 1.5: the digits that were written are lost, and with them a password.
             let wrong = "is a number with a fraction, which TOML does not keep as written";
             return Err(Refusal::new(wrong, "put it in quotes"));
         }
         Value::Num(_, Num::F64(fraction)) => return Ok(format!("{fraction:?}")),
-        Value::Num(_, number) => match number.to_i128() {
-            Some(whole) => return Ok(whole.to_string()),
-            None => "is not a usable number",
-        },
+        Value::Num(_, Num::I64(number)) => return Ok(number.to_string()),
         Value::Array(..) => "is an array",
         _ => "is a table or a date",
     };
     Err(Refusal::new(wrong, "give one value"))
 }
 
-/// The top-level tables, or what is wrong and on which line.
+/// The top-level tables, or what is wrong and in which line. The excerpt of the file in the parser's
+/// message is left out: it may hold a password.
 fn parse(text: &str) -> Result<Dict, String> {
-    Toml::string(text)
-        .data()
-        .map(|mut profiles| profiles.remove(&Profile::Default).unwrap_or_default())
-        .map_err(|error| without_excerpt(&error.kind.to_string()))
-}
-
-/// The parser's message without the excerpt of the file in it: the line may hold a password.
-fn without_excerpt(message: &str) -> String {
-    let excerpt = |line: &str| {
+    let error = match Toml::string(text).data() {
+        Ok(mut profiles) => return Ok(profiles.remove(&Profile::Default).unwrap_or_default()),
+        Err(error) => error.kind.to_string(),
+    };
+    let is_excerpt = |line: &&str| {
         line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').starts_with('|')
     };
-    let lines: Vec<&str> = message.lines().filter(|line| !excerpt(line)).collect();
-    let text = lines.join(", ");
-    match text.split_once("TOML parse error at ") {
-        Some((_, place)) => format!("is not TOML: {place}"),
-        None => "is not TOML".to_owned(),
-    }
+    let lines: Vec<&str> = error.lines().filter(|line| !is_excerpt(line)).collect();
+    let message = lines.join(", ");
+    let place = message.split_once("TOML parse error at ").map_or("", |(_, place)| place);
+    Err(format!("is not TOML: {place}"))
 }
 
 #[cfg(test)]
@@ -176,17 +163,9 @@ mod tests {
 
     fn only_problem(text: &str) -> Problem {
         let mut problems = Vec::new();
-        layers(text, "f.toml", DEFAULT_PROFILE, Layer::shipped, &mut problems);
+        layers(text, Some("f.toml"), DEFAULT_PROFILE, &mut problems);
         assert_eq!(problems.len(), 1, "{problems:?}");
         problems.into_iter().next().expect("there is one")
-    }
-
-    #[test]
-    fn the_shipped_file_parses_without_a_problem_in_every_profile() {
-        assert_eq!(profiles(), ["default", "throughput"]);
-        let mut problems = Vec::new();
-        layers(SHIPPED, "f.toml", DEFAULT_PROFILE, Layer::shipped, &mut problems);
-        assert_eq!(problems, []);
     }
 
     #[test]
@@ -197,7 +176,7 @@ mod tests {
             if let Some(name) = line.strip_prefix("[default.") {
                 section = name.trim_end_matches(']').to_owned();
             }
-            // A setting without a default stands there as a comment.
+            // A setting without a default is a comment.
             let setting = line.strip_prefix("# ").unwrap_or(line).split_once(" = ");
             if let Some((name, _)) = setting {
                 named.push(format!("{section}.{name}"));
@@ -230,15 +209,11 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_neither_an_array_nor_a_table_nor_a_date() {
+    fn a_value_is_not_an_array_a_table_or_a_date_and_a_password_not_a_fraction() {
         for value in ["[100]", "{ a = 1 }", "1979-05-27"] {
             let problem = only_problem(&format!("[default.batch]\nsize = {value}"));
             assert_eq!(problem.set_by, "f.toml: default.batch.size", "{value}");
         }
-    }
-
-    #[test]
-    fn a_password_that_toml_would_change_is_refused() {
         let problem = only_problem("[default.rabbitmq]\npassword = 1.50");
         assert!(problem.help.contains("quotes"), "{problem}");
     }

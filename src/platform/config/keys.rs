@@ -1,6 +1,6 @@
-//! Every setting: its path in a TOML file, its environment variable, what it is for.
+//! Every setting: its path in a TOML file and its environment variable.
 //!
-//! The default values are not here: they are in the shipped `pipeline.toml`.
+//! The default values are in the shipped `pipeline.toml`.
 
 /// One setting.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -10,31 +10,34 @@ pub struct Key {
     pub path: &'static str,
     /// The environment variable, also the name in `.env`.
     pub variable: &'static str,
-    /// The value is, or may hold, a password: it is never shown.
-    pub secret: bool,
-    /// One line for people: what it sets, in which unit.
-    pub help: &'static str,
 }
 
-/// The variables that choose where the settings come from. They are no settings themselves: a
-/// file cannot set them.
+impl Key {
+    /// The part of the path before the dot, empty for a flag.
+    pub fn section(&self) -> &'static str {
+        self.path.split_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// The part of the path after the dot.
+    pub fn name(&self) -> &'static str {
+        self.path.split_once('.').map_or(self.path, |(_, name)| name)
+    }
+
+    /// Whether the value is a password or may hold one: it is never shown.
+    pub fn is_secret(&self) -> bool {
+        self.name().ends_with("password") || self.name().ends_with("url")
+    }
+}
+
+/// The variables that choose where the settings come from. They are not settings: a file cannot set
+/// them.
 pub static SELECTORS: &[&Key] = &[&PIPELINE_CONFIG, &PIPELINE_PROFILE];
 
 /// The configuration file.
-pub static PIPELINE_CONFIG: Key = Key {
-    path: "--config",
-    variable: "PIPELINE_CONFIG",
-    secret: false,
-    help: "Configuration file to read instead of pipeline.toml in the working directory.",
-};
+pub static PIPELINE_CONFIG: Key = Key { path: "--config", variable: "PIPELINE_CONFIG" };
 
 /// The profile.
-pub static PIPELINE_PROFILE: Key = Key {
-    path: "--profile",
-    variable: "PIPELINE_PROFILE",
-    secret: false,
-    help: "Profile: default, or throughput (larger batches and prefetch).",
-};
+pub static PIPELINE_PROFILE: Key = Key { path: "--profile", variable: "PIPELINE_PROFILE" };
 
 /// The passwords, each with the setting that names a file instead.
 pub(super) static PASSWORDS: [(&Key, &Key); 2] =
@@ -45,7 +48,7 @@ pub fn by_path(path: &str) -> Option<&'static Key> {
     ALL.iter().copied().find(|key| key.path == path)
 }
 
-/// Every key that has a variable: the settings and the selectors.
+/// The settings and the selectors.
 pub(super) fn with_variables() -> impl Iterator<Item = &'static Key> {
     ALL.iter().chain(SELECTORS).copied()
 }
@@ -60,31 +63,12 @@ pub(super) fn is_section(name: &str) -> bool {
     ALL.iter().any(|key| key.section() == name)
 }
 
-impl Key {
-    /// The part of the path before the dot.
-    pub fn section(&self) -> &'static str {
-        self.path.split_once('.').map_or("", |(section, _)| section)
-    }
-
-    /// The part of the path after the dot.
-    pub fn name(&self) -> &'static str {
-        self.path.split_once('.').map_or(self.path, |(_, name)| name)
-    }
-}
-
-// The identifier of each entry is its environment variable, so the two cannot drift apart.
+// The identifier of each entry is its environment variable, so the two cannot differ.
 macro_rules! keys {
-    (@plain) => { false };
-    (@secret) => { true };
-    ($($variable:ident $path:literal $secrecy:ident $help:literal;)*) => {
+    ($($variable:ident $path:literal)*) => {
         $(
-            #[doc = $help]
-            pub static $variable: Key = Key {
-                path: $path,
-                variable: stringify!($variable),
-                secret: keys!(@$secrecy),
-                help: $help,
-            };
+            #[doc = $path]
+            pub static $variable: Key = Key { path: $path, variable: stringify!($variable) };
         )*
 
         /// All settings, in the order of the shipped file.
@@ -93,102 +77,54 @@ macro_rules! keys {
 }
 
 keys! {
-    RABBITMQ_URL "rabbitmq.url" secret
-        "AMQP address, amqp://user:password@host:port/vhost or amqps; wins over the parts.";
-    RABBITMQ_HOST "rabbitmq.host" plain
-        "RabbitMQ host.";
-    RABBITMQ_PORT "rabbitmq.port" plain
-        "RabbitMQ port; 5671 when TLS is on and no port is set.";
-    RABBITMQ_USER "rabbitmq.user" plain
-        "RabbitMQ user name.";
-    RABBITMQ_PASSWORD "rabbitmq.password" secret
-        "RabbitMQ password.";
-    RABBITMQ_PASSWORD_FILE "rabbitmq.password_file" plain
-        "File that holds the RabbitMQ password, read for each new connection; one newline at its end is dropped.";
-    RABBITMQ_VHOST "rabbitmq.vhost" plain
-        "RabbitMQ virtual host.";
-    RABBITMQ_QUEUE "rabbitmq.queue" plain
-        "Queue the votes are consumed from.";
-    RABBITMQ_DEAD_LETTER_QUEUE "rabbitmq.dead_letter_queue" plain
-        "Queue for messages that cannot be counted; unset: the queue's name with .dlq.";
-    RABBITMQ_PREFETCH_COUNT "rabbitmq.prefetch_count" plain
-        "Votes the broker hands out before the first is acknowledged; at least batch.size.";
-    RABBITMQ_HEARTBEAT_SECONDS "rabbitmq.heartbeat_seconds" plain
-        "AMQP heartbeat in whole seconds; a dead peer shows after twice that.";
-    RABBITMQ_CONSUMER_TIMEOUT_SECONDS "rabbitmq.consumer_timeout_seconds" plain
-        "The broker's own consumer_timeout, in seconds.";
-    RABBITMQ_TLS "rabbitmq.tls" plain
-        "Whether RabbitMQ is reached over TLS; an amqps URL implies it.";
-    RABBITMQ_TLS_CA_FILE "rabbitmq.tls_ca_file" plain
-        "PEM file of authorities trusted to sign RabbitMQ's certificate, beside the system's.";
-    RABBITMQ_TLS_CERT_FILE "rabbitmq.tls_cert_file" plain
-        "PEM file of this client's certificate for RabbitMQ.";
-    RABBITMQ_TLS_KEY_FILE "rabbitmq.tls_key_file" plain
-        "PEM file of the private key of this client's certificate for RabbitMQ.";
-    RABBITMQ_MANAGEMENT_URL "rabbitmq.management_url" secret
-        "Address of RabbitMQ's management API (HTTP or HTTPS); unset: it is not asked.";
-    DATABASE_URL "postgres.url" secret
-        "PostgreSQL address, postgres://user:password@host:port/database; wins over the parts.";
-    POSTGRES_HOST "postgres.host" plain
-        "PostgreSQL host, or the directory of its socket.";
-    POSTGRES_PORT "postgres.port" plain
-        "PostgreSQL port.";
-    POSTGRES_DB "postgres.database" plain
-        "PostgreSQL database.";
-    POSTGRES_USER "postgres.user" plain
-        "PostgreSQL user.";
-    POSTGRES_PASSWORD "postgres.password" secret
-        "PostgreSQL password; may stay unset.";
-    POSTGRES_PASSWORD_FILE "postgres.password_file" plain
-        "File that holds the PostgreSQL password, read for each new connection; one newline at its end is dropped.";
-    POSTGRES_MIN_CONNECTIONS "postgres.min_connections" plain
-        "Connections the pool keeps open.";
-    POSTGRES_MAX_CONNECTIONS "postgres.max_connections" plain
-        "Connections the pool may open; also the most batches in flight.";
-    POSTGRES_SSLMODE "postgres.sslmode" plain
-        "disable, allow, prefer, require, verify-ca or verify-full.";
-    POSTGRES_SSLROOTCERT "postgres.sslrootcert" plain
-        "PEM file of authorities trusted to sign PostgreSQL's certificate, beside the system's.";
-    POSTGRES_SSLCERT "postgres.sslcert" plain
-        "PEM file of this client's certificate for PostgreSQL.";
-    POSTGRES_SSLKEY "postgres.sslkey" plain
-        "PEM file of the private key of this client's certificate for PostgreSQL.";
-    POSTGRES_STATEMENT_TIMEOUT_SECONDS "postgres.statement_timeout_seconds" plain
-        "Seconds after which PostgreSQL gives up one statement.";
-    POSTGRES_ALLOW_LOSSY "postgres.allow_lossy" plain
-        "Start although the server's settings or tables can lose commits (fsync off and the like).";
-    POSTGRES_REQUIRE_STANDBY "postgres.require_standby" plain
-        "Start only where synchronous_standby_names is set, so that a commit waits for a standby.";
-    POSTGRES_ACCEPT_LOST "postgres.accept_lost" plain
-        "Alarms about lost acknowledged votes that an operator accepts, by the names that the log gives, with commas.";
-    MIGRATE_ON_START "postgres.migrate_on_start" plain
-        "Whether pending migrations of the schema are applied at start.";
-    BATCH_SIZE "batch.size" plain
-        "Votes per batch.";
-    BATCH_TIMEOUT_SECONDS "batch.timeout_seconds" plain
-        "Seconds after its first vote at which a batch is processed although it is not full.";
-    MAX_MESSAGE_BYTES "batch.max_message_bytes" plain
-        "Largest message body in bytes; a larger one is rejected as malformed.";
-    MAX_RETRY_ATTEMPTS "retry.max_attempts" plain
-        "Retries of a failed batch before its votes go back to the queue.";
-    RETRY_DELAY_SECONDS "retry.delay_seconds" plain
-        "Seconds before the first retry; doubled before each further one.";
-    PROMETHEUS_HOST "monitoring.host" plain
-        "IP address the metrics and health endpoints listen on.";
-    PROMETHEUS_PORT "monitoring.port" plain
-        "Port of the metrics and health endpoints; 0: a free one.";
-    LOG_LEVEL "monitoring.log_level" plain
-        "TRACE, DEBUG, INFO, WARNING or ERROR.";
-    LOG_FORMAT "monitoring.log_format" plain
-        "text or json.";
-    METRICS_MAX_LAWS "monitoring.max_laws" plain
-        "Laws that get metric series of their own; the votes of others share one.";
-    TOTALS_REFRESH_SECONDS "monitoring.totals_refresh_seconds" plain
-        "Seconds between two readings of the totals in the database.";
-    RECONCILE_INTERVAL_SECONDS "monitoring.reconcile_interval_seconds" plain
-        "Seconds between two comparisons of all totals with the audit; 0: never.";
-    SHUTDOWN_TIMEOUT_SECONDS "shutdown.timeout_seconds" plain
-        "Seconds a graceful shutdown may take; keep it below the supervisor's (docker stop: 10).";
+    RABBITMQ_URL "rabbitmq.url"
+    RABBITMQ_HOST "rabbitmq.host"
+    RABBITMQ_PORT "rabbitmq.port"
+    RABBITMQ_USER "rabbitmq.user"
+    RABBITMQ_PASSWORD "rabbitmq.password"
+    RABBITMQ_PASSWORD_FILE "rabbitmq.password_file"
+    RABBITMQ_VHOST "rabbitmq.vhost"
+    RABBITMQ_QUEUE "rabbitmq.queue"
+    RABBITMQ_DEAD_LETTER_QUEUE "rabbitmq.dead_letter_queue"
+    RABBITMQ_PREFETCH_COUNT "rabbitmq.prefetch_count"
+    RABBITMQ_HEARTBEAT_SECONDS "rabbitmq.heartbeat_seconds"
+    RABBITMQ_CONSUMER_TIMEOUT_SECONDS "rabbitmq.consumer_timeout_seconds"
+    RABBITMQ_TLS "rabbitmq.tls"
+    RABBITMQ_TLS_CA_FILE "rabbitmq.tls_ca_file"
+    RABBITMQ_TLS_CERT_FILE "rabbitmq.tls_cert_file"
+    RABBITMQ_TLS_KEY_FILE "rabbitmq.tls_key_file"
+    RABBITMQ_MANAGEMENT_URL "rabbitmq.management_url"
+    DATABASE_URL "postgres.url"
+    POSTGRES_HOST "postgres.host"
+    POSTGRES_PORT "postgres.port"
+    POSTGRES_DB "postgres.database"
+    POSTGRES_USER "postgres.user"
+    POSTGRES_PASSWORD "postgres.password"
+    POSTGRES_PASSWORD_FILE "postgres.password_file"
+    POSTGRES_MIN_CONNECTIONS "postgres.min_connections"
+    POSTGRES_MAX_CONNECTIONS "postgres.max_connections"
+    POSTGRES_SSLMODE "postgres.sslmode"
+    POSTGRES_SSLROOTCERT "postgres.sslrootcert"
+    POSTGRES_SSLCERT "postgres.sslcert"
+    POSTGRES_SSLKEY "postgres.sslkey"
+    POSTGRES_STATEMENT_TIMEOUT_SECONDS "postgres.statement_timeout_seconds"
+    POSTGRES_ALLOW_LOSSY "postgres.allow_lossy"
+    POSTGRES_REQUIRE_STANDBY "postgres.require_standby"
+    POSTGRES_ACCEPT_LOST "postgres.accept_lost"
+    MIGRATE_ON_START "postgres.migrate_on_start"
+    BATCH_SIZE "batch.size"
+    BATCH_TIMEOUT_SECONDS "batch.timeout_seconds"
+    MAX_MESSAGE_BYTES "batch.max_message_bytes"
+    MAX_RETRY_ATTEMPTS "retry.max_attempts"
+    RETRY_DELAY_SECONDS "retry.delay_seconds"
+    PROMETHEUS_HOST "monitoring.host"
+    PROMETHEUS_PORT "monitoring.port"
+    LOG_LEVEL "monitoring.log_level"
+    LOG_FORMAT "monitoring.log_format"
+    METRICS_MAX_LAWS "monitoring.max_laws"
+    TOTALS_REFRESH_SECONDS "monitoring.totals_refresh_seconds"
+    RECONCILE_INTERVAL_SECONDS "monitoring.reconcile_interval_seconds"
+    SHUTDOWN_TIMEOUT_SECONDS "shutdown.timeout_seconds"
 }
 
 /// The key that was most likely meant by a path or a variable, in whatever spelling.
@@ -205,74 +141,31 @@ pub(super) fn closest_key(written: &str) -> Option<&'static Key> {
     closest(written, spellings)
 }
 
-/// What stands beside the name nearest to what was written, if one is near enough to be meant.
+/// Of pairs of a name and a value, the value whose name is nearest to what was written, if one is near
+/// enough to be meant.
 pub(super) fn closest<T>(
     written: &str,
     names: impl IntoIterator<Item = (impl AsRef<str>, T)>,
 ) -> Option<T> {
     let written = as_variable(written);
+    // The first word is ours, or has a typing error.
+    let is_near = |word, ours: &str| strsim::osa_distance(word, ours) <= (ours.len() / 4).max(1);
     let near = names.into_iter().filter_map(|(name, beside)| {
         let name = as_variable(name.as_ref());
-        let likeness = match (written.split_once('_'), name.split_once('_')) {
-            // The rest decides: a first word that all of a section share says nothing of what was meant.
+        let (likeness, enough) = match (written.split_once('_'), name.split_once('_')) {
+            // All names of a section share the first word, so that only the rest is compared.
             (Some((section, written)), Some((ours, name))) if is_near(section, ours) => {
-                Some(strsim::jaro_winkler(written, name)).filter(|likeness| *likeness > 0.8)
+                (strsim::jaro_winkler(written, name), 0.8)
             }
-            (None, None) => {
-                Some(strsim::jaro_winkler(&written, &name)).filter(|likeness| *likeness > 0.85)
-            }
-            _ => (written.replace('_', "") == name.replace('_', "")).then_some(1.0),
+            (None, None) => (strsim::jaro_winkler(&written, &name), 0.85),
+            _ => (f64::from(written.replace('_', "") == name.replace('_', "")), 0.5),
         };
-        likeness.map(|likeness| (likeness, beside))
+        (likeness > enough).then_some((likeness, beside))
     });
     near.max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, beside)| beside)
-}
-
-/// Whether a first word is ours, or a slip of the keyboard away from it.
-fn is_near(word: &str, ours: &str) -> bool {
-    strsim::osa_distance(word, ours) <= (ours.len() / 4).max(1)
 }
 
 /// In the form that variables have: `rabbitmq.host` and `rabbitmq_host` are near misses, too.
 pub(super) fn as_variable(name: &str) -> String {
     name.to_uppercase().replace(['.', '-'], "_")
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn paths_and_variables_are_unique_and_have_one_section() {
-        let paths: BTreeSet<_> = ALL.iter().map(|key| key.path).collect();
-        let variables: BTreeSet<_> = ALL.iter().map(|key| key.variable).collect();
-        assert_eq!(paths.len(), ALL.len());
-        assert_eq!(variables.len(), ALL.len());
-        for key in ALL {
-            assert_eq!(key.path.split('.').count(), 2, "{}", key.path);
-            assert!(key.help.ends_with('.'), "{}", key.path);
-        }
-    }
-
-    #[test]
-    fn every_password_and_every_url_is_secret() {
-        for key in ALL {
-            let holds_secret = key.name().ends_with("password") || key.name().ends_with("url");
-            assert_eq!(key.secret, holds_secret, "{}", key.path);
-        }
-    }
-
-    #[test]
-    fn near_names_are_suggested_and_far_ones_are_not() {
-        for (written, path) in [
-            ("batch.sise", "batch.size"),
-            ("batch.timeout", "batch.timeout_seconds"),
-            ("rabbitmq.prefetch", "rabbitmq.prefetch_count"),
-        ] {
-            assert_eq!(closest_key(written).map(|key| key.path), Some(path));
-        }
-        assert_eq!(closest_key("zebra"), None);
-    }
 }

@@ -47,13 +47,9 @@ impl Layer {
         }
     }
 
-    pub fn get(&self, key: &Key) -> Option<&str> {
-        self.values.get(key).map(String::as_str)
-    }
-
-    /// Where this layer has a setting, for people.
-    pub fn place(&self, key: &Key) -> String {
-        self.metadata.interpolate(&Profile::Default, &[key.path])
+    pub fn get(&self, key: &Key) -> Option<Found> {
+        let text = self.values.get(key)?;
+        Some(Found::new(text, &self.metadata, key))
     }
 }
 
@@ -67,7 +63,7 @@ impl Provider for Layer {
         let mut insert = |key: &'static Key, text| {
             sections.entry(key.section()).or_default().insert(key.name(), text);
         };
-        // A password ends the file of a lower layer, and a file the password.
+        // A password replaces the file of a lower layer, and a file the password.
         for (password, file) in keys::PASSWORDS {
             for (given, other) in [(password, file), (file, password)] {
                 if self.values.contains_key(given) {
@@ -90,23 +86,28 @@ pub(super) fn merge(layers: &[Layer]) -> Figment {
     layers.iter().fold(Figment::new(), |merged, layer| merged.merge(layer))
 }
 
-/// A value that holds, and where it came from.
-#[derive(Default)]
+/// The text of a setting.
+#[derive(Clone, Default)]
 pub(super) struct Found {
     pub text: String,
-    /// For people.
+    /// Where it was set, for people.
     pub set_by: String,
     /// Whether it is the shipped file's, which no user set.
     pub shipped: bool,
 }
 
-/// The value that holds for a key.
+impl Found {
+    fn new(text: &str, metadata: &Metadata, key: &Key) -> Self {
+        Self {
+            text: text.to_owned(),
+            set_by: metadata.interpolate(&Profile::Default, &[key.path]),
+            shipped: metadata.name == SHIPPED,
+        }
+    }
+}
+
+/// The value that the merged layers have for a key.
 pub(super) fn find(merged: &Figment, key: &Key) -> Option<Found> {
     let value = merged.find_value(key.path).ok()?;
-    let metadata = merged.get_metadata(value.tag())?;
-    Some(Found {
-        text: value.as_str()?.to_owned(),
-        set_by: metadata.interpolate(&Profile::Default, &[key.path]),
-        shipped: metadata.name == SHIPPED,
-    })
+    Some(Found::new(value.as_str()?, merged.get_metadata(value.tag())?, key))
 }

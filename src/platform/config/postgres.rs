@@ -7,12 +7,17 @@ use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
 use super::password::Password;
-use super::rules;
 use super::values::{
-    Seconds, Whole, alarms, as_text, authorities, boolean, file, host_or_socket, name, word,
+    Seconds, Whole, alarms, authorities, boolean, file, host_or_socket, name, private_key, word,
 };
 
-/// PostgreSQL: address, login, encryption and pool. The files held what they should when the
+/// Statements of one transaction that may each take as long as the statement timeout allows.
+pub(super) const STATEMENTS: u32 = 2;
+
+/// What one attempt at a batch may take beyond its statements: a connection to get, a commit.
+pub(super) const ATTEMPT_OVERHEAD: Duration = Duration::from_secs(5);
+
+/// PostgreSQL: address, login, encryption and pool. The files were valid when the
 /// configuration was read.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Postgres {
@@ -31,14 +36,17 @@ pub struct Postgres {
     pub user: String,
     /// Password; none for a server that asks for none, or for a certificate.
     pub password: Option<Password>,
+    /// The file that holds the password instead.
+    #[serde(default, deserialize_with = "file", skip_serializing)]
+    pub(super) password_file: Option<PathBuf>,
     /// Connections the pool keeps open; at most `max_connections`.
     #[serde(deserialize_with = "Whole::<0, 10_000>::deserialize")]
     pub min_connections: u32,
     /// Connections the pool may open; at least 1.
     #[serde(deserialize_with = "Whole::<1, 10_000>::deserialize")]
     pub max_connections: u32,
-    /// How much encryption and proof is asked for.
-    #[serde(deserialize_with = "word", serialize_with = "as_text")]
+    /// Whether the connection is encrypted and the certificate checked.
+    #[serde(deserialize_with = "word")]
     pub sslmode: SslMode,
     /// Authorities that may sign the server's certificate, beside the system's.
     #[serde(default, deserialize_with = "authorities")]
@@ -47,7 +55,7 @@ pub struct Postgres {
     #[serde(default, deserialize_with = "file")]
     pub sslcert: Option<PathBuf>,
     /// The private key of this client's certificate.
-    #[serde(default, deserialize_with = "file")]
+    #[serde(default, deserialize_with = "private_key")]
     pub sslkey: Option<PathBuf>,
     /// Start although the server's settings or tables can lose commits.
     #[serde(deserialize_with = "boolean")]
@@ -67,12 +75,13 @@ pub struct Postgres {
 }
 
 /// libpq's `sslmode`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, Serialize, VariantNames)]
+#[serde(rename_all = "kebab-case")]
 #[strum(serialize_all = "kebab-case", ascii_case_insensitive)]
 pub enum SslMode {
     /// Never encrypt.
     Disable,
-    /// As [`SslMode::Prefer`]: nothing is gained by starting in clear.
+    /// As [`SslMode::Prefer`].
     Allow,
     /// Encrypt when the server can; the certificate is not checked.
     Prefer,
@@ -85,13 +94,13 @@ pub enum SslMode {
 }
 
 impl Postgres {
-    /// How long a statement of the service waits for a lock. One that is waited for longer is most likely
-    /// held by the zombie of our own lost COMMIT.
+    /// How long a statement of the service waits for a lock. Past that, the holder is most likely our own
+    /// transaction whose connection was lost at COMMIT.
     pub const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
     /// The longest time one transaction may take, in all; a connection that is half open never
     /// answers, and after this the service stops waiting for it.
     pub fn transaction_deadline(&self) -> Duration {
-        rules::transaction_deadline(self.statement_timeout)
+        self.statement_timeout * STATEMENTS + ATTEMPT_OVERHEAD
     }
 }

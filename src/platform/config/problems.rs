@@ -3,32 +3,23 @@
 use std::fmt;
 
 use super::keys::Key;
+use super::layers::Found;
 
-/// What stands in the place of a value that must not be shown.
+/// Shown instead of a value that must not be shown.
 pub(super) const HIDDEN: &str = "***";
 
 /// Longest value that is repeated whole in a problem, in characters.
 const SHOWN: usize = 80;
 
-/// Everything that is wrong with the configuration, listed at once, so that a person fixes it
-/// in one go and not one restart a mistake.
+/// Everything that is wrong with the configuration, so that all of it can be fixed before the next start.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", listing(.problems))]
-pub struct ConfigErrors {
-    problems: Vec<Problem>,
-}
+#[error("{}", listing(.0))]
+pub struct ConfigErrors(pub(super) Vec<Problem>);
 
 impl ConfigErrors {
-    /// The exit code for a configuration that cannot be used: `EX_CONFIG` of `sysexits.h`.
-    pub const EXIT_CODE: u8 = 78;
-
-    pub(super) fn new(problems: Vec<Problem>) -> Self {
-        Self { problems }
-    }
-
-    /// The problems, in the order in which they were found.
+    /// The problems, in the order of the settings.
     pub fn problems(&self) -> &[Problem] {
-        &self.problems
+        &self.0
     }
 }
 
@@ -37,7 +28,7 @@ impl ConfigErrors {
 pub struct Problem {
     /// The path of the setting (`batch.size`), a variable's name, or a file.
     pub key: String,
-    /// The value that was given, `***` when it is secret, none when there is no single one.
+    /// The value that was given, `***` when it is secret, `None` when it is not about one value.
     pub value: Option<String>,
     /// What is wrong with it.
     pub wrong: String,
@@ -74,14 +65,10 @@ impl Refusal {
 
 impl Problem {
     /// A value that is refused, hidden when its key is secret.
-    pub(super) fn refused(key: &Key, value: &str, set_by: &str, refusal: Refusal) -> Self {
-        Self {
-            key: key.path.to_owned(),
-            value: Some(if key.secret { HIDDEN.to_owned() } else { shown(value) }),
-            wrong: refusal.wrong,
-            set_by: set_by.to_owned(),
-            help: refusal.help,
-        }
+    pub(super) fn refused(key: &Key, found: &Found, refusal: Refusal) -> Self {
+        let value = if key.is_secret() { HIDDEN.to_owned() } else { shown(&found.text) };
+        let problem = Self::about(key.path, &found.set_by, refusal.wrong, refusal.help);
+        Self { value: Some(value), ..problem }
     }
 
     /// A problem that is not about one value.
@@ -91,19 +78,14 @@ impl Problem {
         wrong: impl Into<String>,
         help: impl Into<String>,
     ) -> Self {
-        Self {
-            key: key.into(),
-            value: None,
-            wrong: wrong.into(),
-            set_by: set_by.into(),
-            help: help.into(),
-        }
+        let (key, wrong, set_by, help) = (key.into(), wrong.into(), set_by.into(), help.into());
+        Self { key, value: None, wrong, set_by, help }
     }
 }
 
 /// Quoted, on one line, and of bounded length, whatever was given.
 fn shown(value: &str) -> String {
-    // A URL in the wrong place, as a host say, brings its password along.
+    // A URL that was given as a host, for example, may hold a password.
     if value.contains('@') && value.contains(':') {
         return HIDDEN.to_owned();
     }
@@ -116,24 +98,17 @@ fn shown(value: &str) -> String {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.key)?;
-        if let Some(value) = &self.value {
-            write!(f, " = {value}")?;
-        }
-        write!(f, ": {}", self.wrong)?;
-        write!(f, "\n     set by: {}", self.set_by)?;
-        write!(f, "\n     fix:    {}", self.help)
+        let Self { key, value, wrong, set_by, help } = self;
+        let value = value.as_ref().map_or(String::new(), |value| format!(" = {value}"));
+        write!(f, "{key}{value}: {wrong}\n     set by: {set_by}\n     fix:    {help}")
     }
 }
 
 fn listing(problems: &[Problem]) -> String {
-    let count = match problems.len() {
-        1 => "1 problem".to_owned(),
-        n => format!("{n} problems"),
-    };
-    let mut text = format!("the configuration has {count}:");
-    for (index, problem) in problems.iter().enumerate() {
-        text.push_str(&format!("\n\n  {}. {problem}", index + 1));
+    let plural = if problems.len() == 1 { "" } else { "s" };
+    let mut text = format!("the configuration has {} problem{plural}:", problems.len());
+    for (number, problem) in (1..).zip(problems) {
+        text.push_str(&format!("\n\n  {number}. {problem}"));
     }
     text
 }
@@ -147,11 +122,14 @@ mod tests {
     fn a_problem_says_what_where_and_what_to_do() {
         let problem = Problem::refused(
             &keys::BATCH_SIZE,
-            "abc",
-            "environment variable BATCH_SIZE",
+            &Found {
+                text: "abc".to_owned(),
+                set_by: "environment variable BATCH_SIZE".to_owned(),
+                shipped: false,
+            },
             Refusal::new("is wrong", "do this"),
         );
-        let errors = ConfigErrors::new(vec![problem.clone(), problem]);
+        let errors = ConfigErrors(vec![problem.clone(), problem]);
         assert_eq!(
             errors.to_string(),
             "the configuration has 2 problems:\n\

@@ -9,11 +9,11 @@ use url::Url;
 use super::password::Password;
 use super::values::{
     Heartbeat, Seconds, Whole, amqp_name, authorities, boolean, file, host, management_url, name,
-    queue, queue_if_set,
+    private_key, queue,
 };
 
-/// RabbitMQ: address, login, queue, flow control and encryption. The files held what they should
-/// when the configuration was read.
+/// RabbitMQ: address, login, queue, flow control and encryption. The files were valid when the
+/// configuration was read.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct RabbitMq {
     /// Host name or IP address, an IPv6 address without brackets.
@@ -28,6 +28,9 @@ pub struct RabbitMq {
     /// Password.
     #[serde(default)]
     pub password: Password,
+    /// The file that holds the password instead.
+    #[serde(default, deserialize_with = "file", skip_serializing)]
+    pub(super) password_file: Option<PathBuf>,
     /// Virtual host.
     #[serde(deserialize_with = "amqp_name")]
     pub vhost: String,
@@ -36,7 +39,7 @@ pub struct RabbitMq {
     pub queue: String,
     /// Where messages go that cannot be counted; never the queue itself. Unless set, the queue's
     /// name with `.dlq`.
-    #[serde(default, deserialize_with = "queue_if_set")]
+    #[serde(default, deserialize_with = "queue")]
     pub dead_letter_queue: String,
     /// Deliveries the broker hands out ahead of acknowledgement: at least the batch size, or no
     /// batch could ever fill. Never 0, which AMQP takes for "without bound".
@@ -51,17 +54,17 @@ pub struct RabbitMq {
     /// Whether the connection is encrypted.
     #[serde(deserialize_with = "boolean")]
     pub tls: bool,
-    /// Authorities that may sign the server's certificate, beside the system's; none without TLS,
-    /// as of the two below.
+    /// Authorities that may sign the server's certificate, beside the system's. This and the next two
+    /// are `None` without TLS.
     #[serde(default, deserialize_with = "authorities")]
     pub tls_ca_file: Option<PathBuf>,
     /// This client's certificate; given together with the key or not at all.
     #[serde(default, deserialize_with = "file")]
     pub tls_cert_file: Option<PathBuf>,
     /// The private key of this client's certificate.
-    #[serde(default, deserialize_with = "file")]
+    #[serde(default, deserialize_with = "private_key")]
     pub tls_key_file: Option<PathBuf>,
-    /// The management API, when it may be asked.
+    /// The management API, if it is set.
     #[serde(default, deserialize_with = "management_url")]
     pub management_url: Option<ManagementUrl>,
 }

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use strum::{Display, EnumString, VariantNames};
+use strum::{EnumString, VariantNames};
 
-use super::values::{Seconds, SecondsOrNever, Whole, address, as_text, word};
+use super::values::{Seconds, SecondsOrNever, Whole, address, word};
 
 /// How votes are gathered before they are written together.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -43,10 +43,10 @@ pub struct Monitoring {
     #[serde(deserialize_with = "Whole::<0, 65_535>::deserialize")]
     pub port: u16,
     /// The least severe events that are logged.
-    #[serde(deserialize_with = "word", serialize_with = "as_text")]
+    #[serde(deserialize_with = "word")]
     pub log_level: LogLevel,
     /// How log lines are written.
-    #[serde(deserialize_with = "word", serialize_with = "as_text")]
+    #[serde(deserialize_with = "word")]
     pub log_format: LogFormat,
     /// Laws that get metric series of their own.
     #[serde(deserialize_with = "Whole::<1, 100_000>::deserialize")]
@@ -68,7 +68,8 @@ pub struct Shutdown {
 }
 
 /// The least severe events that are logged, under Python's names; there is nothing above an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, Serialize, VariantNames)]
+#[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase", ascii_case_insensitive)]
 pub enum LogLevel {
     /// Everything.
@@ -86,7 +87,8 @@ pub enum LogLevel {
 }
 
 /// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, Serialize, VariantNames)]
+#[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase", ascii_case_insensitive)]
 pub enum LogFormat {
     /// For people.

@@ -5,25 +5,25 @@ use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use figment::error::Kind;
-use figment::value::magic::RelativePathBuf;
 use serde::de::DeserializeOwned;
 
 use super::keys::{self, Key};
 use super::layers::{self, Found, Layer};
+use super::password::Password;
 use super::problems::{ConfigErrors, Problem, Refusal};
-use super::{rules, shipped_default, urls};
+use super::{shipped_default, urls};
 
 pub(super) struct Settings {
     merged: Figment,
     problems: Vec<Problem>,
-    /// Where a value came from that does not stand in its own setting, by path.
+    /// Where a value came from that is not in its own setting, by path.
     derived: BTreeMap<&'static str, String>,
 }
 
 impl Settings {
     /// Merges the layers, the lowest first. Relative paths start at `base`.
     pub fn new(mut layers: Vec<Layer>, base: &Path, mut problems: Vec<Problem>) -> Self {
-        problems.extend(rules::contradicted_scheme(&layers::merge(&layers)));
+        problems.extend(urls::contradicted_scheme(&layers::merge(&layers)));
         for (url, parts) in [
             (&keys::RABBITMQ_URL, urls::amqp as fn(&str) -> _),
             (&keys::DATABASE_URL, urls::postgres),
@@ -36,14 +36,17 @@ impl Settings {
         Self { merged: layers::merge(&layers), problems, derived: BTreeMap::new() }
     }
 
-    /// All settings. For a value that is refused, which is noted, the shipped default stands in,
+    /// All settings. For a value that is refused, which is noted, the shipped default is used,
     /// so that all others are checked too.
-    pub fn extract<T: DeserializeOwned>(&mut self) -> Option<T> {
+    ///
+    /// # Errors
+    /// A setting without a value and without a default: the program was built wrongly.
+    pub fn extract<T: DeserializeOwned>(&mut self) -> Result<T, ConfigErrors> {
         let mut merged = self.merged.clone();
         let mut refused = BTreeSet::new();
         loop {
             let error = match merged.extract() {
-                Ok(settings) => return Some(settings),
+                Ok(settings) => return Ok(settings),
                 Err(error) => error,
             };
             let path = error.path.join(".");
@@ -52,11 +55,10 @@ impl Settings {
                     self.refuse(key, Refusal::from_text(&message));
                     merged = merged.merge((key.path, shipped_default(key)));
                 }
-                // Such as a setting without a default in a program that was built wrongly.
                 (_, kind) => {
                     let place = "the shipped pipeline.toml";
-                    self.problems.push(Problem::about(path, place, kind.to_string(), "report it"));
-                    return None;
+                    let problem = Problem::about(path, place, kind.to_string(), "report it");
+                    return Err(ConfigErrors(vec![problem]));
                 }
             }
         }
@@ -71,21 +73,10 @@ impl Settings {
         self.find(key).unwrap_or_default().set_by
     }
 
-    /// The path in a setting, if one is set.
-    pub fn path(&self, key: &Key) -> Option<PathBuf> {
-        let path: RelativePathBuf = self.merged.extract_inner(key.path).ok()?;
-        Some(path.relative())
-    }
-
     /// Notes what is wrong with a setting's value.
     pub fn refuse(&mut self, key: &Key, refusal: Refusal) {
-        let Found { text, set_by, .. } = self.find(key).unwrap_or_default();
-        self.problems.push(Problem::refused(key, &text, &set_by, refusal));
-    }
-
-    /// Notes what is wrong with more than one value.
-    pub fn note(&mut self, problem: Problem) {
-        self.problems.push(problem);
+        let found = self.find(key).unwrap_or_default();
+        self.problems.push(Problem::refused(key, &found, refusal));
     }
 
     /// Whether one of these was refused, so that no rule applies to its value.
@@ -95,34 +86,48 @@ impl Settings {
 
     /// Records that a value follows from another setting.
     pub fn follows(&mut self, key: &'static Key, from: &Key) {
-        self.set_source(key, format!("follows {} ({})", from.path, self.source(from)));
+        self.derived.insert(key.path, format!("follows {} ({})", from.path, self.source(from)));
     }
 
-    /// Records where a value came from that is not in the setting itself.
-    pub fn set_source(&mut self, key: &'static Key, place: String) {
-        self.derived.insert(key.path, place);
+    /// As [`Settings::follows`], if no user set the value; returns whether it does.
+    pub fn follows_unless_set(&mut self, key: &'static Key, from: &Key) -> bool {
+        let shipped = self.find(key).is_some_and(|found| found.shipped);
+        if shipped {
+            self.follows(key, from);
+        }
+        shipped
     }
 
-    /// What was extracted, and where each value came from, by path.
+    /// The password in a file, if one is set. In one layer only one of the two may be given.
+    pub fn password_in_file(
+        &mut self,
+        (key, file_key): (&'static Key, &Key),
+        path: Option<PathBuf>,
+    ) -> Option<Password> {
+        let (path, file) = (path?, self.source(file_key));
+        if let Some(given) = self.find(key) {
+            let set_by = format!("{} and {file}", given.set_by);
+            let wrong = format!("is given twice: as itself and as {}", file_key.path);
+            self.problems.push(Problem::about(key.path, set_by, wrong, "keep one of the two"));
+            return None;
+        }
+        self.derived.insert(key.path, file);
+        Password::in_file(path, file_key).map_err(|refusal| self.refuse(file_key, refusal)).ok()
+    }
+
+    /// Where each value came from, by path.
     ///
     /// # Errors
-    /// What was found wrong: first what is no setting, then the settings in the shipped file's order.
-    pub fn finish<T>(
-        mut self,
-        extracted: Option<T>,
-    ) -> Result<(T, BTreeMap<&'static str, String>), ConfigErrors> {
-        let Some(extracted) = extracted.filter(|_| self.problems.is_empty()) else {
-            let place = |problem: &Problem| keys::ALL.iter().position(|k| k.path == problem.key);
-            self.problems.sort_by_key(place);
-            return Err(ConfigErrors::new(self.problems));
-        };
-        let mut sources = self.derived;
-        for key in keys::ALL {
-            if let Some(found) = layers::find(&self.merged, key) {
-                sources.entry(key.path).or_insert(found.set_by);
-            }
+    /// What was found wrong: first what is not a setting, then the settings in the shipped file's order.
+    pub fn finish(mut self) -> Result<BTreeMap<&'static str, String>, ConfigErrors> {
+        if !self.problems.is_empty() {
+            self.problems.sort_by_key(|it| keys::ALL.iter().position(|key| key.path == it.key));
+            return Err(ConfigErrors(self.problems));
         }
-        Ok((extracted, sources))
+        let found = keys::ALL.iter().filter_map(|key| Some((key.path, self.find(key)?.set_by)));
+        let mut sources: BTreeMap<_, _> = found.collect();
+        sources.extend(self.derived);
+        Ok(sources)
     }
 }
 
@@ -131,15 +136,15 @@ impl Settings {
 /// counts, as a whole.
 fn insert_url_parts(
     layers: &mut Vec<Layer>,
-    url: &'static Key,
+    key: &'static Key,
     parts: fn(&str) -> Result<urls::Parts, Refusal>,
 ) -> Result<(), Problem> {
-    let Some(at) = layers.iter().rposition(|layer| layer.get(url).is_some()) else {
+    let mut found = layers.iter().enumerate().rev();
+    let Some((at, url)) = found.find_map(|(at, layer)| Some((at, layer.get(key)?))) else {
         return Ok(());
     };
-    let (text, place) = (layers[at].get(url).unwrap_or_default(), layers[at].place(url));
-    let parts = parts(text).map_err(|refusal| Problem::refused(url, text, &place, refusal))?;
-    let mut layer = Layer::new(move |_| place.clone());
+    let parts = parts(&url.text).map_err(|refusal| Problem::refused(key, &url, refusal))?;
+    let mut layer = Layer::new(move |_| url.set_by.clone());
     for (key, text) in parts {
         layer.set(key, text);
     }

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use super::DEFAULT_PROFILE;
-use super::document;
+use super::document::{self, PROFILES, nearest_profile};
 use super::dotenv::{self, DotEnv};
 use super::keys::{self, Key};
 use super::layers::{Found, Layer};
@@ -17,7 +17,7 @@ use super::values::plain;
 const FILE_NAME: &str = "pipeline.toml";
 pub(super) const DOTENV: &str = ".env";
 
-/// What a configuration works with and what is most likely a mistake all the same.
+/// What is most likely a mistake although the configuration can be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Suspicions {
     /// Variables that no setting reads.
@@ -26,9 +26,9 @@ pub struct Suspicions {
     pub expanded: Vec<Problem>,
 }
 
-/// Everything a configuration is made from. It has no `Debug`: its values may be passwords. Reading it changes nothing, and looks at nothing
-/// else than the files named here; only a `$NAME` outside single quotes in `.env` is looked up in
-/// the process environment too.
+/// Everything a configuration is made from. It has no `Debug`: its values may be passwords. Reading
+/// it changes nothing, and looks only at the files named here; a `$NAME` outside single quotes in
+/// `.env` is looked up in the process environment too.
 #[derive(Clone, Default)]
 pub struct Sources {
     /// Environment variables. Only the values of the names in [`keys`] are read; of others that look like
@@ -70,27 +70,24 @@ impl Sources {
     }
 
     /// The name of the selected profile, all layers, the lowest first, and what is suspicious.
-    pub(super) fn read(&self, problems: &mut Vec<Problem>) -> (String, Vec<Layer>, Suspicions) {
+    pub(super) fn read(
+        &self,
+        problems: &mut Vec<Problem>,
+    ) -> (&'static str, Vec<Layer>, Suspicions) {
         let DotEnv { values, expanded } = self.dotenv(problems);
         let suspicions = Suspicions { unread: unread(&self.environment, &values), expanded };
         let above = [dotenv_layer(values), self.environment(problems), self.flags.layer(problems)];
-        let profile = selected_profile(&above, problems);
-        let mut layers = document::layers(
-            document::SHIPPED,
-            "shipped defaults",
-            &profile,
-            Layer::shipped,
-            problems,
-        );
-        layers.extend(self.file(&above, &profile, problems));
+        let selected = |key: &Key| above.iter().rev().find_map(|layer| layer.get(key));
+        let profile = selected_profile(selected(&keys::PIPELINE_PROFILE), problems);
+        let mut layers = document::layers(document::SHIPPED, None, profile, problems);
+        layers.extend(self.file(selected(&keys::PIPELINE_CONFIG), profile, problems));
         layers.extend(above);
         (profile, layers, suspicions)
     }
 
     /// The layers of the file that was named, else of the working directory's, if there is one.
-    fn file(&self, above: &[Layer], profile: &str, problems: &mut Vec<Problem>) -> Vec<Layer> {
+    fn file(&self, named: Option<Found>, profile: &str, problems: &mut Vec<Problem>) -> Vec<Layer> {
         let key = &keys::PIPELINE_CONFIG;
-        let named = selected(above, key);
         let path = match (&named, &self.working_dir) {
             (Some(named), _) => self.base().join(&named.text),
             (None, Some(dir)) => dir.join(FILE_NAME),
@@ -100,34 +97,24 @@ impl Sources {
         if let Some(named) = &named
             && let Err(refusal) = plain(&named.text)
         {
-            problems.push(Problem::refused(key, &named.text, &named.set_by, refusal));
+            problems.push(Problem::refused(key, named, refusal));
             return Vec::new();
         }
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => {
-                return Vec::new();
-            }
+        match std::fs::read_to_string(&path) {
+            // In a checkout, and wherever the file was copied unchanged, no user chose it: it
+            // must not make a prefetch "set" that only the defaults chose.
+            Ok(text) if text == document::SHIPPED => Vec::new(),
+            Ok(text) => document::layers(&text, Some(&place), profile, problems),
+            Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => Vec::new(),
             Err(error) => {
-                let set_by = named.map_or(place.clone(), |named| named.set_by);
-                let refusal = Refusal::new(
-                    format!("cannot be read ({error})"),
-                    "name a TOML file that this service may read",
-                );
-                problems.push(Problem::refused(key, &place, &set_by, refusal));
-                return Vec::new();
+                let set_by = named.map_or_else(|| place.clone(), |named| named.set_by);
+                let found = Found { text: place, set_by, shipped: false };
+                let help = "name a TOML file that this service may read";
+                let refusal = Refusal::new(format!("cannot be read ({error})"), help);
+                problems.push(Problem::refused(key, &found, refusal));
+                Vec::new()
             }
-        };
-        // In a checkout, and wherever the file was copied unchanged, no user chose it: it
-        // must not make a prefetch "set" that only the defaults chose.
-        if text == document::SHIPPED {
-            return Vec::new();
         }
-        let layer = |profile: &str| {
-            let profile = format!("{place}: {profile}");
-            Layer::new(move |key| format!("{profile}.{}", key.path))
-        };
-        document::layers(&text, &place, profile, layer, problems)
     }
 
     /// The working directory's `.env`.
@@ -136,31 +123,29 @@ impl Sources {
             return DotEnv::default();
         };
         match std::fs::read_to_string(&path) {
-            Ok(text) => dotenv::parse(&text, &path, problems),
-            Err(error) if error.kind() == ErrorKind::NotFound => DotEnv::default(),
+            Ok(text) => return dotenv::parse(&text, &path, problems),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => {
-                let place = path.display().to_string();
                 let wrong = format!("cannot be read ({error})");
                 let help = "make it readable, or remove it";
-                problems.push(Problem::about(DOTENV, place, wrong, help));
-                DotEnv::default()
+                problems.push(Problem::about(DOTENV, path.display().to_string(), wrong, help));
             }
         }
+        DotEnv::default()
     }
 
     /// The known variables of the environment.
     fn environment(&self, problems: &mut Vec<Problem>) -> Layer {
         let mut layer = Layer::new(|key| format!("environment variable {}", key.variable));
         for key in keys::with_variables() {
-            match self.environment.get(key.variable).map(|value| value.to_str()) {
-                None => {}
-                Some(Some(text)) => layer.set(key, text.to_owned()),
-                Some(None) => problems.push(Problem::about(
-                    key.path,
-                    layer.place(key),
-                    "is not UTF-8",
-                    "encode the value as UTF-8",
-                )),
+            let Some(value) = self.environment.get(key.variable) else { continue };
+            match value.to_str() {
+                Some(text) => layer.set(key, text.to_owned()),
+                None => {
+                    let set_by = format!("environment variable {}", key.variable);
+                    let help = "encode the value as UTF-8";
+                    problems.push(Problem::about(key.path, set_by, "is not UTF-8", help));
+                }
             }
         }
         layer
@@ -179,44 +164,30 @@ impl Overrides {
         for (path, text) in &self.set {
             match keys::by_path(path) {
                 Some(key) => layer.set(key, text.clone()),
-                None => {
-                    problems.push(document::unknown_setting(path, format!("--set {path}")));
-                }
+                None => problems.push(document::unknown_setting(path, format!("--set {path}"))),
             }
         }
         layer
     }
 }
 
-fn dotenv_layer(mut values: BTreeMap<String, String>) -> Layer {
+fn dotenv_layer(values: BTreeMap<String, String>) -> Layer {
     let mut layer = Layer::new(|key| format!("{DOTENV}: {}", key.variable));
-    for key in keys::with_variables() {
-        layer.set(key, values.remove(key.variable).unwrap_or_default());
+    for (name, text) in values {
+        if let Some(key) = keys::by_variable(&name) {
+            layer.set(key, text);
+        }
     }
     layer
 }
 
-/// The value of a selector in the highest layer that has one.
-fn selected(layers: &[Layer], key: &Key) -> Option<Found> {
-    layers.iter().rev().find_map(|layer| {
-        let text = layer.get(key)?.to_owned();
-        Some(Found { text, set_by: layer.place(key), shipped: false })
-    })
-}
-
-fn selected_profile(above: &[Layer], problems: &mut Vec<Problem>) -> String {
-    let key = &keys::PIPELINE_PROFILE;
-    let Some(Found { text, set_by, .. }) = selected(above, key) else {
-        return DEFAULT_PROFILE.to_owned();
-    };
-    let known = document::profiles();
-    if known.contains(&text) {
-        return text;
+fn selected_profile(named: Option<Found>, problems: &mut Vec<Problem>) -> &'static str {
+    let Some(found) = named else { return DEFAULT_PROFILE };
+    if let Some(profile) = PROFILES.into_iter().find(|profile| *profile == found.text) {
+        return profile;
     }
-    let near = keys::closest(&text, known.iter().map(|name| (name, name)))
-        .map_or(String::new(), |near| format!("did you mean {near}? "));
-    let help = format!("{near}There are: {}", known.join(", "));
-    problems.push(Problem::refused(key, &text, &set_by, Refusal::new("is not a profile", help)));
-    // The rest is read as if none had been asked for, so that its problems are listed too.
-    DEFAULT_PROFILE.to_owned()
+    let refusal = Refusal::new("is not a profile", nearest_profile(&found.text));
+    problems.push(Problem::refused(&keys::PIPELINE_PROFILE, &found, refusal));
+    // The rest is read all the same, so that its problems are listed too.
+    DEFAULT_PROFILE
 }

@@ -6,7 +6,7 @@ mod rules;
 mod secrets;
 mod urls;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
@@ -23,16 +23,11 @@ fn load(variables: &[(&str, &str)]) -> Config {
 }
 
 fn loaded(sources: &Sources) -> Config {
-    match Config::load(sources) {
-        Ok(config) => config,
-        Err(errors) => panic!("{errors}"),
-    }
+    Config::load(sources).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 fn refused(sources: &Sources) -> Vec<Problem> {
-    let errors = Config::load(sources).expect_err("the configuration must be refused");
-    assert!(!errors.problems().is_empty());
-    errors.problems().to_vec()
+    Config::load(sources).expect_err("the configuration must be refused").0
 }
 
 /// The one problem that these variables make.
@@ -41,8 +36,8 @@ fn problem(variables: &[(&str, &str)]) -> Problem {
 }
 
 fn only(problems: Vec<Problem>) -> Problem {
-    assert_eq!(problems.len(), 1, "{problems:#?}");
-    problems.into_iter().next().expect("there is one")
+    let [problem] = <[Problem; 1]>::try_from(problems).expect("one problem");
+    problem
 }
 
 /// Where the value of a setting came from.
@@ -73,14 +68,13 @@ impl Directory {
         let name = format!("vote-aggregator-config-{}-{number}", std::process::id());
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).expect("a temporary directory can be made");
-        for (name, text) in files {
-            std::fs::write(path.join(name), text).expect("a file can be written to it");
-        }
-        Self(path)
+        let directory = Self(path);
+        files.iter().for_each(|(name, text)| directory.write(name, text));
+        directory
     }
 
-    fn path(&self) -> &Path {
-        &self.0
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.join(name), text).expect("a file can be written to it");
     }
 
     fn file(&self, name: &str) -> String {

@@ -8,33 +8,9 @@ use super::keys;
 use super::problems::Problem;
 
 /// What the official images of RabbitMQ and PostgreSQL, and RabbitMQ itself, set or read.
-/// `POSTGRES_USER_FILE` and `POSTGRES_DB_FILE` are not here: who sets them for this service believes that
-/// it reads them.
-const SET_BY_OTHERS: &str = "
-    POSTGRES_HOST_AUTH_METHOD POSTGRES_INITDB_ARGS POSTGRES_INITDB_ARGS_FILE
-    POSTGRES_INITDB_WALDIR RABBITMQ_ADVANCED_CONFIG_FILE RABBITMQ_ALLOW_INPUT RABBITMQ_BASE
-    RABBITMQ_BOOT_MODULE RABBITMQ_CONFIG_FILE RABBITMQ_CONFIG_FILES RABBITMQ_CONF_ENV_FILE
-    RABBITMQ_CTL_DIST_PORT_MAX RABBITMQ_CTL_DIST_PORT_MIN RABBITMQ_CTL_ERL_ARGS RABBITMQ_DATA_DIR
-    RABBITMQ_DEFAULT_PASS RABBITMQ_DEFAULT_PASS_FILE RABBITMQ_DEFAULT_USER
-    RABBITMQ_DEFAULT_USER_FILE RABBITMQ_DEFAULT_VHOST RABBITMQ_DISTRIBUTION_BUFFER_SIZE
-    RABBITMQ_DIST_PORT RABBITMQ_ENABLED_PLUGINS RABBITMQ_ENABLED_PLUGINS_FILE
-    RABBITMQ_ERLANG_COOKIE RABBITMQ_FEATURE_FLAGS RABBITMQ_FEATURE_FLAGS_FILE
-    RABBITMQ_GENERATED_CONFIG_DIR RABBITMQ_GROUP RABBITMQ_HIPE_COMPILE RABBITMQ_HOME
-    RABBITMQ_IO_THREAD_POOL_SIZE RABBITMQ_KEEP_PID_FILE_ON_EXIT RABBITMQ_LOG RABBITMQ_LOGS
-    RABBITMQ_LOG_BASE RABBITMQ_MANAGEMENT_SSL_CACERTFILE RABBITMQ_MANAGEMENT_SSL_CERTFILE
-    RABBITMQ_MANAGEMENT_SSL_DEPTH RABBITMQ_MANAGEMENT_SSL_FAIL_IF_NO_PEER_CERT
-    RABBITMQ_MANAGEMENT_SSL_KEYFILE RABBITMQ_MANAGEMENT_SSL_VERIFY RABBITMQ_MAX_NUMBER_OF_ATOMS
-    RABBITMQ_MAX_NUMBER_OF_PROCESSES RABBITMQ_MNESIA_BASE RABBITMQ_MNESIA_DIR RABBITMQ_MOTD_FILE
-    RABBITMQ_NODENAME RABBITMQ_NODE_IP_ADDRESS RABBITMQ_NODE_PORT RABBITMQ_NODE_TYPE
-    RABBITMQ_PGP_KEY_ID RABBITMQ_PID_FILE RABBITMQ_PLUGINS_DIR RABBITMQ_PLUGINS_EXPAND_DIR
-    RABBITMQ_PRODUCT_NAME RABBITMQ_PRODUCT_VERSION RABBITMQ_QUORUM_DIR RABBITMQ_SASL_LOGS
-    RABBITMQ_SCHEDULER_BIND_TYPE RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD RABBITMQ_SCRIPTS_DIR
-    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS RABBITMQ_SERVER_CODE_PATH RABBITMQ_SERVER_ERL_ARGS
-    RABBITMQ_SERVER_START_ARGS RABBITMQ_SERVICENAME RABBITMQ_SSL_CACERTFILE RABBITMQ_SSL_CERTFILE
-    RABBITMQ_SSL_DEPTH RABBITMQ_SSL_FAIL_IF_NO_PEER_CERT RABBITMQ_SSL_KEYFILE RABBITMQ_SSL_VERIFY
-    RABBITMQ_STREAM_DIR RABBITMQ_UPGRADE_LOG RABBITMQ_USE_LONGNAME RABBITMQ_VERSION
-    RABBITMQ_VM_MEMORY_HIGH_WATERMARK
-";
+/// `POSTGRES_USER_FILE` and `POSTGRES_DB_FILE` are not there: they look like settings
+/// of this service.
+const SET_BY_OTHERS: &str = include_str!("set_by_others.txt");
 
 /// The variables of the environment and of `.env` that no setting reads, with the name that was most likely
 /// meant. Their values are not repeated.
@@ -64,33 +40,27 @@ pub(super) fn unread(
     unread.collect()
 }
 
-/// Whether others set it, beside us or for us: an image, or Kubernetes and Docker for each service of
-/// that name.
+/// Whether something else sets it: an image, or Kubernetes and Docker for each service of that name.
 fn is_set_by_others(name: &str, value: &OsStr) -> bool {
-    let link = name.ends_with("_SERVICE_HOST")
+    // POSTGRES_PORT_5432_TCP, POSTGRES_PORT_5432_TCP_ADDR and so on.
+    let is_numbered = |(_, port): (&str, &str)| {
+        let mut words = port.split('_');
+        words.next().is_some_and(|number| number.parse::<u16>().is_ok())
+            && words.next().is_some_and(|it| ["TCP", "UDP", "SCTP"].contains(&it))
+    };
+    name.ends_with("_SERVICE_HOST")
         || name.ends_with("_SERVICE_PORT")
         || name.contains("_SERVICE_PORT_")
         || name.ends_with("_PORT") && value.to_string_lossy().contains("://")
-        // POSTGRES_PORT_5432_TCP, POSTGRES_PORT_5432_TCP_ADDR and so on.
-        || name.rsplit_once("_PORT_").is_some_and(|(_, port)| is_numbered(port));
-    link || SET_BY_OTHERS.split_whitespace().any(|other| other == name)
-}
-
-fn is_numbered(text: &str) -> bool {
-    let mut words = text.split('_');
-    let number = words.next().unwrap_or_default();
-    number.parse::<u16>().is_ok()
-        && words.next().is_some_and(|it| ["TCP", "UDP", "SCTP"].contains(&it))
+        || name.rsplit_once("_PORT_").is_some_and(is_numbered)
+        || SET_BY_OTHERS.lines().any(|other| other == name)
 }
 
 /// Whether the first word is that of one of our variables.
 fn begins_like_ours(name: &str) -> bool {
     let name = keys::as_variable(name);
-    let first = name.split_once('_').map(|(first, _)| first);
-    first.is_some_and(|first| {
-        let ours = keys::with_variables().filter_map(|key| key.variable.split_once('_'));
-        ours.map(|(word, _)| word).any(|word| word == first)
-    })
+    let first = |name: &str| name.split_once('_').map(|(first, _)| first.to_owned());
+    first(&name).is_some() && keys::with_variables().any(|key| first(key.variable) == first(&name))
 }
 
 #[cfg(test)]
@@ -104,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_was_most_likely_meant_for_a_setting_is_told_with_the_settings_name() {
+    fn a_misspelt_name_is_reported_with_the_setting_that_was_meant() {
         for (meant, written) in [
             ("RABBITMQ_HOST", "RABITMQ_HOST RABBTIMQ_HOST RABBITMQ_HOSTNAME rabbitmq.host"),
             ("RABBITMQ_USER", "RABBITMQ_USERNAME"),
@@ -137,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_only_begins_like_ours_is_told_too() {
+    fn a_name_that_only_begins_like_ours_is_reported() {
         for written in ["RABBITMQ_ZEBRA", "BATCH_COLOUR", "PROMETHEUS_MULTIPROC_DIR"] {
             let problem = found(written, "x").expect(written);
             assert!(problem.help.contains(".env.example"), "{problem}");
@@ -145,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_what_is_empty_and_what_others_set_is_not_told() {
+    fn what_is_read_what_is_empty_and_what_others_set_is_not_reported() {
         for key in keys::with_variables() {
             assert_eq!(found(key.variable, "x"), None);
         }
@@ -168,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_is_told_and_never_the_value() {
+    fn the_place_is_shown_and_never_the_value() {
         let environment = [("RABITMQ_HOST".to_owned(), OsString::from("hunter2"))].into();
         let dotenv = [("BATCH_\u{1b}TIMEOUT".to_owned(), "hunter2".to_owned())].into();
         let unread = unread(&environment, &dotenv);

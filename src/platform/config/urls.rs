@@ -2,17 +2,19 @@
 //!
 //! No message here repeats any part of a URL that could be a badly written password.
 
+use figment::Figment;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::keys::{self, Key};
+use super::layers;
 use super::password::Password;
-use super::problems::Refusal;
+use super::problems::{Problem, Refusal};
 use super::rabbitmq::ManagementUrl;
-use super::values::plain;
+use super::values::{ONE_HOST, plain, truth};
 
 /// The settings a URL gives, as the text each of them would have been given alone. What a URL
-/// leaves out is left out here too and comes from the separate setting.
+/// leaves out is empty here, and comes from the separate setting.
 pub(super) type Parts = Vec<(&'static Key, String)>;
 
 const ENCODE: &str = "write every special character of the user name and the password as % and its code: \
@@ -21,30 +23,22 @@ const ENCODE: &str = "write every special character of the user name and the pas
 /// `amqp://user:password@host:5672/vhost`, or `amqps` for TLS (port 5671).
 ///
 /// The virtual host is percent-decoded: `/%2f` and `//` are `/`. Without one, `amqp://h` and
-/// `amqp://h/` alike leave it to `rabbitmq.vhost`, which is `/` unless set. By the letter of
-/// RabbitMQ's URI specification the second is the virtual host with an empty name, which does
-/// not occur.
+/// `amqp://h/` alike leave it to `rabbitmq.vhost`, which is `/` unless set. By RabbitMQ's URI
+/// specification the second is the virtual host with an empty name, which does not occur.
 pub(super) fn amqp(text: &str) -> Result<Parts, Refusal> {
     let url = parse(text, &["amqp", "amqps"], "amqp://user:password@host:5672/vhost")?;
-    let tls = url.scheme() == "amqps";
-    let mut parts = vec![(&keys::RABBITMQ_TLS, tls.to_string())];
-    push_login(&mut parts, &url, &keys::RABBITMQ_USER, &keys::RABBITMQ_PASSWORD)?;
-    let standard_port = if tls { 5671 } else { 5672 };
-    push_host(&mut parts, &url, [&keys::RABBITMQ_HOST, &keys::RABBITMQ_PORT], standard_port)?;
-    let vhost = path(&url);
-    if vhost != "/" && vhost.contains('/') {
-        return Err(Refusal::new(
-            "has more than one path segment",
-            "write a / inside the virtual host's name as %2F",
-        ));
+    if path(&url) != "/" && path(&url).contains('/') {
+        let help = "write a / inside the virtual host's name as %2F";
+        return Err(Refusal::new("has more than one path segment", help));
     }
-    push(&mut parts, &keys::RABBITMQ_VHOST, decode(vhost)?);
     if url.query().is_some() {
-        return Err(Refusal::new(
-            "has parameters after a ?",
-            "remove them; the heartbeat and the TLS files have settings of their own",
-        ));
+        let help = "remove them; the heartbeat and the TLS files have settings of their own";
+        return Err(Refusal::new("has parameters after a ?", help));
     }
+    let tls = url.scheme() == "amqps";
+    let names = ["user", "password", "host", "port", "vhost"];
+    let mut parts = parts(&url, "rabbitmq", names, if tls { 5671 } else { 5672 })?;
+    parts.push((&keys::RABBITMQ_TLS, tls.to_string()));
     Ok(parts)
 }
 
@@ -54,25 +48,17 @@ pub(super) fn amqp(text: &str) -> Result<Parts, Refusal> {
 pub(super) fn postgres(text: &str) -> Result<Parts, Refusal> {
     let shape = "postgres://user:password@host:5432/database";
     let url = parse(text, &["postgres", "postgresql"], shape)?;
-    let mut parts = Vec::new();
-    push_login(&mut parts, &url, &keys::POSTGRES_USER, &keys::POSTGRES_PASSWORD)?;
-    push_host(&mut parts, &url, [&keys::POSTGRES_HOST, &keys::POSTGRES_PORT], 5432)?;
     if path(&url).contains('/') {
-        return Err(Refusal::new(
-            "has more than one path segment",
-            "write the database's name after the host, a / in it as %2F",
-        ));
+        let help = "write the database's name after the host, a / in it as %2F";
+        return Err(Refusal::new("has more than one path segment", help));
     }
-    push(&mut parts, &keys::POSTGRES_DB, decode(path(&url))?);
+    let names = ["user", "password", "host", "port", "database"];
+    let mut parts = parts(&url, "postgres", names, 5432)?;
     for (name, value) in url.query_pairs() {
-        let key = match name.as_ref() {
-            "sslmode" => &keys::POSTGRES_SSLMODE,
-            "sslrootcert" => &keys::POSTGRES_SSLROOTCERT,
-            "sslcert" => &keys::POSTGRES_SSLCERT,
-            "sslkey" => &keys::POSTGRES_SSLKEY,
-            other => return Err(unknown_parameter(other)),
-        };
-        push(&mut parts, key, value.into_owned());
+        if !["sslmode", "sslrootcert", "sslcert", "sslkey"].contains(&&*name) {
+            return Err(unknown_parameter(&name));
+        }
+        parts.push((setting("postgres", &name), value.into_owned()));
     }
     Ok(parts)
 }
@@ -84,13 +70,28 @@ pub(super) fn management(text: &str) -> Result<ManagementUrl, Refusal> {
     if url.query().is_some() {
         return Err(Refusal::new("has parameters after a ?", format!("write {shape}")));
     }
-    let user = decode(url.username())?;
-    plain(&user)?;
-    let password = Password::given(decode(url.password().unwrap_or_default())?)?;
+    let user = plain(&decode(url.username())?)?;
+    let password = Password::given(&decode(url.password().unwrap_or_default())?)?;
     let cannot = |()| Refusal::new("has no host", format!("write {shape}"));
     url.set_username("").map_err(cannot)?;
     url.set_password(None).map_err(cannot)?;
     Ok(ManagementUrl { url, user, password })
+}
+
+/// `rabbitmq.tls` is set to the opposite of what a URL's scheme says. Letting either win silently
+/// could send a password in clear. `settings` are without the parts of URLs.
+pub(super) fn contradicted_scheme(settings: &Figment) -> Option<Problem> {
+    let (key, url_key) = (&keys::RABBITMQ_TLS, &keys::RABBITMQ_URL);
+    let alone = layers::find(settings, key).filter(|alone| !alone.shipped)?;
+    let url = layers::find(settings, url_key)?;
+    let says = amqp(&url.text).ok()?.contains(&(key, true.to_string()));
+    if truth(&alone.text) == Ok(says) {
+        return None;
+    }
+    let scheme = if says { "amqps" } else { "amqp" };
+    let wrong = format!("contradicts the scheme {scheme} of {} ({})", url_key.path, url.set_by);
+    let help = format!("remove {}, or write the scheme that is meant", key.variable);
+    Some(Problem::refused(key, &alone, Refusal::new(wrong, help)))
 }
 
 fn parse(text: &str, schemes: &[&str], shape: &str) -> Result<Url, Refusal> {
@@ -99,20 +100,15 @@ fn parse(text: &str, schemes: &[&str], shape: &str) -> Result<Url, Refusal> {
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(Refusal::new("has white space or a control character in it", ENCODE));
     }
-    let expected = || format!("write {shape}");
-    let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
-    if !scheme.is_some_and(|scheme| schemes.contains(&scheme.as_str())) {
+    let (scheme, rest) = text.split_once("://").unwrap_or_default();
+    if !schemes.contains(&scheme.to_ascii_lowercase().as_str()) {
         let wrong = format!("does not begin with {}://", schemes.join(":// or "));
-        return Err(Refusal::new(wrong, expected()));
+        return Err(Refusal::new(wrong, format!("write {shape}")));
     }
     // In front of the first /, behind the last @: no part of a login.
-    let authority = text.split_once("://").map_or(text, |(_, rest)| rest);
-    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if authority.rsplit('@').next().is_some_and(|hosts| hosts.contains(',')) {
-        return Err(Refusal::new(
-            "names several hosts",
-            "give one host; lists are not supported yet",
-        ));
+        return Err(Refusal::new("names several hosts", ONE_HOST));
     }
     let url = Url::parse(text).map_err(|error| {
         Refusal::new(format!("is not a URL ({error})"), format!("write {shape}, and {ENCODE}"))
@@ -125,36 +121,23 @@ fn parse(text: &str, schemes: &[&str], shape: &str) -> Result<Url, Refusal> {
     Ok(url)
 }
 
-fn push(parts: &mut Parts, key: &'static Key, value: String) {
-    if !value.is_empty() {
-        parts.push((key, value));
-    }
-}
-
-fn push_login(
-    parts: &mut Parts,
-    url: &Url,
-    user: &'static Key,
-    password: &'static Key,
-) -> Result<(), Refusal> {
-    push(parts, user, decode(url.username())?);
-    push(parts, password, decode(url.password().unwrap_or_default())?);
-    Ok(())
-}
-
-/// A URL that names a host names its port too: the port of another host's setting never applies.
-fn push_host(
-    parts: &mut Parts,
-    url: &Url,
-    [host_key, port_key]: [&'static Key; 2],
-    standard_port: u16,
-) -> Result<(), Refusal> {
+/// User, password, host, port and path, as the settings with these names.
+fn parts(url: &Url, section: &str, names: [&str; 5], standard_port: u16) -> Result<Parts, Refusal> {
     let host = decode(url.host_str().unwrap_or_default())?;
-    if !host.is_empty() || url.port().is_some() {
-        push(parts, port_key, url.port().unwrap_or(standard_port).to_string());
-    }
-    push(parts, host_key, host);
-    Ok(())
+    // A URL that names a host names its port too: the port of another host's setting never applies.
+    let port = url.port().or_else(|| (!host.is_empty()).then_some(standard_port));
+    let texts = [
+        decode(url.username())?,
+        decode(url.password().unwrap_or_default())?,
+        host,
+        port.map_or(String::new(), |port| port.to_string()),
+        decode(path(url))?,
+    ];
+    Ok(names.map(|name| setting(section, name)).into_iter().zip(texts).collect())
+}
+
+fn setting(section: &str, name: &str) -> &'static Key {
+    keys::by_path(&format!("{section}.{name}")).expect("a part of a URL is a setting")
 }
 
 /// The path without the slash that divides it from the host.
@@ -172,23 +155,19 @@ fn decode(text: &str) -> Result<String, Refusal> {
 fn unknown_parameter(name: &str) -> Refusal {
     let known = "sslmode, sslrootcert, sslcert and sslkey are known; remove the others";
     let harmless = name.len() <= 32 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    if harmless {
-        Refusal::new(format!("has an unknown parameter: {name}"), known)
-    } else {
-        Refusal::new("has an unknown parameter", known)
-    }
+    let named = if harmless { format!(": {name}") } else { String::new() };
+    Refusal::new(format!("has an unknown parameter{named}"), known)
 }
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret as _;
-
     use super::*;
 
     /// The parts by their paths, without the section.
     fn text(parts: Result<Parts, Refusal>) -> String {
-        let parts = parts.expect("the URL is right");
-        let parts = parts.iter().map(|(key, value)| format!("{}={value}", key.name()));
+        let parts = parts.expect("the URL is right").into_iter();
+        let parts = parts.filter(|(_, value)| !value.is_empty());
+        let parts = parts.map(|(key, value)| format!("{}={value}", key.name()));
         parts.collect::<Vec<_>>().join("|")
     }
 
@@ -197,65 +176,49 @@ mod tests {
     }
 
     #[test]
-    fn an_amqp_url_gives_the_parts_that_it_names() {
+    fn a_url_gives_the_parts_that_it_names() {
         for (url, parts) in [
             (
                 "amqps://vo%40ter:p%2Fw%3A1@mq.example.org:5679/vote%20s",
-                "tls=true|user=vo@ter|password=p/w:1|port=5679|host=mq.example.org|vhost=vote s",
+                "user=vo@ter|password=p/w:1|host=mq.example.org|port=5679|vhost=vote s|tls=true",
             ),
-            ("amqp://h", "tls=false|port=5672|host=h"),
-            ("amqp://h/", "tls=false|port=5672|host=h"),
-            ("AMQP://h", "tls=false|port=5672|host=h"),
-            ("amqp://:@h", "tls=false|port=5672|host=h"),
-            ("amqps://h", "tls=true|port=5671|host=h"),
-            ("amqp://[::1]", "tls=false|port=5672|host=[::1]"),
-            ("amqp:///votes", "tls=false|vhost=votes"),
-            ("amqp:///%2f", "tls=false|vhost=/"),
-            ("amqp:////", "tls=false|vhost=/"),
-            ("amqp:///a%2Fb", "tls=false|vhost=a/b"),
-            ("amqp://u:p,w@h", "tls=false|user=u|password=p,w|port=5672|host=h"),
+            ("amqp://h", "host=h|port=5672|tls=false"),
+            ("amqp://h/", "host=h|port=5672|tls=false"),
+            ("AMQP://h", "host=h|port=5672|tls=false"),
+            ("amqp://:@h", "host=h|port=5672|tls=false"),
+            ("amqps://h", "host=h|port=5671|tls=true"),
+            ("amqp://[::1]", "host=[::1]|port=5672|tls=false"),
+            ("amqp:///votes", "vhost=votes|tls=false"),
+            ("amqp:///%2f", "vhost=/|tls=false"),
+            ("amqp:////", "vhost=/|tls=false"),
+            ("amqp:///a%2Fb", "vhost=a/b|tls=false"),
+            ("amqp://u:p,w@h", "user=u|password=p,w|host=h|port=5672|tls=false"),
         ] {
             assert_eq!(text(amqp(url)), parts, "{url}");
         }
         assert!(wrong(amqp("amqp://h/a/b")).contains("segment"));
-    }
-
-    #[test]
-    fn a_database_url_gives_the_parts_that_it_names() {
         for (url, parts) in [
             (
                 "postgresql://u:p%23w@db/votes?sslmode=verify-full&sslrootcert=%2Fca.pem\
                  &sslcert=/c.pem&sslkey=/k.pem",
-                "user=u|password=p#w|port=5432|host=db|database=votes|sslmode=verify-full|\
+                "user=u|password=p#w|host=db|port=5432|database=votes|sslmode=verify-full|\
                  sslrootcert=/ca.pem|sslcert=/c.pem|sslkey=/k.pem",
             ),
-            ("postgres://%2Fvar%2Frun/votes", "port=5432|host=/var/run|database=votes"),
+            ("postgres://%2Fvar%2Frun/votes", "host=/var/run|port=5432|database=votes"),
             ("postgres:///votes", "database=votes"),
         ] {
             assert_eq!(text(postgres(url)), parts, "{url}");
         }
-    }
-
-    #[test]
-    fn what_a_source_added_to_a_url_and_lists_of_hosts_are_refused() {
-        for (url, named) in [
-            (" amqp://h", "begins with a blank"),
-            ("amqp://h\n", "ends with a blank or a line break"),
-            ("\"amqp://h\"", "quotation marks"),
-            ("amqp://u:p@a,b/v", "several hosts"),
-            ("amqp://u:p@a:5672,b:5672", "several hosts"),
-        ] {
-            assert!(wrong(amqp(url)).contains(named), "{url}");
-            assert!(wrong(postgres(&url.replace("amqp", "postgres"))).contains(named), "{url}");
-            assert!(wrong(management(&url.replace("amqp", "http"))).contains(named), "{url}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_parameter_is_named() {
         let refused = postgres("postgres://h/d?sslmode=require&connect_timeout=1");
         assert_eq!(wrong(refused), "has an unknown parameter: connect_timeout");
         assert!(wrong(amqp("amqp://h/?heartbeat=5")).contains("parameters"));
+    }
+
+    #[test]
+    fn a_list_of_hosts_is_refused() {
+        for url in ["amqp://u:p@a,b/v", "amqp://u:p@a:5672,b:5672"] {
+            assert!(wrong(amqp(url)).contains("several hosts"), "{url}");
+        }
     }
 
     #[test]
@@ -283,15 +246,5 @@ mod tests {
                 assert!(!format!("{refusal:?}").contains("ter2"), "{url}: {refusal:?}");
             }
         }
-    }
-
-    #[test]
-    fn a_management_url_is_parted_from_its_login() {
-        let address = management("https://a%40:b@mq:15671/prefix").expect("the URL is right");
-        assert_eq!(address.url.as_str(), "https://mq:15671/prefix");
-        assert_eq!(address.user, "a@");
-        assert_eq!(address.password.current().expose_secret(), "b");
-        assert!(wrong(management("ftp://mq")).contains("http://"));
-        assert!(wrong(management("http://mq/?a=1")).contains("parameters"));
     }
 }

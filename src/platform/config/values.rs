@@ -4,9 +4,8 @@
 //! file, in the environment and on the command line, and a password that looks like a number
 //! stays the text it was.
 
-use std::fmt::Display;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -28,7 +27,8 @@ pub(super) const LONGEST_AMQP_NAME: usize = 255;
 /// Largest PEM file, in bytes: several times a system's whole bundle of authorities.
 const LARGEST_PEM_FILE: u64 = 4_194_304;
 
-const LINE_BREAKS: [char; 2] = ['\n', '\r'];
+/// What to do about a list of hosts.
+pub(super) const ONE_HOST: &str = "give one host; lists are not supported yet";
 
 /// What to do about a line break at the end.
 const LINE_BREAK: &str = "write the value without it: `echo` puts one there, in a Kubernetes Secret for \
@@ -43,17 +43,12 @@ fn checked<'de, T, D: Deserializer<'de>>(
 }
 
 /// As [`checked`], for a setting that may be unset.
-fn checked_if_set<'de, T, D: Deserializer<'de>>(
+fn checked_if_set<'de, T: Default, D: Deserializer<'de>>(
     setting: D,
     check: impl FnOnce(&str) -> Result<T, Refusal>,
-) -> Result<Option<T>, D::Error> {
+) -> Result<T, D::Error> {
     let text = Option::<String>::deserialize(setting)?;
-    text.map(|text| check(&text)).transpose().map_err(D::Error::custom)
-}
-
-/// A value as its own text.
-pub(super) fn as_text<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(value)
+    text.map_or(Ok(T::default()), |text| check(&text)).map_err(D::Error::custom)
 }
 
 /// A whole number between two bounds, both included.
@@ -74,13 +69,14 @@ impl<const LEAST: u64, const MOST: u64> Whole<LEAST, MOST> {
                      port's number in the container's env, which replaces it",
                 ));
             }
-            let help = || format!("give a whole number from {LEAST} to {MOST}");
-            let number: i128 =
-                text.trim().parse().map_err(|_| Refusal::new("is not a whole number", help()))?;
-            let number = u64::try_from(number).ok().filter(|it| (LEAST..=MOST).contains(it));
-            number
-                .and_then(|number| T::try_from(number).ok())
-                .ok_or_else(|| Refusal::new(format!("is not between {LEAST} and {MOST}"), help()))
+            let wrong = match text.trim().parse::<i128>().map(u64::try_from) {
+                Err(_) => "is not a whole number".to_owned(),
+                Ok(Ok(number)) if (LEAST..=MOST).contains(&number) => {
+                    return Ok(T::try_from(number).ok().expect("its bounds fit its type"));
+                }
+                Ok(_) => format!("is not between {LEAST} and {MOST}"),
+            };
+            Err(Refusal::new(wrong, format!("give a whole number from {LEAST} to {MOST}")))
         })
     }
 }
@@ -141,18 +137,15 @@ impl Heartbeat {
 
 /// Names of alarms about lost votes, eight hexadecimal digits each, with commas between them.
 pub(super) fn alarms<'de, D: Deserializer<'de>>(setting: D) -> Result<Vec<String>, D::Error> {
-    let alarms = checked_if_set(setting, |text| {
-        let names = text.split(',').map(str::trim).map(str::to_ascii_lowercase);
-        let names: Vec<String> = names.collect();
-        let known = |name: &String| name.len() == 8 && name.bytes().all(|b| b.is_ascii_hexdigit());
-        if names.iter().all(known) {
+    checked_if_set(setting, |text| {
+        let names: Vec<_> = text.split(',').map(|name| name.trim().to_ascii_lowercase()).collect();
+        if names.iter().all(|it| it.len() == 8 && it.bytes().all(|byte| byte.is_ascii_hexdigit())) {
             return Ok(names);
         }
         let help = "give the eight characters that the log names, e.g. 0a1b2c3d, several with commas \
                     between them, or remove it";
         Err(Refusal::new("is not the name of an alarm", help))
-    });
-    alarms.map(Option::unwrap_or_default)
+    })
 }
 
 /// Yes or no, in the spellings people use.
@@ -178,17 +171,16 @@ pub(super) fn word<'de, T: FromStr + VariantNames, D: Deserializer<'de>>(
     })
 }
 
-/// Refuses a text that its source most likely changed on the way: quotation marks around it, a blank
-/// at either end, a control character. Such a queue, host or user exists nowhere, and the service
-/// would create the queue and count nothing.
-pub(super) fn plain(text: &str) -> Result<(), Refusal> {
+/// A text, such as a user's name. One with quotation marks around it, a blank at either end or a control
+/// character is refused: most likely a shell or a file added them, no queue, host or user has such a
+/// name, and the service would create the queue and count nothing.
+pub(super) fn plain(text: &str) -> Result<String, Refusal> {
     const QUOTES: [char; 7] = ['"', '\'', '`', '\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}'];
     let blank = |c: char| c.is_whitespace() || c == '\u{feff}';
-    let (begins, ends) = (text.starts_with(blank), text.ends_with(blank));
-    if begins || ends {
-        let place = if begins { "begins" } else { "ends" };
-        let help =
-            if text.ends_with(LINE_BREAKS) { LINE_BREAK } else { "write the value without it" };
+    if text.ends_with(blank) || text.starts_with(blank) {
+        let place = if text.starts_with(blank) { "begins" } else { "ends" };
+        let line_break = text.ends_with(['\n', '\r']);
+        let help = if line_break { LINE_BREAK } else { "write the value without it" };
         return Err(Refusal::new(format!("{place} with a blank or a line break"), help));
     }
     if text.starts_with(QUOTES) || text.ends_with(QUOTES) {
@@ -200,40 +192,30 @@ pub(super) fn plain(text: &str) -> Result<(), Refusal> {
     no_control_character(text)
 }
 
-/// Refuses a password that its source most likely changed: with a control character no server has it,
-/// and a driver may not even send it. Blanks and quotation marks may be anywhere.
-pub(super) fn secret(text: &str) -> Result<(), Refusal> {
-    if text.ends_with(LINE_BREAKS) {
+/// A password. One with a control character is refused: no server has it, and a driver may not even
+/// send it. Blanks and quotation marks may be anywhere.
+pub(super) fn secret(text: &str) -> Result<String, Refusal> {
+    if text.ends_with(['\n', '\r']) {
         return Err(Refusal::new("ends with a control character, a line break", LINE_BREAK));
     }
     if text.starts_with('\u{feff}') {
-        return Err(Refusal::new(
-            "begins with a byte order mark, which is part of it",
-            "save it as UTF-8 without one",
-        ));
+        let wrong = "begins with a byte order mark, which is part of it";
+        return Err(Refusal::new(wrong, "save it as UTF-8 without one"));
     }
     no_control_character(text)
 }
 
-/// Refuses a control character, wherever it is.
-fn no_control_character(text: &str) -> Result<(), Refusal> {
+fn no_control_character(text: &str) -> Result<String, Refusal> {
     if text.chars().any(char::is_control) {
-        return Err(Refusal::new(
-            "holds a control character or a line break",
-            "write the value without it",
-        ));
+        let wrong = "holds a control character or a line break";
+        return Err(Refusal::new(wrong, "write the value without it"));
     }
-    Ok(())
+    Ok(text.to_owned())
 }
 
 /// A name as it is written: a user, a database.
 pub(super) fn name<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
-    checked(setting, plain_name)
-}
-
-fn plain_name(text: &str) -> Result<String, Refusal> {
-    plain(text)?;
-    Ok(text.to_owned())
+    checked(setting, plain)
 }
 
 /// A name that AMQP can carry: 1 to 255 bytes without control characters.
@@ -248,27 +230,18 @@ fn short_name(text: &str) -> Result<String, Refusal> {
             format!("give a name of 1 to {LONGEST_AMQP_NAME} bytes"),
         ));
     }
-    plain_name(text)
-}
-
-/// A queue's name.
-pub(super) fn queue<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
-    checked(setting, queue_name)
+    plain(text)
 }
 
 /// A queue's name, empty when it is unset.
-pub(super) fn queue_if_set<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
-    checked_if_set(setting, queue_name).map(Option::unwrap_or_default)
-}
-
-fn queue_name(text: &str) -> Result<String, Refusal> {
-    if text.starts_with("amq.") {
-        return Err(Refusal::new(
-            "begins with amq., which the broker keeps for itself",
-            "choose another name",
-        ));
-    }
-    short_name(text)
+pub(super) fn queue<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
+    checked_if_set(setting, |text| {
+        if text.starts_with("amq.") {
+            let wrong = "begins with amq., which the broker keeps for itself";
+            return Err(Refusal::new(wrong, "choose another name"));
+        }
+        short_name(text)
+    })
 }
 
 /// A host name or an IP address, not a URL and not `host:port`.
@@ -278,17 +251,14 @@ pub(super) fn host<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::E
 
 /// PostgreSQL's host: also the absolute path of the directory of its socket.
 pub(super) fn host_or_socket<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
-    checked(setting, |text| if text.starts_with('/') { plain_name(text) } else { host_name(text) })
+    checked(setting, |text| if text.starts_with('/') { plain(text) } else { host_name(text) })
 }
 
 fn host_name(text: &str) -> Result<String, Refusal> {
     let help = "give a host name or an IP address alone; the port has a setting of its own";
     plain(text)?;
     if text.contains([',', ';']) {
-        return Err(Refusal::new(
-            "is a list of hosts",
-            "give one host; lists are not supported yet",
-        ));
+        return Err(Refusal::new("is a list of hosts", ONE_HOST));
     }
     // An IPv6 address may come in the brackets that a URL needs.
     let text = text.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(text);
@@ -309,12 +279,10 @@ pub(super) fn address<'de, D: Deserializer<'de>>(setting: D) -> Result<IpAddr, D
         if text.eq_ignore_ascii_case("localhost") {
             return Ok(Ipv4Addr::LOCALHOST.into());
         }
-        text.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| {
-            Refusal::new(
-                "is not an IP address",
-                "give 0.0.0.0 (every interface), 127.0.0.1 (this machine only) or another IP address",
-            )
-        })
+        let help =
+            "give 0.0.0.0 (every interface), 127.0.0.1 (this machine only) or another IP address";
+        let parsed = text.trim_start_matches('[').trim_end_matches(']').parse();
+        parsed.map_err(|_| Refusal::new("is not an IP address", help))
     })
 }
 
@@ -322,7 +290,7 @@ pub(super) fn address<'de, D: Deserializer<'de>>(setting: D) -> Result<IpAddr, D
 pub(super) fn management_url<'de, D: Deserializer<'de>>(
     setting: D,
 ) -> Result<Option<ManagementUrl>, D::Error> {
-    checked_if_set(setting, urls::management)
+    checked_if_set(setting, |text| urls::management(text).map(Some))
 }
 
 /// The path of a file, if one is set.
@@ -336,10 +304,23 @@ pub(super) fn file<'de, D: Deserializer<'de>>(setting: D) -> Result<Option<PathB
 pub(super) fn authorities<'de, D: Deserializer<'de>>(
     setting: D,
 ) -> Result<Option<PathBuf>, D::Error> {
+    pem(setting, tls::authorities)
+}
+
+/// The path of a PEM file of a private key, if one is set.
+pub(super) fn private_key<'de, D: Deserializer<'de>>(
+    setting: D,
+) -> Result<Option<PathBuf>, D::Error> {
+    pem(setting, tls::check_key)
+}
+
+fn pem<'de, T, D: Deserializer<'de>>(
+    setting: D,
+    check: fn(&[u8]) -> Result<T, String>,
+) -> Result<Option<PathBuf>, D::Error> {
     let path = file(setting)?;
     if let Some(path) = &path {
-        let checked =
-            read_pem(path).and_then(|pem| tls::authorities(&pem).map_err(Refusal::of_pem));
+        let checked = read_pem(path).and_then(|pem| check(&pem).map_err(Refusal::of_pem));
         checked.map_err(D::Error::custom)?;
     }
     Ok(path)
@@ -347,18 +328,15 @@ pub(super) fn authorities<'de, D: Deserializer<'de>>(
 
 /// The bytes of a PEM file.
 pub(super) fn read_pem(path: &Path) -> Result<Vec<u8>, Refusal> {
-    let unreadable = |error| {
-        Refusal::new(
-            format!("cannot be read ({error})"),
-            "give the path of a file that this service may read",
-        )
-    };
+    let help = "give the path of a file that this service may read";
+    let bytes = read_file(path, LARGEST_PEM_FILE)
+        .map_err(|error| Refusal::new(format!("cannot be read ({error})"), help))?;
+    bytes.ok_or_else(|| Refusal::of_pem("is too large for a PEM file".to_owned()))
+}
+
+/// The bytes of a file, `None` when there are more than `largest`.
+pub(super) fn read_file(path: &Path, largest: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(LARGEST_PEM_FILE + 1).read_to_end(&mut bytes))
-        .map_err(unreadable)?;
-    if bytes.len() as u64 > LARGEST_PEM_FILE {
-        return Err(Refusal::of_pem("is too large for a PEM file".to_owned()));
-    }
-    Ok(bytes)
+    File::open(path)?.take(largest + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= largest))
 }

@@ -10,7 +10,6 @@ use super::*;
 #[test]
 fn without_anything_set_the_defaults_hold() {
     let config = load(&[]);
-    assert_eq!(config.profile, "default");
     assert_eq!(config.rabbitmq.password.current().expose_secret(), "guest");
     assert_eq!(config.rabbitmq.dead_letter_queue, "votes.aggregation.dlq");
     assert!(config.rabbitmq.management_url.is_none());

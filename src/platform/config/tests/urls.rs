@@ -34,7 +34,6 @@ fn what_a_url_leaves_out_comes_from_the_parts() {
     // The port of the address, not the one that was set for another host.
     assert_eq!(config.rabbitmq.port, 5672);
     assert_eq!((config.postgres.database.as_str(), config.postgres.port), ("d", 5432));
-    assert_eq!(load(&[("RABBITMQ_URL", "amqp://mq/")]).rabbitmq.vhost, "/");
     assert_eq!(load(&[("RABBITMQ_URL", "amqp://[::1]")]).rabbitmq.host, "::1");
 }
 
@@ -66,17 +65,13 @@ fn a_password_in_a_url_wins_over_a_password_file() {
 }
 
 #[test]
-fn a_database_url_may_carry_the_parameters_of_tls() {
-    let directory = Directory::new(&[("ca.pem", &pem())]);
-    let ca = directory.file("ca.pem");
-    let url = format!("postgresql://u:p@pg:5433/votes?sslmode=verify-ca&sslrootcert={ca}");
-    let postgres = load(&[("DATABASE_URL", &url), ("POSTGRES_SSLMODE", "disable")]).postgres;
-    assert_eq!((postgres.host.as_str(), postgres.port), ("pg", 5433));
-    assert_eq!((postgres.sslmode, postgres.sslrootcert), (SslMode::VerifyCa, Some(ca.into())));
-
-    let mode = problem(&[("DATABASE_URL", "postgres://pg/votes?sslmode=maybe")]);
-    assert_eq!(mode.key, "postgres.sslmode");
-    assert_eq!(mode.set_by, "environment variable DATABASE_URL");
+fn a_parameter_of_a_database_url_wins_and_is_checked_as_its_setting() {
+    let mode = |mode| [("DATABASE_URL", mode), ("POSTGRES_SSLMODE", "disable")];
+    let postgres = load(&mode("postgres://pg/votes?sslmode=require")).postgres;
+    assert_eq!(postgres.sslmode, SslMode::Require);
+    let refused = problem(&mode("postgres://pg/votes?sslmode=maybe"));
+    assert_eq!(refused.key, "postgres.sslmode");
+    assert_eq!(refused.set_by, "environment variable DATABASE_URL");
 }
 
 #[test]
@@ -96,8 +91,8 @@ fn the_management_login_is_rabbitmqs_unless_the_url_has_its_own() {
         let config = load(&[("RABBITMQ_MANAGEMENT_URL", url), ("RABBITMQ_PASSWORD", "p")]);
         config.rabbitmq.management_url.expect("it is set")
     };
-    let own = management("https://admin:secret@mq:15671");
-    assert_eq!((own.url.as_str(), own.user.as_str()), ("https://mq:15671/", "admin"));
+    let own = management("https://a%40:secret@mq:15671/prefix");
+    assert_eq!((own.url.as_str(), own.user.as_str()), ("https://mq:15671/prefix", "a@"));
     assert_eq!(own.password.current().expose_secret(), "secret");
     let shared = management("http://mq:15672");
     assert_eq!((shared.user.as_str(), shared.password.current().expose_secret()), ("guest", "p"));
