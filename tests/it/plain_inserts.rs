@@ -90,3 +90,18 @@ async fn a_service_inserts_clean_batches_plainly_and_stops_at_a_repeated_vote() 
     service.stop().await;
     stage.assert_counted_exactly(&votes(0, 1_100)).await;
 }
+
+/// Without its key the audit would take a vote twice, and totals and audit would still agree.
+#[tokio::test]
+async fn an_audit_that_lost_its_key_stops_counting_also_behind_clean_batches() {
+    let stage = Stage::migrated(Servers::shared(), "plain_keyless").await;
+    let service = stage.start(&[("BATCH_SIZE", "10"), ("RABBITMQ_PREFETCH_COUNT", "10")]).await;
+    stage.publish_votes(&votes(0, 1_000)).await;
+    stage.until_counted(1_000).await;
+    assert!(service.metric(COMMITTED).await > Some(0.0));
+    let drop_key = "ALTER TABLE vote_audit DROP CONSTRAINT vote_audit_pkey CASCADE";
+    sqlx::raw_sql(drop_key).execute(&stage.sql).await.expect("dropped");
+    stage.publish_votes(&votes(1_000, 1_000)).await;
+    service.until_logged("42P10").await;
+    service.stop().await;
+}

@@ -121,7 +121,9 @@ impl Address {
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
         ];
         let limits = limits.map(|(setting, limit)| (setting, limit.as_millis()));
-        Self::new(config, options(config).options(limits))
+        // A statement outside BEGIN takes the role's default otherwise.
+        let isolation = [("default_transaction_isolation", "read committed")];
+        Self::new(config, options(config).options(limits).options(isolation))
     }
 
     /// The same server under another name in `pg_stat_activity`.

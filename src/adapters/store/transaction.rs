@@ -127,7 +127,8 @@ async fn count_plainly(
     let hashes = firsts.len() as u64;
     let marker = firsts.first_hash();
     let counting = firsts.bind(&COUNT_PLAINLY).fetch_all(&mut *connection).await;
-    let rows = counting.map_err(|error| match unknown_outcome(error.into()) {
+    let rows = counting.map_err(|error| match Fault::from(error) {
+        fault if fault.sqlstate.is_none() => Fault { class: Class::UnknownOutcome, ..fault },
         // If it is another key, the statement with ON CONFLICT fails on it again.
         fault if fault.sqlstate.as_deref() == Some(UNIQUE_VIOLATION) => {
             Fault { class: Class::KnownHash, ..fault }

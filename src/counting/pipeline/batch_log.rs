@@ -13,8 +13,7 @@ use crate::model::vote::Vote;
 use crate::platform::telemetry::{Instruments, SUMMARISED, seconds};
 
 const RETRYING: &str = "batch not committed, trying again";
-const UNSTORABLE: &str =
-    "the database refuses this vote, publishing it to the dead-dead_letter queue";
+const UNSTORABLE: &str = "the database refuses this vote, publishing it to the dead-letter queue";
 
 /// Logs about one batch.
 pub(super) struct BatchLog<'a> {

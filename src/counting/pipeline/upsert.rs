@@ -151,7 +151,8 @@ impl<T: Store, D: DeadLetters> Upsert<'_, T, D> {
                     // At once: the parts that did commit count even if another part fails.
                     instruments.committed(&done, begun);
                     self.plain_inserts.committed(&done);
-                    if insert == Insert::Plain {
+                    // What differs within a batch is inserted with ON CONFLICT in any case.
+                    if insert == Insert::Plain && done.attempts == 0 {
                         instruments.plain_insert(PlainInsert::Committed);
                     }
                     self.unacked.add(part.len());

@@ -1,6 +1,6 @@
 //! The parts of a message that may be shown: finding the reason must not reveal who voted.
 //!
-//! An allow list of fields and not a list of fields to hide: dead name have misspelt names, and
+//! An allow list of fields and not a list of fields to hide: dead letters have misspelt names, and
 //! `citizn_id` holds a citizen, too. A body that is not JSON is not shown.
 
 use std::fmt;

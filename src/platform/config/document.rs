@@ -64,7 +64,7 @@ fn unknown_profile(place: &str, written: &str) -> Problem {
 pub(super) fn nearest_profile(written: &str) -> String {
     let near = keys::closest(written, PROFILES.map(|name| (name, name)));
     let near = near.map_or(String::new(), |near| format!("did you mean {near}? "));
-    format!("{near}There are: {}", PROFILES.join(", "))
+    format!("{near}The profiles are: {}", PROFILES.join(", "))
 }
 
 /// The settings of one profile.

@@ -61,11 +61,10 @@ pub(super) fn parse(text: &str, path: &Path, problems: &mut Vec<Problem>) -> Dot
             if inserted.iter().all(is_set) || unset {
                 let wrong =
                     "has a $ outside single quotes, which was replaced by a variable's value";
-                let help = "if the value was meant as it stands, put it in single quotes";
+                let help = "if the $ is part of the value, put the value in single quotes";
                 expanded.push(Problem::about(key.variable, at(path, line), wrong, help));
             } else {
-                let wrong = "has a $ outside single quotes, and no variable is set that it could \
-                             stand for: it would vanish from the value";
+                let wrong = "has a $ outside single quotes, and no such variable is set: it would be removed from the value";
                 problems.push(Problem::about(key.path, at(path, line), wrong, QUOTE));
             }
         }

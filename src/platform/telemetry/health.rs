@@ -101,7 +101,7 @@ struct State {
     checks: Checks,
     /// Both sides worked at the same time once.
     started: bool,
-    /// A check failed once.
+    /// RabbitMQ or PostgreSQL failed once.
     failed: bool,
     /// Set while the breaker is open: a database that answers a read may still take no votes.
     breaker: Option<Reason>,
@@ -117,7 +117,6 @@ impl State {
 
 const RABBITMQ: fn(&mut Checks) -> &mut Check = |checks| &mut checks.rabbitmq.check;
 const POSTGRES: fn(&mut Checks) -> &mut Check = |checks| &mut checks.postgres;
-const ACKNOWLEDGED: fn(&mut Checks) -> &mut Check = |checks| &mut checks.acknowledged_votes;
 
 impl Default for Health {
     fn default() -> Self {
@@ -174,14 +173,16 @@ impl Health {
 
     /// Every acknowledged vote that was looked up is in the audit.
     pub fn acknowledged_votes_present(&self) {
-        self.note(|state| state.set(ACKNOWLEDGED, true, ACKNOWLEDGED_VOTES_PRESENT));
+        self.note(|state| {
+            state.checks.acknowledged_votes.set(true, ACKNOWLEDGED_VOTES_PRESENT.into());
+        });
     }
 
     /// Acknowledged votes are missing from the audit; `alarms` names what an operator may accept.
     pub fn acknowledged_votes_lost(&self, alarms: &str) {
         const LOST: &str = "some are missing from the audit; the log names the alarm";
         let reason = Reason::new(LOST, format!("some are missing from vote_audit, alarm {alarms}"));
-        self.note(|state| state.set(ACKNOWLEDGED, false, reason));
+        self.note(|state| state.checks.acknowledged_votes.set(false, reason));
     }
 
     /// What was found out about the queue; the log has the details of each warning.

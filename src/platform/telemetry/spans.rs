@@ -17,7 +17,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use crate::model::ports::{Counted, Fault, TraceContext};
+use crate::model::ports::{Class, Counted, Fault, TraceContext};
 use crate::platform::config::Config;
 
 const TRACEPARENT: &str = "traceparent";
@@ -94,7 +94,10 @@ impl Spans {
             { semconv::ERROR_TYPE } = Empty,
         );
         let counted = counting.instrument(span.clone()).await;
-        if let Err(fault) = &counted {
+        // A known hash is no error: the batch is inserted again with ON CONFLICT.
+        if let Err(fault) = &counted
+            && fault.class != Class::KnownHash
+        {
             span.record("otel.status_code", "ERROR");
             let kind = fault.sqlstate.as_deref().unwrap_or(fault.class.as_str());
             span.record(semconv::ERROR_TYPE, kind);
