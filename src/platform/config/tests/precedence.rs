@@ -144,9 +144,10 @@ fn all_problems_are_listed_at_once_each_with_its_source() {
     let text = errors.to_string();
     assert!(text.starts_with("the configuration has 10 problems:"), "{text}");
     assert!(expected.iter().all(|(key, place)| text.contains(key) && text.contains(place)));
-    for help in
-        ["did you mean batch.size?", "did you mean throughput? There are: default, throughput"]
-    {
+    for help in [
+        "did you mean batch.size?",
+        "did you mean throughput? The profiles are: default, throughput",
+    ] {
         assert!(text.contains(help), "{text}");
     }
     assert!(!text.contains("hunter2"));
