@@ -215,7 +215,7 @@ async fn one_of_each_cause_is_tried_and_what_would_come_back_is_left() {
 
     // Without a service the trial has no result.
     let waited = expect(&stage, 1, &["replay", "--yes", "--trial-seconds", "1"]).await;
-    let waited = waited.assert(1, &["law-y: not known within 1 s"]);
+    let waited = waited.assert(1, &["law-y: no outcome within 1 s"]);
     assert_eq!(
         (waited.count("put back"), waited.count("skipped: another one with its cause")),
         ("1", "4")
