@@ -4,7 +4,7 @@ use vote_aggregator::adapters::store::PgStore;
 use vote_aggregator::model::ports::{Class, Counted, Fault, Insert, Store, Votes};
 use vote_aggregator::model::vote::{Choice, Vote};
 
-use crate::support::{Servers, Stage, eventually, vote, votes};
+use crate::support::{Servers, Service, Stage, eventually, vote, votes};
 
 const COMMITTED: &str = "plain_inserts_total{outcome=\"committed\"}";
 const CONFLICT: &str = "plain_inserts_total{outcome=\"conflict\"}";
@@ -68,12 +68,18 @@ async fn a_row_that_a_trigger_keeps_out_of_the_audit_is_not_reported_as_counted(
     stage.assert_counted_exactly(&batch[..1]).await;
 }
 
-#[tokio::test]
-async fn a_service_inserts_clean_batches_plainly_and_stops_at_a_repeated_vote() {
-    let stage = Stage::migrated(Servers::shared(), "plain_service").await;
+/// A service that has counted 100 batches of 10 new votes.
+async fn behind_clean_batches(name: &str) -> (Stage<'static>, Service) {
+    let stage = Stage::migrated(Servers::shared(), name).await;
     let service = stage.start(&[("BATCH_SIZE", "10"), ("RABBITMQ_PREFETCH_COUNT", "10")]).await;
     stage.publish_votes(&votes(0, 1_000)).await;
     stage.until_counted(1_000).await;
+    (stage, service)
+}
+
+#[tokio::test]
+async fn a_service_inserts_clean_batches_plainly_and_stops_at_a_repeated_vote() {
+    let (stage, service) = behind_clean_batches("plain_service").await;
     let plainly = service.metric(COMMITTED).await;
     assert!(plainly >= Some(20.0), "the batches behind the first 64: {plainly:?}");
     assert_eq!(service.metric(CONFLICT).await, Some(0.0));
@@ -94,10 +100,7 @@ async fn a_service_inserts_clean_batches_plainly_and_stops_at_a_repeated_vote() 
 /// Without its key the audit would take a vote twice, and totals and audit would still agree.
 #[tokio::test]
 async fn an_audit_that_lost_its_key_stops_counting_also_behind_clean_batches() {
-    let stage = Stage::migrated(Servers::shared(), "plain_keyless").await;
-    let service = stage.start(&[("BATCH_SIZE", "10"), ("RABBITMQ_PREFETCH_COUNT", "10")]).await;
-    stage.publish_votes(&votes(0, 1_000)).await;
-    stage.until_counted(1_000).await;
+    let (stage, service) = behind_clean_batches("plain_keyless").await;
     assert!(service.metric(COMMITTED).await > Some(0.0));
     let drop_key = "ALTER TABLE vote_audit DROP CONSTRAINT vote_audit_pkey CASCADE";
     sqlx::raw_sql(drop_key).execute(&stage.sql).await.expect("dropped");

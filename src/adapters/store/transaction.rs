@@ -35,8 +35,11 @@ pub(super) async fn count(pool: &PgPool, votes: &Votes) -> Result<Counted, Fault
         count_in_transaction(lease.connection(), &batch).await
     };
     match counting {
-        Ok(counted) => {
+        Ok(mut counted) => {
             lease.release();
+            // A trigger that adds rows of its own must not turn this into a huge number.
+            let others = counted.added() + counted.attempts;
+            counted.replays = batch.deliveries.saturating_sub(others);
             Ok(counted)
         }
         Err(fault) if fault.class == Class::KnownHash => {
@@ -123,11 +126,8 @@ async fn count_plainly(
     connection: &mut PgConnection,
     batch: &DedupedBatch<'_>,
 ) -> Result<Counted, Fault> {
-    let firsts = batch.firsts();
-    let hashes = firsts.len() as u64;
-    let marker = firsts.first_hash();
-    let counting = firsts.bind(&COUNT_PLAINLY).fetch_all(&mut *connection).await;
-    let rows = counting.map_err(|error| match Fault::from(error) {
+    let inserted = insert_firsts(connection, batch, &COUNT_PLAINLY).await;
+    let (mut counted, complete) = inserted.map_err(|fault| match fault {
         fault if fault.sqlstate.is_none() => Fault { class: Class::UnknownOutcome, ..fault },
         // If it is another key, the statement with ON CONFLICT fails on it again.
         fault if fault.sqlstate.as_deref() == Some(UNIQUE_VIOLATION) => {
@@ -135,15 +135,12 @@ async fn count_plainly(
         }
         fault => fault,
     })?;
-    let mut counted = Counted { laws: law_counts(&rows)?, marker, ..Counted::default() };
-    if counted.added() < hashes {
+    if !complete {
         // A trigger suppressed rows: nothing may be acked before the batch is found in the audit.
         run(connection, BEGIN).await?;
-        let classified = classify_known(connection, batch).await?;
+        classify_known(connection, batch, &mut counted).await?;
         commit(connection).await?;
-        (counted.attempts, counted.marker) = (classified.attempts, classified.marker);
     }
-    counted.replays = batch.deliveries.saturating_sub(counted.added() + counted.attempts);
     Ok(counted)
 }
 
@@ -152,38 +149,36 @@ async fn count_batch(
     connection: &mut PgConnection,
     batch: &DedupedBatch<'_>,
 ) -> Result<Counted, Fault> {
-    let firsts = batch.firsts();
-    let hashes = firsts.len() as u64;
-    let marker = firsts.first_hash();
-    let rows = firsts.bind(COUNT).fetch_all(&mut *connection).await?;
-    let laws = law_counts(&rows)?;
-    let mut counted = Counted { laws, replays: 0, attempts: 0, marker };
-
-    // Fast path: every hash was new and came with one content only. Whatever else there is, is a
-    // repeat within the batch.
-    if counted.added() < hashes || (batch.len() as u64) > hashes {
-        let Classified { attempts, marker } = classify_known(connection, batch).await?;
-        counted.attempts = attempts;
-        counted.marker = marker;
+    let (mut counted, complete) = insert_firsts(connection, batch, COUNT).await?;
+    // Where every hash was new and came with one content only, whatever else there is, is a repeat
+    // within the batch.
+    if !complete || batch.has_attempts() {
+        classify_known(connection, batch, &mut counted).await?;
     }
-    // A trigger that adds rows of its own must not turn this into a huge number.
-    counted.replays = batch.deliveries.saturating_sub(counted.added() + counted.attempts);
     Ok(counted)
 }
 
-/// The votes of a batch against the rows that were stored under their hashes.
-struct Classified {
-    /// Deliveries that differ from the stored vote.
-    attempts: u64,
-    /// See [`Counted::marker`].
-    marker: Option<CompactString>,
+/// Inserts the first vote of each hash. Returns what was added, and whether that is all of them.
+async fn insert_firsts(
+    connection: &mut PgConnection,
+    batch: &DedupedBatch<'_>,
+    sql: &'static str,
+) -> Result<(Counted, bool), Fault> {
+    let firsts = batch.firsts();
+    let (hashes, marker) = (firsts.len() as u64, firsts.first_hash());
+    let rows = firsts.bind(sql).fetch_all(connection).await?;
+    let counted = Counted { laws: law_counts(&rows)?, marker, ..Counted::default() };
+    let complete = counted.added() >= hashes;
+    Ok((counted, complete))
 }
 
-/// Compares the batch with what is stored and records what differs.
+/// Compares the batch with what is stored and records what differs; `counted` gets the attempts and the
+/// marker.
 async fn classify_known(
     connection: &mut PgConnection,
     batch: &DedupedBatch<'_>,
-) -> Result<Classified, Fault> {
+    counted: &mut Counted,
+) -> Result<(), Fault> {
     // Planned anew each time. A plan that was kept from the time when the tables were empty reads all of
     // vote_audit: 3.2 s at five million rows, by auto_explain, until the next ANALYZE. All columns that
     // come out have types that sqlx knows: to ask for one, it would replace the unnamed statement.
@@ -201,8 +196,9 @@ async fn classify_known(
         );
         return Err(Fault::new(Class::Retry, message));
     }
-    let attempts = differing.into_iter().map(|position| batch.deliveries_at(position)).sum();
-    Ok(Classified { attempts, marker: marker.map(CompactString::from) })
+    counted.attempts = differing.into_iter().map(|position| batch.deliveries_at(position)).sum();
+    counted.marker = marker.map(CompactString::from);
+    Ok(())
 }
 
 /// Puts together what was added to each law and its totals; in law order.
