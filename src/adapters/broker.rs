@@ -14,16 +14,20 @@ mod management;
 mod permissions;
 mod publisher;
 mod refusal;
+mod returns;
 mod runtime;
 mod screen;
+mod server_version;
 mod session;
 mod topology;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lapin::Connection;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, Consumer};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
@@ -36,7 +40,9 @@ pub use self::depth::QueueWatch;
 pub use self::look::{BrokerFacts, Publishing, QueueLook, QueueState, look};
 pub use self::publisher::{Confirm, Publisher};
 pub use self::refusal::grant;
+use self::returns::Returns;
 pub use self::screen::Frames;
+pub use self::server_version::ServerVersion;
 pub use self::session::{RabbitChannel, RabbitSession};
 pub use self::topology::{DeadLetterTarget, QueueFacts, QueueStatus};
 use crate::model::ports::{Broker, BrokerError, DeadLetter, DeadLetters, OpenError};
@@ -52,14 +58,24 @@ const EXAMINED_FOR: Duration = Duration::from_secs(60);
 /// the broker) takes no publishes at all.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
-type Observer = Box<dyn Fn(&QueueFacts) + Send + Sync>;
+type Observer = Arc<dyn Fn(&QueueFacts) + Send + Sync>;
+
+/// A connection whose queue is there.
+struct Connected {
+    connection: Connection,
+    version: Option<ServerVersion>,
+    /// The queue was created by it.
+    created: bool,
+}
 
 /// The broker, as configured.
 pub struct RabbitMq {
     config: Config,
     observe: Observer,
     /// Each examination may leave errors in the broker's log: not done at every reconnect.
-    examined: Mutex<Option<Instant>>,
+    examined: Mutex<Option<(Instant, QueueFacts)>>,
+    /// The queue takes no consumer with a time-out; asked once, as a refusal is an error in the broker's log.
+    without_timeout: AtomicBool,
     /// On a connection of its own: a blocked connection must not hold up acks.
     dead_letters: Mutex<Option<Publisher>>,
 }
@@ -73,47 +89,79 @@ impl RabbitMq {
     /// Passes what sessions find out about their queue to `observe`.
     pub fn observed(config: Config, observe: impl Fn(&QueueFacts) + Send + Sync + 'static) -> Self {
         let (examined, dead_letters) = (Mutex::new(None), Mutex::new(None));
-        Self { config, observe: Box::new(observe), examined, dead_letters }
+        let (observe, without_timeout) = (Arc::new(observe), AtomicBool::new(false));
+        Self { config, observe, examined, without_timeout, dead_letters }
     }
 
     fn refused(&self, error: &lapin::Error) -> OpenError {
         connect::refused(&self.config, error)
     }
 
-    /// Returns also whether the queue was created.
-    async fn connect(&self, purpose: &str) -> Result<(Connection, bool), OpenError> {
-        let connection = connect::open(&self.config, purpose).await?;
+    async fn connect(&self, purpose: &str) -> Result<Connected, OpenError> {
+        let (connection, version) = connect::open_with_version(&self.config, purpose).await?;
         let created = topology::ensure(&connection, &self.config).await;
-        Ok((connection, created.map_err(|error| self.refused(&error))?))
+        let created = created.map_err(|error| self.refused(&error))?;
+        Ok(Connected { connection, version, created })
     }
 
     async fn consume(
         &self,
-        connection: Connection,
+        Connected { connection, version, .. }: Connected,
+        facts: QueueFacts,
         prefetch: u16,
     ) -> Result<RabbitSession, OpenError> {
+        let returns = Returns::new(facts, Arc::clone(&self.observe));
+        let limit = self.config.consumer_timeout;
+        let cancels = version >= Some(ServerVersion::CANCELS_AT_TIMEOUT);
         let consuming = async {
-            let channel = connection.create_channel().await?;
-            channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
-            let queue = self.config.queue.as_str().into();
-            let options = BasicConsumeOptions::default();
-            let consumer =
-                channel.basic_consume(queue, "".into(), options, FieldTable::default()).await?;
-            Ok(RabbitSession::new(connection, channel, consumer))
+            let asked = (!self.without_timeout.load(Ordering::Relaxed)).then_some(limit);
+            let (channel, consumer) = match self.consumer(&connection, prefetch, asked).await {
+                Err(error) if refusal::is_without_timeout(&error) => {
+                    self.without_timeout.store(true, Ordering::Relaxed);
+                    self.consumer(&connection, prefetch, None).await?
+                }
+                other => other?,
+            };
+            let limit = cancels.then_some(limit);
+            Ok(RabbitSession::new(connection, channel, consumer, limit, returns))
         };
         consuming.await.map_err(|error| self.refused(&error))
     }
 
-    /// Finds out what can lose votes, and passes it on.
+    /// Consumes on a channel of its own. A `timeout` wins over the queue's and the broker's from RabbitMQ 3.12
+    /// on, and earlier ones ignore it; 4.3 refuses it for a classic queue, which has none.
+    async fn consumer(
+        &self,
+        connection: &Connection,
+        prefetch: u16,
+        timeout: Option<Duration>,
+    ) -> lapin::Result<(Channel, Consumer)> {
+        let channel = connection.create_channel().await?;
+        channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+        let mut arguments = FieldTable::default();
+        if let Some(timeout) = timeout {
+            let millis = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+            arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(millis));
+        }
+        let (queue, options) = (self.config.queue.as_str(), BasicConsumeOptions::default());
+        let consumer = channel.basic_consume(queue.into(), "".into(), options, arguments).await?;
+        Ok((channel, consumer))
+    }
+
+    /// Finds out what can lose votes.
     ///
     /// # Errors
     /// [`OpenError::Configuration`] for a type of queue that votes can't be taken from.
-    async fn examine(&self, connection: &Connection, created: bool) -> Result<(), OpenError> {
+    async fn examine(&self, connected: &Connected) -> Result<QueueFacts, OpenError> {
+        let Connected { connection, version, created } = connected;
         let mut last = self.examined.lock().await;
-        if !created && last.is_some_and(|when| when.elapsed() < EXAMINED_FOR) {
-            return Ok(());
+        if let Some((when, facts)) = &*last
+            && !created
+            && when.elapsed() < EXAMINED_FOR
+        {
+            return Ok(facts.clone());
         }
-        let examining = topology::examine(connection, &self.config, arguments::AT_START);
+        let examining = topology::examine(connection, *version, &self.config, arguments::AT_START);
         let facts = timeout(EXAMINE_TIMEOUT, examining).await.unwrap_or_default();
         if let Some(kind) = facts.arguments.unsuitable_type() {
             return Err(OpenError::Configuration(format!(
@@ -125,9 +173,8 @@ impl RabbitMq {
                 describe(&self.config)
             )));
         }
-        (self.observe)(&facts);
-        *last = Some(Instant::now());
-        Ok(())
+        *last = Some((Instant::now(), facts.clone()));
+        Ok(facts)
     }
 
     /// Opens, with each session, what a refused vote needs: the connection, the dead-letter queue, and
@@ -221,10 +268,10 @@ impl RabbitMq {
     /// # Errors
     /// [`OpenError`] with what was refused.
     pub async fn publisher(&self) -> Result<Publisher, OpenError> {
-        let (connection, made_queue) = self.connect("publisher").await?;
+        let Connected { connection, created, .. } = self.connect("publisher").await?;
         let opened = Publisher::on(connection, &self.config).await;
         let mut publisher = opened.map_err(|error| self.refused(&error))?;
-        publisher.made_queue = made_queue;
+        publisher.made_queue = created;
         Ok(publisher)
     }
 }
@@ -236,11 +283,11 @@ impl Broker for RabbitMq {
         let (config, what) = (&self.config, "let us consume");
         let began = Instant::now();
         let connecting = self.connect("consumer");
-        let (connection, created) = connect::within(config, OPEN_TIMEOUT, what, connecting).await?;
+        let connected = connect::within(config, OPEN_TIMEOUT, what, connecting).await?;
         let left = OPEN_TIMEOUT.saturating_sub(began.elapsed());
         self.prepare_dead_letters().await?;
-        self.examine(&connection, created).await?;
-        connect::within(config, left, what, self.consume(connection, prefetch)).await
+        let facts = self.examine(&connected).await?;
+        connect::within(config, left, what, self.consume(connected, facts, prefetch)).await
     }
 }
 

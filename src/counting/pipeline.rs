@@ -59,6 +59,9 @@ const SILENT_FOR: Duration = Duration::from_secs(1);
 /// The log message for a malformed message; it is rate-limited.
 const MALFORMED: &str = "malformed message rejected";
 
+/// A delivery is held for a little longer than it seems to us: at most by this part of the time-out.
+const CLOCKS_DIFFER: u32 = 10;
+
 /// Runs the chain on one session until `stop`, a failure, or the end of a trial.
 pub async fn run<S: Session, T: Store, D: DeadLetters>(
     session: &mut S,
@@ -210,10 +213,27 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         let (sender, taken) = mpsc::unbounded();
         let take = chunks
             // What arrived right before the loss is not taken: its session is over.
-            .map_err(|TryReadyChunksError(_, lost)| self.fail(Failure::Lost(lost)))
+            .map_err(|TryReadyChunksError(_, lost)| self.fail(Failure::Lost(self.named(lost))))
             .try_for_each(move |chunk| ready(sender.unbounded_send(chunk).map_err(drop)))
             .map(drop);
         (take, taken)
+    }
+
+    /// Tells a consumer time-out from other reasons to end a consumer, which the broker does not name: it
+    /// comes exactly when a delivery has been held for so long.
+    fn named(&self, lost: BrokerError) -> BrokerError {
+        let held = self.acks().oldest().map(|taken| taken.elapsed());
+        match (lost, held) {
+            (BrokerError::ConsumerEnded { timeout: Some(timeout) }, Some(held))
+                if held + timeout / CLOCKS_DIFFER > timeout =>
+            {
+                let held = held.as_secs_f64();
+                BrokerError::ConsumerTimeout(format!(
+                    "held for {held:.1} s, the limit is {timeout:?}"
+                ))
+            }
+            (lost, _) => lost,
+        }
     }
 
     fn decode(&self, deliveries: Vec<Delivery>) -> DecodedChunk {
@@ -323,6 +343,10 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// Acks as far as everything is settled.
     async fn ack(&self, settled: Option<Settled>) {
         let Some(Settled { tags, stored, mut marker, span }) = settled else { return };
+        // The broker has its deliveries again: it would take an ack that arrives now, without an effect.
+        if matches!(self.failure.get(), Some(Failure::Lost(_))) {
+            return;
+        }
         self.acks().done(tags);
         let next = || self.acks().ack_point(self.tools.limits.most_acked);
         while let Some(AckPoint { tag, deliveries }) = next() {

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::counting::pipeline::{
     self, Acknowledged, Failure, IsolationBudget, Limits, Mode, Tools,
 };
-use crate::model::ports::{Broker, Fault, OpenError, Session, Store};
+use crate::model::ports::{Broker, BrokerError, Fault, OpenError, Session, Store};
 use crate::platform::retry::{Backoff, Jitter};
 use crate::platform::telemetry::{
     BreakerState, Health, Instruments, Reason, SessionState, seconds,
@@ -106,8 +106,14 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                 }
                 Some(Failure::Lost(lost)) => {
                     self.broker_failed(&lost, &mut sessions);
+                    if matches!(lost, BrokerError::ConsumerTimeout(_)) {
+                        self.instruments.consumer_timed_out();
+                    }
                     self.instruments.session(SessionState::Connecting);
-                    tracing::warn!("session with RabbitMQ lost, opening a new one: {lost}");
+                    tracing::warn!(
+                        ended.held,
+                        "session with RabbitMQ lost, opening a new one: {lost}"
+                    );
                     drop(session);
                     self.pause(sessions.backoff.next_delay(), stop).await;
                 }

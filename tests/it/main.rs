@@ -3,6 +3,7 @@
 mod broker;
 mod check;
 mod counting;
+mod delivery_limit;
 mod demo;
 mod deploy;
 mod deployment;

@@ -231,25 +231,17 @@ async fn a_frozen_database_runs_into_the_deadline_and_counts_nothing_twice() {
     settle(&stage, service, &all).await;
 }
 
-/// The broker closes the channel of a consumer that holds its deliveries for too long, while the
-/// connection stays open.
+/// A consumer is ended in the same way when its queue is deleted.
 #[tokio::test]
-async fn a_channel_closed_by_the_brokers_consumer_timeout_is_a_new_session() {
-    let servers = Servers::private("consumertimeout");
-    let (stage, _) = stage_with_votes(&servers, 0).await;
-    // Longer than a batch may wait to be full: RabbitMQ 4.3 is exact.
-    let limits = "application:set_env(rabbit, consumer_timeout, 3000), \
-                  application:set_env(rabbit, channel_tick_interval, 500).";
-    servers.script(&["ctl", "--", "-q", "eval", limits]);
+async fn the_end_of_a_queue_is_no_consumer_timeout() {
+    let (stage, _) = stage_with_votes(Servers::shared(), 0).await;
     let service = stage.start(&[]).await;
-    let lock = stage.hold("LOCK TABLE vote_audit").await;
-    let all = votes(0, 150);
+    stage.delete(&stage.queue).await;
+    service.until_logged("the queue was deleted, moved or lost its leader").await;
+    service.until_logged("queue created").await;
+    assert_eq!(service.metric("consumer_timeouts_total").await, Some(0.0));
+    let all = votes(0, 50);
     stage.publish_votes(&all).await;
-    service.until_logged("session with RabbitMQ lost").await;
-    // RabbitMQ 4.3 cancels the consumer, without a reason; earlier ones close the channel with one.
-    let log = service.log();
-    assert!(["timed out", "consumer time-out"].iter().any(|named| log.contains(named)), "{log}");
-    drop(lock);
     settle(&stage, service, &all).await;
 }
 

@@ -11,7 +11,7 @@ use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
 use super::screen::FRAME_MAX;
-use super::{refusal, runtime};
+use super::{ServerVersion, refusal, runtime};
 use crate::model::ports::OpenError;
 use crate::platform::config::{RabbitMq as Config, keys};
 use crate::platform::tls::{self, TlsFailure, TlsFailureKind, Variables};
@@ -30,6 +30,14 @@ static VARIABLES: Variables = Variables {
 
 /// Opens a connection that `purpose` names in the broker's listings.
 pub(super) async fn open(config: &Config, purpose: &str) -> Result<Connection, OpenError> {
+    Ok(open_with_version(config, purpose).await?.0)
+}
+
+/// As [`open`]; returns also which RabbitMQ it is, if it is one.
+pub(super) async fn open_with_version(
+    config: &Config,
+    purpose: &str,
+) -> Result<(Connection, Option<ServerVersion>), OpenError> {
     let properties = ConnectionProperties::default()
         .with_connection_name(format!("vote-aggregator: {purpose}").into());
     let connecting = runtime::connect(uri(config), properties, tls(config)?);

@@ -29,6 +29,9 @@ pub(super) const INVALID_PROPERTIES: &str = "x-invalid-properties";
 /// How often a message was put back from the dead-letter queue by `dlq replay`.
 pub(super) const REPLAYS: &str = "x-replays";
 
+/// How often a quorum queue got the message back, written by the broker.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
 /// AMQP's delivery mode for messages that survive a restart of the broker.
 pub(super) const PERSISTENT: u8 = 2;
 
@@ -70,8 +73,17 @@ pub(super) fn now() -> String {
 
 /// How often an operator put the message back from the dead-letter queue, at most [`u32::MAX`].
 pub(super) fn replays(properties: &BasicProperties) -> u32 {
-    let replays = header(properties, REPLAYS).and_then(whole);
-    replays.map_or(0, |replays| u32::try_from(replays).unwrap_or(u32::MAX))
+    count(properties, REPLAYS)
+}
+
+/// How often the message was given back, as far as that counts towards the queue's delivery limit.
+pub(super) fn delivery_count(properties: &BasicProperties) -> u32 {
+    count(properties, DELIVERY_COUNT)
+}
+
+fn count(properties: &BasicProperties, name: &str) -> u32 {
+    let count = header(properties, name).and_then(whole);
+    count.map_or(0, |count| u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 /// Makes the message part of a trace.

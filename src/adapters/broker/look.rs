@@ -6,15 +6,17 @@ use lapin::{Connection, Error};
 use super::connect::{self, amqp_code};
 use super::permissions;
 use super::topology::{self, QueueFacts, QueueStatus};
-use super::{arguments, management};
+use super::{ServerVersion, arguments, management};
 use crate::model::ports::OpenError;
 use crate::platform::config::RabbitMq as Config;
 
 /// What [`look`] found; `None` for what it did not reach.
 #[derive(Debug, Default)]
 pub struct BrokerFacts {
-    /// RabbitMQ's version, or why the management API does not answer.
-    pub version: Option<Result<String, String>>,
+    /// Which RabbitMQ it is, if it is one.
+    pub server: Option<ServerVersion>,
+    /// Why the management API does not answer, when it was asked.
+    pub management_error: Option<String>,
     pub queue: Option<QueueLook>,
     pub dead_letter_queue: Option<QueueLook>,
     pub publishing: Option<Publishing>,
@@ -52,12 +54,13 @@ pub enum Publishing {
 /// # Errors
 /// [`OpenError`] with what was refused.
 pub async fn look(config: &Config, facts: &mut BrokerFacts) -> Result<(), OpenError> {
-    let connection = connect::open(config, "check").await?;
+    let (connection, server) = connect::open_with_version(config, "check").await?;
+    facts.server = server;
     if let Some(url) = &config.management_url {
-        facts.version = Some(management::version(url).await);
+        facts.management_error = management::answers(url).await.err();
     }
     let refused = |error: Error| connect::refused(config, &error);
-    let examining = topology::examine(&connection, config, arguments::FOR_A_COMMAND);
+    let examining = topology::examine(&connection, server, config, arguments::FOR_A_COMMAND);
     let looking = look_at(&connection, &config.queue, Some(""), examining, &mut facts.queue);
     looking.await.map_err(refused)?;
     let examining = topology::examine_dead_letters(&connection, config);

@@ -65,6 +65,16 @@ pub(super) fn occupied(error: &Error, message: &str) -> Option<OpenError> {
     Some(OpenError::Occupied { phrase, message })
 }
 
+/// Whether a broker before 4.3 closed the channel because a delivery was held for too long.
+pub(super) fn is_consumer_timeout(error: &Error) -> bool {
+    amqp_code(error) == Some(406) && error.to_string().contains("delivery acknowledgement")
+}
+
+/// Whether a queue takes no `x-consumer-timeout` of a consumer: a classic one of RabbitMQ 4.3.
+pub(super) fn is_without_timeout(error: &Error) -> bool {
+    amqp_code(error) == Some(406) && error.to_string().contains("invalid arg 'x-consumer-timeout'")
+}
+
 /// Whether a queue is there, on a node that is down.
 pub(super) fn is_out_of_reach(error: &Error) -> bool {
     amqp_code(error) == Some(404) && occupied_by(404, &error.to_string()).is_some()

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_rs::traits::Reactor;
@@ -14,22 +15,27 @@ use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, OwnedTLSConfig};
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 
+use super::ServerVersion;
 use super::screen::Screen;
 
-/// Connects as lapin does by itself, and reads through a [`Screen`] behind TLS.
+/// Connects as lapin does by itself, and reads through a [`Screen`] behind TLS. Returns also which
+/// RabbitMQ it is; lapin does not keep what the broker announces.
 pub(super) async fn connect(
     uri: AMQPUri,
     properties: ConnectionProperties,
     tls: OwnedTLSConfig,
-) -> lapin::Result<Connection> {
+) -> lapin::Result<(Connection, Option<ServerVersion>)> {
     let tokio = Tokio::current();
     let plain = Runtime::new(tokio.clone());
+    let announced = Arc::<OnceLock<ServerVersion>>::default();
+    let version = Arc::clone(&announced);
     let open = async move |uri: AMQPUri, _: Runtime<RuntimeParts<Tokio, Screened>>| {
         let socket = uri.connect_with_config_async(tls.as_ref(), &plain).await?;
-        Ok(AsyncTcpStream::Plain(Screen::new(socket)))
+        Ok(AsyncTcpStream::Plain(Screen::new(socket, Arc::clone(&version))))
     };
     let screened = RuntimeParts::new(tokio.clone(), Screened(tokio));
-    Connection::connector(uri, Runtime::new(screened), open, properties).await
+    let connecting = Connection::connector(uri, Runtime::new(screened), open, properties);
+    Ok((connecting.await?, announced.get().copied()))
 }
 
 /// Tokio's reactor with another type of socket.
@@ -64,6 +70,6 @@ impl Reactor for Screened {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async move { Ok(Screen::new(AsyncTcpStream::Plain(connecting.await?))) }
+        async move { Ok(Screen::new(AsyncTcpStream::Plain(connecting.await?), Arc::default())) }
     }
 }

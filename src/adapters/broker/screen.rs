@@ -11,6 +11,7 @@ mod table;
 
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use futures::io::{AsyncRead, AsyncWrite, IoSlice};
@@ -18,6 +19,7 @@ use lapin::BasicProperties;
 
 pub use self::frames::Frames;
 use self::repair::MARK;
+use super::ServerVersion;
 
 /// Longest frame that the client takes, in bytes: RabbitMQ's own default. Set before the broker
 /// announces it, so that lapin allocates its buffers once: it fills those that grow, 11 MiB in all.
@@ -36,11 +38,13 @@ pub(super) struct Screen<S> {
     stream: S,
     read: Box<[u8]>,
     frames: Frames,
+    /// Where the broker's version is noted.
+    version: Arc<OnceLock<ServerVersion>>,
 }
 
 impl<S> Screen<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, read: vec![0; READ].into(), frames: Frames::default() }
+    pub(super) fn new(stream: S, version: Arc<OnceLock<ServerVersion>>) -> Self {
+        Self { stream, read: vec![0; READ].into(), frames: Frames::default(), version }
     }
 }
 
@@ -50,7 +54,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, read, frames } = &mut *self;
+        let Self { stream, read, frames, version } = &mut *self;
         loop {
             let given = frames.give(buf);
             if given > 0 || buf.is_empty() {
@@ -61,6 +65,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screen<S> {
                 return Poll::Ready(Ok(0));
             }
             frames.receive(&read[..count])?;
+            if let Some(announced) = frames.version.take() {
+                version.get_or_init(|| announced);
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicNackOptions, Basi
 use lapin::{Connection, Consumer};
 use tokio::time::timeout;
 
-use super::{headers, screen};
+use super::{Returns, headers, refusal, screen};
 use crate::model::ports::{BrokerError, Channel, Delivery, DeliveryTag, Session, TraceContext};
 use crate::platform::telemetry::traces_on;
 
@@ -25,6 +25,8 @@ pub struct RabbitSession {
     connection: Connection,
     channel: RabbitChannel,
     consumer: Option<Consumer>,
+    /// What the broker was told to apply.
+    consumer_timeout: Option<Duration>,
 }
 
 /// The channel of one session. It is never reopened, so a tag can't reach another channel.
@@ -33,13 +35,21 @@ pub struct RabbitChannel {
     consumer_tag: lapin::types::ShortString,
     /// The service cancelled the consumer; any other end is an error.
     cancelled: Arc<AtomicBool>,
+    returns: Arc<Returns>,
 }
 
 impl RabbitSession {
-    pub(super) fn new(connection: Connection, channel: lapin::Channel, consumer: Consumer) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        channel: lapin::Channel,
+        consumer: Consumer,
+        consumer_timeout: Option<Duration>,
+        returns: Returns,
+    ) -> Self {
         let (consumer_tag, cancelled) = (consumer.tag(), Arc::default());
-        let channel = RabbitChannel { channel, consumer_tag, cancelled };
-        Self { connection, channel, consumer: Some(consumer) }
+        let returns = Arc::new(returns);
+        let channel = RabbitChannel { channel, consumer_tag, cancelled, returns };
+        Self { connection, channel, consumer: Some(consumer), consumer_timeout }
     }
 }
 
@@ -48,22 +58,27 @@ impl Session for RabbitSession {
     type Deliveries = BoxStream<'static, Result<Delivery, BrokerError>>;
 
     fn split(&mut self) -> (&RabbitChannel, Self::Deliveries) {
-        let consumer = self.consumer.take().map(|it| (it, Arc::clone(&self.channel.cancelled)));
-        let deliveries = stream::unfold(consumer, |consumer| async move {
-            let (mut consumer, cancelled) = consumer?;
-            let error = match consumer.next().await {
-                Some(Ok(message)) => {
-                    return Some((Ok(delivery(message)), Some((consumer, cancelled))));
-                }
-                Some(Err(error)) => BrokerError::disconnected("consume", error),
-                None if cancelled.load(Ordering::Relaxed) => return None,
-                None => BrokerError::disconnected(
-                    "the broker ended the consumer",
-                    "the queue was deleted, moved, or lost its leader, or a delivery was held for longer \
-                     than RabbitMQ's consumer time-out",
-                ),
-            };
-            Some((Err(error), None))
+        let timeout = self.consumer_timeout;
+        let RabbitChannel { cancelled, returns, .. } = &self.channel;
+        let (cancelled, returns) = (Arc::clone(cancelled), Arc::clone(returns));
+        let deliveries = stream::unfold(self.consumer.take(), move |consumer| {
+            let (cancelled, returns) = (Arc::clone(&cancelled), Arc::clone(&returns));
+            async move {
+                let mut consumer = consumer?;
+                let error = match consumer.next().await {
+                    Some(Ok(message)) => {
+                        returns.delivered(&message);
+                        return Some((Ok(delivery(message)), Some(consumer)));
+                    }
+                    Some(Err(error)) if refusal::is_consumer_timeout(&error) => {
+                        BrokerError::ConsumerTimeout(error.to_string())
+                    }
+                    Some(Err(error)) => BrokerError::disconnected("consume", error),
+                    None if cancelled.load(Ordering::Relaxed) => return None,
+                    None => BrokerError::ConsumerEnded { timeout },
+                };
+                Some((Err(error), None))
+            }
         });
         (&self.channel, deliveries.fuse().boxed())
     }
@@ -117,7 +132,9 @@ impl RabbitChannel {
 impl Channel for RabbitChannel {
     async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), BrokerError> {
         let multiple = BasicAckOptions { multiple: true };
-        within(SEND_TIMEOUT, "ack", self.channel.basic_ack(tag, multiple)).await
+        within(SEND_TIMEOUT, "ack", self.channel.basic_ack(tag, multiple)).await?;
+        self.returns.acked(tag);
+        Ok(())
     }
 
     async fn reject(&self, tag: DeliveryTag) -> Result<(), BrokerError> {

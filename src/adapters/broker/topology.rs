@@ -9,12 +9,18 @@ use serde_json::Value;
 use super::arguments::{self, QueueArguments};
 use super::connect::amqp_code;
 use super::refusal::is_out_of_reach;
-use super::{DeliveryLimit, long_string, management};
+use super::{DeliveryLimit, ServerVersion, long_string, management};
 use crate::platform::config::RabbitMq as Config;
 
 /// High enough that no outage drops a vote, finite because RabbitMQ 3.10 takes -1 for "none" and
 /// drops at the first requeue.
 const DELIVERY_LIMIT: i64 = 1000;
+
+/// Where a cluster puts the leaders of new queues: else all are on the node that we are connected to.
+const LEADER: &str = "balanced";
+
+/// RabbitMQ 4's, for a quorum queue without one.
+const DEFAULT_DELIVERY_LIMIT: u32 = 20;
 
 /// What a passive declare returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +38,33 @@ pub struct QueueFacts {
     pub target: Option<DeadLetterTarget>,
     /// Why the management API did not answer, when it was asked.
     pub management_error: Option<String>,
+    /// Which RabbitMQ it is on.
+    pub server: Option<ServerVersion>,
+    /// How often the broker got back, at most, a vote that is held now.
+    pub returned: u32,
+}
+
+impl QueueFacts {
+    /// How often a vote may come back before the broker takes it out of the queue: as set, or the broker's
+    /// default where none is known to be set. `None` for no limit.
+    pub fn delivery_limit(&self) -> Option<u32> {
+        match self.arguments.number("x-delivery-limit") {
+            Some(limit) => u32::try_from(limit).ok(),
+            None => self.has_default_limit().then_some(DEFAULT_DELIVERY_LIMIT),
+        }
+    }
+
+    /// How often a vote that is held now may come back again. `None` while none has, or without a limit.
+    pub fn returns_left(&self) -> Option<u32> {
+        let limit = self.delivery_limit().filter(|_| self.returned > 0)?;
+        Some(limit.saturating_sub(self.returned))
+    }
+
+    fn has_default_limit(&self) -> bool {
+        let kind = self.arguments.text("x-queue-type");
+        let quorum = kind.map_or(!self.arguments.is_unset("x-queue-type"), |kind| kind == "quorum");
+        quorum && self.server >= Some(ServerVersion::LIMIT_BY_DEFAULT)
+    }
 }
 
 /// Where rejected messages go.
@@ -87,11 +120,12 @@ fn queue_arguments(config: &Config) -> Vec<(&'static str, Value)> {
         ("x-overflow", "reject-publish".into()),
         ("x-queue-type", "quorum".into()),
         ("x-delivery-limit", DELIVERY_LIMIT.into()),
+        ("x-queue-leader-locator", LEADER.into()),
     ]
 }
 
 fn dead_letter_arguments() -> Vec<(&'static str, Value)> {
-    vec![("x-queue-type", "quorum".into())]
+    vec![("x-queue-type", "quorum".into()), ("x-queue-leader-locator", LEADER.into())]
 }
 
 pub(super) fn durable() -> QueueDeclareOptions {
@@ -144,12 +178,14 @@ pub(super) async fn declare(
 /// redeclaring. Creates nothing.
 pub(super) async fn examine(
     connection: &Connection,
+    server: Option<ServerVersion>,
     config: &Config,
     redeclares: usize,
 ) -> QueueFacts {
     let expected = queue_arguments(config);
     let mut facts = learn(connection, config, &config.queue, expected, redeclares).await;
     facts.target = target(connection, config, &facts.arguments).await;
+    facts.server = server;
     facts
 }
 

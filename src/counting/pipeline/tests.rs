@@ -347,6 +347,27 @@ fn a_lost_session_is_noticed_while_the_chain_is_full_and_waits_for_the_store() {
     assert_eq!(world.events(), []);
 }
 
+/// RabbitMQ 4.3 names no reason. It has the deliveries again, and would take a late ack of them silently.
+#[test]
+fn a_consumer_that_is_ended_when_the_time_is_over_had_a_timeout_and_nothing_is_acked_behind_it() {
+    let timeout = Duration::from_secs(20);
+    let ended = BrokerError::ConsumerEnded { timeout: Some(timeout) };
+    for (after, timed_out) in [(5, false), (20, true)] {
+        let world = World { hangs: Duration::from_secs(30), ..World::default() };
+        let lost = ended.clone();
+        let lost = stream::once(async move {
+            tokio::time::sleep(Duration::from_secs(after)).await;
+            Err(lost)
+        });
+        let items = stream::iter(deliveries(votes_named(5))).chain(lost).boxed();
+        let (ended, _) = run_chain(&world, &limits(5, 1), Mode::Flowing, items, None);
+        let Some(Failure::Lost(lost)) = ended.failure else { panic!("{ended:?}") };
+        assert_eq!(matches!(lost, BrokerError::ConsumerTimeout(_)), timed_out, "{lost}");
+        assert_eq!(world.stored().len(), 1, "what is in flight is committed");
+        assert!(!ended.acked, "{:?}", world.events());
+    }
+}
+
 /// Each reject on a lost session waits for its time-out.
 #[test]
 fn after_a_lost_session_no_further_reject_is_tried() {

@@ -26,11 +26,14 @@ struct Scripted {
     deliveries: Vec<Delivery>,
     /// The first alone delivers anything.
     once: bool,
+    /// Why sessions end, if not by a lost connection.
+    end: Option<BrokerError>,
 }
 
 struct ScriptedSession {
     life: Option<Duration>,
     deliveries: Vec<Delivery>,
+    end: BrokerError,
 }
 
 struct Nothing;
@@ -54,13 +57,13 @@ impl Session for ScriptedSession {
     type Deliveries = BoxStream<'static, Result<Delivery, BrokerError>>;
 
     fn split(&mut self) -> (&Nothing, Self::Deliveries) {
-        let life = self.life;
+        let (life, end) = (self.life, self.end.clone());
         let end = stream::once(async move {
             match life {
                 Some(life) => tokio::time::sleep(life).await,
                 None => pending().await,
             }
-            Err(BrokerError::disconnected("consume", "over"))
+            Err(end)
         });
         let deliveries = std::mem::take(&mut self.deliveries);
         (&Nothing, stream::iter(deliveries).map(Ok).chain(end).boxed())
@@ -84,7 +87,9 @@ impl Broker for Scripted {
         let deliveries = if silent { Vec::new() } else { self.deliveries.clone() };
         let next = self.script.lock().expect("no panic while held").pop_front();
         let life = next.transpose()?;
-        Ok(ScriptedSession { life, deliveries })
+        let end = self.end.clone();
+        let end = end.unwrap_or_else(|| BrokerError::disconnected("consume", "over"));
+        Ok(ScriptedSession { life, deliveries, end })
     }
 }
 
@@ -265,6 +270,18 @@ async fn a_first_connection_is_no_reconnect_and_each_later_one_is_one() {
         let expected = format!(" {reconnects}");
         assert!(line.is_some_and(|line| line.ends_with(&expected)), "{reconnects}: {line:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_timeout_is_counted_and_shown_as_what_it_is() {
+    let end = Some(BrokerError::ConsumerTimeout("held for 1800 s".to_owned()));
+    let script = Mutex::new([Ok(Duration::ZERO)].into());
+    let broker = Scripted { script, end, ..Scripted::default() };
+    let health = Arc::default();
+    let half_a_second = Duration::from_millis(500);
+    let (_, metrics) = supervise_with(&broker, &Nothing, half_a_second, &health).await;
+    let scrape = metrics.scrape().expect("encodable");
+    assert!(scrape.lines().any(|line| line == "consumer_timeouts_total 1"), "{scrape}");
 }
 
 /// Semantics, section 6: one batch at a time until one commits, and the longest wait when the same

@@ -7,8 +7,8 @@ use tokio::time::timeout;
 use super::queue::{of_dead_letter_queue, of_queue, subject};
 use super::{Finding, Report, Severity};
 use crate::adapters::broker::{
-    self, BrokerFacts, DeadLetterTarget, Publishing, QueueArguments, QueueFacts, QueueLook,
-    QueueState, QueueStatus,
+    self, BrokerFacts, DeadLetterTarget, Publishing, QueueFacts, QueueLook, QueueState,
+    QueueStatus, ServerVersion,
 };
 use crate::model::ports::OpenError;
 use crate::platform::config::{Config, RabbitMq, keys};
@@ -48,8 +48,8 @@ fn report(config: &Config, facts: &BrokerFacts) -> Report {
     let mut report = Report::default();
     let Report { checked, findings } = &mut report;
     checked.push(broker::describe(&config.rabbitmq));
-    findings.extend(facts.version.as_ref().map(|version| of_version(&config.rabbitmq, version)));
-    let version = facts.version.as_ref().and_then(|version| version.as_deref().ok());
+    findings.extend(facts.server.map(|version| of_version(&config.rabbitmq, version)));
+    findings.extend(facts.management_error.as_deref().map(no_management));
     let mut route_is_missing = false;
     if let Some(look) = &facts.queue {
         checked.push(subject(queue));
@@ -57,7 +57,7 @@ fn report(config: &Config, facts: &BrokerFacts) -> Report {
         findings.extend(of_either(config, queue, look, unreadable));
         if let QueueState::Exists(status, facts) = &look.state {
             route_is_missing = matches!(facts.target, Some(DeadLetterTarget::MissingQueue(_)));
-            findings.extend(of_votes(config, *status, facts, version));
+            findings.extend(of_votes(config, *status, facts));
         }
     }
     if let Some(look) = &facts.dead_letter_queue {
@@ -119,18 +119,8 @@ fn refused(config: &Config, error: &OpenError) -> Finding {
     Finding::of_setting(Error, config, key, error.to_string(), remedy)
 }
 
-fn of_version(rabbitmq: &RabbitMq, version: &Result<String, String>) -> Finding {
-    let version = match version {
-        Ok(version) => version,
-        Err(error) => {
-            let meaning =
-                format!("the management API does not answer: {error}; policies can't be seen");
-            let remedy = "check RABBITMQ_MANAGEMENT_URL, that the plugin rabbitmq_management is \
-                          enabled, and that the user has the tag monitoring or management";
-            return Finding::new(Warning, keys::RABBITMQ_MANAGEMENT_URL.path, meaning, remedy);
-        }
-    };
-    let finding = if is_at_least(version, (3, 10)) {
+fn of_version(rabbitmq: &RabbitMq, version: ServerVersion) -> Finding {
+    let finding = if version >= ServerVersion::AT_LEAST_ONCE {
         let meaning = "new enough for everything that the service asks of it";
         Finding::new(Info, place(rabbitmq), meaning, "nothing")
     } else {
@@ -141,13 +131,14 @@ fn of_version(rabbitmq: &RabbitMq, version: &Result<String, String>) -> Finding 
     finding.with_value(format!("RabbitMQ {version}"))
 }
 
-/// Whether it is that version or a newer one; a version in another form is new.
-fn is_at_least(version: &str, wanted: (u32, u32)) -> bool {
-    let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) => (major, minor) >= wanted,
-        _ => true,
-    }
+fn no_management(error: &str) -> Finding {
+    let meaning = format!("the management API does not answer: {error}; policies can't be seen");
+    let remedy = format!(
+        "check {}, that the plugin rabbitmq_management is enabled, and that the user has the tag \
+         monitoring or management",
+        keys::RABBITMQ_MANAGEMENT_URL.variable
+    );
+    Finding::new(Warning, keys::RABBITMQ_MANAGEMENT_URL.path, meaning, remedy)
 }
 
 /// Whether one of the two queues is there, and whether the user may use it; `unreadable` is what it
@@ -202,7 +193,6 @@ fn of_votes(
     config: &Config,
     QueueStatus { ready, consumers }: QueueStatus,
     facts: &QueueFacts,
-    version: Option<&str>,
 ) -> Vec<Finding> {
     let RabbitMq { queue, dead_letter_queue, .. } = &config.rabbitmq;
     let (meaning, remedy) = match consumers {
@@ -234,16 +224,7 @@ fn of_votes(
     if arguments.unsuitable_type().is_some() {
         return found;
     }
-    let has_own_limit = !arguments.is_quorum() || !arguments.is_unset("x-delivery-limit");
-    if !has_own_limit && version.is_none_or(|version| is_at_least(version, (4, 0))) {
-        let severity = if version.is_some() { Warning } else { Info };
-        let meaning = "RabbitMQ's own limit holds: none before version 4, 20 from then on; with 20, \
-                       votes requeued 20 times in an outage are dropped";
-        let remedy = "set delivery-limit to 1000 by a policy";
-        let finding = Finding::new(severity, subject(queue), meaning, remedy);
-        found.push(finding.with_value("no x-delivery-limit"));
-    }
-    found.extend(consumer_timeout(config, arguments));
+    found.extend(consumer_timeout(config, facts));
     found
 }
 
@@ -260,8 +241,13 @@ fn dead_letters(queue: &str, ready: u32) -> Finding {
 
 /// A consumer timeout of the queue's own that is shorter than the one configured. The broker's own one
 /// is in its configuration and nowhere else.
-fn consumer_timeout(config: &Config, arguments: &QueueArguments) -> Option<Finding> {
+fn consumer_timeout(config: &Config, facts: &QueueFacts) -> Option<Finding> {
     let key = &keys::RABBITMQ_CONSUMER_TIMEOUT_SECONDS;
+    let arguments = &facts.arguments;
+    if facts.server >= Some(ServerVersion::CONSUMER_TIMEOUTS) {
+        // The service sets it for its consumer, which wins over the queue and the broker.
+        return None;
+    }
     let own = arguments.number("x-consumer-timeout").and_then(|ms| u64::try_from(ms).ok());
     let Some(own) = own.map(Duration::from_millis) else {
         let meaning = "assumed to be the broker's consumer_timeout, which neither AMQP nor the \

@@ -2,14 +2,18 @@
 //! `vote-aggregator check`.
 
 use super::{Finding, Severity};
-use crate::adapters::broker::{DeadLetterTarget, QueueArguments, QueueFacts};
+use crate::adapters::broker::{DeadLetterTarget, QueueArguments, QueueFacts, ServerVersion};
 use crate::platform::config::keys;
 use crate::platform::telemetry::DeadLetterRoute;
 
 use Severity::{Error, Warning};
 
 /// A limit up to this, RabbitMQ 4's own default, can drop good votes in a long outage.
-const LOW_DELIVERY_LIMIT: i64 = 20;
+const LOW_DELIVERY_LIMIT: u32 = 20;
+/// A vote that may come back so many times more is about to be dropped.
+const LAST_RETURNS: u32 = 5;
+const RAISE_LIMIT: &str = "set delivery-limit to 1000 by a policy (it applies at once); where an argument \
+                           of the queue sets the limit, the queue has to be created again";
 
 /// A queue's arguments and its type never change.
 const RECREATE: &str = "stop the publishers (without a queue the broker confirms votes and drops \
@@ -51,7 +55,8 @@ pub fn of_queue(queue: &str, facts: &QueueFacts) -> Vec<QueueFinding> {
     findings.what_drops("votes", &facts.arguments);
     if facts.arguments.unsuitable_type().is_none() {
         findings.no_route(facts);
-        findings.delivery_limit(&facts.arguments);
+        findings.delivery_limit(facts);
+        findings.last_returns(facts);
         findings.lost_in_a_crash(facts);
         findings.unknown(facts);
     }
@@ -63,6 +68,19 @@ pub fn of_dead_letter_queue(queue: &str, facts: &QueueFacts) -> Vec<QueueFinding
     let mut findings = Findings { queue, found: Vec::new() };
     findings.what_drops("dead letters", &facts.arguments);
     findings.found
+}
+
+/// What the limit means that RabbitMQ 4 gives a quorum queue without one.
+fn default_limit(limit: u32, facts: &QueueFacts) -> String {
+    let counted = if facts.server >= Some(ServerVersion::CANCELS_AT_TIMEOUT) {
+        "each connection that is lost while a vote is held counts; an outage of PostgreSQL does not"
+    } else {
+        "each outage of PostgreSQL and each connection that is lost while a vote is held counts"
+    };
+    let unless = if facts.arguments.policies { "" } else { ", unless a policy sets another" };
+    format!(
+        "RabbitMQ 4's default holds: a vote that comes back more than {limit} times is dropped{unless}; {counted}"
+    )
 }
 
 struct Findings<'a> {
@@ -181,24 +199,41 @@ impl Findings<'_> {
         self.add(severity, summary, None, meaning, remedy);
     }
 
-    fn delivery_limit(&mut self, arguments: &QueueArguments) {
-        let limit = arguments.number("x-delivery-limit").unwrap_or(i64::MAX);
-        let (severity, meaning) = match limit {
-            ..0 => (
+    fn delivery_limit(&mut self, facts: &QueueFacts) {
+        const ARGUMENT: &str = "x-delivery-limit";
+        let set = facts.arguments.number(ARGUMENT);
+        let (severity, meaning) = match (set, facts.delivery_limit()) {
+            (Some(..0), _) => (
                 Error,
                 "without a limit from RabbitMQ 4 on; 3.x drops a vote at its first requeue"
                     .to_owned(),
             ),
-            0 => (Error, "a vote that is requeued once, in an outage, is dropped".to_owned()),
-            1..=LOW_DELIVERY_LIMIT => {
-                (Warning, format!("votes requeued {limit} times in an outage are dropped"))
+            (Some(0), _) => {
+                (Error, "a vote that is requeued once, in an outage, is dropped".to_owned())
+            }
+            (Some(_), Some(limit @ ..=LOW_DELIVERY_LIMIT)) => {
+                (Warning, format!("votes that come back more than {limit} times are dropped"))
+            }
+            (None, Some(limit)) if facts.arguments.is_unset(ARGUMENT) => {
+                (Warning, default_limit(limit, facts))
             }
             _ => return,
         };
-        let remedy = "set delivery-limit to 1000 by a policy; where an argument of the queue sets it, \
-                      the queue has to be created again";
-        let summary = "x-delivery-limit: requeued votes are dropped";
-        self.add(severity, summary, Some(format!("x-delivery-limit={limit}")), meaning, remedy);
+        let value = set.map_or(format!("no {ARGUMENT}"), |limit| format!("{ARGUMENT}={limit}"));
+        let summary = "x-delivery-limit: votes that come back often are dropped";
+        self.add(severity, summary, Some(value), meaning, RAISE_LIMIT);
+    }
+
+    fn last_returns(&mut self, facts: &QueueFacts) {
+        let Some(left @ ..=LAST_RETURNS) = facts.returns_left() else { return };
+        let (returned, limit) = (facts.returned, facts.returned + left);
+        let value = Some(format!("{returned} of {limit}"));
+        let meaning = format!(
+            "a vote that is held now has come back {returned} times; after {limit} times the broker drops \
+             it, or dead-letters it where the queue has a dead-letter route"
+        );
+        let summary = "x-delivery-limit: votes are about to be dropped";
+        self.add(Error, summary, value, meaning, RAISE_LIMIT);
     }
 
     /// What a crash of the broker can cost besides; not reported at start.

@@ -80,6 +80,8 @@ pub struct RabbitMqCheck {
     pub dead_letter_route: DeadLetterRoute,
     /// Phrases, as a [`Reason`] is shown.
     pub warnings: Vec<&'static str>,
+    #[serde(skip)]
+    pub returns_left: Option<u32>,
 }
 
 impl Checks {
@@ -125,6 +127,7 @@ impl Default for Health {
                 check: Check::new(false, NOT_CONNECTED),
                 dead_letter_route: DeadLetterRoute::Unknown,
                 warnings: Vec::new(),
+                returns_left: None,
             },
             postgres: Check::new(false, NOT_CONNECTED),
             acknowledged_votes: Check::new(true, ACKNOWLEDGED_VOTES_PRESENT),
@@ -185,11 +188,22 @@ impl Health {
         self.note(|state| state.checks.acknowledged_votes.set(false, reason));
     }
 
-    /// What was found out about the queue; the log has the details of each warning.
-    pub fn queue_examined(&self, route: DeadLetterRoute, warnings: Vec<&'static str>) {
+    /// What was found out about the queue; the log has the details of each warning. `returns_left`: how
+    /// often a vote that came back may do so again, before the queue drops it.
+    pub fn queue_examined(
+        &self,
+        route: DeadLetterRoute,
+        warnings: Vec<&'static str>,
+        returns_left: Option<u32>,
+    ) {
         let rabbitmq = &mut self.state().checks.rabbitmq;
         rabbitmq.dead_letter_route = route;
         rabbitmq.warnings = warnings;
+        rabbitmq.returns_left = returns_left;
+    }
+
+    pub fn returns_left(&self) -> Option<u32> {
+        self.state().checks.rabbitmq.returns_left
     }
 
     pub fn dead_letter_route(&self) -> DeadLetterRoute {

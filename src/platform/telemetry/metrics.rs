@@ -72,6 +72,8 @@ enum Count {
     PlainInserts,
     /// Reconnects by server: RabbitMQ a new session, PostgreSQL the first commit after an outage
     Reconnects,
+    /// Sessions that RabbitMQ ended because a delivery was held for longer than its consumer time-out
+    ConsumerTimeouts,
 }
 
 /// The histograms, named and documented as [`Count`].
@@ -302,6 +304,11 @@ impl Instruments {
     /// What this process did with its deliveries so far.
     pub fn deliveries(&self) -> Deliveries {
         self.state().deliveries
+    }
+
+    /// The broker ended a session: a delivery was held for too long.
+    pub fn consumer_timed_out(&self) {
+        self.add(Count::ConsumerTimeouts, 1);
     }
 
     /// A session with the broker failed, or could not be opened.

@@ -89,7 +89,14 @@ impl From<&OpenError> for Reason {
 
 impl From<&BrokerError> for Reason {
     fn from(lost: &BrokerError) -> Self {
-        Self::new("session lost", lost.to_string())
+        let phrase = match lost {
+            BrokerError::ConsumerTimeout(_) => "consumer time-out: votes were held for too long",
+            BrokerError::ConsumerEnded { .. } => {
+                "the broker ended the consumer: is the queue there?"
+            }
+            _ => "session lost",
+        };
+        Self::new(phrase, lost.to_string())
     }
 }
 

@@ -63,6 +63,13 @@ impl Servers {
         env.get(name).unwrap_or_else(|| panic!("script/services env names no {name}"))
     }
 
+    /// RabbitMQ's version: major and minor.
+    pub fn version(&self) -> (u32, u32) {
+        let version = self.script(&["ctl", "--", "-q", "version"]);
+        let mut numbers = version.trim().split('.').map(|it| it.parse().expect("a number"));
+        (numbers.next().expect("major"), numbers.next().expect("minor"))
+    }
+
     /// `stop`, `start`, `restart`, `kill`, …, and its output.
     pub fn script(&self, arguments: &[&str]) -> String {
         let output = self.try_script(arguments);

@@ -8,6 +8,7 @@ use bytes::{Buf, BufMut, BytesMut};
 
 use super::FRAME_MAX;
 use super::repair::{self, CONTENT_HEAD, Method};
+use crate::adapters::broker::ServerVersion;
 
 /// Type, channel and size.
 const FRAME_HEAD: usize = 7;
@@ -44,6 +45,8 @@ pub struct Frames {
     frame_max: usize,
     /// Channels whose last method announced a message with an invalid short string.
     invalid: BTreeSet<u16>,
+    /// The broker's version, once it has announced it.
+    pub(super) version: Option<ServerVersion>,
 }
 
 impl Default for Frames {
@@ -55,6 +58,7 @@ impl Default for Frames {
             discarding: 0,
             frame_max: FRAME_MAX as usize,
             invalid: BTreeSet::new(),
+            version: None,
         }
     }
 }
@@ -147,6 +151,7 @@ impl Frames {
             Method::Tune { frame_max } => {
                 self.frame_max = frame_max.clamp(FRAME_MIN, FRAME_MAX) as usize;
             }
+            Method::Start { version } => self.version = version,
             Method::Other => {}
         }
         None

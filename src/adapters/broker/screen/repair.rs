@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::frames::FRAME_OVERHEAD;
 use super::table::{self, Table};
+use crate::adapters::broker::ServerVersion;
 
 /// The mark: `cluster_id`, a property that AMQP 0-9-1 has reserved and no publisher needs. One that
 /// a publisher forged is changed on its way.
@@ -25,6 +26,10 @@ pub(super) enum Method {
     /// The broker's limits for the connection: its longest frame in bytes, 0 for no limit.
     Tune {
         frame_max: u32,
+    },
+    /// The broker, as it announces itself.
+    Start {
+        version: Option<ServerVersion>,
     },
     Other,
 }
@@ -47,6 +52,7 @@ pub(super) fn method(payload: &mut [u8]) -> Method {
             // connection.close and channel.close: reply code, reply text, which RabbitMQ cuts off
             // wherever it becomes too long.
             (10, 50) | (20, 40) => (&[2], false),
+            (10, 10) => return Method::Start { version: ServerVersion::announced(payload) },
             // connection.tune: channels, longest frame, heartbeat.
             (10, 30) => {
                 return match arguments.get(2..6).and_then(<[u8]>::first_chunk::<4>) {

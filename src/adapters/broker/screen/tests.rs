@@ -199,7 +199,7 @@ async fn a_stream_gives_everything_and_then_ends() {
     // Not AMQP, and not held back: the client reports it.
     let http = b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
     for sent in [frames, http] {
-        let mut screen = Screen::new(futures::io::Cursor::new(sent.clone()));
+        let mut screen = Screen::new(futures::io::Cursor::new(sent.clone()), Arc::default());
         let mut given = Vec::new();
         screen.read_to_end(&mut given).await.expect("read");
         assert!(given == sent);

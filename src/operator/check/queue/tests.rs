@@ -10,7 +10,7 @@ fn facts(arguments: Vec<Argument>, policies: bool, target: DeadLetterTarget) -> 
     let known = arguments.into_iter().map(|(name, value)| (name.to_owned(), value));
     let mut arguments = QueueArguments::all(known);
     arguments.policies = policies;
-    QueueFacts { arguments, target: Some(target), management_error: None }
+    QueueFacts { arguments, target: Some(target), ..QueueFacts::default() }
 }
 
 /// Our queue with other values of some arguments.
@@ -110,4 +110,35 @@ fn dead_letters_are_not_to_be_dropped_either() {
     assert_eq!(of_dead_letter_queue("votes.dlq", &plain), []);
     let dropping = of_dead_letter_queue("votes.dlq", &with(&[("x-message-ttl", 1.into())]));
     assert!(dropping[0].finding.meaning.contains("dead letters older than"), "{dropping:?}");
+}
+
+#[test]
+fn a_limit_that_nobody_set_is_rabbitmqs_own_from_version_4_on() {
+    let meanings = |server: Option<ServerVersion>, returned: u32| {
+        let facts = with(&[("x-delivery-limit", Value::Null)]);
+        let facts = QueueFacts { server, returned, ..facts };
+        let found = of_queue("votes", &facts).into_iter();
+        found.map(|found| (found.finding.severity, found.finding.meaning)).collect::<Vec<_>>()
+    };
+    let version = |major, minor| Some(ServerVersion::new(major, minor));
+    assert_eq!(meanings(None, 500), [], "another broker");
+    assert_eq!(meanings(version(3, 13), 500), [], "no limit");
+    let [(Warning, old)] = &meanings(version(4, 2), 14)[..] else { panic!("no warning") };
+    assert!(old.contains("more than 20 times is dropped; each outage of PostgreSQL"), "{old}");
+    let [(Warning, new)] = &meanings(version(4, 3), 14)[..] else { panic!("no warning") };
+    assert!(new.contains("an outage of PostgreSQL does not"), "{new}");
+    let [(Warning, _), (Error, last)] = &meanings(version(4, 3), 15)[..] else { panic!("silent") };
+    assert!(last.contains("has come back 15 times; after 20 times"), "{last}");
+}
+
+#[test]
+fn the_last_returns_of_a_vote_are_an_error_whatever_the_limit() {
+    let found = |limit: i64, returned| {
+        let facts = with(&[("x-delivery-limit", limit.into())]);
+        let facts = QueueFacts { returned, ..facts };
+        of_queue("votes", &facts).into_iter().any(|found| found.summary.contains("about to"))
+    };
+    assert!(!found(1_000, 994) && found(1_000, 995));
+    assert!(!found(3, 0) && found(3, 1), "as soon as one has come back");
+    assert!(!found(-1, 5_000), "no limit");
 }
