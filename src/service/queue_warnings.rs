@@ -24,6 +24,7 @@ pub(super) fn observer(name: String, health: Arc<Health>) -> impl Fn(&QueueFacts
         }
         *logged = warnings;
         let summaries = findings.iter().map(|finding| finding.summary).collect();
-        health.queue_examined(queue::route(facts), summaries, facts.returns_left());
+        let near = queue::is_delivery_limit_near(facts);
+        health.queue_examined(queue::route(facts), summaries, near);
     }
 }

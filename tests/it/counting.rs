@@ -11,7 +11,7 @@ use vote_aggregator::adapters::store::PgStore;
 use vote_aggregator::model::ports::{Class, Store, Votes};
 use vote_aggregator::model::vote::{self, Choice, Vote};
 
-use crate::support::{LOCK_WAITS, Servers, Stage, execute, vote, votes};
+use crate::support::{LOCK_WAITS, Servers, Stage, execute, login, vote, votes};
 
 /// How many votes of a batch were added, were replays, and were attempts.
 async fn count(store: &PgStore, votes: &[Vote]) -> (u64, u64, u64) {
@@ -186,6 +186,24 @@ async fn a_connection_that_the_server_ends_costs_one_attempt_and_counts_nothing_
 
     // No other connection of the pool is trusted: the next attempt succeeds.
     assert_eq!(count(&store, &votes(0, 10)).await, (5, 5, 0));
+    stage.assert_counted_exactly(&votes(0, 10)).await;
+}
+
+/// PostgreSQL 17 and later can end a transaction that takes too long (25P04), and its connection with it.
+#[tokio::test]
+async fn a_transaction_timeout_of_the_role_counts_nothing_and_a_smaller_batch_is_tried() {
+    let stage = Stage::migrated(Servers::shared(), "transactiontimeout").await;
+    if stage.number("SELECT current_setting('server_version_num')::int8").await < 170_000 {
+        return;
+    }
+    let role = stage.role("hurried", "SUPERUSER").await;
+    execute(&stage, &format!("ALTER ROLE {role} SET transaction_timeout = '500ms'")).await;
+    let store = stage.prepare(&login(&role)).await.expect("prepared");
+    let lock = stage.hold("LOCK TABLE vote_audit").await;
+    let fault = store.count(Votes::new(votes(0, 10))).await.expect_err("ended by the server");
+    assert_eq!((fault.class, fault.sqlstate.as_deref()), (Class::Split, Some("25P04")));
+    drop(lock);
+    assert_eq!(count(&store, &votes(0, 10)).await, (10, 0, 0));
     stage.assert_counted_exactly(&votes(0, 10)).await;
 }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::{Servers, Stage, eventually, votes};
 
-const LEFT: &str = "delivery_returns_left";
+const NEAR: &str = "delivery_limit_near";
 const VOTES: u64 = 5;
 
 /// How a consumer gives everything back.
@@ -102,16 +102,16 @@ async fn an_operator_hears_of_the_last_returns_before_votes_are_dropped() {
     })
     .await;
     let warned = service.get("/readyz").await.body.contains("votes are about to be dropped");
-    let expected = if has_limit { (true, Some(5.0), 1) } else { (false, None, 0) };
+    let expected = if has_limit { (true, Some(1.0), 1) } else { (false, Some(0.0), 0) };
     let log = service.log();
     let logged = log.matches("has come back 15 times; after 20 times").count();
-    assert_eq!((warned, service.metric(LEFT).await, logged), expected, "{log}");
+    assert_eq!((warned, service.metric(NEAR).await, logged), expected, "{log}");
     assert_eq!(log.contains("no x-delivery-limit"), has_limit, "at every start: {log}");
 
     drop(lock);
     stage.until_counted(all.len()).await;
     eventually("the warning ends", async || {
-        service.metric(LEFT).await.is_none()
+        service.metric(NEAR).await == Some(0.0)
             && !service.get("/readyz").await.body.contains("about to be dropped")
     })
     .await;

@@ -21,6 +21,7 @@ mod output;
 mod passwords;
 mod plain_inserts;
 mod poison;
+mod pooler;
 mod process;
 mod publish;
 mod readme;

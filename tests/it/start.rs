@@ -174,8 +174,8 @@ async fn a_read_only_server_and_a_pooler_are_named_and_waited_for() {
          GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"
     );
     execute(&stage, &read_only).await;
-    let strict = Pooler::ignoring(&stage, "search_path").await;
-    let pooler = Pooler::start(&stage).await;
+    let strict = Pooler::with(&stage, None, "ignore_startup_parameters = search_path").await;
+    let pooler = Pooler::with(&stage, None, "max_prepared_statements = 0").await;
     let (as_role, through_strict, pooled) = (
         login(&role),
         [("POSTGRES_PORT", strict.port.as_str())],
@@ -185,7 +185,7 @@ async fn a_read_only_server_and_a_pooler_are_named_and_waited_for() {
         (&as_role, "default_transaction_read_only is on", "25006", Some("read-only")),
         (&through_strict, "ignore_startup_parameters", "08P01", Some("a pooler")),
         // Through a pooler in transaction mode the next attempt may succeed by chance.
-        (&pooled, "pool_mode = session", "42P05", None),
+        (&pooled, "max_prepared_statements", "42P05", None),
     ];
     join_all(cases.iter().map(async |(settings, named, code, shown)| {
         let service = stage.spawn(settings).await;

@@ -117,11 +117,12 @@ fn cause(sqlstate: &str) -> Option<&'static str> {
         }
         "08P01" => {
             "most likely from a pooler: PgBouncer needs ignore_startup_parameters = \
-             extra_float_digits,options and pool_mode = session (docs/scaling.md)"
+             extra_float_digits,options (docs/scaling.md)"
         }
         "26000" | "42P05" => {
-            "most likely from a pooler that changes the server connection between statements: set \
-             PgBouncer's pool_mode = session, or connect to PostgreSQL directly (docs/scaling.md)"
+            "most likely from a pooler that changes the server connection between statements: use \
+             PgBouncer 1.24 or later with max_prepared_statements = 200, or pool_mode = session \
+             (docs/scaling.md)"
         }
         _ => return None,
     })

@@ -49,6 +49,11 @@ pub fn route(facts: &QueueFacts) -> DeadLetterRoute {
     }
 }
 
+/// Whether a vote that is held now has come back so often that the broker is about to drop it.
+pub fn is_delivery_limit_near(facts: &QueueFacts) -> bool {
+    facts.returns_left().is_some_and(|left| left <= LAST_RETURNS)
+}
+
 /// Returns the findings about the queue of votes.
 pub fn of_queue(queue: &str, facts: &QueueFacts) -> Vec<QueueFinding> {
     let mut findings = Findings { queue, found: Vec::new() };

@@ -81,7 +81,7 @@ pub struct RabbitMqCheck {
     /// Phrases, as a [`Reason`] is shown.
     pub warnings: Vec<&'static str>,
     #[serde(skip)]
-    pub returns_left: Option<u32>,
+    pub delivery_limit_near: bool,
 }
 
 impl Checks {
@@ -127,7 +127,7 @@ impl Default for Health {
                 check: Check::new(false, NOT_CONNECTED),
                 dead_letter_route: DeadLetterRoute::Unknown,
                 warnings: Vec::new(),
-                returns_left: None,
+                delivery_limit_near: false,
             },
             postgres: Check::new(false, NOT_CONNECTED),
             acknowledged_votes: Check::new(true, ACKNOWLEDGED_VOTES_PRESENT),
@@ -188,22 +188,22 @@ impl Health {
         self.note(|state| state.checks.acknowledged_votes.set(false, reason));
     }
 
-    /// What was found out about the queue; the log has the details of each warning. `returns_left`: how
-    /// often a vote that came back may do so again, before the queue drops it.
+    /// What was found out about the queue; the log has the details of each warning. `delivery_limit_near`:
+    /// a vote has come back so often that the queue is about to drop it.
     pub fn queue_examined(
         &self,
         route: DeadLetterRoute,
         warnings: Vec<&'static str>,
-        returns_left: Option<u32>,
+        delivery_limit_near: bool,
     ) {
         let rabbitmq = &mut self.state().checks.rabbitmq;
         rabbitmq.dead_letter_route = route;
         rabbitmq.warnings = warnings;
-        rabbitmq.returns_left = returns_left;
+        rabbitmq.delivery_limit_near = delivery_limit_near;
     }
 
-    pub fn returns_left(&self) -> Option<u32> {
-        self.state().checks.rabbitmq.returns_left
+    pub fn delivery_limit_near(&self) -> bool {
+        self.state().checks.rabbitmq.delivery_limit_near
     }
 
     pub fn dead_letter_route(&self) -> DeadLetterRoute {

@@ -109,7 +109,7 @@ async fn a_queue_that_vanishes_during_a_check_is_not_created() {
     }
 }
 
-/// Only the management API shows a policy and RabbitMQ's version.
+/// Only the management API shows a policy.
 #[tokio::test]
 async fn policies_are_seen_through_the_management_api() {
     let servers = Servers::private_with("checkpolicy", &["--management"]);

@@ -1,6 +1,6 @@
 //! A transaction pooler before a stage's PostgreSQL.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -8,21 +8,25 @@ use tokio::process::{Child, Command};
 
 use super::{Stage, eventually};
 
+const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/pgbouncer/settings.ini");
+
 /// A running PgBouncer, ended with this value.
 pub struct Pooler {
     pub port: String,
-    _process: Child,
+    program: String,
+    file: PathBuf,
+    process: Child,
 }
 
 impl Pooler {
-    /// Each transaction gets another of a few server connections.
+    /// With the shipped settings; each transaction gets another of a few server connections.
     pub async fn start(stage: &Stage<'_>) -> Self {
-        Self::ignoring(stage, "options, extra_float_digits").await
+        Self::with(stage, None, "").await
     }
 
-    /// As [`Pooler::start`], with other startup parameters that it ignores and does not refuse.
-    pub async fn ignoring(stage: &Stage<'_>, parameters: &str) -> Self {
-        let program = stage.servers.script(&["pgbouncer"]);
+    /// As [`Pooler::start`], logged in as another role, or with `settings` that win over the shipped ones.
+    pub async fn with(stage: &Stage<'_>, role: Option<&str>, settings: &str) -> Self {
+        let program = stage.servers.script(&["pgbouncer"]).trim().to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("an address").port().to_string();
         drop(listener);
@@ -30,24 +34,41 @@ impl Pooler {
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{port}.ini", stage.database));
         let [host, to, user, password] = ["HOST", "PORT", "USER", "PASSWORD"]
             .map(|name| stage.servers.get(&format!("POSTGRES_{name}")));
-        let settings = format!(
+        let (user, password) = role.map_or((user, password), |role| (role, "least"));
+        let text = format!(
             "[databases]\n* = host={host} port={to} user={user} password={password}\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
-             auth_type = any\npool_mode = transaction\ndefault_pool_size = 6\n\
-             server_round_robin = 1\nignore_startup_parameters = {parameters}\n"
+             auth_type = any\ndefault_pool_size = 6\nserver_round_robin = 1\n\
+             %include {SHIPPED}\n{settings}\n"
         );
-        std::fs::write(&file, settings).expect("written");
-        let mut command = Command::new(program.trim());
-        if rustix::process::geteuid().is_root() {
-            // It refuses to run as root.
-            command.args(["-u", "nobody"]);
-        }
-        command.arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = command.kill_on_drop(true).spawn().expect("it runs");
+        std::fs::write(&file, text).expect("written");
+        let process = spawn(&program, &file);
+        let pooler = Self { port, program, file, process };
+        pooler.until_listening().await;
+        pooler
+    }
+
+    /// Kills it, and starts another in its place.
+    pub async fn restart(&mut self) {
+        self.process.kill().await.expect("it ran");
+        self.process = spawn(&self.program, &self.file);
+        self.until_listening().await;
+    }
+
+    async fn until_listening(&self) {
         eventually("the pooler listens", async || {
-            TcpStream::connect(format!("127.0.0.1:{port}")).await.is_ok()
+            TcpStream::connect(format!("127.0.0.1:{}", self.port)).await.is_ok()
         })
         .await;
-        Self { port, _process: process }
     }
+}
+
+fn spawn(program: &str, file: &Path) -> Child {
+    let mut command = Command::new(program);
+    if rustix::process::geteuid().is_root() {
+        // It refuses to run as root.
+        command.args(["-u", "nobody"]);
+    }
+    command.arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.kill_on_drop(true).spawn().expect("it runs")
 }

@@ -45,8 +45,8 @@ pub(super) enum Gauge {
     QueueMessages,
     /// Messages ready in the dead-letter queue; absent while the broker does not answer
     DeadLetterQueueMessages,
-    /// How often a vote that came back may do so again before the queue drops it; absent while none did
-    DeliveryReturnsLeft,
+    /// Whether a vote that is held has come back nearly as often as the queue's delivery limit allows (1) or not (0)
+    DeliveryLimitNear,
     /// State of the circuit breaker for PostgreSQL: 1 for the current one; open: not consuming
     BreakerState,
     /// Connections of the pool, by state
@@ -131,7 +131,7 @@ impl Read {
             Gauge::OldestUnackedAge => Some(state().oldest_unacked.map_or(0.0, age)),
             Gauge::QueueMessages => state().depths.queue.map(f64::from),
             Gauge::DeadLetterQueueMessages => state().depths.dead_letters.map(f64::from),
-            Gauge::DeliveryReturnsLeft => self.health.returns_left().map(f64::from),
+            Gauge::DeliveryLimitNear => Some(self.health.delivery_limit_near().into()),
             Gauge::PostgresConnectionsMax => Some(state().pool().max.into()),
             Gauge::PostgresStandbys => state().standbys.map(|it| it.connected as f64),
             Gauge::PostgresSynchronousStandby => state().standbys.map(|it| it.waited_for.into()),
