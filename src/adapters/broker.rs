@@ -43,7 +43,7 @@ pub use self::refusal::grant;
 use self::returns::Returns;
 pub use self::screen::Frames;
 pub use self::server_version::ServerVersion;
-pub use self::session::{RabbitChannel, RabbitSession};
+pub use self::session::{Deliveries, RabbitChannel, RabbitSession};
 pub use self::topology::{DeadLetterTarget, QueueFacts, QueueStatus};
 use crate::model::ports::{Broker, BrokerError, DeadLetter, DeadLetters, OpenError};
 use crate::platform::config::RabbitMq as Config;

@@ -1,11 +1,12 @@
 //! One session: a connection, a channel, a consumer, until the first error.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt};
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicNackOptions, BasicRejectOptions};
 use lapin::{Connection, Consumer};
 use tokio::time::timeout;
@@ -55,32 +56,17 @@ impl RabbitSession {
 
 impl Session for RabbitSession {
     type Channel = RabbitChannel;
-    type Deliveries = BoxStream<'static, Result<Delivery, BrokerError>>;
+    type Deliveries = Deliveries;
 
-    fn split(&mut self) -> (&RabbitChannel, Self::Deliveries) {
-        let timeout = self.consumer_timeout;
+    fn split(&mut self) -> (&RabbitChannel, Deliveries) {
         let RabbitChannel { cancelled, returns, .. } = &self.channel;
-        let (cancelled, returns) = (Arc::clone(cancelled), Arc::clone(returns));
-        let deliveries = stream::unfold(self.consumer.take(), move |consumer| {
-            let (cancelled, returns) = (Arc::clone(&cancelled), Arc::clone(&returns));
-            async move {
-                let mut consumer = consumer?;
-                let error = match consumer.next().await {
-                    Some(Ok(message)) => {
-                        returns.delivered(&message);
-                        return Some((Ok(delivery(message)), Some(consumer)));
-                    }
-                    Some(Err(error)) if refusal::is_consumer_timeout(&error) => {
-                        BrokerError::ConsumerTimeout(error.to_string())
-                    }
-                    Some(Err(error)) => BrokerError::disconnected("consume", error),
-                    None if cancelled.load(Ordering::Relaxed) => return None,
-                    None => BrokerError::ConsumerEnded { timeout },
-                };
-                Some((Err(error), None))
-            }
-        });
-        (&self.channel, deliveries.fuse().boxed())
+        let deliveries = Deliveries {
+            consumer: self.consumer.take(),
+            timeout: self.consumer_timeout,
+            cancelled: Arc::clone(cancelled),
+            returns: Arc::clone(returns),
+        };
+        (&self.channel, deliveries)
     }
 
     /// `basic.nack` and not `basic.reject`: from RabbitMQ 4.3 on a nack does not count towards a
@@ -104,6 +90,36 @@ impl Session for RabbitSession {
             self.connection.close(200, "OK".into()).await
         };
         within(CLOSE_TIMEOUT, "close", closing).await
+    }
+}
+
+/// What a consumer is sent, until its first error.
+pub struct Deliveries {
+    consumer: Option<Consumer>,
+    timeout: Option<Duration>,
+    cancelled: Arc<AtomicBool>,
+    returns: Arc<Returns>,
+}
+
+impl Stream for Deliveries {
+    type Item = Result<Delivery, BrokerError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(consumer) = &mut self.consumer else { return Poll::Ready(None) };
+        let error = match ready!(consumer.poll_next_unpin(cx)) {
+            Some(Ok(message)) => {
+                self.returns.delivered(&message);
+                return Poll::Ready(Some(Ok(delivery(message))));
+            }
+            Some(Err(error)) if refusal::is_consumer_timeout(&error) => {
+                Some(BrokerError::ConsumerTimeout(error.to_string()))
+            }
+            Some(Err(error)) => Some(BrokerError::disconnected("consume", error)),
+            None if self.cancelled.load(Ordering::Relaxed) => None,
+            None => Some(BrokerError::ConsumerEnded { timeout: self.timeout }),
+        };
+        self.consumer = None;
+        Poll::Ready(error.map(Err))
     }
 }
 
