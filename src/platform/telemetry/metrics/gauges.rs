@@ -7,7 +7,7 @@ use opentelemetry::metrics::{AsyncInstrument, Meter};
 use strum::{EnumMessage, IntoStaticStr, VariantArray};
 use tokio::time::Instant;
 
-use super::help;
+use super::series::help;
 use super::state::{Compared, State, lock};
 use crate::platform::telemetry::health::Health;
 use crate::platform::telemetry::laws::Laws;
