@@ -78,6 +78,10 @@ impl Frames {
     pub fn give(&mut self, buf: &mut [u8]) -> usize {
         let count = buf.len().min(self.output.len());
         self.output.copy_to_slice(&mut buf[..count]);
+        if self.output.is_empty() {
+            // `input` may use the memory again.
+            self.output = BytesMut::new();
+        }
         count
     }
 
@@ -87,7 +91,7 @@ impl Frames {
         if self.passing > 0 {
             let count = arrived.min(self.passing);
             self.passing -= count;
-            self.output.put(self.input.split_to(count));
+            self.output.unsplit(self.input.split_to(count));
             return Ok(true);
         }
         if self.discarding > 0 {
@@ -126,7 +130,8 @@ impl Frames {
                 let payload = &mut frame[FRAME_HEAD..FRAME_HEAD + size];
                 match self.repair(kind, channel, payload) {
                     Some(replacement) => self.give_header(channel, &replacement),
-                    None => self.output.put(frame),
+                    // No copy where it stands behind what is there.
+                    None => self.output.unsplit(frame),
                 }
             }
             BODY | HEARTBEAT => self.passing = length,
