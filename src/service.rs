@@ -114,6 +114,7 @@ async fn count(
     stop: &CancellationToken,
 ) -> Result<(), ServiceError> {
     let began = Instant::now();
+    health.watch_hosts([config.rabbitmq.host.clone(), config.postgres.host.clone()]);
     let metrics = if metrics_wanted() {
         Metrics::new(config.monitoring.max_laws, Arc::clone(&health))?
     } else {

@@ -13,6 +13,7 @@ mod look;
 mod management;
 mod permissions;
 mod publisher;
+mod reach;
 mod refusal;
 mod returns;
 mod runtime;
@@ -32,12 +33,13 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 pub use self::arguments::QueueArguments;
+use self::connect::Opened;
 pub use self::connect::describe;
 pub use self::dead_letters::{
     Confirmed, DeadLetterMessage, DeadLetterQueue, DeliveryLimit, Republisher, RequeueReport,
 };
 pub use self::depth::QueueWatch;
-pub use self::look::{BrokerFacts, Publishing, QueueLook, QueueState, look};
+pub use self::look::{BrokerFacts, Publishing, QueueLook, QueueState, look, reach};
 pub use self::publisher::{Confirm, Publisher};
 pub use self::refusal::grant;
 use self::returns::Returns;
@@ -64,6 +66,8 @@ type Observer = Arc<dyn Fn(&QueueFacts) + Send + Sync>;
 struct Connected {
     connection: Connection,
     version: Option<ServerVersion>,
+    /// The configuration with its address alone.
+    config: Config,
     /// The queue was created by it.
     created: bool,
 }
@@ -81,7 +85,7 @@ pub struct RabbitMq {
 }
 
 impl RabbitMq {
-    /// Connects on first use.
+    /// Connects on first use; of several addresses, to a random one first.
     pub fn new(config: Config) -> Self {
         Self::observed(config, |_| ())
     }
@@ -90,23 +94,25 @@ impl RabbitMq {
     pub fn observed(config: Config, observe: impl Fn(&QueueFacts) + Send + Sync + 'static) -> Self {
         let (examined, dead_letters) = (Mutex::new(None), Mutex::new(None));
         let (observe, without_timeout) = (Arc::new(observe), AtomicBool::new(false));
+        // Instances that start together take different nodes.
+        config.host.set_in_use(fastrand::usize(..config.host.count()));
         Self { config, observe, examined, without_timeout, dead_letters }
     }
 
-    fn refused(&self, error: &lapin::Error) -> OpenError {
-        connect::refused(&self.config, error)
-    }
-
-    async fn connect(&self, purpose: &str) -> Result<Connected, OpenError> {
-        let (connection, version) = connect::open_with_version(&self.config, purpose).await?;
-        let created = topology::ensure(&connection, &self.config).await;
-        let created = created.map_err(|error| self.refused(&error))?;
-        Ok(Connected { connection, version, created })
+    /// Opens a session at the one address of `config`.
+    async fn open_at(&self, config: &Config, prefetch: u16) -> Result<RabbitSession, OpenError> {
+        let (began, what) = (Instant::now(), "let us consume");
+        let connecting = connect_to_queue(config, "consumer");
+        let connected = connect::within(config, OPEN_TIMEOUT, what, connecting).await?;
+        let left = OPEN_TIMEOUT.saturating_sub(began.elapsed());
+        self.prepare_dead_letters(config).await?;
+        let facts = self.examine(&connected).await?;
+        connect::within(config, left, what, self.consume(connected, facts, prefetch)).await
     }
 
     async fn consume(
         &self,
-        Connected { connection, version, .. }: Connected,
+        Connected { connection, version, config, .. }: Connected,
         facts: QueueFacts,
         prefetch: u16,
     ) -> Result<RabbitSession, OpenError> {
@@ -123,9 +129,10 @@ impl RabbitMq {
                 other => other?,
             };
             let limit = cancels.then_some(limit);
-            Ok(RabbitSession::new(connection, channel, consumer, limit, returns))
+            let config = config.clone();
+            Ok(RabbitSession::new(config, connection, (channel, consumer), limit, returns))
         };
-        consuming.await.map_err(|error| self.refused(&error))
+        consuming.await.map_err(|error| connect::refused(&config, &error))
     }
 
     /// Consumes on a channel of its own. A `timeout` wins over the queue's and the broker's from RabbitMQ 3.12
@@ -153,7 +160,7 @@ impl RabbitMq {
     /// # Errors
     /// [`OpenError::Configuration`] for a type of queue that votes can't be taken from.
     async fn examine(&self, connected: &Connected) -> Result<QueueFacts, OpenError> {
-        let Connected { connection, version, created } = connected;
+        let Connected { connection, version, config, created } = connected;
         let mut last = self.examined.lock().await;
         if let Some((when, facts)) = &*last
             && !created
@@ -161,7 +168,7 @@ impl RabbitMq {
         {
             return Ok(facts.clone());
         }
-        let examining = topology::examine(connection, *version, &self.config, arguments::AT_START);
+        let examining = topology::examine(connection, *version, config, arguments::AT_START);
         let facts = timeout(EXAMINE_TIMEOUT, examining).await.unwrap_or_default();
         if let Some(kind) = facts.arguments.unsuitable_type() {
             return Err(OpenError::Configuration(format!(
@@ -169,8 +176,8 @@ impl RabbitMq {
                  rejects do not dead-letter them, so that votes would never be counted, or again; \
                  {}. Name a quorum queue in RABBITMQ_QUEUE; the service creates one that does not \
                  exist",
-                self.config.queue,
-                describe(&self.config)
+                config.queue,
+                describe(config)
             )));
         }
         *last = Some((Instant::now(), facts.clone()));
@@ -183,9 +190,9 @@ impl RabbitMq {
     /// # Errors
     /// [`OpenError`] for what an operator has to change. Anything else is a warning: valid votes are
     /// counted meanwhile, and a vote that is refused waits.
-    async fn prepare_dead_letters(&self) -> Result<(), OpenError> {
-        let opening = self.open_and_probe();
-        match connect::within(&self.config, OPEN_TIMEOUT, "answer", opening).await {
+    async fn prepare_dead_letters(&self, config: &Config) -> Result<(), OpenError> {
+        let opening = self.open_and_probe(config);
+        match connect::within(config, OPEN_TIMEOUT, "answer", opening).await {
             Err(error) if !error.is_fatal_at_start() => {
                 tracing::warn!(
                     queue = self.config.dead_letter_queue,
@@ -198,14 +205,15 @@ impl RabbitMq {
         }
     }
 
-    async fn open_and_probe(&self) -> Result<(), OpenError> {
+    async fn open_and_probe(&self, config: &Config) -> Result<(), OpenError> {
         let mut slot = self.dead_letters.lock().await;
-        let publisher = match slot.take().filter(Publisher::is_connected) {
+        // A kept one at another address may lead to a node that was cut off.
+        let publisher = match slot.take().filter(|kept| kept.is_connected_to(config)) {
             Some(kept) => kept,
-            None => self.open_dead_letters().await?,
+            None => open_dead_letters(config).await?,
         };
         let probed = permissions::write(&publisher.connection).await;
-        let answered = probed.map_err(|error| self.refused(&error))?;
+        let answered = probed.map_err(|error| connect::refused(config, &error))?;
         // Kept when it is blocked: its close could not be sent, and every session would leave one more.
         *slot = Some(publisher);
         if answered {
@@ -214,15 +222,6 @@ impl RabbitMq {
         Err(OpenError::Unavailable(
             "the broker accepts no publishes; is it blocked by a memory or disk alarm?".to_owned(),
         ))
-    }
-
-    async fn open_dead_letters(&self) -> Result<Publisher, OpenError> {
-        let connection = connect::open(&self.config, "dead letters").await?;
-        let opening = async {
-            topology::ensure_dead_letter_queue(&connection, &self.config).await?;
-            Publisher::on(connection, &self.config).await
-        };
-        opening.await.map_err(|error| self.refused(&error))
     }
 
     async fn publish_dead_letter(
@@ -238,7 +237,7 @@ impl RabbitMq {
             *slot = Some(kept);
             return Ok(());
         }
-        let fresh = self.open_dead_letters().await?;
+        let fresh = open_dead_letters(&self.config).await?;
         self.publish_on(&fresh, dead_letter).await?;
         *slot = Some(fresh);
         Ok(())
@@ -268,9 +267,10 @@ impl RabbitMq {
     /// # Errors
     /// [`OpenError`] with what was refused.
     pub async fn publisher(&self) -> Result<Publisher, OpenError> {
-        let Connected { connection, created, .. } = self.connect("publisher").await?;
-        let opened = Publisher::on(connection, &self.config).await;
-        let mut publisher = opened.map_err(|error| self.refused(&error))?;
+        let connected = connect_to_queue(&self.config, "publisher").await?;
+        let Connected { connection, created, config, .. } = connected;
+        let opened = Publisher::on(connection, &config).await;
+        let mut publisher = opened.map_err(|error| connect::refused(&config, &error))?;
         publisher.made_queue = created;
         Ok(publisher)
     }
@@ -279,15 +279,23 @@ impl RabbitMq {
 impl Broker for RabbitMq {
     type Session = RabbitSession;
 
+    /// At the address in use, else at the next one where that is possible.
     async fn open(&self, prefetch: u16) -> Result<RabbitSession, OpenError> {
-        let (config, what) = (&self.config, "let us consume");
-        let began = Instant::now();
-        let connecting = self.connect("consumer");
-        let connected = connect::within(config, OPEN_TIMEOUT, what, connecting).await?;
-        let left = OPEN_TIMEOUT.saturating_sub(began.elapsed());
-        self.prepare_dead_letters().await?;
-        let facts = self.examine(&connected).await?;
-        connect::within(config, left, what, self.consume(connected, facts, prefetch)).await
+        let mut failures = Vec::new();
+        for index in self.config.host.in_turn() {
+            let config = self.config.at(index);
+            match self.open_at(&config, prefetch).await {
+                Ok(session) => {
+                    for error in failures {
+                        tracing::warn!("no session at another address: {error}");
+                    }
+                    return Ok(session);
+                }
+                Err(error) => failures.push(error),
+            }
+            config.host.leave();
+        }
+        Err(connect::at_no_address(failures))
     }
 }
 
@@ -297,6 +305,23 @@ impl DeadLetters for RabbitMq {
         let mut slot = self.dead_letters.lock().await;
         confirmed(self.publish_dead_letter(&mut slot, dead_letter)).await
     }
+}
+
+/// Connects, and makes sure of the queue.
+async fn connect_to_queue(config: &Config, purpose: &str) -> Result<Connected, OpenError> {
+    let Opened { connection, version, config } = connect::open(config, purpose).await?;
+    let created = topology::ensure(&connection, &config).await;
+    let created = created.map_err(|error| connect::refused(&config, &error))?;
+    Ok(Connected { connection, version, config, created })
+}
+
+async fn open_dead_letters(config: &Config) -> Result<Publisher, OpenError> {
+    let Opened { connection, config, .. } = connect::open(config, "dead letters").await?;
+    let opening = async {
+        topology::ensure_dead_letter_queue(&connection, &config).await?;
+        Publisher::on(connection, &config).await
+    };
+    opening.await.map_err(|error| connect::refused(&config, &error))
 }
 
 /// Bounds the wait for a confirm.

@@ -20,6 +20,7 @@ mod sessions;
 mod sqlstate;
 mod start;
 mod transaction;
+mod writer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub(crate) use self::sessions::tests::session;
 pub use self::sessions::{Session, pids};
 pub use self::sqlstate::{classify, fatal_at_start};
 pub use self::start::{Migrated, Patience, migrate, prepare};
+use self::writer::Search;
+pub use self::writer::{Role, roles};
 use crate::model::ports::{Class, Counted, Fault, Store, Votes};
 use crate::platform::config::Postgres;
 use crate::platform::telemetry::PoolUse;
@@ -65,6 +68,7 @@ pub struct PgStore {
     pool: PgPool,
     address: Address,
     generation: Arc<Generation>,
+    search: Arc<Search>,
     /// Longest time one transaction may take, in all.
     deadline: Duration,
     /// Notified of each connection that the pool opens.
@@ -80,12 +84,13 @@ impl PgStore {
         let address = Address::new(config, options);
         let pool = connection::pool(
             config,
-            address.options.clone(),
+            address.current_options(),
             Arc::clone(&generation),
             Arc::clone(&connected),
         );
         let (deadline, reader) = (config.transaction_deadline(), Arc::default());
-        Self { pool, address, generation, deadline, connected, reader }
+        let search = Arc::default();
+        Self { pool, address, generation, search, deadline, connected, reader }
     }
 
     /// Totals by law: of the laws `named`, then of those with most votes, `max` in all, and the sum of
@@ -133,11 +138,7 @@ impl PgStore {
             // Taken out, so that a read that fails or is dropped leaves no connection half used.
             let (mut connection, opened) = match kept.take() {
                 Some((connection, opened)) if opened.elapsed() < READER_AGE => (connection, opened),
-                _ => {
-                    // Also for the connections that the pool opens by itself, to keep its minimum.
-                    self.address.renew_password(&self.pool);
-                    (self.address.connect().await?, Instant::now())
-                }
+                _ => (self.connect().await?, Instant::now()),
             };
             let answer = ask(&mut connection).await?;
             *kept = Some((connection, opened));
@@ -193,15 +194,17 @@ async fn within<R, E: From<Fault>>(
 
 impl Store for PgStore {
     async fn count(&self, votes: Votes) -> Result<Counted, Fault> {
-        let (pool, address) = (self.pool.clone(), self.address.clone());
+        let store = self.clone();
         let counting = async move {
+            let Self { pool, address, .. } = &store;
+            store.find_writer().await?;
             if pool.num_idle() == 0 {
-                address.renew_password(&pool);
+                address.renew_options(pool);
             }
-            match transaction::count(&pool, &votes).await {
+            match transaction::count(pool, &votes).await {
                 // The connection that took the place of a dead one: the password changed meanwhile.
-                Err(fault) if fault.is_login_refused() && address.renew_password(&pool) => {
-                    transaction::count(&pool, &votes).await
+                Err(fault) if fault.is_login_refused() && address.renew_options(pool) => {
+                    transaction::count(pool, &votes).await
                 }
                 counted => counted,
             }
@@ -215,6 +218,9 @@ impl Store for PgStore {
         {
             // The same cause most likely broke the older connections of the pool.
             self.generation.invalidate();
+            if matches!(fault.class, Class::Reconnect | Class::UnknownOutcome) {
+                self.lose_writer();
+            }
         }
         result
     }
@@ -222,7 +228,7 @@ impl Store for PgStore {
     async fn probe(&self) -> Result<(), Fault> {
         // On a connection of its own: the pool reports only that it timed out, not why.
         within(self.deadline, async {
-            let mut connection = self.address.connect().await?;
+            let mut connection = self.connect().await?;
             // A trigger or a foreign key that refuses made-up votes may take real ones.
             transaction::rehearse(&mut connection).await.map(drop)
         })

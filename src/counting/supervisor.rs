@@ -165,7 +165,8 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
                     self.instruments.session(SessionState::Consuming);
                     let elapsed = seconds(began.elapsed());
                     let prefetch = self.prefetch(mode);
-                    tracing::info!(prefetch, ?mode, attempt, elapsed, "consuming");
+                    let address = session.address();
+                    tracing::info!(prefetch, ?mode, attempt, elapsed, address, "consuming");
                     return Ok(Some(session));
                 }
                 Err(error) if error.is_fatal_at_start() && !sessions.opened => return Err(error),

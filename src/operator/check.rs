@@ -3,6 +3,7 @@
 //!
 //! Architecture invariant: reads, and changes nothing; AMQP and SQL are in the adapters.
 
+mod addresses;
 mod broker;
 mod database;
 mod offline;

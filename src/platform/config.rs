@@ -25,6 +25,7 @@
 
 mod document;
 mod dotenv;
+mod hosts;
 pub mod keys;
 mod layers;
 mod password;
@@ -53,6 +54,7 @@ use settings::Settings;
 
 use crate::platform::retry;
 
+pub use hosts::{Hosts, ServerAddress};
 pub use password::Password;
 pub use postgres::{Postgres, SslMode};
 pub use problems::{ConfigErrors, Problem};

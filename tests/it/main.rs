@@ -1,5 +1,6 @@
 //! The service against a real RabbitMQ and a real PostgreSQL, run by `script/test`.
 
+mod addresses;
 mod broker;
 mod check;
 mod counting;

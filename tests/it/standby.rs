@@ -5,7 +5,7 @@ use vote_aggregator::model::ports::{Store, Votes};
 use crate::support::{Servers, Service, Stage, eventually, execute, votes};
 
 /// A pair of servers of which the primary waits for its standby at each COMMIT.
-fn replicated(name: &str) -> Servers {
+pub fn replicated(name: &str) -> Servers {
     let servers = Servers::private(name);
     servers.script(&["standby", "up"]);
     // On the primary alone: once it is promoted, the standby has nothing to wait for.

@@ -79,6 +79,18 @@ async fn assert_waiting(service: &Service, check: &str, texts: &[&str]) {
     }
 }
 
+/// Of two names of the same servers only the second is in their certificate.
+async fn verifies_the_name_of_each_address(encrypted: &Encrypted, stage: &Stage<'_>) {
+    let names = format!("{OTHER_NAME},{HOST}");
+    let both = [("RABBITMQ_HOST", names.as_str()), ("POSTGRES_HOST", &names)];
+    let service = stage.start(&encrypted.verified(&both)).await;
+    let checks = service.checks().await;
+    for side in ["rabbitmq", "postgres"] {
+        assert_eq!(checks[side]["address"], "2 of 2", "{checks}");
+    }
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn votes_are_counted_over_tls_and_what_does_not_verify_counts_nothing() {
     let encrypted = Encrypted::up("tls", &[]);
@@ -91,6 +103,7 @@ async fn votes_are_counted_over_tls_and_what_does_not_verify_counts_nothing() {
     assert_eq!(stage.ready(&stage.queue).await, Some(150), "nothing is taken");
 
     trusts_the_systems_authorities_as_well(&encrypted, &stage).await;
+    verifies_the_name_of_each_address(&encrypted, &stage).await;
     let service = stage.start(&encrypted.verified(&[])).await;
     stage.until_counted(150).await;
     let clear = "SELECT count(*) FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) \

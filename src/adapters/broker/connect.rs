@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::screen::FRAME_MAX;
 use super::{ServerVersion, refusal, runtime};
 use crate::model::ports::OpenError;
-use crate::platform::config::{RabbitMq as Config, keys};
+use crate::platform::config::{RabbitMq as Config, ServerAddress, keys};
 use crate::platform::tls::{self, TlsFailure, TlsFailureKind, Variables};
 
 /// Longest wait for TCP, TLS and the AMQP handshake together.
@@ -28,13 +28,44 @@ static VARIABLES: Variables = Variables {
     key_file: keys::RABBITMQ_TLS_KEY_FILE.variable,
 };
 
-/// Opens a connection that `purpose` names in the broker's listings.
-pub(super) async fn open(config: &Config, purpose: &str) -> Result<Connection, OpenError> {
-    Ok(open_with_version(config, purpose).await?.0)
+/// A connection that was opened.
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    /// Which RabbitMQ it is, if it is one.
+    pub(super) version: Option<ServerVersion>,
+    /// The configuration with its address alone.
+    pub(super) config: Config,
 }
 
-/// As [`open`]; returns also which RabbitMQ it is, if it is one.
-pub(super) async fn open_with_version(
+/// Opens a connection, which `purpose` names in the broker's listings, at the address in use, else at the
+/// next one where that is possible.
+pub(super) async fn open(config: &Config, purpose: &str) -> Result<Opened, OpenError> {
+    let mut failures = Vec::new();
+    for index in config.host.in_turn() {
+        let config = config.at(index);
+        match open_at(&config, purpose).await {
+            Ok((connection, version)) => return Ok(Opened { connection, version, config }),
+            Err(error) => failures.push(error),
+        }
+    }
+    Err(at_no_address(failures))
+}
+
+/// The error of all addresses together. The service waits as long as one of them may still answer.
+pub(super) fn at_no_address(failures: Vec<OpenError>) -> OpenError {
+    let message = failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let is_fatal = failures.iter().all(OpenError::is_fatal_at_start);
+    let first = failures.into_iter().find(|error| error.is_fatal_at_start() == is_fatal);
+    match first {
+        Some(OpenError::Credentials(_)) => OpenError::Credentials(message),
+        Some(OpenError::Configuration(_)) => OpenError::Configuration(message),
+        Some(OpenError::Occupied { phrase, .. }) => OpenError::Occupied { phrase, message },
+        Some(OpenError::Unavailable(_)) | None => OpenError::Unavailable(message),
+    }
+}
+
+/// Opens a connection at the one address of `config`.
+async fn open_at(
     config: &Config,
     purpose: &str,
 ) -> Result<(Connection, Option<ServerVersion>), OpenError> {
@@ -60,8 +91,8 @@ pub(super) async fn within<T>(
 
 /// Where and as whom we connect, for messages: never the password.
 pub fn describe(config: &Config) -> String {
-    let Config { host, port, vhost, user, .. } = config;
-    format!("RabbitMQ on {host}:{port}, virtual host {vhost:?}, user {user:?}")
+    let Config { vhost, user, .. } = config;
+    format!("RabbitMQ on {}, virtual host {vhost:?}, user {user:?}", config.address())
 }
 
 /// Returns what an error before the AMQP handshake means.
@@ -148,6 +179,7 @@ pub(super) fn amqp_code(error: &Error) -> Option<u16> {
 
 /// Reads the password's file anew, as [`tls()`] does its files.
 fn uri(config: &Config) -> AMQPUri {
+    let ServerAddress { host, port } = config.address();
     AMQPUri {
         scheme: if config.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
         authority: AMQPAuthority {
@@ -155,8 +187,8 @@ fn uri(config: &Config) -> AMQPUri {
                 username: config.user.clone(),
                 password: config.password.current().expose_secret().to_owned(),
             },
-            host: config.host.clone(),
-            port: config.port,
+            host,
+            port,
         },
         vhost: config.vhost.clone(),
         query: AMQPQueryString {
@@ -226,6 +258,18 @@ mod tests {
         for error in [unknown, refused, expired] {
             assert!(error.to_string().contains("RabbitMQ on localhost:5672"), "{error}");
         }
+    }
+
+    #[test]
+    fn of_several_addresses_all_must_be_refused_for_good() {
+        let [refused, untrusted, away] =
+            [OpenError::Credentials, OpenError::Configuration, OpenError::Unavailable]
+                .map(|error| error("why".to_owned()));
+        let all =
+            |errors: &[&OpenError]| at_no_address(errors.iter().map(|e| (*e).clone()).collect());
+        assert_eq!(all(&[&refused]), refused);
+        assert_eq!(all(&[&refused, &untrusted]), OpenError::Credentials("why; why".to_owned()));
+        assert_eq!(all(&[&refused, &away]), OpenError::Unavailable("why; why".to_owned()));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 pub use self::limit::DeliveryLimit;
 pub use self::message::DeadLetterMessage;
 pub use self::republish::{Confirmed, Republisher};
-use super::connect::{self, amqp_code};
+use super::connect::{self, Opened, amqp_code};
 use super::refusal::is_out_of_reach;
 use super::session::{SEND_TIMEOUT, within};
 use super::{OPEN_TIMEOUT, Publisher, topology};
@@ -87,10 +87,11 @@ impl DeadLetterQueue {
     }
 
     async fn connect(config: &Config, max_held: usize) -> Result<Self, OpenError> {
-        let connection = connect::open(config, "dead letters, by hand").await?;
+        let Opened { connection, config, .. } =
+            connect::open(config, "dead letters, by hand").await?;
         let opening = async {
             let channel = connection.create_channel().await?;
-            let depth = ready(&channel, config).await?;
+            let depth = ready(&channel, &config).await?;
             Ok((channel, depth))
         };
         let (channel, depth) = opening.await.map_err(|error| match amqp_code(&error) {
@@ -98,13 +99,13 @@ impl DeadLetterQueue {
                 "there is no queue {:?} on {}. The service creates it when it starts; \
                  RABBITMQ_DEAD_LETTER_QUEUE names another",
                 config.dead_letter_queue,
-                connect::describe(config)
+                connect::describe(&config)
             )),
-            _ => connect::refused(config, &error),
+            _ => connect::refused(&config, &error),
         })?;
-        let limit = topology::delivery_limit(&connection, config).await;
+        let limit = topology::delivery_limit(&connection, &config).await;
         Ok(Self {
-            config: config.clone(),
+            config,
             connection,
             channel,
             deliveries: SelectAll::new(),
@@ -213,8 +214,8 @@ impl DeadLetterQueue {
             Some(copies) => copies,
             // On a connection of its own: a blocked one must not hold up acks.
             none => {
-                let connection = connect::open(&self.config, "dead letters, copies").await?;
-                let publisher = Publisher::on(connection, &self.config);
+                let opened = connect::open(&self.config, "dead letters, copies").await?;
+                let publisher = Publisher::on(opened.connection, &self.config);
                 none.insert(Republisher::new(answered("confirm.select", publisher).await?))
             }
         };

@@ -26,7 +26,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Looks at the depths of the queue and of its dead-letter queue.
 pub struct QueueWatch {
     config: Config,
-    connection: Option<Connection>,
+    /// With the configuration of its address.
+    connection: Option<(Connection, Config)>,
     /// The queue and the dead-letter queue.
     polls: [PollState; 2],
 }
@@ -70,8 +71,8 @@ impl QueueWatch {
     /// # Errors
     /// [`OpenError`] when the broker does not answer; the next look connects anew.
     pub async fn look(&mut self) -> Result<QueueDepths, OpenError> {
-        let connection = self.connected().await?;
-        let queues = [&self.config.queue, &self.config.dead_letter_queue];
+        let (connection, config) = self.connected().await?;
+        let queues = [&config.queue, &config.dead_letter_queue];
         let mut depths = [None; 2];
         for ((queue, depth), poll) in queues.into_iter().zip(&mut depths).zip(&mut self.polls) {
             if !poll.is_due() {
@@ -80,14 +81,14 @@ impl QueueWatch {
             *depth = match topology::status(&connection, queue).await {
                 Ok(status) => status.map(|status| status.ready),
                 Err(error) if amqp_code(&error).is_some_and(|code| UNSEEN.contains(&code)) => None,
-                Err(error) => return Err(connect::refused(&self.config, &error)),
+                Err(error) => return Err(connect::refused(&config, &error)),
             };
-            if depth.is_none() && poll.seen && *queue == self.config.dead_letter_queue {
-                restore(&self.config, &connection).await;
+            if depth.is_none() && poll.seen && *queue == config.dead_letter_queue {
+                restore(&config, &connection).await;
             }
             poll.looked(depth.is_some());
         }
-        self.connection = Some(connection);
+        self.connection = Some((connection, config));
         let [queue, dead_letters] = depths;
         Ok(QueueDepths { queue, dead_letters })
     }
@@ -97,21 +98,24 @@ impl QueueWatch {
     /// # Errors
     /// As [`QueueWatch::look`].
     pub async fn status(&mut self) -> Result<QueueStatus, OpenError> {
-        let connection = self.connected().await?;
-        let status = match topology::status(&connection, &self.config.queue).await {
+        let (connection, config) = self.connected().await?;
+        let status = match topology::status(&connection, &config.queue).await {
             Ok(status) => status.unwrap_or_default(),
             Err(error) if amqp_code(&error) == Some(405) => QueueStatus::default(),
-            Err(error) => return Err(connect::refused(&self.config, &error)),
+            Err(error) => return Err(connect::refused(&config, &error)),
         };
-        self.connection = Some(connection);
+        self.connection = Some((connection, config));
         Ok(status)
     }
 
     /// The connection, taken out: a look that fails or is dropped leaves no doubtful one behind.
-    async fn connected(&mut self) -> Result<Connection, OpenError> {
+    async fn connected(&mut self) -> Result<(Connection, Config), OpenError> {
         match self.connection.take() {
-            Some(connection) if connection.status().connected() => Ok(connection),
-            _ => connect::open(&self.config, "queue depths").await,
+            Some(kept) if kept.0.status().connected() => Ok(kept),
+            _ => {
+                let opened = connect::open(&self.config, "queue depths").await?;
+                Ok((opened.connection, opened.config))
+            }
         }
     }
 }

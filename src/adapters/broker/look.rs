@@ -1,9 +1,11 @@
 //! The facts about the broker for `vote-aggregator check`. Creates and changes nothing, and needs no
 //! more permissions than the service.
 
+use std::time::Duration;
+
 use lapin::{Connection, Error};
 
-use super::connect::{self, amqp_code};
+use super::connect::{self, Opened, amqp_code};
 use super::permissions;
 use super::topology::{self, QueueFacts, QueueStatus};
 use super::{ServerVersion, arguments, management};
@@ -54,7 +56,7 @@ pub enum Publishing {
 /// # Errors
 /// [`OpenError`] with what was refused.
 pub async fn look(config: &Config, facts: &mut BrokerFacts) -> Result<(), OpenError> {
-    let (connection, server) = connect::open_with_version(config, "check").await?;
+    let Opened { connection, version: server, .. } = connect::open(config, "check").await?;
     facts.server = server;
     if let Some(url) = &config.management_url {
         facts.management_error = management::answers(url).await.err();
@@ -69,7 +71,7 @@ pub async fn look(config: &Config, facts: &mut BrokerFacts) -> Result<(), OpenEr
     close(&connection).await;
 
     // On a connection of its own: see `permissions::write`.
-    let connection = connect::open(config, "check, publishing").await?;
+    let Opened { connection, .. } = connect::open(config, "check, publishing").await?;
     let publishing = match permissions::write(&connection).await {
         Ok(true) => Publishing::Allowed,
         Ok(false) => Publishing::Blocked,
@@ -82,6 +84,22 @@ pub async fn look(config: &Config, facts: &mut BrokerFacts) -> Result<(), OpenEr
         close(&connection).await;
     }
     Ok(())
+}
+
+/// Whether the one address of `config` leads to a broker that accepts us, and to the queue; `None`: it
+/// does not exist.
+///
+/// # Errors
+/// [`OpenError`] with what was refused, or not answered within `limit`.
+pub async fn reach(config: &Config, limit: Duration) -> Result<Option<QueueStatus>, OpenError> {
+    let reaching = async {
+        let Opened { connection, .. } = connect::open(config, "check").await?;
+        let status = topology::status(&connection, &config.queue).await;
+        let status = status.map_err(|error| connect::refused(config, &error))?;
+        close(&connection).await;
+        Ok(status)
+    };
+    connect::within(config, limit, "answer", reaching).await
 }
 
 async fn look_at(

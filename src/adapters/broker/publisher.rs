@@ -34,8 +34,11 @@ impl Publisher {
         Ok(Self { connection, channel, place: describe(config).into(), made_queue: false })
     }
 
-    pub(super) fn is_connected(&self) -> bool {
-        self.connection.status().connected() && self.channel.status().connected()
+    /// Whether it is connected to the one address of `config`.
+    pub(super) fn is_connected_to(&self, config: &Config) -> bool {
+        let is_connected =
+            self.connection.status().connected() && self.channel.status().connected();
+        is_connected && *self.place == describe(config)
     }
 
     /// Sends one message to `queue` through the default exchange, with these headers. Only the

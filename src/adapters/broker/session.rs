@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicNackOptions, BasicRejectOptions};
 use lapin::{Connection, Consumer};
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Returns, headers, refusal, screen};
+use super::{Returns, headers, reach, refusal, screen};
 use crate::model::ports::{BrokerError, Channel, Delivery, DeliveryTag, Session, TraceContext};
+use crate::platform::config::RabbitMq as Config;
 use crate::platform::telemetry::traces_on;
 
 /// Longest wait for the broker's reply to a close; a frozen broker never sends one.
@@ -23,11 +25,15 @@ pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A session on RabbitMQ.
 pub struct RabbitSession {
-    connection: Connection,
+    connection: Arc<Connection>,
     channel: RabbitChannel,
     consumer: Option<Consumer>,
     /// What the broker was told to apply.
     consumer_timeout: Option<Duration>,
+    /// With its address alone.
+    config: Config,
+    address: String,
+    closed: bool,
 }
 
 /// The channel of one session. It is never reopened, so a tag can't reach another channel.
@@ -41,16 +47,27 @@ pub struct RabbitChannel {
 
 impl RabbitSession {
     pub(super) fn new(
+        config: Config,
         connection: Connection,
-        channel: lapin::Channel,
-        consumer: Consumer,
+        (channel, consumer): (lapin::Channel, Consumer),
         consumer_timeout: Option<Duration>,
         returns: Returns,
     ) -> Self {
         let (consumer_tag, cancelled) = (consumer.tag(), Arc::default());
         let returns = Arc::new(returns);
         let channel = RabbitChannel { channel, consumer_tag, cancelled, returns };
-        Self { connection, channel, consumer: Some(consumer), consumer_timeout }
+        let (connection, consumer) = (Arc::new(connection), Some(consumer));
+        let address = config.address().to_string();
+        Self { connection, channel, consumer, consumer_timeout, config, address, closed: false }
+    }
+}
+
+/// One that was lost: the next session is opened at the next address.
+impl Drop for RabbitSession {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.config.host.leave();
+        }
     }
 }
 
@@ -60,13 +77,26 @@ impl Session for RabbitSession {
 
     fn split(&mut self) -> (&RabbitChannel, Deliveries) {
         let RabbitChannel { cancelled, returns, .. } = &self.channel;
+        let delivered = Arc::<AtomicBool>::default();
+        let (connection, config) = (Arc::clone(&self.connection), self.config.clone());
         let deliveries = Deliveries {
+            // A task of its own: deliveries are not polled while all batches are in flight.
+            out_of_reach: AbortOnDropHandle::new(tokio::spawn(reach::lost(
+                connection,
+                config,
+                Arc::clone(&delivered),
+            ))),
+            delivered,
             consumer: self.consumer.take(),
             timeout: self.consumer_timeout,
             cancelled: Arc::clone(cancelled),
             returns: Arc::clone(returns),
         };
         (&self.channel, deliveries)
+    }
+
+    fn address(&self) -> Option<&str> {
+        Some(&self.address)
     }
 
     /// `basic.nack` and not `basic.reject`: from RabbitMQ 4.3 on a nack does not count towards a
@@ -84,7 +114,8 @@ impl Session for RabbitSession {
         }
     }
 
-    async fn close(self) -> Result<(), BrokerError> {
+    async fn close(mut self) -> Result<(), BrokerError> {
+        self.closed = true;
         let closing = async {
             self.channel.channel.close(200, "OK".into()).await?;
             self.connection.close(200, "OK".into()).await
@@ -99,6 +130,10 @@ pub struct Deliveries {
     timeout: Option<Duration>,
     cancelled: Arc<AtomicBool>,
     returns: Arc<Returns>,
+    /// Set by each delivery.
+    delivered: Arc<AtomicBool>,
+    /// Resolves when the queue is out of reach on a connection that stays open.
+    out_of_reach: AbortOnDropHandle<BrokerError>,
 }
 
 impl Stream for Deliveries {
@@ -106,17 +141,24 @@ impl Stream for Deliveries {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Some(consumer) = &mut self.consumer else { return Poll::Ready(None) };
-        let error = match ready!(consumer.poll_next_unpin(cx)) {
-            Some(Ok(message)) => {
+        let error = match consumer.poll_next_unpin(cx) {
+            Poll::Ready(Some(Ok(message))) => {
+                self.delivered.store(true, Ordering::Relaxed);
                 self.returns.delivered(&message);
                 return Poll::Ready(Some(Ok(delivery(message))));
             }
-            Some(Err(error)) if refusal::is_consumer_timeout(&error) => {
+            Poll::Ready(Some(Err(error))) if refusal::is_consumer_timeout(&error) => {
                 Some(BrokerError::ConsumerTimeout(error.to_string()))
             }
-            Some(Err(error)) => Some(BrokerError::disconnected("consume", error)),
-            None if self.cancelled.load(Ordering::Relaxed) => None,
-            None => Some(BrokerError::ConsumerEnded { timeout: self.timeout }),
+            Poll::Ready(Some(Err(error))) => Some(BrokerError::disconnected("consume", error)),
+            Poll::Ready(None) if self.cancelled.load(Ordering::Relaxed) => None,
+            Poll::Ready(None) => Some(BrokerError::ConsumerEnded { timeout: self.timeout }),
+            // A queue without consumers is as it should be then.
+            Poll::Pending if self.cancelled.load(Ordering::Relaxed) => return Poll::Pending,
+            Poll::Pending => Some(match ready!(self.out_of_reach.poll_unpin(cx)) {
+                Ok(error) => error,
+                Err(panicked) => BrokerError::disconnected("look at the queue", panicked),
+            }),
         };
         self.consumer = None;
         Poll::Ready(error.map(Err))

@@ -10,8 +10,9 @@ use crate::platform::config::{Config as Whole, Sources};
 #[tokio::test(start_paused = true)]
 async fn waiting_for_other_dead_letters_does_not_count_against_a_confirm() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let mut config = Whole::load(&Sources::default()).expect("the defaults are good").rabbitmq;
-    "127.0.0.1".clone_into(&mut config.host);
+    let environment = [("RABBITMQ_HOST".to_owned(), "127.0.0.1".into())].into();
+    let sources = Sources { environment, ..Sources::default() };
+    let mut config = Whole::load(&sources).expect("good settings").rabbitmq;
     config.port = listener.local_addr().expect("an address").port();
     let broker = RabbitMq::new(config);
     let dead_letter = DeadLetter {

@@ -22,9 +22,10 @@ const IDLE_BEFORE_PING: Duration = Duration::from_secs(1);
 
 /// sqlx's connect options out of ours, without the session limits (migrations take their time).
 pub fn options(config: &config::Postgres) -> PgConnectOptions {
+    let config::ServerAddress { host, port } = config.address();
     let mut options = PgConnectOptions::new_without_pgpass()
-        .host(&config.host)
-        .port(config.port)
+        .host(&host)
+        .port(port)
         .database(&config.database)
         .username(&config.user)
         .application_name("vote-aggregator")
@@ -105,12 +106,14 @@ static VARIABLES: Variables = Variables {
 #[derive(Clone)]
 pub(super) struct Address {
     pub(super) options: PgConnectOptions,
-    config: config::Postgres,
+    pub(super) config: config::Postgres,
+    /// Nothing is to be written.
+    pub(super) reads: bool,
 }
 
 impl Address {
     pub(super) fn new(config: &config::Postgres, options: PgConnectOptions) -> Self {
-        Self { options, config: config.clone() }
+        Self { options, config: config.clone(), reads: false }
     }
 
     /// With the limits of a counting session: no statement, lock or idle transaction may hang.
@@ -126,29 +129,36 @@ impl Address {
         Self::new(config, options(config).options(limits).options(isolation))
     }
 
+    /// The same for transactions that write nothing.
+    pub(super) fn read_only(self) -> Self {
+        let options = self.options.options([("default_transaction_read_only", "on")]);
+        Self { options, reads: true, ..self }
+    }
+
     /// The same server under another name in `pg_stat_activity`.
     pub(super) fn named(&self, application_name: &str) -> Self {
         let options = self.options.clone().application_name(application_name);
-        Self { options, config: self.config.clone() }
+        Self { options, ..self.clone() }
     }
 
-    /// The options with the password that the file holds now.
-    fn current_options(&self) -> PgConnectOptions {
-        with_password(self.options.clone(), self.config.password.as_ref())
+    /// The options with the address in use, and with the password that the file holds now.
+    pub(super) fn current_options(&self) -> PgConnectOptions {
+        let config::ServerAddress { host, port } = self.config.address();
+        let options = self.options.clone().host(&host).port(port);
+        with_password(options, self.config.password.as_ref())
     }
 
-    /// Has `pool` open connections with the password that the file holds now; false when it is in no
-    /// file.
-    pub(super) fn renew_password(&self, pool: &PgPool) -> bool {
+    /// Has `pool` open connections with [`Address::current_options`]; whether the password may be another.
+    pub(super) fn renew_options(&self, pool: &PgPool) -> bool {
         let in_file = self.config.password.as_ref().is_some_and(Password::is_in_file);
-        if in_file {
+        if in_file || self.config.host.count() > 1 {
             pool.set_connect_options(self.current_options());
         }
         in_file
     }
 
-    /// A connection, opened within [`CONNECT_TIMEOUT`].
-    pub(super) async fn connect(&self) -> Result<PgConnection, StartError> {
+    /// A connection to the address in use, opened within [`CONNECT_TIMEOUT`].
+    pub(super) async fn open(&self) -> Result<PgConnection, StartError> {
         let opened = timeout(CONNECT_TIMEOUT, self.current_options().connect()).await;
         opened.map_or_else(
             |_| {

@@ -135,8 +135,8 @@ pub(super) fn failed(config: &Config, fault: Fault, doing: &str) -> StartError {
 
 /// Where and as whom we connect, for messages: never the password.
 pub fn describe(config: &Postgres) -> String {
-    let Postgres { host, port, database, user, .. } = config;
-    format!("database {database:?} on {host}:{port} as user {user:?}")
+    let Postgres { database, user, .. } = config;
+    format!("database {database:?} on {} as user {user:?}", config.address())
 }
 
 /// What to do about a refusal. 28000 is the server's answer to a role that may not log in, to a

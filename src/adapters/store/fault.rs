@@ -113,7 +113,7 @@ fn cause(sqlstate: &str) -> Option<&'static str> {
     Some(match sqlstate {
         "25006" => {
             "the server is read-only: a standby, or default_transaction_read_only is on. Set \
-             POSTGRES_HOST to the primary, or that setting to off"
+             POSTGRES_HOST to the primary, or to the list of all servers, or that setting to off"
         }
         "08P01" => {
             "most likely from a pooler: PgBouncer needs ignore_startup_parameters = \

@@ -27,8 +27,7 @@ impl<'c> Results<'c> {
     /// Of the laws named, or of all when none is. Connects on first use.
     pub fn new(config: &'c Config, laws: &'c [String]) -> Self {
         let limited = Address::limited(&config.postgres, config.postgres.statement_timeout);
-        let mut address = limited.named("vote-aggregator results");
-        address.options = address.options.options([("default_transaction_read_only", "on")]);
+        let address = limited.named("vote-aggregator results").read_only();
         Self { config, address, laws: (!laws.is_empty()).then_some(laws), connection: None }
     }
 

@@ -69,6 +69,10 @@ pub async fn prepare(
             "synchronous_standby_names is empty: a failover to a standby loses acknowledged votes"
         );
     }
+    if config.postgres.host.count() > 1 {
+        let address = config.postgres.address().to_string();
+        tracing::info!(address, "counting on the server that takes writes");
+    }
     if let Some((meaning, remedy)) = misfits.zones() {
         tracing::warn!("{meaning}; {remedy}");
     }

@@ -85,6 +85,9 @@ pub enum BrokerError {
     /// A delivery was held for too long. All that are held are in the queue again.
     #[error("consumer time-out, all votes that are held are delivered again: {0}")]
     ConsumerTimeout(String),
+    /// The connection is open, and its node cannot reach the queue.
+    #[error("{0}")]
+    OutOfReach(String),
     /// The broker does not take the message now.
     #[error("publish not confirmed: the broker refused it: {0}")]
     Refused(&'static str),
@@ -137,6 +140,11 @@ pub trait Channel: Send + Sync {
 pub trait Session: Send {
     type Channel: Channel;
     type Deliveries: Stream<Item = Result<Delivery, BrokerError>> + Send;
+
+    /// The address of its server, for the log.
+    fn address(&self) -> Option<&str> {
+        None
+    }
 
     /// The two halves the pipeline runs on. The deliveries can be taken once.
     fn split(&mut self) -> (&Self::Channel, Self::Deliveries);

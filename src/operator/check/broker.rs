@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::queue::{of_dead_letter_queue, of_queue, subject};
-use super::{Finding, Report, Severity};
+use super::{Finding, Report, Severity, addresses};
 use crate::adapters::broker::{
     self, BrokerFacts, DeadLetterTarget, Publishing, QueueFacts, QueueLook, QueueState,
     QueueStatus, ServerVersion,
@@ -17,16 +17,19 @@ use Severity::{Error, Info, Warning};
 
 /// For everything together. A broker that answers needs a fraction of a second; examining costs some
 /// forty round trips.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
 /// What RabbitMQ gives to a consumer of a quorum queue that sets no limit: large, to its makers.
 const LARGE_PREFETCH: u16 = 2000;
 
-/// Checks the broker that `config` names: whether it accepts us, and what its queues do with votes.
-/// Never waits for one that is down. The user needs no more permissions than the service does.
+/// Checks the broker that `config` names: whether it accepts us, at each address, and what its queues do
+/// with votes. Never waits for one that is down. The user needs no more permissions than the service does.
 pub async fn broker(config: &Config) -> Report {
+    let others = addresses::rabbitmq(config).await;
+    let rabbitmq = config.rabbitmq.at(config.rabbitmq.host.in_use());
     let mut facts = BrokerFacts::default();
-    let looked = timeout(LOOK_TIMEOUT, broker::look(&config.rabbitmq, &mut facts)).await;
+    let looked = timeout(LOOK_TIMEOUT, broker::look(&rabbitmq, &mut facts)).await;
     let mut report = report(config, &facts);
+    report.absorb(others);
     report.findings.extend(match looked {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(refused(config, &error)),
@@ -90,12 +93,12 @@ fn report(config: &Config, facts: &BrokerFacts) -> Report {
     report
 }
 
-fn place(rabbitmq: &RabbitMq) -> String {
-    format!("RabbitMQ on {}:{}", rabbitmq.host, rabbitmq.port)
+pub(super) fn place(rabbitmq: &RabbitMq) -> String {
+    format!("RabbitMQ on {}", rabbitmq.address())
 }
 
 /// The error says what to do on our side; the remedy, what to do on the broker's.
-fn refused(config: &Config, error: &OpenError) -> Finding {
+pub(super) fn refused(config: &Config, error: &OpenError) -> Finding {
     let (key, remedy) = match error {
         OpenError::Credentials(_) => (
             &keys::RABBITMQ_USER,

@@ -10,7 +10,7 @@ use crate::adapters::store::{
     Clocks, DatabaseFacts, ForeignObject, Misfits, Rehearsal, Risk, SchemaState, StartError,
     Surroundings, describe, look,
 };
-use crate::operator::check::{Finding, Report, Severity};
+use crate::operator::check::{Finding, Report, Severity, addresses};
 use crate::platform::config::{Config, keys};
 use crate::platform::telemetry::Standbys;
 
@@ -22,7 +22,7 @@ const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(5);
 /// Checks the database that `config` names, as [`look`] does; `limit` bounds the rehearsal of pending
 /// migrations.
 pub async fn database(config: &Config, limit: Duration) -> Report {
-    let facts = look(config, limit).await;
+    let (facts, others) = tokio::join!(look(config, limit), addresses::postgres(config));
     let mut checked = vec![format!("PostgreSQL, {}", describe(&config.postgres))];
     if facts.blockers.is_some() {
         checked.push("sessions that hold locks on the tables".to_owned());
@@ -41,7 +41,9 @@ pub async fn database(config: &Config, limit: Duration) -> Report {
     if rehearsed {
         checked.push("a batch, counted and rolled back".to_owned());
     }
-    Report { checked, findings: findings(config, facts) }
+    let mut report = Report { checked, findings: findings(config, facts) };
+    report.absorb(others);
+    report
 }
 
 fn findings(config: &Config, facts: DatabaseFacts) -> Vec<Finding> {

@@ -51,8 +51,10 @@ impl Rules<'_> {
 
     fn rabbitmq(&mut self) {
         let rabbitmq = &self.config.rabbitmq;
-        let (host, is_remote) = (&rabbitmq.host, !is_local(&rabbitmq.host));
-        if rabbitmq.user == "guest" && is_remote {
+        let remote = rabbitmq.addresses().into_iter().map(|it| it.host).find(|it| !is_local(it));
+        if let Some(host) = &remote
+            && rabbitmq.user == "guest"
+        {
             let meaning = format!(
                 "RabbitMQ accepts guest only from its own machine by default (loopback_users): {host} \
                  would refuse the login, and the service would end with 77"
@@ -61,7 +63,9 @@ impl Rules<'_> {
                           set RABBITMQ_USER and RABBITMQ_PASSWORD";
             self.warn(&keys::RABBITMQ_USER, meaning, remedy);
         }
-        if !rabbitmq.tls && is_remote {
+        if let Some(host) = &remote
+            && !rabbitmq.tls
+        {
             let meaning = format!(
                 "the password and every vote are sent unencrypted to {host}, which is not \
                  authenticated"
@@ -91,7 +95,7 @@ impl Rules<'_> {
     fn postgres(&mut self) {
         let postgres = &self.config.postgres;
         let risk = match postgres.sslmode {
-            _ if is_local(&postgres.host) => None,
+            _ if postgres.addresses().iter().all(|it| is_local(&it.host)) => None,
             SslMode::VerifyCa | SslMode::VerifyFull => None,
             SslMode::Disable => Some("the password and every vote are sent unencrypted"),
             SslMode::Allow | SslMode::Prefer => Some(

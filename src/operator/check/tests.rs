@@ -19,9 +19,11 @@ pub(super) fn config(variables: &str) -> Config {
 const CASES: &str = "
 RABBITMQ_HOST=mq.example RABBITMQ_TLS=true | RABBITMQ_USER=counter | rabbitmq.user: loopback_users
 RABBITMQ_HOST=mq.example RABBITMQ_USER=counter | RABBITMQ_HOST=127.0.0.2 | rabbitmq.tls: mq.example
+RABBITMQ_HOST=[::1],mq.example RABBITMQ_USER=counter | RABBITMQ_HOST=[::1],localhost:1 | rabbitmq.tls: mq.example
 RABBITMQ_MANAGEMENT_URL=http://a.b | RABBITMQ_MANAGEMENT_URL=http://[::1] | rabbitmq.management_url: https
 RABBITMQ_HEARTBEAT_SECONDS=61 | RABBITMQ_HEARTBEAT_SECONDS=60 | rabbitmq.heartbeat_seconds: 122 s
 POSTGRES_HOST=db.example | POSTGRES_SSLMODE=verify-full | postgres.sslmode: not checked
+POSTGRES_HOST=localhost,db.example | POSTGRES_HOST=localhost,127.0.0.1 | postgres.sslmode: not checked
 POSTGRES_HOST=db.example POSTGRES_SSLMODE=require | POSTGRES_HOST=/run/pg | postgres.sslmode: pose as
 POSTGRES_HOST=db.example POSTGRES_SSLMODE=disable | POSTGRES_HOST=localhost | postgres.sslmode: unencrypted
 POSTGRES_ALLOW_LOSSY=true | POSTGRES_ALLOW_LOSSY=false | postgres.allow_lossy: crash

@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
+use super::hosts::{Hosts, ServerAddress};
 use super::password::Password;
 use super::values::{
-    Seconds, Whole, alarms, authorities, boolean, file, host_or_socket, name, private_key, word,
+    Seconds, Whole, alarms, authorities, boolean, file, hosts_or_socket, name, private_key, word,
 };
 
 /// Statements of one transaction that may each take as long as the statement timeout allows.
@@ -21,11 +22,10 @@ pub(super) const ATTEMPT_OVERHEAD: Duration = Duration::from_secs(5);
 /// configuration was read.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Postgres {
-    /// Host name, IP address (IPv6 without brackets), or the absolute path of the directory of
-    /// the server's socket.
-    #[serde(deserialize_with = "host_or_socket")]
-    pub host: String,
-    /// TCP port, also part of the socket's name.
+    /// One host, the directory of its socket, or the addresses of a primary and its standbys.
+    #[serde(deserialize_with = "hosts_or_socket")]
+    pub host: Hosts,
+    /// TCP port of hosts without a port of their own, also part of the socket's name.
     #[serde(deserialize_with = "Whole::<1, 65_535>::deserialize")]
     pub port: u16,
     /// Database.
@@ -97,6 +97,21 @@ impl Postgres {
     /// How long a statement of the service waits for a lock. Past that, the holder is most likely our own
     /// transaction whose connection was lost at COMMIT.
     pub const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
+    /// Every address, in the order of the setting.
+    pub fn addresses(&self) -> Vec<ServerAddress> {
+        self.host.addresses(self.port)
+    }
+
+    /// The address in use, or to be tried first.
+    pub fn address(&self) -> ServerAddress {
+        self.host.address(self.port)
+    }
+
+    /// The same with the address of this index alone.
+    pub fn at(&self, index: usize) -> Self {
+        Self { host: self.host.only(index), ..self.clone() }
+    }
 
     /// The longest time one transaction may take, in all; a connection that is half open never
     /// answers, and after this the service stops waiting for it.

@@ -57,6 +57,11 @@ impl Refusal {
         Self::new(wrong, help)
     }
 
+    /// The refusal of a list, for what is wrong with the address of this number in it.
+    pub fn of_address(self, number: usize) -> Self {
+        Self { wrong: format!("address {number}: {}", self.wrong), ..self }
+    }
+
     /// A PEM file that holds something else.
     pub fn of_pem(wrong: String) -> Self {
         Self::new(wrong, "name the right file, in PEM form")

@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use super::hosts::{Hosts, ServerAddress};
 use super::password::Password;
 use super::values::{
-    Heartbeat, Seconds, Whole, amqp_name, authorities, boolean, file, host, management_url, name,
+    Heartbeat, Seconds, Whole, amqp_name, authorities, boolean, file, hosts, management_url, name,
     private_key, queue,
 };
 
@@ -16,10 +17,10 @@ use super::values::{
 /// configuration was read.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct RabbitMq {
-    /// Host name or IP address, an IPv6 address without brackets.
-    #[serde(deserialize_with = "host")]
-    pub host: String,
-    /// TCP port.
+    /// One host, or the addresses of the nodes of one cluster.
+    #[serde(deserialize_with = "hosts")]
+    pub host: Hosts,
+    /// TCP port of hosts without a port of their own.
     #[serde(deserialize_with = "Whole::<1, 65_535>::deserialize")]
     pub port: u16,
     /// User name.
@@ -67,6 +68,23 @@ pub struct RabbitMq {
     /// The management API, if it is set.
     #[serde(default, deserialize_with = "management_url")]
     pub management_url: Option<ManagementUrl>,
+}
+
+impl RabbitMq {
+    /// Every address, in the order of the setting.
+    pub fn addresses(&self) -> Vec<ServerAddress> {
+        self.host.addresses(self.port)
+    }
+
+    /// The address in use, or to be tried first.
+    pub fn address(&self) -> ServerAddress {
+        self.host.address(self.port)
+    }
+
+    /// The same with the address of this index alone.
+    pub fn at(&self, index: usize) -> Self {
+        Self { host: self.host.only(index), ..self.clone() }
+    }
 }
 
 /// The management API and the login for it, which is RabbitMQ's own unless the URL has one.

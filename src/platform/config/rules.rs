@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use secrecy::ExposeSecret as _;
 
+use super::hosts::ServerAddress;
 use super::keys::{self, Key};
 use super::postgres::{ATTEMPT_OVERHEAD, STATEMENTS, SslMode};
 use super::problems::Refusal;
@@ -27,6 +28,10 @@ pub(super) fn apply(config: &mut Config, settings: &mut Settings) {
     let keys = [&keys::POSTGRES_SSLCERT, &keys::POSTGRES_SSLKEY];
     certificate_and_key(settings, keys, [&postgres.sslcert, &postgres.sslkey]);
     rabbitmq_tls(settings, rabbitmq);
+    let keys = [&keys::RABBITMQ_HOST, &keys::RABBITMQ_PORT];
+    repeated_address(settings, keys, &rabbitmq.addresses());
+    let keys = [&keys::POSTGRES_HOST, &keys::POSTGRES_PORT];
+    repeated_address(settings, keys, &postgres.addresses());
     unused_ssl_files(settings, postgres.sslmode);
     let password = settings.password_in_file(keys::PASSWORDS[0], rabbitmq.password_file.take());
     rabbitmq.password = password.unwrap_or_else(|| rabbitmq.password.clone());
@@ -111,6 +116,17 @@ fn management_login(rabbitmq: &mut RabbitMq) {
         if management.password.current().expose_secret().is_empty() {
             management.password.clone_from(&rabbitmq.password);
         }
+    }
+}
+
+/// An address that a list names twice, which would be tried twice.
+fn repeated_address(settings: &mut Settings, keys: [&Key; 2], addresses: &[ServerAddress]) {
+    let repeated = (1..).zip(addresses).find(|(number, it)| addresses[..number - 1].contains(it));
+    if let Some((number, address)) = repeated
+        && !settings.any_refused(&keys)
+    {
+        let refusal = Refusal::new(format!("{address} is named twice"), "remove one of the two");
+        settings.refuse(keys[0], refusal.of_address(number));
     }
 }
 

@@ -1,17 +1,20 @@
-//! Addresses given as one URL, taken apart into the settings they stand for.
+//! Addresses given as a URL, or as several, taken apart into the settings they stand for.
 //!
 //! No message here repeats any part of a URL that could be a badly written password.
+
+use std::ops::Range;
 
 use figment::Figment;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
+use super::hosts::MOST;
 use super::keys::{self, Key};
 use super::layers;
 use super::password::Password;
 use super::problems::{Problem, Refusal};
 use super::rabbitmq::ManagementUrl;
-use super::values::{ONE_HOST, plain, truth};
+use super::values::{plain, truth};
 
 /// The settings a URL gives, as the text each of them would have been given alone. What a URL
 /// leaves out is empty here, and comes from the separate setting.
@@ -20,12 +23,16 @@ pub(super) type Parts = Vec<(&'static Key, String)>;
 const ENCODE: &str = "write every special character of the user name and the password as % and its code: \
      @ is %40, / is %2F, : is %3A, # is %23, ? is %3F, % is %25";
 
-/// `amqp://user:password@host:5672/vhost`, or `amqps` for TLS (port 5671).
+/// `amqp://user:password@host:5672/vhost`, or `amqps` for TLS (port 5671), for one host or more.
 ///
 /// The virtual host is percent-decoded: `/%2f` and `//` are `/`. Without one, `amqp://h` and
 /// `amqp://h/` alike leave it to `rabbitmq.vhost`, which is `/` unless set. By RabbitMQ's URI
 /// specification the second is the virtual host with an empty name, which does not occur.
 pub(super) fn amqp(text: &str) -> Result<Parts, Refusal> {
+    of_all_hosts(text, &["amqp", "amqps"], amqp_of_one_host)
+}
+
+fn amqp_of_one_host(text: &str) -> Result<Parts, Refusal> {
     let url = parse(text, &["amqp", "amqps"], "amqp://user:password@host:5672/vhost")?;
     if path(&url) != "/" && path(&url).contains('/') {
         let help = "write a / inside the virtual host's name as %2F";
@@ -43,9 +50,13 @@ pub(super) fn amqp(text: &str) -> Result<Parts, Refusal> {
 }
 
 /// `postgres://user:password@host:5432/database`, with any of the parameters `sslmode`,
-/// `sslrootcert`, `sslcert` and `sslkey`. The host may be the percent-encoded directory of a
-/// socket.
+/// `sslrootcert`, `sslcert` and `sslkey`. There may be several hosts; a single one may be the
+/// percent-encoded directory of a socket.
 pub(super) fn postgres(text: &str) -> Result<Parts, Refusal> {
+    of_all_hosts(text, &["postgres", "postgresql"], postgres_of_one_host)
+}
+
+fn postgres_of_one_host(text: &str) -> Result<Parts, Refusal> {
     let shape = "postgres://user:password@host:5432/database";
     let url = parse(text, &["postgres", "postgresql"], shape)?;
     if path(&url).contains('/') {
@@ -94,21 +105,99 @@ pub(super) fn contradicted_scheme(settings: &Figment) -> Option<Problem> {
     Some(Problem::refused(key, &alone, Refusal::new(wrong, help)))
 }
 
+/// The parts of a URL for each host, which may differ in host and port alone. Several hosts make one
+/// list, each with its port.
+fn of_all_hosts(
+    text: &str,
+    schemes: &[&str],
+    of_one_host: fn(&str) -> Result<Parts, Refusal>,
+) -> Result<Parts, Refusal> {
+    let urls = one_for_each_host(text, schemes);
+    if let [url] = &urls[..] {
+        return of_one_host(url);
+    }
+    if urls.len() > MOST {
+        let wrong = format!("names {} hosts", urls.len());
+        return Err(Refusal::new(wrong, format!("name at most {MOST}")));
+    }
+    let (mut hosts, mut all) = (Vec::new(), Parts::new());
+    for (number, url) in (1..).zip(&urls) {
+        let refused = |refusal: Refusal| refusal.of_address(number);
+        let mut parts = of_one_host(url).map_err(refused)?;
+        let [host, port] = ["host", "port"].map(|name| {
+            let part = parts.iter_mut().find(|(key, _)| key.name() == name);
+            part.map(|(_, text)| std::mem::take(text)).unwrap_or_default()
+        });
+        if host.is_empty() {
+            return Err(refused(Refusal::new("has no host", "write it, or remove the comma")));
+        }
+        if all.is_empty() {
+            all = parts;
+        } else if let Some((key, _)) =
+            all.iter().chain(&parts).find(|part| !(all.contains(part) && parts.contains(part)))
+        {
+            let help = "give all of them the same user, password and so on: they are one cluster";
+            let wrong = format!("has another {} than the first", key.name());
+            return Err(refused(Refusal::new(wrong, help)));
+        }
+        hosts.push((host, port));
+    }
+    for (key, text) in &mut all {
+        match key.name() {
+            "host" => {
+                let list = hosts.iter().map(|(host, port)| format!("{host}:{port}"));
+                *text = list.collect::<Vec<_>>().join(",");
+            }
+            "port" => text.clone_from(&hosts[0].1),
+            _ => {}
+        }
+    }
+    Ok(all)
+}
+
+/// One URL for each host: of URLs with commas between them, and of hosts within each.
+fn one_for_each_host(text: &str, schemes: &[&str]) -> Vec<String> {
+    let is_url = |text: &str| {
+        let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+        scheme.is_some_and(|scheme| schemes.contains(&scheme.as_str()))
+    };
+    let mut urls: Vec<String> = Vec::new();
+    for part in text.split(',') {
+        match urls.last_mut() {
+            // The comma is within a URL.
+            Some(url) if !is_url(part) => *url += &format!(",{part}"),
+            _ => urls.push(part.to_owned()),
+        }
+    }
+    let with_one_host = |url: String| {
+        let Range { start, end } = hosts(&url);
+        let hosts = url[start..end].split(',');
+        hosts.map(|host| format!("{}{host}{}", &url[..start], &url[end..])).collect::<Vec<_>>()
+    };
+    urls.into_iter().flat_map(with_one_host).collect()
+}
+
+/// Where a URL has its hosts: in front of the first /, behind the last @, and so in no part of a login.
+fn hosts(url: &str) -> Range<usize> {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
+    let start = url[start..end].rfind('@').map_or(start, |at| start + at + 1);
+    start..end
+}
+
 fn parse(text: &str, schemes: &[&str], shape: &str) -> Result<Url, Refusal> {
     plain(text)?;
     // The parser drops line breaks and tabs silently; a password with one would be another.
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(Refusal::new("has white space or a control character in it", ENCODE));
     }
-    let (scheme, rest) = text.split_once("://").unwrap_or_default();
+    let (scheme, _) = text.split_once("://").unwrap_or_default();
     if !schemes.contains(&scheme.to_ascii_lowercase().as_str()) {
         let wrong = format!("does not begin with {}://", schemes.join(":// or "));
         return Err(Refusal::new(wrong, format!("write {shape}")));
     }
-    // In front of the first /, behind the last @: no part of a login.
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    if authority.rsplit('@').next().is_some_and(|hosts| hosts.contains(',')) {
-        return Err(Refusal::new("names several hosts", ONE_HOST));
+    if text[hosts(text)].contains(',') {
+        return Err(Refusal::new("names several hosts", "give one host"));
     }
     let url = Url::parse(text).map_err(|error| {
         Refusal::new(format!("is not a URL ({error})"), format!("write {shape}, and {ENCODE}"))
@@ -215,10 +304,36 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_hosts_is_refused() {
-        for url in ["amqp://u:p@a,b/v", "amqp://u:p@a:5672,b:5672"] {
-            assert!(wrong(amqp(url)).contains("several hosts"), "{url}");
+    fn several_hosts_make_one_list() {
+        const THREE: &str =
+            "user=u|password=p,w|host=a:5672,b:5673,[::1]:5672|port=5672|vhost=v|tls=false";
+        for url in [
+            "amqp://u:p,w@a,b:5673,[::1]/v",
+            "amqp://u:p,w@a:5672/v,amqp://u:p,w@b:5673/v,AMQP://u:p%2Cw@[::1]/v",
+            "amqp://u:p,w@a,b:5673/v,amqp://u:p,w@[::1]:5672/v",
+        ] {
+            assert_eq!(text(amqp(url)), THREE, "{url}");
         }
+        let url = "postgres://u@a:6432,b/votes?sslmode=require";
+        let parts = "user=u|host=a:6432,b:5432|port=6432|database=votes|sslmode=require";
+        assert_eq!(text(postgres(url)), parts);
+        for (url, wrong) in [
+            ("amqp://u:p@a,amqp://v:p@b", "address 2: has another user than the first"),
+            ("amqp://u:p@a,b,amqp://u:q@c", "address 3: has another password than the first"),
+            ("amqp://a/v,amqp://b/w", "address 2: has another vhost than the first"),
+            ("amqp://a,amqps://b", "address 2: has another tls than the first"),
+            ("amqp://a,,b", "address 2: has no host"),
+            ("amqp://a,b:x", "address 2: is not a URL"),
+        ] {
+            assert!(wrong_of(url).starts_with(wrong), "{url}: {}", wrong_of(url));
+        }
+        let url = "postgres://a/d?sslmode=require,postgres://b/d";
+        assert!(wrong(postgres(url)).contains("sslmode"), "a parameter of one alone");
+        assert!(wrong_of(&format!("amqp://{}", ["a"; 17].join(","))).contains("17 hosts"));
+    }
+
+    fn wrong_of(url: &str) -> String {
+        wrong(amqp(url))
     }
 
     #[test]
@@ -239,6 +354,9 @@ mod tests {
             "amqp://u:hunter2@h/a/b",
             "amqp://u:hunter2@h?a=1",
             "amqp://u:p@h?a.b.hunter2=1",
+            "amqp://u:hun,ter2/x@h",
+            "amqp://u:1,hunter2/x@h",
+            "amqp://u:hunter2@h,amqp://u:p@h",
         ] {
             let postgres_url = url.replacen("amqp", "postgres", 1);
             for refused in [amqp(url), postgres(&postgres_url)] {

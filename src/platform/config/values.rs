@@ -16,6 +16,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serializer};
 use strum::VariantNames;
 
+use super::hosts::Hosts;
 use super::problems::Refusal;
 use super::rabbitmq::ManagementUrl;
 use super::urls;
@@ -26,9 +27,6 @@ pub(super) const LONGEST_AMQP_NAME: usize = 255;
 
 /// Largest PEM file, in bytes: several times a system's whole bundle of authorities.
 const LARGEST_PEM_FILE: u64 = 4_194_304;
-
-/// What to do about a list of hosts.
-pub(super) const ONE_HOST: &str = "give one host; lists are not supported yet";
 
 /// What to do about a line break at the end.
 const LINE_BREAK: &str = "write the value without it: `echo` puts one there, in a Kubernetes Secret for \
@@ -244,32 +242,14 @@ pub(super) fn queue<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::
     })
 }
 
-/// A host name or an IP address, not a URL and not `host:port`.
-pub(super) fn host<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
-    checked(setting, host_name)
+/// The host of a server, or a list of addresses.
+pub(super) fn hosts<'de, D: Deserializer<'de>>(setting: D) -> Result<Hosts, D::Error> {
+    checked(setting, |text| Hosts::parse(text, false))
 }
 
-/// PostgreSQL's host: also the absolute path of the directory of its socket.
-pub(super) fn host_or_socket<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::Error> {
-    checked(setting, |text| if text.starts_with('/') { plain(text) } else { host_name(text) })
-}
-
-fn host_name(text: &str) -> Result<String, Refusal> {
-    let help = "give a host name or an IP address alone; the port has a setting of its own";
-    plain(text)?;
-    if text.contains([',', ';']) {
-        return Err(Refusal::new("is a list of hosts", ONE_HOST));
-    }
-    // An IPv6 address may come in the brackets that a URL needs.
-    let text = text.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(text);
-    if text.is_empty() {
-        return Err(Refusal::new("is blank", help));
-    }
-    let in_a_name = |c: char| c.is_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if text.parse::<IpAddr>().is_err() && !text.chars().all(in_a_name) {
-        return Err(Refusal::new("is not a host name", help));
-    }
-    Ok(text.to_owned())
+/// As [`hosts`]; PostgreSQL's host may also be the absolute path of the directory of its socket.
+pub(super) fn hosts_or_socket<'de, D: Deserializer<'de>>(setting: D) -> Result<Hosts, D::Error> {
+    checked(setting, |text| Hosts::parse(text, true))
 }
 
 /// An IP address to listen on. `localhost` stands for 127.0.0.1.

@@ -1,6 +1,6 @@
 //! Readiness: which side works, since when, and why not.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::Serialize;
 use strum::{IntoStaticStr, VariantArray};
@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::reason::Reason;
+use crate::platform::config::Hosts;
 
 const READY: &str = "ready";
 const NOT_CONNECTED: &str = "not connected yet";
@@ -22,11 +23,14 @@ pub struct Check {
     pub since: OffsetDateTime,
     /// Why; serialized without its private part.
     pub reason: Reason,
+    /// Which of several addresses is in use, by its number: no address is shown over HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 impl Check {
     fn new(ok: bool, reason: &'static str) -> Self {
-        Self { ok, since: OffsetDateTime::now_utc(), reason: reason.into() }
+        Self { ok, since: OffsetDateTime::now_utc(), reason: reason.into(), address: None }
     }
 
     fn set(&mut self, ok: bool, reason: Reason) {
@@ -96,6 +100,8 @@ pub struct Health {
     state: Mutex<State>,
     /// Notified of every update, whether it changed something or not.
     noted: watch::Sender<()>,
+    /// Of RabbitMQ and of PostgreSQL.
+    hosts: OnceLock<[Hosts; 2]>,
 }
 
 #[derive(Debug)]
@@ -133,11 +139,24 @@ impl Default for Health {
             acknowledged_votes: Check::new(true, ACKNOWLEDGED_VOTES_PRESENT),
         };
         let state = State { checks, started: false, failed: false, breaker: None };
-        Self { state: Mutex::new(state), noted: watch::Sender::new(()) }
+        let (state, noted) = (Mutex::new(state), watch::Sender::new(()));
+        Self { state, noted, hosts: OnceLock::new() }
     }
 }
 
 impl Health {
+    /// Of RabbitMQ and of PostgreSQL, once: which of several addresses is in use is shown from now on.
+    pub fn watch_hosts(&self, hosts: [Hosts; 2]) {
+        self.hosts.get_or_init(|| hosts);
+    }
+
+    /// The number of the address in use, from 1, and the number of addresses: of RabbitMQ and of
+    /// PostgreSQL.
+    pub fn addresses_in_use(&self) -> [(usize, usize); 2] {
+        let number = |hosts: &Hosts| (hosts.in_use() + 1, hosts.count());
+        self.hosts.get().map_or([(1, 1); 2], |hosts| hosts.each_ref().map(number))
+    }
+
     pub fn rabbitmq_consuming(&self) {
         self.note(|state| state.set(RABBITMQ, true, "consuming"));
     }
@@ -239,7 +258,11 @@ impl Health {
     }
 
     pub fn report(&self) -> Report {
-        let checks = self.state().checks.clone();
+        let mut checks = self.state().checks.clone();
+        let sides = [&mut checks.rabbitmq.check, &mut checks.postgres];
+        for (side, (number, count)) in sides.into_iter().zip(self.addresses_in_use()) {
+            side.address = (count > 1).then(|| format!("{number} of {count}"));
+        }
         let ready = checks.sides_are_ok() && checks.acknowledged_votes.ok;
         Report { status: if ready { READY } else { "unavailable" }, checks }
     }

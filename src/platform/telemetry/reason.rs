@@ -94,6 +94,9 @@ impl From<&BrokerError> for Reason {
             BrokerError::ConsumerEnded { .. } => {
                 "the broker ended the consumer: is the queue there?"
             }
+            BrokerError::OutOfReach(_) => {
+                "the queue is out of reach: was its node cut off from the others?"
+            }
             _ => "session lost",
         };
         Self::new(phrase, lost.to_string())

@@ -18,7 +18,7 @@ use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::model::ports::{Class, Counted, Fault, TraceContext};
-use crate::platform::config::Config;
+use crate::platform::config::{Config, Hosts, ServerAddress};
 
 const TRACEPARENT: &str = "traceparent";
 
@@ -29,9 +29,19 @@ pub struct Spans(Arc<Names>);
 #[derive(Debug, Default)]
 struct Names {
     queue: String,
-    rabbitmq: (String, u16),
+    rabbitmq: Server,
     database: String,
-    postgres: (String, u16),
+    postgres: Server,
+}
+
+/// All addresses of a server.
+#[derive(Debug, Default)]
+struct Server(Option<(Hosts, Vec<ServerAddress>)>);
+
+impl Server {
+    fn in_use(&self) -> Option<&ServerAddress> {
+        self.0.as_ref().and_then(|(hosts, addresses)| addresses.get(hosts.in_use()))
+    }
 }
 
 impl Spans {
@@ -39,15 +49,16 @@ impl Spans {
         let (rabbitmq, postgres) = (&config.rabbitmq, &config.postgres);
         Self(Arc::new(Names {
             queue: rabbitmq.queue.clone(),
-            rabbitmq: (rabbitmq.host.clone(), rabbitmq.port),
+            rabbitmq: Server(Some((rabbitmq.host.clone(), rabbitmq.addresses()))),
             database: postgres.database.clone(),
-            postgres: (postgres.host.clone(), postgres.port),
+            postgres: Server(Some((postgres.host.clone(), postgres.addresses()))),
         }))
     }
 
     /// A batch, from complete to acked, linked to the traces of its messages.
     pub fn batch<'c>(&self, messages: impl ExactSizeIterator<Item = &'c TraceContext>) -> Span {
-        let Names { queue, rabbitmq: (host, port), .. } = &*self.0;
+        let Names { queue, rabbitmq, .. } = &*self.0;
+        let server = rabbitmq.in_use();
         let span = tracing::info_span!(
             "process",
             otel.name = format_args!("process {queue}"),
@@ -57,8 +68,8 @@ impl Spans {
             { semconv::MESSAGING_OPERATION_TYPE } = "process",
             { semconv::MESSAGING_DESTINATION_NAME } = queue,
             { semconv::MESSAGING_BATCH_MESSAGE_COUNT } = messages.len(),
-            { semconv::SERVER_ADDRESS } = host,
-            { semconv::SERVER_PORT } = port,
+            { semconv::SERVER_ADDRESS } = server.map(|it| it.host.as_str()),
+            { semconv::SERVER_PORT } = server.map(|it| it.port),
         );
         // Links cost most of what tracing does, and a span that is not sampled is never sent.
         if !span.is_disabled() && span.context().span().span_context().is_sampled() {
@@ -78,7 +89,8 @@ impl Spans {
         votes: usize,
         counting: impl Future<Output = Result<Counted, Fault>>,
     ) -> Result<Counted, Fault> {
-        let Names { database, postgres: (host, port), .. } = &*self.0;
+        let Names { database, postgres, .. } = &*self.0;
+        let server = postgres.in_use();
         let span = tracing::info_span!(
             "transaction",
             otel.name = "INSERT vote_audit",
@@ -88,8 +100,8 @@ impl Spans {
             { semconv::DB_NAMESPACE } = database,
             { semconv::DB_QUERY_SUMMARY } = "INSERT vote_audit INSERT vote_results",
             { semconv::DB_OPERATION_BATCH_SIZE } = votes,
-            { semconv::SERVER_ADDRESS } = host,
-            { semconv::SERVER_PORT } = port,
+            { semconv::SERVER_ADDRESS } = server.map(|it| it.host.as_str()),
+            { semconv::SERVER_PORT } = server.map(|it| it.port),
             { semconv::DB_RESPONSE_STATUS_CODE } = Empty,
             { semconv::ERROR_TYPE } = Empty,
         );
@@ -110,7 +122,8 @@ impl Spans {
 
     /// An ack behind `batch`; the last one ends it.
     pub async fn ack<R>(&self, batch: &Span, acking: impl Future<Output = R>) -> R {
-        let Names { queue, rabbitmq: (host, port), .. } = &*self.0;
+        let Names { queue, rabbitmq, .. } = &*self.0;
+        let server = rabbitmq.in_use();
         let span = tracing::info_span!(
             parent: batch,
             "ack",
@@ -120,8 +133,8 @@ impl Spans {
             { semconv::MESSAGING_OPERATION_NAME } = "ack",
             { semconv::MESSAGING_OPERATION_TYPE } = "settle",
             { semconv::MESSAGING_DESTINATION_NAME } = queue,
-            { semconv::SERVER_ADDRESS } = host,
-            { semconv::SERVER_PORT } = port,
+            { semconv::SERVER_ADDRESS } = server.map(|it| it.host.as_str()),
+            { semconv::SERVER_PORT } = server.map(|it| it.port),
         );
         // Within the batch as well: a span ends when it was last left.
         acking.instrument(span).instrument(batch.clone()).await

@@ -31,7 +31,8 @@ fn its_settings_are_the_services_and_fit_each_other() {
     assert!(grace > config.shutdown.timeout.as_secs(), "killed before its own deadline");
 
     // Each side is reached by its name in the network.
-    assert_eq!((&*config.rabbitmq.host, &*config.postgres.host), ("rabbitmq", "postgres"));
+    let hosts = [&config.rabbitmq.host, &config.postgres.host].map(ToString::to_string);
+    assert_eq!(hosts, ["rabbitmq", "postgres"]);
     assert_eq!(config.postgres.user, text(&postgres["environment"]["POSTGRES_USER"]));
     assert_eq!(config.postgres.database, text(&postgres["environment"]["POSTGRES_DB"]));
     let broker = &services["rabbitmq"]["environment"]["RABBITMQ_DEFAULT_USER"];

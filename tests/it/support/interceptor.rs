@@ -15,6 +15,8 @@ pub enum Pass {
     Forward,
     /// Passes on, and the connection ends when the server answers; the client gets no answer.
     LoseAnswer,
+    /// This part alone does not pass.
+    Swallow,
     /// From now on nothing passes on this connection, and both ends stay open.
     HalfOpen,
 }
@@ -63,6 +65,9 @@ async fn relay(mut client: TcpStream, server: String, hook: Arc<Hook>) {
                 let pass = hook(sent[..read].to_vec()).await;
                 if pass == Pass::HalfOpen {
                     std::future::pending::<()>().await;
+                }
+                if pass == Pass::Swallow {
+                    continue;
                 }
                 if server.write_all(&sent[..read]).await.is_err() {
                     return;

@@ -17,9 +17,9 @@ const WHOLE_FROM: i32 = 140_000;
 const BESIDE_THE_POOL: i64 = 3;
 
 pub(super) fn findings(config: &Config, server: &Server) -> Vec<Finding> {
-    let Postgres { host, port, user, sslmode, .. } = &config.postgres;
-    let separator = if host.starts_with('/') { "/.s.PGSQL." } else { ":" };
-    let place = format!("PostgreSQL on {host}{separator}{port}");
+    let Postgres { user, sslmode, .. } = &config.postgres;
+    let address = config.postgres.address();
+    let place = format!("PostgreSQL on {address}");
     let mut found = Vec::new();
     let mut add = |severity, subject: &str, value: &str, meaning: &str, remedy: &str| {
         found.push(Finding::new(severity, subject, meaning, remedy).with_value(value));
@@ -38,7 +38,7 @@ pub(super) fn findings(config: &Config, server: &Server) -> Vec<Finding> {
     if let Some(tls) = &server.tls {
         let meaning = format!("the connection is encrypted; POSTGRES_SSLMODE={sslmode}");
         add(Info, &place, tls, &meaning, "nothing");
-    } else if !is_local(host) {
+    } else if !is_local(&address.host) {
         let meaning = format!(
             "the connection is not encrypted: the server offers no TLS, or POSTGRES_SSLMODE={sslmode} \
              does not ask for it"

@@ -7,6 +7,7 @@ use opentelemetry::metrics::{AsyncInstrument, Meter};
 use strum::{EnumMessage, IntoStaticStr, VariantArray};
 use tokio::time::Instant;
 
+use super::labels::SIDES;
 use super::series::help;
 use super::state::{Compared, State, lock};
 use crate::platform::telemetry::health::Health;
@@ -35,6 +36,8 @@ pub(super) enum Gauge {
     LastCommitAge,
     /// State of the session with RabbitMQ: 1 for the current one
     SessionState,
+    /// Number of the address in use, or tried, in the order of the setting, by server
+    AddressInUse,
     /// Whether the broker keeps rejected messages: 1 for the current state
     DeadLetterRoute,
     /// Deliveries received and neither acknowledged nor rejected yet
@@ -121,6 +124,12 @@ impl Read {
                 let pool = state().pool();
                 for (state, count) in [("idle", pool.idle), ("in_use", pool.in_use)] {
                     to.observe(count.into(), &[KeyValue::new("state", state)]);
+                }
+                return;
+            }
+            Gauge::AddressInUse => {
+                for (side, (number, _)) in SIDES.into_iter().zip(self.health.addresses_in_use()) {
+                    to.observe(number as f64, &[KeyValue::new("side", side)]);
                 }
                 return;
             }

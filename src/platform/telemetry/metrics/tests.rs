@@ -6,8 +6,8 @@ async fn a_reconnect_is_counted_once_and_by_a_later_transaction_only() {
     let metrics = Metrics::new(1, Arc::default()).expect("metrics");
     let reconnects = || {
         let scrape = metrics.scrape().expect("encodable");
-        let line =
-            scrape.lines().find(|line| line.contains("side=\"postgres\"")).map(str::to_owned);
+        let series = "reconnects_total{side=\"postgres\"}";
+        let line = scrape.lines().find(|line| line.starts_with(series)).map(str::to_owned);
         line.expect("touched")
     };
     let second = || tokio::time::advance(Duration::from_secs(1));
