@@ -25,7 +25,7 @@ pub async fn votes(sql: impl PgExecutor<'_>, query: &'static str) -> sqlx::Resul
         vote_hash: vote_hash.into(),
         citizen_id: citizen_id.into(),
         law_id: law_id.into(),
-        choice: if choice == "oui" { Choice::Oui } else { Choice::Non },
+        choice: Choice::ALL.into_iter().find(|it| it.as_str() == choice).expect("a choice"),
         timestamp,
     };
     Ok(rows.map(vote).collect())
