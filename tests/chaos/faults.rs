@@ -49,8 +49,8 @@ pub async fn inflict(phase: &'static Phase, planned: Planned) -> Result<Option<S
 
 impl Phase {
     async fn inflict(&self, planned: Planned) -> Result<Option<Struck>> {
-        let instances: Vec<&Instance> =
-            planned.instances.iter().map(|index| self.instances[*index]).collect();
+        let instances = planned.instances.iter().map(|index| self.instances[*index]);
+        let instances: Vec<&Instance> = instances.collect();
         let one = instances[0];
         let mut held = Vec::new();
         for lock in self.locks(planned.kind.harm, &instances) {
@@ -168,9 +168,9 @@ impl Phase {
         let outcome = |fault: &Struck| {
             let instances = &fault.planned.instances;
             let commits = instances.iter().map(|index| &self.instances[*index].postgres);
-            let commits: Option<Vec<Instant>> =
-                commits.map(|link| link.committed_after(fault.healed)).collect();
-            let recovered = commits.and_then(|commits| commits.into_iter().max());
+            let commits = commits.map(|link| link.committed_after(fault.healed));
+            let recovered =
+                commits.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max());
             let overlaps = |other: &Struck| {
                 other.began > fault.began
                     && recovered.is_none_or(|recovered| other.began < recovered)

@@ -1,6 +1,5 @@
 //! The service's processes: started, signalled, and started again for as long as the run lasts.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -14,8 +13,9 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Mutex as Lock, watch};
 use tokio::time::{Instant, interval, sleep, timeout};
 
+use crate::phase::Setup;
 use crate::proxy::Proxy;
-use crate::servers::{Server, Servers};
+use crate::servers::{Environment, Server};
 use crate::{PATIENCE, Result, lock};
 
 /// Between the end of a process and its next start, as a supervisor of processes would.
@@ -33,7 +33,7 @@ pub struct Instance {
     binary: PathBuf,
     /// For logs; no pipeline.toml and no .env is there.
     directory: PathBuf,
-    environment: BTreeMap<String, String>,
+    environment: Environment,
     /// Held by the fault that harms the process.
     pub process: Lock<()>,
     pub rabbitmq: Proxy,
@@ -57,23 +57,17 @@ pub struct Seen {
 }
 
 impl Instance {
-    pub async fn new(
-        index: usize,
-        servers: &Servers,
-        binary: PathBuf,
-        directory: PathBuf,
-        mut environment: BTreeMap<String, String>,
-    ) -> Result<Self> {
-        let rabbitmq = Proxy::to(servers.address("RABBITMQ")?).await?;
-        let postgres = Proxy::to(servers.address("POSTGRES")?).await?;
+    pub async fn new(index: usize, setup: &Setup, mut environment: Environment) -> Result<Self> {
+        let rabbitmq = Proxy::to(setup.servers.address("RABBITMQ")?).await?;
+        let postgres = Proxy::to(setup.servers.address("POSTGRES")?).await?;
         for (name, proxy) in [("RABBITMQ", &rabbitmq), ("POSTGRES", &postgres)] {
             environment.insert(format!("{name}_HOST"), "127.0.0.1".to_owned());
             environment.insert(format!("{name}_PORT"), proxy.port.to_string());
         }
         Ok(Self {
             index,
-            binary,
-            directory,
+            binary: setup.binary.clone(),
+            directory: setup.directory.clone(),
             environment,
             process: Lock::default(),
             rabbitmq,
@@ -138,16 +132,10 @@ impl Instance {
     fn spawn(&self, start: u64) -> Result<Child> {
         let name = format!("service-{}-{start:03}.log", self.index);
         let log = File::create(self.directory.join(name))?;
-        let child = Command::new(&self.binary)
-            .arg("run")
-            .env_clear()
-            .envs(&self.environment)
-            .current_dir(&self.directory)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()?;
+        let mut command = Command::new(&self.binary);
+        command.arg("run").env_clear().envs(&self.environment).current_dir(&self.directory);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
+        let child = command.spawn()?;
         lock(&self.seen).starts = start;
         Ok(child)
     }

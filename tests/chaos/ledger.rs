@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use vote_aggregator::model::vote::Vote;
 
+use crate::messages::fields;
 use crate::traffic::Message;
 
 /// Everything attempted in one run.
@@ -84,16 +85,9 @@ impl Ledger {
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let mut file = BufWriter::new(File::create(path)?);
         for Cast { vote, confirmed } in self.votes.values().flatten() {
-            let Vote { vote_hash, citizen_id, law_id, choice, timestamp } = vote;
-            let (choice, timestamp) = (choice.as_str(), timestamp.to_string());
-            writeln!(
-                file,
-                "{}",
-                json!({
-                    "vote_hash": vote_hash, "citizen_id": citizen_id, "law_id": law_id,
-                    "choice": choice, "timestamp": timestamp, "confirmed": confirmed,
-                })
-            )?;
+            let mut line = fields(vote);
+            line["confirmed"] = (*confirmed).into();
+            writeln!(file, "{line}")?;
         }
         for (body, confirmed) in &self.refused {
             let body = String::from_utf8_lossy(body);

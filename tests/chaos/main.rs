@@ -10,19 +10,24 @@
 //! With no arguments a short run. Not part of a plain `cargo test`: `script/chaos` runs it, and
 //! `script/test` does as its last part. Servers: `script/services`.
 
-mod deadlocks;
 mod disk;
 mod faults;
 mod instances;
 mod invariants;
 mod ledger;
+#[path = "../shared/messages.rs"]
+mod messages;
 mod phase;
 mod plan;
+#[path = "../shared/processes.rs"]
+mod processes;
 mod proxy;
 mod publisher;
 mod report;
 mod revival;
 mod servers;
+#[path = "../shared/tables.rs"]
+mod tables;
 mod traffic;
 mod watch;
 
@@ -46,8 +51,6 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// How long anything may take that should take moments.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A fault begins this often on average.
-const FAULT_EVERY: Duration = Duration::from_millis(3_300);
 /// Traffic on each queue type when nothing else is said.
 const SHORT: Duration = Duration::from_secs(54);
 /// No fault of a short run lasts longer.
@@ -114,9 +117,10 @@ fn main() -> ExitCode {
 
 /// Servers around the run, which end with it however it ends.
 #[tokio::main]
-async fn chaos(arguments: Arguments) -> Result<u8> {
+async fn chaos(mut arguments: Arguments) -> Result<u8> {
     let binary = arguments.binary.canonicalize();
-    let binary = binary.map_err(|error| format!("{}: {error}", arguments.binary.display()))?;
+    arguments.binary =
+        binary.map_err(|error| format!("{}: {error}", arguments.binary.display()))?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
 
@@ -130,7 +134,7 @@ async fn chaos(arguments: Arguments) -> Result<u8> {
     }));
     // When a signal wins, the run is dropped, and with it its tasks and processes.
     let ended = tokio::select! {
-        ended = async { up?; run(&arguments, binary, servers, disk).await } => ended,
+        ended = async { up?; run(&arguments, servers, disk).await } => ended,
         _ = interrupt.recv() => Ok(128 + 2),
         _ = terminate.recv() => Ok(128 + 15),
     };
@@ -141,12 +145,7 @@ async fn chaos(arguments: Arguments) -> Result<u8> {
     Ok(code)
 }
 
-async fn run(
-    arguments: &Arguments,
-    binary: PathBuf,
-    servers: &'static Servers,
-    disk: &'static Disk,
-) -> Result<u8> {
+async fn run(arguments: &Arguments, servers: &'static Servers, disk: &'static Disk) -> Result<u8> {
     let queue_types = match arguments.queue {
         Some(queue_type) => vec![queue_type],
         None => vec![QueueType::Classic, QueueType::Quorum],
@@ -172,13 +171,13 @@ async fn run(
             phase::run(Setup {
                 servers,
                 disk,
-                binary: binary.clone(),
+                binary: arguments.binary.clone(),
                 directory,
                 queue_type,
                 instances,
                 rate: arguments.rate,
                 seed: seed.wrapping_add(number),
-                plan: deck.plan(length, FAULT_EVERY, longest, instances),
+                plan: deck.plan(length, longest, instances),
                 brief: arguments.brief,
             })
             .await?,
@@ -190,7 +189,7 @@ async fn run(
     let report = Report {
         seed,
         instances,
-        binary: binary.display().to_string(),
+        binary: arguments.binary.display().to_string(),
         disk_full: match disk {
             Disk::Mount(_) => "a tablespace on a full file system".to_owned(),
             Disk::Trigger(why) => format!("simulated by a trigger that raises 53100 ({why})"),

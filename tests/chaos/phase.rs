@@ -1,6 +1,5 @@
 //! One queue type, from an empty database to the verdict.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,10 +22,11 @@ use crate::ledger::Ledger;
 use crate::plan::{Harm, Planned};
 use crate::publisher::Publisher;
 use crate::report::QueueReport;
-use crate::servers::{Server, Servers};
-use crate::traffic::{POISONOUS, Traffic};
-use crate::watch::{self, Watched, watch};
-use crate::{PATIENCE, QueueType, Result, deadlocks, lock};
+use crate::servers::{Environment, Server, Servers};
+use crate::tables::{self, ATTEMPTS, AUDIT, RECOUNT, RESULTS};
+use crate::traffic::POISONOUS;
+use crate::watch::{Watched, watch};
+use crate::{PATIENCE, QueueType, Result, lock};
 
 /// Waiting longer is useless: the verdict is no by then.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
@@ -78,10 +78,8 @@ pub async fn run(setup: Setup) -> Result<QueueReport> {
     let environment = |index| environment(servers, &database, &queue, index);
     migrate(&setup, environment(0)).await?;
     setup.disk.take_in(servers, &database).await?;
-    let constraint = format!(
-        "ALTER TABLE vote_audit ADD CONSTRAINT no_poison
-             CHECK (citizen_id NOT LIKE '{POISONOUS}%')"
-    );
+    let no_poison = format!("CHECK (citizen_id NOT LIKE '{POISONOUS}%')");
+    let constraint = format!("ALTER TABLE vote_audit ADD CONSTRAINT no_poison {no_poison}");
     servers.execute(&database, &constraint).await?;
     if setup.queue_type == QueueType::Classic {
         declare_classic(servers, &queue).await?;
@@ -91,8 +89,7 @@ pub async fn run(setup: Setup) -> Result<QueueReport> {
     let mut instances = Vec::new();
     let mut keepers = JoinSet::new();
     for index in 0..setup.instances {
-        let (binary, directory) = (setup.binary.clone(), setup.directory.clone());
-        let instance = Instance::new(index, servers, binary, directory, environment(index)).await?;
+        let instance = Instance::new(index, &setup, environment(index)).await?;
         let instance: &Instance = Box::leak(Box::new(instance));
         keepers.spawn(instance.keep());
         instances.push(instance);
@@ -110,14 +107,11 @@ pub async fn run(setup: Setup) -> Result<QueueReport> {
         rabbitmq: Lock::default(),
         postgres: Lock::default(),
         revivals: AtomicU64::new(0),
-        deadlocks_before: deadlocks::logged(servers).await?,
+        deadlocks_before: servers.deadlocks().await?,
     }));
     let (no_more, over) = (CancellationToken::new(), CancellationToken::new());
-    let mut rng = fastrand::Rng::with_seed(phase.setup.seed);
-    let traffic = Traffic::new(rng.u64(..), 15 * u64::from(phase.setup.rate));
-    let publisher = Publisher::new(phase, traffic, rng.fork(), no_more.clone());
     let mut publishing = JoinSet::new();
-    publishing.spawn(publisher.run());
+    publishing.spawn(Publisher::new(phase, no_more.clone()).run());
     let mut watching = JoinSet::new();
     watching.spawn(watch(phase, over.clone()));
 
@@ -180,47 +174,30 @@ pub async fn run(setup: Setup) -> Result<QueueReport> {
 
 /// Of the three, one has the defaults, one tries again quickly with several batches in flight, one
 /// has large batches.
-fn environment(
-    servers: &Servers,
-    database: &str,
-    queue: &str,
-    index: usize,
-) -> BTreeMap<String, String> {
-    let mut settings = vec![
-        ("RABBITMQ_QUEUE", queue),
-        ("POSTGRES_DB", database),
-        // The link reads along.
-        ("POSTGRES_SSLMODE", "disable"),
-        ("PROMETHEUS_HOST", "127.0.0.1"),
-        ("PROMETHEUS_PORT", "0"),
-        ("LOG_FORMAT", "json"),
-    ];
-    match index % 3 {
-        1 => settings.extend([
-            ("RETRY_DELAY_SECONDS", "0.2"),
-            ("RABBITMQ_PREFETCH_COUNT", "400"),
-            ("BATCH_TIMEOUT_SECONDS", "0.2"),
-        ]),
-        2 => settings.push(("PIPELINE_PROFILE", "throughput")),
-        _ => {}
-    }
-    let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+fn environment(servers: &Servers, database: &str, queue: &str, index: usize) -> Environment {
+    let own = match index % 3 {
+        1 => "RETRY_DELAY_SECONDS=0.2 RABBITMQ_PREFETCH_COUNT=400 BATCH_TIMEOUT_SECONDS=0.2",
+        2 => "PIPELINE_PROFILE=throughput",
+        _ => "",
+    };
+    // The link reads along: no encryption.
+    let settings = format!(
+        "RABBITMQ_QUEUE={queue} POSTGRES_DB={database} POSTGRES_SSLMODE=disable \
+         PROMETHEUS_HOST=127.0.0.1 PROMETHEUS_PORT=0 LOG_FORMAT=json {own}"
+    );
+    let settings = settings.split_whitespace().filter_map(|setting| setting.split_once('='));
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
     servers.env.clone().into_iter().chain(settings).collect()
 }
 
 /// Creates the database that these settings name, with its tables.
-async fn migrate(setup: &Setup, environment: BTreeMap<String, String>) -> Result<()> {
+async fn migrate(setup: &Setup, environment: Environment) -> Result<()> {
     let Setup { servers, binary, directory, .. } = setup;
     let create = format!("CREATE DATABASE {}", environment["POSTGRES_DB"]);
     servers.execute(servers.get("POSTGRES_DB"), &create).await?;
-    let migrated = Command::new(binary)
-        .arg("migrate")
-        .env_clear()
-        .envs(&environment)
-        .current_dir(directory)
-        .kill_on_drop(true)
-        .output();
-    let migrated = timeout(PATIENCE, migrated).await??;
+    let mut migrate = Command::new(binary);
+    migrate.arg("migrate").env_clear().envs(&environment).current_dir(directory).kill_on_drop(true);
+    let migrated = timeout(PATIENCE, migrate.output()).await??;
     if !migrated.status.success() {
         let stderr = String::from_utf8_lossy(&migrated.stderr);
         return Err(format!("{} migrate: {stderr}", binary.display()).into());
@@ -304,12 +281,13 @@ impl Phase {
         let servers = self.setup.servers;
         let connection = servers.amqp().await?;
         let mut sql = servers.sql(&self.database).await?;
-        let attempts = invariants::attempts(&mut sql).await?;
+        let attempts = tables::votes(&mut sql, ATTEMPTS).await?;
+        let audit = tables::votes(&mut sql, AUDIT).await?.into_iter();
         let dead = format!("{}.dlq", self.queue);
         Ok(Evidence {
-            audit: invariants::audit(&mut sql).await?,
-            results: watch::totals(&mut sql).await?,
-            recounted: invariants::recount(&mut sql).await?,
+            audit: audit.map(|vote| (vote.vote_hash.to_string(), vote)).collect(),
+            results: tables::totals(&mut sql, RESULTS).await?,
+            recounted: tables::totals(&mut sql, RECOUNT).await?,
             attempt_rows: attempts.len(),
             attempts: attempts.into_iter().collect(),
             dead_letters: invariants::take_all(&connection, &dead).await?,
@@ -317,7 +295,7 @@ impl Phase {
             drained_after,
             watched,
             seen: self.instances.iter().map(|instance| lock(&instance.seen).clone()).collect(),
-            deadlocks: deadlocks::logged(servers).await? - self.deadlocks_before,
+            deadlocks: servers.deadlocks().await? - self.deadlocks_before,
             classic_killed,
         })
     }

@@ -4,12 +4,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use self::Harm::{
-    CloseConnections, DiskFull, End, Freeze, FreezeServer, HoldReply, KillAt, KillServer, Link,
-    MemoryAlarm, TerminateBackends,
-};
 use self::LinkFault::{Cut, Down, HalfOpen, Slow};
-use crate::proxy::Direction;
+use crate::proxy::Direction::{self, ToServer, ToService};
 use crate::proxy::Place::{self, AfterCommit, BeforeCommit};
 use crate::servers::Server::{self, Postgres, RabbitMq};
 
@@ -59,34 +55,35 @@ const fn kind(name: &'static str, harm: Harm, hold: (f64, f64)) -> Kind {
 const MOMENTARY: (f64, f64) = (0.0, 0.0);
 
 pub const ALL: [Kind; 23] = [
-    kind("service: kill -9", End(Signal::KILL), MOMENTARY),
-    kind("service: kill -9 between insert and COMMIT", KillAt(BeforeCommit), MOMENTARY),
-    kind("service: kill -9 between COMMIT and ack", KillAt(AfterCommit), MOMENTARY),
-    kind("service: SIGSTOP", Freeze, (1.0, 30.0)),
-    kind("service: SIGTERM", End(Signal::TERM), MOMENTARY),
-    kind("RabbitMQ: kill -9", KillServer(RabbitMq), MOMENTARY),
-    kind("RabbitMQ: SIGSTOP", FreezeServer(RabbitMq), (1.0, 15.0)),
-    kind("RabbitMQ: closes all connections", CloseConnections, MOMENTARY),
-    kind("RabbitMQ: memory alarm", MemoryAlarm, (2.0, 12.0)),
-    kind("link to RabbitMQ: cut", Link(RabbitMq, Cut), MOMENTARY),
-    kind("link to RabbitMQ: half open", Link(RabbitMq, HalfOpen), (2.0, 25.0)),
-    kind("link to RabbitMQ: down", Link(RabbitMq, Down), (1.0, 10.0)),
-    kind("link to RabbitMQ: slow", Link(RabbitMq, Slow), (2.0, 10.0)),
-    kind("PostgreSQL: kill -9", KillServer(Postgres), MOMENTARY),
-    kind("PostgreSQL: SIGSTOP", FreezeServer(Postgres), (1.0, 15.0)),
-    kind("PostgreSQL: pg_terminate_backend", TerminateBackends, MOMENTARY),
-    kind("PostgreSQL: disk full", DiskFull, (2.0, 12.0)),
-    kind("link to PostgreSQL: cut", Link(Postgres, Cut), MOMENTARY),
-    kind("link to PostgreSQL: half open", Link(Postgres, HalfOpen), (2.0, 25.0)),
-    kind("link to PostgreSQL: down", Link(Postgres, Down), (1.0, 10.0)),
-    kind("link to PostgreSQL: slow", Link(Postgres, Slow), (2.0, 10.0)),
-    kind("COMMIT: its reply never comes", HoldReply, (1.0, 20.0)),
-    kind("COMMIT: cut before its reply", HoldReply, MOMENTARY),
+    kind("service: kill -9", Harm::End(Signal::KILL), MOMENTARY),
+    kind("service: kill -9 between insert and COMMIT", Harm::KillAt(BeforeCommit), MOMENTARY),
+    kind("service: kill -9 between COMMIT and ack", Harm::KillAt(AfterCommit), MOMENTARY),
+    kind("service: SIGSTOP", Harm::Freeze, (1.0, 30.0)),
+    kind("service: SIGTERM", Harm::End(Signal::TERM), MOMENTARY),
+    kind("RabbitMQ: kill -9", Harm::KillServer(RabbitMq), MOMENTARY),
+    kind("RabbitMQ: SIGSTOP", Harm::FreezeServer(RabbitMq), (1.0, 15.0)),
+    kind("RabbitMQ: closes all connections", Harm::CloseConnections, MOMENTARY),
+    kind("RabbitMQ: memory alarm", Harm::MemoryAlarm, (2.0, 12.0)),
+    kind("link to RabbitMQ: cut", Harm::Link(RabbitMq, Cut), MOMENTARY),
+    kind("link to RabbitMQ: half open", Harm::Link(RabbitMq, HalfOpen), (2.0, 25.0)),
+    kind("link to RabbitMQ: down", Harm::Link(RabbitMq, Down), (1.0, 10.0)),
+    kind("link to RabbitMQ: slow", Harm::Link(RabbitMq, Slow), (2.0, 10.0)),
+    kind("PostgreSQL: kill -9", Harm::KillServer(Postgres), MOMENTARY),
+    kind("PostgreSQL: SIGSTOP", Harm::FreezeServer(Postgres), (1.0, 15.0)),
+    kind("PostgreSQL: pg_terminate_backend", Harm::TerminateBackends, MOMENTARY),
+    kind("PostgreSQL: disk full", Harm::DiskFull, (2.0, 12.0)),
+    kind("link to PostgreSQL: cut", Harm::Link(Postgres, Cut), MOMENTARY),
+    kind("link to PostgreSQL: half open", Harm::Link(Postgres, HalfOpen), (2.0, 25.0)),
+    kind("link to PostgreSQL: down", Harm::Link(Postgres, Down), (1.0, 10.0)),
+    kind("link to PostgreSQL: slow", Harm::Link(Postgres, Slow), (2.0, 10.0)),
+    kind("COMMIT: its reply never comes", Harm::HoldReply, (1.0, 20.0)),
+    kind("COMMIT: cut before its reply", Harm::HoldReply, MOMENTARY),
 ];
 
+/// A fault begins this often on average.
+const EVERY: Duration = Duration::from_millis(3_300);
 /// The ways in which a half-open link may be dead.
-const DEAD_WAYS: [&[Direction]; 3] =
-    [&[Direction::ToServer], &[Direction::ToService], &[Direction::ToServer, Direction::ToService]];
+const DEAD_WAYS: [&[Direction]; 3] = [&[ToServer], &[ToService], &[ToServer, ToService]];
 
 /// One fault to come.
 #[derive(Clone, Debug)]
@@ -120,20 +117,14 @@ impl Deck {
         self.left.pop().expect("just filled")
     }
 
-    /// Faults for `length`, one about every `every`, none longer than `longest`.
-    pub fn plan(
-        &mut self,
-        length: Duration,
-        every: Duration,
-        longest: Duration,
-        instances: usize,
-    ) -> Vec<Planned> {
-        let count = (length.as_secs_f64() / every.as_secs_f64()) as u32;
+    /// Faults for `length`, none longer than `longest`.
+    pub fn plan(&mut self, length: Duration, longest: Duration, instances: usize) -> Vec<Planned> {
+        let count = (length.as_secs_f64() / EVERY.as_secs_f64()) as u32;
         (0..count)
             .map(|n| {
                 let kind = self.draw();
                 // Anywhere in its slot: sometimes right behind the last one.
-                let at = every.mul_f64(f64::from(n) + self.rng.f64());
+                let at = EVERY.mul_f64(f64::from(n) + self.rng.f64());
                 let (shortest, limit) = kind.hold;
                 let limit = limit.min(longest.as_secs_f64()).max(shortest);
                 // Short ones more often than long ones.

@@ -47,13 +47,10 @@ pub struct Publisher {
 type Unconfirmed = BTreeMap<u64, Message>;
 
 impl Publisher {
-    pub const fn new(
-        phase: &'static Phase,
-        traffic: Traffic,
-        rng: fastrand::Rng,
-        stop: CancellationToken,
-    ) -> Self {
-        Self { phase, traffic, rng, stop, again: VecDeque::new() }
+    pub fn new(phase: &'static Phase, stop: CancellationToken) -> Self {
+        let mut rng = fastrand::Rng::with_seed(phase.setup.seed);
+        let traffic = Traffic::new(rng.u64(..), 15 * u64::from(phase.setup.rate));
+        Self { phase, traffic, rng: rng.fork(), stop, again: VecDeque::new() }
     }
 
     /// Publishes until `stop`; then until what is to be published again is confirmed.
@@ -109,8 +106,7 @@ impl Publisher {
     /// Publishes on one channel until it fails (`false`) or everything is done.
     async fn use_up(&mut self, channel: &Channel, unconfirmed: &mut Unconfirmed) -> bool {
         let rate = f64::from(self.phase.setup.rate);
-        let mut confirms: FuturesUnordered<BoxFuture<'static, (u64, bool)>> =
-            FuturesUnordered::new();
+        let mut confirms = FuturesUnordered::<BoxFuture<'static, (u64, bool)>>::new();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();

@@ -57,8 +57,7 @@ impl Row {
     fn of<'o>(fault: &'static str, outcomes: impl Iterator<Item = &'o Outcome>) -> Self {
         let (overlapped, alone): (Vec<_>, Vec<_>) = outcomes.partition(|one| one.overlapped);
         let times = |outcomes: &[&Outcome]| {
-            let mut times: Vec<f64> =
-                outcomes.iter().filter_map(|outcome| outcome.recovered_after).collect();
+            let mut times = Vec::from_iter(outcomes.iter().filter_map(|one| one.recovered_after));
             times.sort_by(f64::total_cmp);
             times
         };
@@ -84,34 +83,20 @@ pub fn rows(phases: &[QueueReport]) -> Vec<Row> {
 impl Report {
     /// What was published and counted, a row for each queue type.
     pub fn votes(&self) -> String {
-        let header = [
-            "queue",
-            "seconds",
-            "faults",
-            "published",
-            "confirmed",
-            "indeterminate",
-            "counted",
-            "attempts",
-            "dead letters",
-            "drained in s",
-        ];
+        let header = "queue|seconds|faults|published|confirmed|indeterminate|counted|attempts|\
+                      dead letters|drained in s";
         let rows = self.phases.iter().map(|phase| {
             let Counts { attempted, confirmed, indeterminate, .. } = phase.messages;
-            vec![
-                phase.queue.to_owned(),
-                format!("{:.0}", phase.seconds),
-                phase.outcomes.len().to_string(),
-                HumanCount(attempted).to_string(),
-                HumanCount(confirmed).to_string(),
-                HumanCount(indeterminate).to_string(),
-                HumanCount(phase.votes_counted as u64).to_string(),
-                HumanCount(phase.attempts_recorded as u64).to_string(),
-                HumanCount(phase.dead_letters as u64).to_string(),
-                seconds(phase.drained_after),
-            ]
+            let counted = [phase.votes_counted, phase.attempts_recorded, phase.dead_letters];
+            let [counted, attempts, dead] = counted.map(|count| count as u64);
+            let counts = [attempted, confirmed, indeterminate, counted, attempts, dead];
+            let faults = phase.outcomes.len().to_string();
+            let mut row = vec![phase.queue.to_owned(), format!("{:.0}", phase.seconds), faults];
+            row.extend(counts.map(|count| HumanCount(count).to_string()));
+            row.push(seconds(phase.drained_after));
+            row
         });
-        let mut votes = table(&header, rows).to_string();
+        let mut votes = table(header, rows).to_string();
         let revivals: u64 = self.phases.iter().map(|phase| phase.broker_revivals).sum();
         if revivals > 0 {
             votes += "\nRabbitMQ came back from a kill without its queue and was restarted: ";
@@ -122,20 +107,14 @@ impl Report {
 
     /// How long counting took to come back after each kind of fault.
     pub fn faults(&self) -> String {
-        let header = ["fault", "times", "median s", "worst s", "worst s, overlapped"];
         let rows = self.faults.iter().map(|row| {
-            vec![
-                row.fault.to_owned(),
-                row.count.to_string(),
-                seconds(row.median),
-                seconds(row.worst),
-                seconds(row.worst_overlapped),
-            ]
+            let times = [row.median, row.worst, row.worst_overlapped].map(seconds);
+            [row.fault.to_owned(), row.count.to_string()].into_iter().chain(times).collect()
         });
         format!(
             "{}\nSeconds from a fault's end to the next commit of every instance that it struck.\n\
              Disk full: {}",
-            table(&header, rows),
+            table("fault|times|median s|worst s|worst s, overlapped", rows),
             self.disk_full
         )
     }
@@ -158,12 +137,9 @@ fn seconds(value: Option<f64>) -> String {
 }
 
 /// The first column is text, the others are numbers.
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
+fn table(header: &str, rows: impl Iterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN).set_header(header.to_vec());
-    for row in rows {
-        table.add_row(row);
-    }
+    table.load_style(ASCII_MARKDOWN).set_header(header.split('|')).add_rows(rows);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }

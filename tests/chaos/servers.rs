@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, PgConnection};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::processes::signal_tree;
 use crate::{PATIENCE, Result};
 
 #[derive(Clone, Copy, Debug)]
@@ -31,11 +32,14 @@ impl Server {
     }
 }
 
+/// Variables and their values.
+pub type Environment = BTreeMap<String, String>;
+
 /// Started and ended by `script/services`.
 pub struct Servers {
     dir: PathBuf,
     /// `script/services env`: addresses and credentials under the service's own variable names.
-    pub env: BTreeMap<String, String>,
+    pub env: Environment,
 }
 
 impl Servers {
@@ -52,11 +56,10 @@ impl Servers {
     pub async fn up(&mut self) -> Result<()> {
         self.script(&["up"]).await?;
         let lines = self.script(&["env"]).await?;
-        self.env = lines
-            .lines()
-            .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
-            .map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned()))
-            .collect();
+        let exports =
+            lines.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+        let exports = exports.map(|(name, value)| (name, value.trim_matches('\'')));
+        self.env = exports.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         Ok(())
     }
 
@@ -78,13 +81,8 @@ impl Servers {
     /// Runs a command of script/services; returns its output.
     pub async fn script(&self, arguments: &[&str]) -> Result<String> {
         let Some((command, rest)) = arguments.split_first() else { return Ok(String::new()) };
-        let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("script/services"))
-            .arg(command)
-            .arg("--dir")
-            .arg(&self.dir)
-            .args(rest)
-            .output()
-            .await?;
+        let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/script/services"));
+        let output = script.args([command, "--dir"]).arg(&self.dir).args(rest).output().await?;
         if !output.status.success() {
             let stderr = String::from_utf8_lossy(&output.stderr);
             return Err(format!("script/services {}: {stderr}", arguments.join(" ")).into());
@@ -99,14 +97,14 @@ impl Servers {
 
     /// Sends a signal to a server's process and all below it: PostgreSQL has one for each connection.
     pub async fn signal(&self, server: Server, signal: Signal) -> Result<()> {
-        let root: i32 = self.script(&["pid", server.name()]).await?.trim().parse()?;
-        for id in process_tree(root)? {
-            if let Some(pid) = Pid::from_raw(id) {
-                // It may have ended since it was listed.
-                kill_process(pid, signal).ok();
-            }
-        }
+        signal_tree(self.script(&["pid", server.name()]).await?.trim().parse()?, signal);
         Ok(())
+    }
+
+    /// Deadlocks in PostgreSQL's log so far: sorted batches must cause none. The seeded mutant
+    /// `lock-hashes-in-another-order` shows that the log has them.
+    pub async fn deadlocks(&self) -> Result<usize> {
+        Ok(self.script(&["log", "postgres"]).await?.matches("ERROR:  deadlock detected").count())
     }
 
     /// The account that PostgreSQL runs as.
@@ -156,25 +154,4 @@ impl Servers {
         let connecting = Connection::connect(&uri, ConnectionProperties::default());
         Ok(timeout(PATIENCE, connecting).await??)
     }
-}
-
-/// A process and all below it.
-fn process_tree(root: i32) -> Result<Vec<i32>> {
-    let mut parents = BTreeMap::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Ok(id) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
-        // Behind the name, which is in parentheses and may hold anything: state, parent, …
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{id}/stat")) else { continue };
-        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
-        if let Some(parent) = parent.and_then(|parent| parent.parse::<i32>().ok()) {
-            parents.insert(id, parent);
-        }
-    }
-    let mut tree = vec![root];
-    let mut next = 0;
-    while let Some(parent) = tree.get(next).copied() {
-        tree.extend(parents.iter().filter(|(_, p)| **p == parent).map(|(id, _)| *id));
-        next += 1;
-    }
-    Ok(tree)
 }

@@ -6,6 +6,8 @@ use time::macros::datetime;
 use time::{Duration, OffsetDateTime, UtcOffset};
 use vote_aggregator::model::vote::{Choice, Vote};
 
+use crate::messages::fields;
+
 const FIRST_CAST: OffsetDateTime = datetime!(2025-11-14 12:00 UTC);
 /// A duplicate repeats one of this many votes before it.
 const MEMORY: usize = 5_000;
@@ -54,11 +56,9 @@ impl Traffic {
         let vote = duplicate.unwrap_or_else(|| {
             let fresh = self.fresh();
             self.newest = Some(fresh.clone());
-            if self.recent.len() < MEMORY {
-                self.recent.push(fresh.clone());
-            } else {
-                let forgotten = self.rng.usize(..MEMORY);
-                self.recent[forgotten] = fresh.clone();
+            self.recent.push(fresh.clone());
+            if self.recent.len() > MEMORY {
+                self.recent.swap_remove(self.rng.usize(..MEMORY));
             }
             fresh
         });
@@ -83,12 +83,8 @@ impl Traffic {
         let known = if twin { self.newest.as_ref() } else { self.rng.choice(&self.recent) };
         let mut vote = known?.clone();
         match self.rng.u8(..8) {
-            0 => {
-                vote.choice = match vote.choice {
-                    Choice::Oui => Choice::Non,
-                    Choice::Non => Choice::Oui,
-                }
-            }
+            0 if vote.choice == Choice::Oui => vote.choice = Choice::Non,
+            0 => vote.choice = Choice::Oui,
             1 => vote.citizen_id = format!("thief-{}", self.rng.u8(..4)).into(),
             2 => vote.law_id = "law-099".into(),
             3 => vote.timestamp += Duration::microseconds(1),
@@ -103,13 +99,8 @@ impl Traffic {
         let offset = UtcOffset::from_hms(self.rng.i8(-11..12), 0, 0).unwrap_or(UtcOffset::UTC);
         let cast = vote.timestamp + Duration::nanoseconds(self.rng.i64(-499..500));
         let cast = cast.to_offset(offset).format(&Rfc3339).unwrap_or_default();
-        let mut body = json!({
-            "vote_hash": vote.vote_hash,
-            "citizen_id": vote.citizen_id,
-            "law_id": vote.law_id,
-            "choice": vote.choice.as_str(),
-            "timestamp": cast,
-        });
+        let mut body = fields(vote);
+        body["timestamp"] = cast.into();
         if self.rng.bool() {
             body["metadata"] = json!({ "ip": "192.0.2.1", "user_agent": "chaos" });
         }

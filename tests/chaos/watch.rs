@@ -1,22 +1,17 @@
 //! Looks at the totals all through a run: they must never decrease.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sqlx::PgConnection;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::Result;
 use crate::phase::Phase;
+use crate::tables::{RESULTS, Totals, totals};
 
 const EVERY: Duration = Duration::from_millis(250);
 /// A server that stands still is asked again, on another connection.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-
-/// `law_id` → `[oui, non]`.
-pub type Totals = BTreeMap<String, [i64; 2]>;
 
 /// What was seen.
 #[derive(Debug, Default)]
@@ -33,14 +28,12 @@ pub async fn watch(phase: &'static Phase, stop: CancellationToken) -> Watched {
     let mut connection = None;
     while !stop.is_cancelled() {
         sleep(EVERY).await;
-        let mut current = match connection.take() {
-            Some(current) => current,
-            None => match phase.setup.servers.sql(&phase.database).await {
-                Ok(current) => current,
-                Err(_) => continue,
-            },
-        };
-        let Ok(Ok(totals)) = timeout(ANSWER_WITHIN, totals(&mut current)).await else { continue };
+        if connection.is_none() {
+            connection = phase.setup.servers.sql(&phase.database).await.ok();
+        }
+        let Some(mut current) = connection.take() else { continue };
+        let looked = timeout(ANSWER_WITHIN, totals(&mut current, RESULTS)).await;
+        let Ok(Ok(totals)) = looked else { continue };
         connection = Some(current);
         for (law, before) in &highest {
             let now = totals.get(law).copied().unwrap_or_default();
@@ -62,15 +55,4 @@ impl Watched {
         let looks = self.counted.partition_point(|(at, _)| *at <= then);
         self.counted[..looks].last().map_or(0, |look| look.1)
     }
-}
-
-/// Every row of vote_results.
-pub async fn totals(connection: &mut PgConnection) -> Result<Totals> {
-    read(connection, "SELECT law_id, oui_count, non_count FROM vote_results").await
-}
-
-/// Rows of `law_id`, `oui_count`, `non_count`.
-pub async fn read(connection: &mut PgConnection, query: &'static str) -> Result<Totals> {
-    let rows: Vec<(String, i64, i64)> = sqlx::query_as(query).fetch_all(connection).await?;
-    Ok(rows.into_iter().map(|(law, oui, non)| (law, [oui, non])).collect())
 }

@@ -12,6 +12,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use vote_aggregator::model::vote::{self, Choice, Reason, Vote};
 
+use self::messages::fields;
+
+#[path = "../shared/messages.rs"]
+mod messages;
+
 /// The limit of a body unless it is configured otherwise.
 pub const MAX_BYTES: usize = 16_384;
 
@@ -29,7 +34,7 @@ pub fn check(body: &[u8]) {
         Ok(vote) => {
             assert!(body.len() <= MAX_BYTES);
             assert!(obeys_the_rules(vote), "{vote:?}");
-            let again = vote::decode(&encode(vote), MAX_BYTES);
+            let again = vote::decode(fields(vote).to_string().as_bytes(), MAX_BYTES);
             assert_eq!(again.as_ref(), Ok(vote), "encoded and decoded again");
         }
         Err(rejection) => {
@@ -129,16 +134,4 @@ fn instant(text: &str) -> Option<OffsetDateTime> {
         Ordering::Greater => true,
     };
     OffsetDateTime::from_unix_timestamp_nanos((micros + i128::from(up)) * 1_000).ok()
-}
-
-fn encode(vote: &Vote) -> Vec<u8> {
-    let timestamp = vote.timestamp.format(&Rfc3339).expect("a year of four digits");
-    let vote = serde_json::json!({
-        "vote_hash": vote.vote_hash,
-        "citizen_id": vote.citizen_id,
-        "law_id": vote.law_id,
-        "choice": vote.choice.as_str(),
-        "timestamp": timestamp,
-    });
-    vote.to_string().into_bytes()
 }

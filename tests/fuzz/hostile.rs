@@ -60,21 +60,17 @@ fn hostile(line: &str) -> Hostile {
         }
         _ => None,
     };
-    let mut flags = 0;
-    let mut fields: Vec<(u16, Vec<u8>)> = Vec::new();
-    if let Some(headers) = headers {
-        flags |= HEADERS;
-        fields.push((HEADERS, [length(headers.len()).as_slice(), &headers].concat()));
-    }
+    let headers = headers.map(|headers| [&length(headers.len())[..], &headers].concat());
+    let mut fields = Vec::from_iter(headers.map(|field| (HEADERS, field)));
     for (property, flag) in STRINGS {
         if let Value::String(_) = entry["strings"][property] {
             let text = bytes(&entry["strings"][property]);
-            flags |= flag;
             fields.push((flag, [&[u8::try_from(text.len()).expect("short")], &*text].concat()));
         }
     }
     // In the order of the flags.
     fields.sort_by_key(|(flag, _)| std::cmp::Reverse(*flag));
+    let flags = fields.iter().fold(0, |flags, (flag, _)| flags | flag);
     let mut properties = u16::to_be_bytes(flags).to_vec();
     properties.extend(fields.into_iter().flat_map(|(_, field)| field));
     let routing_key = entry["routing_key_base64"].is_string();
@@ -84,6 +80,12 @@ fn hostile(line: &str) -> Hostile {
 
 fn length(bytes: usize) -> [u8; 4] {
     u32::try_from(bytes).expect("no frame is that long").to_be_bytes()
+}
+
+/// Properties with one header, a text of this length.
+pub fn long_header(text: usize) -> Vec<u8> {
+    let table = [&b"\x01aS"[..], &length(text), &vec![b'x'; text]].concat();
+    [&HEADERS.to_be_bytes()[..], &length(table.len()), &table].concat()
 }
 
 /// The entries of a table with one header that nests so deep.

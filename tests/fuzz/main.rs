@@ -2,6 +2,8 @@
 //! correct, and an input that fuzzing finds becomes a test by a line in the corpus.
 
 mod config;
+#[path = "../shared/corpus.rs"]
+mod corpus;
 mod decode;
 mod hostile;
 mod properties;
@@ -10,12 +12,12 @@ mod seeds;
 use std::fs;
 use std::path::PathBuf;
 
+use vote_aggregator::model::vote;
+
+use self::seeds::Seed;
+
 /// Checks each seed, and `copies(length)` damaged copies of it.
-fn check_all(
-    seeds: &[(String, Vec<u8>)],
-    copies: impl Fn(usize) -> usize,
-    mut check: impl FnMut(&[u8]),
-) {
+fn check_all(seeds: &[Seed], copies: impl Fn(usize) -> usize, mut check: impl FnMut(&[u8])) {
     let mut random = fastrand::Rng::with_seed(1);
     for (_, seed) in seeds {
         check(seed);
@@ -54,8 +56,7 @@ fn a_hundred_thousand_brackets_are_no_stack_overflow() {
     let depth = 100_000;
     for (open, inner, close) in [("[", "", "]"), ("{\"k\":", "1", "}"), ("[{\"k\":", "1", "}]")] {
         let deep = [&open.repeat(depth), inner, &close.repeat(depth)].concat();
-        let decoded =
-            |body: &str| vote_aggregator::model::vote::decode(body.as_bytes(), usize::MAX);
+        let decoded = |body: &str| vote::decode(body.as_bytes(), usize::MAX);
         assert!(decoded(&format!("{valid}{deep}}}")).is_ok(), "ignored, {depth} deep");
         assert!(decoded(&format!("{valid}{}}}", open.repeat(depth))).is_err(), "never closed");
         assert!(decoded(&valid.replace("\"oui\"", &deep)).is_err());
@@ -74,13 +75,10 @@ fn no_configuration_panics_or_shows_a_password() {
 #[test]
 fn the_client_can_parse_what_passes_the_screen() {
     let mut read = fastrand::Rng::with_seed(4);
-    check_all(
-        &seeds::properties(),
-        |length| if length < 1_000 { 300 } else { 3 },
-        |seed| {
-            properties::check(seed, || read.usize(1..70_000));
-        },
-    );
+    let copies = |length| if length < 1_000 { 300 } else { 3 };
+    check_all(&seeds::properties(), copies, |seed| {
+        properties::check(seed, || read.usize(1..70_000));
+    });
 }
 
 #[test]
@@ -96,10 +94,7 @@ fn the_corpus_of_properties_is_marked_as_it_says() {
 fn properties_of_any_length_leave_a_message_that_the_client_takes() {
     for (length, marked) in [(200_000, false), (500_000, false), (600_000, true), (5_000_000, true)]
     {
-        let text = u32::try_from(length).expect("small");
-        let table = [&b"\x01aS"[..], &text.to_be_bytes(), &vec![b'x'; length]].concat();
-        let size = u32::try_from(table.len()).expect("small").to_be_bytes();
-        let input = [&[3][..], b"key", &[0x20, 0], &size, &table].concat();
+        let input = [&[3][..], b"key", &hostile::long_header(length)].concat();
         assert_eq!(properties::check(&input, || 30_000), marked, "{length}");
     }
 }

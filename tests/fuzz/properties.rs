@@ -109,23 +109,12 @@ fn screened(sent: &[u8], mut count: impl FnMut() -> usize) -> Vec<u8> {
 /// A delivery as RabbitMQ sends it, and a heartbeat behind it.
 fn message(routing_key: &[u8], properties: &[u8]) -> Vec<u8> {
     let short = |text: &[u8]| [&[u8::try_from(text.len()).expect("short")], text].concat();
-    let deliver = [
-        &[0, 60, 0, 60][..],
-        &short(b"ctag"),
-        &TAG.to_be_bytes(),
-        &[1],
-        &short(b""),
-        &short(routing_key),
-    ]
-    .concat();
+    let tag = [&[0, 60, 0, 60][..], &short(b"ctag"), &TAG.to_be_bytes(), &[1]].concat();
+    let deliver = [tag, short(b""), short(routing_key)].concat();
     let header = [&[0, 60, 0, 0][..], &(BODY.len() as u64).to_be_bytes(), properties].concat();
-    [
-        frame(1, CHANNEL, &deliver),
-        frame(2, CHANNEL, &header),
-        frame(3, CHANNEL, BODY),
-        frame(8, 0, b""),
-    ]
-    .concat()
+    let frames = [(1, &*deliver), (2, &header), (3, BODY)];
+    let frames = frames.map(|(kind, payload)| frame(kind, CHANNEL, payload)).concat();
+    [frames, frame(8, 0, b"")].concat()
 }
 
 fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {

@@ -1,30 +1,17 @@
 //! Inputs to begin with: the corpus of messages, and the shipped configuration in pieces.
 
-use base64::Engine;
-use serde_json::Value;
 use vote_aggregator::platform::config::keys;
 
 use super::config::PART;
-use super::hostile;
+use super::{corpus, hostile};
+
+/// A name and an input.
+pub type Seed = (String, Vec<u8>);
 
 /// Every message of the corpus under `tests/data` that fits the decoder's limit about once.
 pub fn messages() -> Vec<(String, Vec<u8>)> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let corpus = include_str!("../data/messages.ndjson").lines().map(|line| {
-        let entry: Value = serde_json::from_str(line).expect("one JSON object a line");
-        let Value::String(name) = &entry["name"] else { panic!("no name: {line}") };
-        let repeat = &entry["repeat"];
-        let body = if let Some(encoded) = entry["body_base64"].as_str() {
-            base64::engine::general_purpose::STANDARD.decode(encoded).expect("base64")
-        } else if let Some(times) = repeat["times"].as_u64() {
-            let unit = text(&repeat["unit"]).repeat(usize::try_from(times).expect("a count"));
-            [text(&repeat["before"]), unit, text(&repeat["after"])].concat().into_bytes()
-        } else {
-            text(&entry["body"]).into_bytes()
-        };
-        (name.clone(), body)
-    });
-    corpus.filter(|(_, body)| body.len() <= 20_000).collect()
+    let short = corpus::messages().filter(|(_, body)| body.len() <= 20_000);
+    short.map(|(entry, body)| (entry["name"].as_str().expect("a name").to_owned(), body)).collect()
 }
 
 /// The corpus of properties, and others that a broker would not take from a publisher.
@@ -61,14 +48,8 @@ pub fn configurations() -> Vec<(String, Vec<u8>)> {
     ];
     for (number, key) in (0_u8..).zip(keys::ALL) {
         let setting = char::from(b'!' + number);
-        for value in [
-            "1",
-            "amqps",
-            "postgres://u:p@h:1/d?sslmode=require",
-            "true",
-            "verify-full",
-            "h,\u{e9}",
-        ] {
+        let url = "postgres://u:p@h:1/d?sslmode=require";
+        for value in ["1", "amqps", url, "true", "verify-full", "h,\u{e9}"] {
             seeds.push((
                 format!("{}-{}", key.variable, seeds.len()),
                 format!(

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use lapin::types::AMQPValue;
 use serde_json::{Value, json};
@@ -11,40 +9,19 @@ use vote_aggregator::adapters::broker::RabbitMq;
 use vote_aggregator::model::ports::{Broker, BrokerError, Session};
 use vote_aggregator::model::vote::{Vote, decode};
 
-use crate::support::{Servers, Stage, eventually, votes};
+use crate::support::{Servers, Stage, eventually, text};
 
-fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(value.into())
-}
-
-/// The bodies of the corpus: those that are votes, and those that are not.
-fn corpus() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-    let lines = include_str!("../data/messages.ndjson").lines();
-    let entries = lines.map(|line| serde_json::from_str(line).expect("one JSON object a line"));
-    // Those with invalid properties have a corpus of their own, see `hostile`.
-    let (good, bad): (Vec<Value>, Vec<Value>) = entries
-        .filter(|entry: &Value| entry["invalid_properties"] != true)
-        .partition(|entry| entry["verdict"] == "vote");
-    (good.iter().map(body).collect(), bad.iter().map(body).collect())
-}
-
-fn body(entry: &Value) -> Vec<u8> {
-    if let Some(body) = entry["body"].as_str() {
-        return body.as_bytes().to_vec();
-    }
-    if let Some(body) = entry["body_base64"].as_str() {
-        return STANDARD.decode(body).expect("base64");
-    }
-    let [before, unit, after] =
-        ["before", "unit", "after"].map(|name| entry["repeat"][name].as_str().unwrap_or_default());
-    let times = entry["repeat"]["times"].as_u64().expect("a number of times") as usize;
-    [before, &unit.repeat(times), after].concat().into_bytes()
-}
+#[path = "../shared/corpus.rs"]
+mod corpus;
 
 #[tokio::test]
 async fn the_corpus_ends_up_counted_or_dead_lettered_and_nothing_is_lost() {
-    let stage = Stage::migrated(Servers::shared(), "corpus").await;
-    let (good, mut bad) = corpus();
+    let (stage, service) = Stage::started("corpus", &[]).await;
+    // Those with invalid properties have a corpus of their own, see `hostile`.
+    let messages = corpus::messages().filter(|(entry, _)| entry["invalid_properties"] != true);
+    let (good, bad): (Vec<_>, Vec<_>) = messages.partition(|(entry, _)| entry["verdict"] == "vote");
+    let [good, mut bad] =
+        [good, bad].map(|messages| messages.into_iter().map(|(_, body)| body).collect::<Vec<_>>());
     assert!(bad.len() >= 60 && good.len() >= 20, "{} bad, {} good", bad.len(), good.len());
     // Bad ones before, between and behind good ones.
     let mut bodies = [&bad[..], &good].concat();
@@ -52,7 +29,6 @@ async fn the_corpus_ends_up_counted_or_dead_lettered_and_nothing_is_lost() {
     let decoded = good.iter().map(|body| decode(body, 16_384).expect("a vote"));
     let votes: Vec<Vote> = decoded.collect();
 
-    let service = stage.start(&[]).await;
     stage.publish(&bodies).await;
     stage.until_ready(&stage.dead_letter_queue(), bad.len()).await;
     let malformed = "aggregation_errors_total{error_type=\"malformed\"}";
@@ -95,8 +71,7 @@ async fn a_queue_that_exists_with_other_arguments_is_used_and_warned_of() {
     assert_eq!(rabbitmq["warnings"].as_array().map(Vec::len), Some(3), "{rabbitmq}");
     service.until_metric("dead_letter_route{state=\"unknown\"}", 1.0).await;
     service.until_metric("dead_letter_route{state=\"yes\"}", 0.0).await;
-    let batch = votes(0, 250);
-    stage.publish_votes(&batch).await;
+    let batch = stage.publish_new(0, 250).await;
     stage.finish([service], &batch).await;
     assert_eq!(stage.ready(&stage.dead_letter_queue()).await, Some(0), "created in advance");
 }
@@ -108,12 +83,10 @@ async fn queues_of_every_kind_work_and_a_dead_letter_route_is_seen() {
         ("x-dead-letter-exchange", text("")),
         ("x-dead-letter-routing-key", text("elsewhere")),
     ];
-    let quorum =
-        vec![("x-queue-type", text("quorum")), ("x-delivery-limit", AMQPValue::LongInt(3))];
-    let lazy = vec![
-        ("x-queue-mode", text("lazy")),
-        ("x-single-active-consumer", AMQPValue::Boolean(true)),
-    ];
+    let limit = AMQPValue::LongInt(3);
+    let quorum = vec![("x-queue-type", text("quorum")), ("x-delivery-limit", limit)];
+    let single = AMQPValue::Boolean(true);
+    let lazy = vec![("x-queue-mode", text("lazy")), ("x-single-active-consumer", single)];
     // With a route whose target does not exist, a rejected message would be lost.
     let no_target = "\\\"elsewhere\\\", which does not exist";
     for (name, durable, arguments, route, warning) in [
@@ -129,8 +102,7 @@ async fn queues_of_every_kind_work_and_a_dead_letter_route_is_seen() {
         if let Some(warning) = warning {
             assert_eq!(service.logged(warning), 1, "{name}: {warning}\n{}", service.log());
         }
-        let batch = votes(0, 120);
-        stage.publish_votes(&batch).await;
+        let batch = stage.publish_new(0, 120).await;
         stage.finish([service], &batch).await;
     }
 }
@@ -139,10 +111,8 @@ async fn queues_of_every_kind_work_and_a_dead_letter_route_is_seen() {
 async fn the_queue_is_created_safe_and_found_again_without_a_warning() {
     let stage = Stage::migrated(Servers::shared(), "created").await;
     stage.start(&[]).await.stop().await;
-    let columns = ["name", "durable", "arguments", "--formatter", "json"];
-    let listed = [&["ctl", "--", "-q", "list_queues"][..], &columns].concat();
-    let listed = stage.servers.script(&listed);
-    let queues: Vec<Value> = serde_json::from_str(&listed).expect("JSON from rabbitmqctl");
+    let list = ["list_queues", "name", "durable", "arguments", "--formatter", "json"];
+    let queues: Vec<Value> = serde_json::from_str(&stage.servers.ctl(&list)).expect("JSON");
     let dead_letters = stage.dead_letter_queue();
     let safe = ["quorum", "at-least-once", "reject-publish", "x-delivery-limit", &dead_letters];
     for (name, arguments) in [(&stage.queue, &safe[..]), (&dead_letters, &["quorum"])] {
@@ -159,20 +129,6 @@ async fn the_queue_is_created_safe_and_found_again_without_a_warning() {
     service.stop().await;
 }
 
-#[tokio::test]
-async fn a_queue_deleted_while_consuming_is_created_anew() {
-    let stage = Stage::migrated(Servers::shared(), "deleted").await;
-    let service = stage.start(&[]).await;
-    stage.publish_votes(&votes(0, 50)).await;
-    stage.until_counted(50).await;
-    stage.delete(&stage.queue).await;
-    service.until_logged("the broker ended the consumer").await;
-    stage.until_ready(&stage.queue, 0).await;
-    service.until_ready().await;
-    stage.publish_votes(&votes(50, 50)).await;
-    stage.finish([service], &votes(0, 100)).await;
-}
-
 /// By the runbook: a queue that others declared without a route, then a policy.
 #[tokio::test]
 async fn a_policy_has_a_dead_letter_queue_to_lead_to_also_when_that_was_deleted() {
@@ -181,27 +137,21 @@ async fn a_policy_has_a_dead_letter_queue_to_lead_to_also_when_that_was_deleted(
     let service = stage.start(&[]).await;
     let dead_letters = stage.dead_letter_queue();
     assert_eq!(stage.ready(&dead_letters).await, Some(0), "there before any policy");
-    let (name, pattern) = (&stage.database, format!("^{}$", stage.queue.replace('.', "\\.")));
-    let policy = json!({"dead-letter-exchange": "", "dead-letter-routing-key": dead_letters});
-    let policy = policy.to_string();
-    let ctl = |command: &[&str]| stage.servers.script(&[&["ctl", "--", "-q"], command].concat());
-    ctl(&["set_policy", name, &pattern, &policy, "--apply-to", "queues"]);
+    stage.set_policy(&json!({"dead-letter-exchange": "", "dead-letter-routing-key": dead_letters}));
     // The queue learns of a policy a moment later.
     let kept = async || {
         stage.publish(&[b"not a vote".to_vec()]).await;
-        stage.ready(&dead_letters).await.is_some_and(|ready| ready > 0)
+        stage.ready(&dead_letters).await > Some(0)
     };
     eventually("what is rejected is kept", kept).await;
     // The service has found the queue at least once.
-    eventually("its depth is known", async || {
-        service.metric("dead_letter_queue_messages").await.is_some()
-    })
-    .await;
+    let depth = async || service.metric("dead_letter_queue_messages").await;
+    eventually("its depth is known", async || depth().await.is_some()).await;
     stage.delete(&dead_letters).await;
     service.until_logged("the dead-letter queue was deleted and has been recreated").await;
     eventually("what is rejected is kept again", kept).await;
     service.stop().await;
-    ctl(&["clear_policy", name]);
+    stage.servers.ctl(&["clear_policy", &stage.queue]);
 }
 
 /// RabbitMQ 4.3 cancels the consumer on a channel that stays open, exactly in time; from 3.12 on it closes the
@@ -212,13 +162,13 @@ async fn the_end_of_a_consumer_by_a_timeout_is_told_from_others() {
     let servers = Servers::private("consumertimeout");
     let limits = "application:set_env(rabbit, consumer_timeout, 3000), \
                   application:set_env(rabbit, channel_tick_interval, 500).";
-    servers.script(&["ctl", "--", "-q", "eval", limits]);
+    servers.ctl(&["eval", limits]);
     let stage = Stage::new(&servers, "consumertimeout").await;
     let timeout = Duration::from_secs(3);
     let mut rabbitmq = stage.config(&[]).rabbitmq;
     rabbitmq.consumer_timeout = timeout;
     let broker = RabbitMq::new(rabbitmq);
-    stage.publish_votes(&votes(0, 2)).await;
+    stage.publish_new(0, 2).await;
 
     let mut session = broker.open(10).await.expect("a session");
     let (_, mut deliveries) = session.split();

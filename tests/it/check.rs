@@ -6,13 +6,15 @@ mod migrations;
 mod queues;
 
 use serde_json::Value;
-use tokio::net::TcpListener;
 
-use crate::support::{Ended, Servers, Stage, login, run_with, votes};
+use crate::support::{Ended, Servers, Stage, assert_lacks, listen, login};
+
+/// Counts tables, indexes and the like.
+const RELATIONS: &str = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace";
 
 impl Ended {
     /// The findings of `--json`.
-    fn findings(&self) -> Vec<Value> {
+    pub fn findings(&self) -> Vec<Value> {
         self.json()["findings"].as_array().expect("findings").clone()
     }
 
@@ -38,12 +40,10 @@ impl Ended {
 }
 
 async fn check(stage: &Stage<'_>, arguments: &[&str], overrides: &[(&str, &str)]) -> Ended {
-    let ended = run_with(stage, &[&["check"], arguments].concat(), overrides).await;
+    let ended = stage.run_with(&[&["check"], arguments].concat(), overrides).await;
     let message = format!("{}{}", ended.stdout, ended.stderr);
     let password = stage.servers.get("POSTGRES_PASSWORD");
-    for secret in [password, "wrong-secret", "citizen-0"] {
-        assert!(!message.contains(secret), "{secret} in {message}");
-    }
+    assert_lacks(&message, &[password, "wrong-secret", "citizen-0"]);
     ended
 }
 
@@ -53,10 +53,8 @@ async fn connected(stage: &Stage<'_>, overrides: &[(&str, &str)]) -> Ended {
 
 /// The number of tables in this stage's database, and its queues with their arguments.
 async fn everything(stage: &Stage<'_>) -> (i64, String) {
-    let tables = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace";
-    let tables = stage.number(tables).await;
-    let list = ["ctl", "--", "-q", "list_queues", "name", "durable", "arguments", "consumers"];
-    let queues = stage.servers.script(&list);
+    let tables = stage.number(RELATIONS).await;
+    let queues = stage.servers.ctl(&["list_queues", "name", "durable", "arguments", "consumers"]);
     let ours: Vec<&str> = queues.lines().filter(|line| line.contains(&stage.queue)).collect();
     (tables, ours.join("\n"))
 }
@@ -76,38 +74,34 @@ async fn good_servers_pass_and_stay_as_they_were() {
     assert_eq!(stage.number("SELECT count(*) FROM vote_audit").await, 0);
 
     // The queue as the service creates it, with votes in it.
-    stage.publish_votes(&votes(0, 3)).await;
+    stage.publish_new(0, 3).await;
     let before = everything(&stage).await;
     check(&stage, &strict, &login(&role)).await.finds(0, &[("info", "3 messages ready")]);
     assert_eq!(everything(&stage).await, before);
     assert_eq!(stage.ready(&stage.queue).await, Some(3));
 
-    let ended = check(&stage, &["--connect"], &login(&role)).await;
-    let checked =
+    let parts =
         ["checked: ", "the configuration:", "RabbitMQ on", "PostgreSQL, database", "a batch"];
-    let ended = ended.assert(0, &checked);
+    let ended = check(&stage, &["--connect"], &login(&role)).await.assert(0, &parts);
     assert!(ended.stdout.ends_with("no errors, no warnings\n"), "{}", ended.stdout);
 }
 
-async fn closed_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    listener.local_addr().expect("an address").port()
+async fn closed_port() -> String {
+    listen().await.1
 }
 
 #[tokio::test]
 async fn servers_that_are_down_or_silent_are_errors_and_not_waited_for() {
     let stage = Stage::migrated(Servers::shared(), "checkdown").await;
-    let closed = closed_port().await.to_string();
+    let closed = closed_port().await;
     let down = [("RABBITMQ_PORT", closed.as_str()), ("POSTGRES_PORT", &closed)];
-    connected(&stage, &down)
-        .await
-        .finds(1, &[("error", "rabbitmq.host"), ("error", "postgres.host")]);
+    let hosts = [("error", "rabbitmq.host"), ("error", "postgres.host")];
+    connected(&stage, &down).await.finds(1, &hosts);
     // Without --connect no server is asked.
     check(&stage, &[], &down).await.assert(0, &[]);
 
     // The kernel accepts connections, and no answer follows.
-    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let port = silent.local_addr().expect("an address").port().to_string();
+    let (_silent, port) = listen().await;
     let silent = [("RABBITMQ_PORT", port.as_str()), ("POSTGRES_PORT", &port)];
     let unanswered = [("error", "did not answer within"), ("error", "no connection within")];
     connected(&stage, &silent).await.finds(1, &unanswered);

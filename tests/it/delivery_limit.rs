@@ -1,12 +1,11 @@
 //! Queues that drop what comes back too often: what RabbitMQ does, and that the service knows.
 
 use futures::StreamExt;
-use lapin::Connection;
 use lapin::options::{BasicConsumeOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 
-use crate::support::{Servers, Stage, eventually, votes};
+use crate::support::{Servers, Stage, eventually, text};
 
 const NEAR: &str = "delivery_limit_near";
 const VOTES: u64 = 5;
@@ -19,7 +18,7 @@ enum Return {
 }
 
 fn quorum() -> [(&'static str, AMQPValue); 1] {
-    [("x-queue-type", AMQPValue::LongString("quorum".into()))]
+    [("x-queue-type", text("quorum"))]
 }
 
 /// Takes all votes of the queue, and gives them back.
@@ -37,25 +36,7 @@ async fn give_back(stage: &Stage<'_>, by: Return) {
         let everything = BasicNackOptions { multiple: true, requeue: true };
         channel.basic_nack(0, everything).await.expect("given back");
     }
-    close(connection).await;
-}
-
-async fn close(connection: Connection) {
     connection.close(200, "OK".into()).await.expect("closed");
-}
-
-async fn until_back(stage: &Stage<'_>, messages: u64) {
-    eventually("the votes are back", async || {
-        stage.ready(&stage.queue).await.map(u64::from) == Some(messages)
-    })
-    .await;
-}
-
-fn set_limit(stage: &Stage<'_>, limit: u32) {
-    let pattern = format!("^{}$", stage.queue.replace('.', "\\."));
-    let policy = json!({ "delivery-limit": limit }).to_string();
-    let set = ["ctl", "--", "-q", "set_policy", &stage.queue, &pattern, &policy];
-    stage.servers.script(&set);
 }
 
 /// What the warnings and the runbook say of RabbitMQ: 20 returns on a queue without a limit, of which kinds,
@@ -68,18 +49,18 @@ async fn rabbitmq_drops_what_comes_back_21_times_unless_a_policy_says_otherwise(
     {
         let stage = Stage::new(Servers::shared(), "returns").await;
         stage.declare(true, &quorum()).await;
-        stage.publish_votes(&votes(0, VOTES)).await;
+        stage.publish_new(0, VOTES).await;
         for number in 1..=20 {
             give_back(&stage, by).await;
-            until_back(&stage, VOTES).await;
+            stage.until_ready(&stage.queue, VOTES as usize).await;
             if policy && number == 19 {
-                set_limit(&stage, 1_000);
+                stage.set_policy(&json!({"delivery-limit": 1_000}));
             }
         }
         give_back(&stage, by).await;
         let counted = by == Return::LostConnection || version < (4, 3);
         let dropped = version >= (4, 0) && counted && !policy;
-        until_back(&stage, if dropped { 0 } else { VOTES }).await;
+        stage.until_ready(&stage.queue, if dropped { 0 } else { VOTES as usize }).await;
     }
 }
 
@@ -87,20 +68,16 @@ async fn rabbitmq_drops_what_comes_back_21_times_unless_a_policy_says_otherwise(
 async fn an_operator_hears_of_the_last_returns_before_votes_are_dropped() {
     let stage = Stage::migrated(Servers::shared(), "lastreturns").await;
     stage.declare(true, &quorum()).await;
-    let all = votes(0, VOTES);
-    stage.publish_votes(&all).await;
+    let all = stage.publish_new(0, VOTES).await;
     let has_limit = stage.servers.version() >= (4, 0);
     for _ in 0..15 {
         give_back(&stage, Return::LostConnection).await;
-        until_back(&stage, VOTES).await;
+        stage.until_ready(&stage.queue, VOTES as usize).await;
     }
     // A batch with this law waits, and a start does not.
     let lock = stage.hold("INSERT INTO vote_results (law_id) VALUES ('law-000')").await;
     let service = stage.start(&[]).await;
-    eventually("the votes are held", async || {
-        service.metric("deliveries_unacked").await == Some(VOTES as f64)
-    })
-    .await;
+    service.until_metric("deliveries_unacked", VOTES as f64).await;
     let warned = service.get("/readyz").await.body.contains("votes are about to be dropped");
     let expected = if has_limit { (true, Some(1.0), 1) } else { (false, Some(0.0), 0) };
     let log = service.log();

@@ -9,7 +9,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::support::{eventually, send};
+use crate::support::{Ended, eventually, send};
 
 /// Builds when nothing is built yet: on two cores, some minutes.
 const DEMO_TIMEOUT: Duration = Duration::from_secs(10 * 60);
@@ -30,13 +30,8 @@ fn demo() -> (Command, PathBuf) {
 async fn the_demo_agrees_and_leaves_nothing_running() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let (mut demo, kept) = demo();
-    let output = timeout(DEMO_TIMEOUT, demo.output())
-        .await
-        .expect("ends in time")
-        .expect("script/demo runs");
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{stdout}\n{errors}");
+    let output = timeout(DEMO_TIMEOUT, demo.output()).await.expect("ends in time");
+    let Ended { stdout, .. } = Ended::from(output.expect("script/demo runs")).assert(0, &[]);
     let verdict = stdout.lines().rfind(|line| line.contains("AGREE")).unwrap_or_default();
     assert!(verdict.starts_with("AGREE"), "{stdout}");
     assert!(!kept.exists(), "it cleaned up");

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -11,30 +10,24 @@ use tokio::process::{Child, Command};
 use url::Url;
 
 use crate::metrics::promtool_path;
-use crate::support::{Files, PATIENCE, Servers, Service, Stage, eventually, run};
+use crate::support::{Files, PATIENCE, Service, Stage, eventually, repository};
 
 const RULES: &str = include_str!("../../deploy/prometheus/alerts.yml");
 const CASES: &str = include_str!("../../deploy/prometheus/alerts_test.yml");
 const CONFIGURATION: &str = include_str!("../../deploy/prometheus/prometheus.yml");
 const DASHBOARD: &str = include_str!("../../deploy/grafana/vote-aggregator.json");
 
-#[tokio::test]
-async fn promtool_finds_nothing_in_the_rules_and_their_tests_pass() {
-    for arguments in [
-        &["check", "config", "--lint=all", "--lint-fatal", "prometheus.yml"][..],
-        &["check", "rules", "--lint=all", "--lint-fatal", "alerts.yml"],
-        &["test", "rules", "alerts_test.yml"],
+#[test]
+fn promtool_finds_nothing_in_the_rules_and_their_tests_pass() {
+    for command in [
+        "check config --lint=all --lint-fatal deploy/prometheus/prometheus.yml",
+        "check rules --lint=all --lint-fatal deploy/prometheus/alerts.yml",
+        "test rules deploy/prometheus/alerts_test.yml",
     ] {
-        let output = Command::new(promtool_path())
-            .args(arguments)
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus"))
-            .output()
-            .await
-            .expect("promtool runs");
-        let text = [output.stdout, output.stderr].concat();
-        let text = String::from_utf8_lossy(&text);
-        assert!(output.status.success() && text.contains("SUCCESS"), "{arguments:?}: {text}");
-        assert!(!text.to_lowercase().contains("warn"), "{arguments:?}: {text}");
+        let arguments: Vec<&str> = command.split(' ').collect();
+        let checked = repository::run(promtool_path(), &arguments).assert(0, &["SUCCESS"]);
+        let text = checked.stdout + &checked.stderr;
+        assert!(!text.to_lowercase().contains("warn"), "{command}: {text}");
     }
 }
 
@@ -71,11 +64,8 @@ fn panel_queries() -> Vec<(String, String)> {
             }
             assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{title}: a unit");
             let query = target["expr"].as_str().expect("a query");
-            let query = query
-                .replace("$job", "vote-aggregator")
-                .replace("$instance", ".*")
-                .replace("$law", ".*")
-                .replace("$__rate_interval", "1m");
+            let query = query.replace("$job", "vote-aggregator").replace("$__rate_interval", "1m");
+            let query = query.replace("$instance", ".*").replace("$law", ".*");
             assert!(!query.contains('$'), "{title}: an unknown variable: {query}");
             queries.push((title.to_owned(), query));
         }
@@ -114,17 +104,13 @@ impl Prometheus {
         files.write("prometheus.yml", &configuration);
         files.write("alerts.yml", RULES);
         let log = files.join("log");
-        let child = Command::new(promtool_path().with_file_name("prometheus"))
-            .arg("--config.file=prometheus.yml")
-            .arg("--storage.tsdb.path=data")
-            .arg("--web.listen-address=127.0.0.1:0")
-            .current_dir(files.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).expect("a log file"))
-            .kill_on_drop(true)
-            .spawn()
-            .expect("prometheus is installed beside promtool");
+        let options = "--config.file=prometheus.yml --storage.tsdb.path=data \
+                       --web.listen-address=127.0.0.1:0";
+        let mut command = Command::new(promtool_path().with_file_name("prometheus"));
+        command.args(options.split(' ')).current_dir(files.path()).kill_on_drop(true);
+        command.stderr(File::create(&log).expect("a log file"));
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        let child = child.expect("prometheus is installed beside promtool");
         let mut address = String::new();
         eventually("Prometheus listens", async || {
             let log = fs::read_to_string(&log).unwrap_or_default();
@@ -142,12 +128,8 @@ impl Prometheus {
         let mut url: Url = format!("http://{}/api/v1/{path}", self.address).parse().expect("a URL");
         url.query_pairs_mut().append_pair("query", query);
         let asked = tokio::task::spawn_blocking(move || {
-            let agent = ureq::Agent::config_builder()
-                .timeout_global(Some(PATIENCE))
-                .proxy(None)
-                .http_status_as_error(false)
-                .build()
-                .new_agent();
+            let agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).proxy(None);
+            let agent = agent.http_status_as_error(false).build().new_agent();
             let mut answer = agent.get(url.as_str()).call().expect("an answer");
             answer.body_mut().read_json::<Value>().expect("JSON")
         });
@@ -172,13 +154,11 @@ impl Prometheus {
 
 #[tokio::test]
 async fn a_prometheus_evaluates_every_rule_and_answers_every_panel_with_data() {
-    let stage = Stage::migrated(Servers::shared(), "deploy").await;
-    let service = stage.start(&[]).await;
+    let (stage, service) = Stage::started("deploy", &[]).await;
     let prometheus = Prometheus::scraping(&service).await;
     let publish = async |seed| {
-        let flawed =
-            ["--count", "300", "--duplicates", "0.1", "--malformed", "0.1", "--seed", seed];
-        run(&stage, "publish", &flawed).await.assert(0, &[]);
+        let flawed = ["--count", "300", "--duplicates", "0.1", "--malformed", "0.1"];
+        stage.run("publish", &[&flawed[..], &["--seed", seed]].concat()).await.assert(0, &[]);
     };
     // Twice: a rate is the difference between two scrapes.
     publish("1").await;

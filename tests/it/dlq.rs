@@ -10,12 +10,10 @@ use serde_json::Value;
 use vote_aggregator::model::vote::{Choice, Vote};
 
 use crate::support::{
-    BINARY, Ended, Servers, Service, Stage, command, ended, eventually, execute, message, messages,
-    run_with, vote, votes,
+    BINARY, Ended, FORBID_LAW_X, Servers, Service, Stage, eventually, message, messages, settings,
+    vote, votes,
 };
 
-const FORBID_LAW_X: &str =
-    "ALTER TABLE vote_audit ADD CONSTRAINT no_law_x CHECK (law_id <> 'law-x')";
 const ALLOW_LAW_X: &str = "ALTER TABLE vote_audit DROP CONSTRAINT no_law_x";
 /// The header of a vote that the database refused.
 const REFUSED: [(&str, &str); 1] = [("x-sqlstate", "23514")];
@@ -37,12 +35,8 @@ impl Ended {
 /// A command that has to end with this code.
 async fn expect(stage: &Stage<'_>, code: i32, arguments: &[&str]) -> Ended {
     // A trial waits as long as a batch may take by these settings.
-    let settings = [
-        ("BATCH_TIMEOUT_SECONDS", "0.2"),
-        ("RETRY_DELAY_SECONDS", "0.1"),
-        ("MAX_RETRY_ATTEMPTS", "1"),
-    ];
-    run_with(stage, &[&["dlq"], arguments].concat(), &settings).await.assert(code, &[])
+    let quick = settings("BATCH_TIMEOUT_SECONDS=0.2 RETRY_DELAY_SECONDS=0.1 MAX_RETRY_ATTEMPTS=1");
+    stage.run_with(&[&["dlq"], arguments].concat(), &quick).await.assert(code, &[])
 }
 
 /// A command that changes nothing: all `dead` messages are ready again afterwards.
@@ -101,7 +95,7 @@ fn malformed() -> Vec<Vec<u8>> {
 /// database still refuses, and has counted the others; all votes, and the dead bodies.
 async fn some_dead(name: &str) -> (Stage<'static>, Service, Vec<Vote>, Vec<Vec<u8>>) {
     let stage = Stage::migrated(Servers::shared(), name).await;
-    execute(&stage, FORBID_LAW_X).await;
+    stage.execute(FORBID_LAW_X).await;
     let mut all = votes(100, 60);
     let refused = [vote(1_000, "law-x", Choice::Oui), vote(1_001, "law-x", Choice::Non)];
     let dead = [malformed(), messages(&refused)].concat();

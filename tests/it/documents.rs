@@ -6,27 +6,14 @@ mod layout;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use crate::support::BINARY;
-use crate::support::repository::{ROOT, files_below, read};
+use crate::support::repository::{ROOT, files_below, read, run};
 
 /// Whatever begins with one of these is a path from the root.
-const FOLDERS: [&str; 10] = [
-    ".ci",
-    "benches",
-    "deploy",
-    "docs",
-    "examples",
-    "fuzz",
-    "migrations",
-    "script",
-    "src",
-    "tests",
-];
+const FOLDERS: &str = ".ci benches deploy docs examples fuzz migrations script src tests";
 /// A name that ends so is a file's, also without a folder before it.
-const ENDINGS: [&str; 9] =
-    [".md", ".mjs", ".patch", ".py", ".rs", ".sql", ".toml", ".tsv", ".yaml"];
+const ENDINGS: &str = ".md .mjs .patch .py .rs .sql .toml .tsv .yaml";
 /// In these documents every name with an underscore has to be one of the code.
 const NAMING: [&str; 3] = ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"];
 
@@ -122,15 +109,17 @@ impl Claims {
 
 /// Every file of the repository's folders.
 fn all_files() -> BTreeSet<String> {
-    FOLDERS.into_iter().flat_map(files_below).collect()
+    FOLDERS.split(' ').flat_map(files_below).collect()
 }
 
 /// The path that a word is, if it looks like one of this repository's.
 fn path_in(word: &str) -> Option<&str> {
     let path = word.trim_end_matches([',', '.', ';', ':', ')']);
     let written = path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-*".contains(c));
-    let ours = path.split_once('/').is_some_and(|(first, _)| FOLDERS.contains(&first));
-    let named = ENDINGS.iter().any(|ending| path.len() > ending.len() && path.ends_with(ending));
+    let ours =
+        path.split_once('/').is_some_and(|(first, _)| FOLDERS.split(' ').any(|f| f == first));
+    let mut endings = ENDINGS.split(' ');
+    let named = endings.any(|ending| path.len() > ending.len() && path.ends_with(ending));
     (written && !path.starts_with(['/', '-']) && (ours || named)).then_some(path)
 }
 
@@ -141,15 +130,14 @@ fn every_path_leads_somewhere() {
         for span in document.spans() {
             for path in span.split(' ').filter_map(path_in) {
                 let named = format!("/{path}");
+                let here =
+                    || [Path::new(ROOT), &document.folder()].map(|it| it.join(path).exists());
+                let mut files = files.iter();
                 let exists = match path.split_once('*') {
-                    Some((before, after)) => {
-                        files.iter().any(|file| file.starts_with(before) && file.ends_with(after))
+                    Some((start, end)) => {
+                        files.any(|it| it.starts_with(start) && it.ends_with(end))
                     }
-                    None => {
-                        Path::new(ROOT).join(path).exists()
-                            || document.folder().join(path).exists()
-                            || files.iter().any(|file| file.ends_with(&named))
-                    }
+                    None => here().contains(&true) || files.any(|file| file.ends_with(&named)),
                 };
                 claims.add(&document, path, exists);
             }
@@ -195,26 +183,15 @@ fn calls<'l>(line: &'l str, program: &str) -> Vec<Vec<&'l str>> {
 
 /// The help of a program; empty when it has none.
 fn help(program: &str, words: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(words)
-        .arg("--help")
-        .current_dir(ROOT)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}"));
-    if output.status.success() {
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    } else {
-        String::new()
-    }
+    let help = run(program, &[words, &["--help"]].concat());
+    if help.code == Some(0) { help.stdout } else { String::new() }
 }
 
 #[test]
 fn every_command_and_option_exists() {
-    let scripts =
-        files_below("script").into_iter().map(|name| (name.clone(), format!("{ROOT}/{name}")));
-    let programs: Vec<(String, String)> =
-        scripts.chain([("vote-aggregator".to_owned(), BINARY.to_owned())]).collect();
+    let scripts = files_below("script").into_iter().map(|name| (name.clone(), name));
+    let binary = ("vote-aggregator".to_owned(), BINARY.to_owned());
+    let programs: Vec<(String, String)> = scripts.chain([binary]).collect();
     let mut helps: BTreeMap<String, String> = BTreeMap::new();
     let mut claims = Claims::default();
     for document in Document::all() {
@@ -222,23 +199,22 @@ fn every_command_and_option_exists() {
             for (name, program) in &programs {
                 for call in calls(&line, name) {
                     // The binary's commands have a help of their own.
-                    let is_word = |w: &&&str| w.starts_with(|c: char| c.is_ascii_lowercase());
-                    let words = call
-                        .iter()
-                        .take_while(is_word)
-                        .take_while(|w| w.chars().all(|c| c.is_ascii_lowercase() || c == '-'));
-                    let words: Vec<&str> =
-                        words.copied().filter(|_| name == "vote-aggregator").collect();
+                    let is_word = |word: &&str| {
+                        name == "vote-aggregator"
+                            && word.starts_with(|c: char| c.is_ascii_lowercase())
+                            && word.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+                    };
+                    let words: Vec<&str> = call.iter().copied().take_while(is_word).collect();
                     let command = format!("{name} {}", words.join(" "));
                     let help =
                         helps.entry(command.clone()).or_insert_with(|| help(program, &words));
                     claims.add(&document, &command, !help.is_empty());
+                    let is_end = |c: char| !c.is_ascii_alphanumeric() && c != '-';
+                    let known: BTreeSet<&str> = help.split(is_end).chain(["--help"]).collect();
                     for option in call.iter().filter(|word| word.starts_with("--")) {
                         let option = option.split('=').next().unwrap_or_default();
-                        let mut known =
-                            help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
-                        let known = option == "--help" || known.any(|word| word == option);
-                        claims.add(&document, &format!("{command} {option}"), known);
+                        let claim = format!("{command} {option}");
+                        claims.add(&document, &claim, known.contains(option));
                     }
                 }
             }
@@ -252,8 +228,8 @@ fn every_command_and_option_exists() {
                 for target in line.split(option).skip(1).filter(|_| line.contains("cargo ")) {
                     let target = target.split(' ').next().unwrap_or_default();
                     let path = Path::new(ROOT).join(folder).join(target);
-                    let exists =
-                        path.join("main.rs").exists() || path.with_extension("rs").exists();
+                    let sources = [path.join("main.rs"), path.with_extension("rs")];
+                    let exists = sources.iter().any(|source| source.exists());
                     claims.add(&document, &format!("cargo {option}{target}"), exists);
                 }
             }

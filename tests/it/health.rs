@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Servers, Service, Stage, eventually, execute, login, run_with, votes};
+use crate::support::{
+    Servers, Service, Stage, assert_contains, assert_lacks, eventually, login, settings,
+};
 
 /// Exit code of `health-check` with this environment, asking `endpoint`.
 async fn health_check(environment: &BTreeMap<String, String>, endpoint: &str) -> Option<i32> {
@@ -24,10 +26,7 @@ async fn health_shows_every_outage_its_server_and_its_end() {
     servers.script(&["stop", "postgres"]);
     let service = stage.spawn(&[]).await;
     service.until_logged("waiting for PostgreSQL").await;
-    let address = service.address().await;
-    let port = address.rsplit(':').next().expect("a port").to_owned();
-    let mut environment = stage.environment();
-    environment.insert("PROMETHEUS_PORT".to_owned(), port);
+    let environment = stage.environment_with(&[("PROMETHEUS_PORT", &service.port().await)]);
     assert_eq!(service.get("/livez").await.status, 200);
     let startup = service.get("/startupz").await;
     assert_eq!((startup.status, &startup.json()["status"]), (503, &"starting".into()));
@@ -67,8 +66,7 @@ async fn health_shows_every_outage_its_server_and_its_end() {
     }
 
     // Ready means that votes are counted.
-    let all = votes(0, 100);
-    stage.publish_votes(&all).await;
+    let all = stage.publish_new(0, 100).await;
     stage.finish([service], &all).await;
     assert_eq!(health_check(&environment, "livez").await, Some(1), "nothing runs any more");
 }
@@ -76,11 +74,10 @@ async fn health_shows_every_outage_its_server_and_its_end() {
 #[tokio::test]
 async fn a_health_check_that_cannot_ask_says_no_and_why() {
     let stage = Stage::new(Servers::shared(), "cannot_ask").await;
-    for (variable, value, reason) in
-        [("PROMETHEUS_PORT", "0", "PROMETHEUS_PORT is 0"), ("BATCH_SIZE", "many", "BATCH_SIZE")]
+    for (setting, reason) in
+        [(("PROMETHEUS_PORT", "0"), "PROMETHEUS_PORT is 0"), (("BATCH_SIZE", "many"), "BATCH_SIZE")]
     {
-        let mut environment = stage.environment();
-        environment.insert(variable.to_owned(), value.to_owned());
+        let environment = stage.environment_with(&[setting]);
         for asking in ["health-check", "--health-check"] {
             let asked = Service::spawn(&stage.queue, &[asking], &environment).await;
             asked.assert_ends(1, &[reason]).await;
@@ -97,18 +94,13 @@ async fn no_failure_shows_an_address_a_user_a_database_or_a_queue_over_http() {
     let servers = Servers::private("names");
     let stage = Stage::migrated(&servers, "peculiar").await;
     let role = stage.role("peculiar_role", "").await;
-    execute(&stage, &format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")).await;
-    let ctl = |arguments: &[&str]| servers.script(&[&["ctl", "--"], arguments].concat());
-    ctl(&["add_vhost", "peculiar-vhost"]);
-    ctl(&["add_user", "peculiar-user", "right"]);
-    let permissions = ["-p", "peculiar-vhost", "peculiar-user", ".*", ".*", ".*"];
-    ctl(&[&["set_permissions"], &permissions[..]].concat());
-    let user = [
-        ("RABBITMQ_USER", "peculiar-user"),
-        ("RABBITMQ_PASSWORD", "right"),
-        ("RABBITMQ_VHOST", "peculiar-vhost"),
-    ];
-    let others = [("RECONCILE_INTERVAL_SECONDS", "0"), ("MAX_RETRY_ATTEMPTS", "0")];
+    stage.execute(&format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")).await;
+    servers.ctl(&["add_vhost", "peculiar-vhost"]);
+    servers.ctl(&["add_user", "peculiar-user", "right"]);
+    servers.ctl(&["set_permissions", "-p", "peculiar-vhost", "peculiar-user", ".*", ".*", ".*"]);
+    let user = "RABBITMQ_USER=peculiar-user RABBITMQ_PASSWORD=right RABBITMQ_VHOST=peculiar-vhost";
+    let user = settings(user);
+    let others = settings("RECONCILE_INTERVAL_SECONDS=0 MAX_RETRY_ATTEMPTS=0");
     let names = [&user[..], &login(&role), &others].concat();
     let (mut seen, mut log) = (Vec::new(), String::new());
     let mut until_shown = async |service: &Service, reason: &str| {
@@ -140,25 +132,23 @@ async fn no_failure_shows_an_address_a_user_a_database_or_a_queue_over_http() {
          CREATE TRIGGER refuse BEFORE INSERT ON vote_audit EXECUTE FUNCTION refuse()",
         stage.database
     );
-    execute(&stage, &trigger).await;
-    run_with(&stage, &["publish", "--count", "10"], &user).await.assert(0, &[]);
+    stage.execute(&trigger).await;
+    stage.run_with(&["publish", "--count", "10"], &user).await.assert(0, &[]);
     until_shown(&service, "PostgreSQL does not commit votes: SQLSTATE 53100").await;
     until_shown(&service, "not consuming while PostgreSQL does not commit votes").await;
-    execute(&stage, "DROP TRIGGER refuse ON vote_audit").await;
+    stage.execute("DROP TRIGGER refuse ON vote_audit").await;
     service.until_ready().await;
 
     // Credentials that are no longer valid.
-    ctl(&["change_password", "peculiar-user", "wrong"]);
-    ctl(&["close_all_connections", "--vhost", "peculiar-vhost", "test"]);
+    servers.ctl(&["change_password", "peculiar-user", "wrong"]);
+    servers.ctl(&["close_all_connections", "--vhost", "peculiar-vhost", "test"]);
     until_shown(&service, "credentials, certificate or permission refused").await;
-    ctl(&["change_password", "peculiar-user", "right"]);
+    servers.ctl(&["change_password", "peculiar-user", "right"]);
     service.until_ready().await;
-    execute(&stage, &format!("ALTER ROLE {role} PASSWORD 'wrong'")).await;
-    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-               WHERE usename LIKE 'peculiar_role%'";
-    assert!(stage.number(end).await > 0);
+    stage.execute(&format!("ALTER ROLE {role} PASSWORD 'wrong'")).await;
+    assert!(stage.terminate("usename LIKE 'peculiar_role%'").await > 0);
     until_shown(&service, "credentials refused: SQLSTATE 28P01").await;
-    execute(&stage, &format!("ALTER ROLE {role} PASSWORD 'least'")).await;
+    stage.execute(&format!("ALTER ROLE {role} PASSWORD 'least'")).await;
     service.until_ready().await;
 
     // Servers that stop.
@@ -179,12 +169,9 @@ async fn no_failure_shows_an_address_a_user_a_database_or_a_queue_over_http() {
             // Digits that may be those of a port.
             json["checks"][side]["since"] = serde_json::Value::Null;
         }
-        let shown = json.to_string();
-        for secret in ["peculiar", "127.0.0", "localhost", &stage.queue, ports[0], ports[1]] {
-            assert!(!shown.contains(secret), "{secret:?} in {shown}");
-        }
+        assert_lacks(&json.to_string(), &["peculiar", "127.0.0", "localhost", &stage.queue]);
+        assert_lacks(&json.to_string(), &ports);
     }
-    for message in ["peculiar-user", "peculiar-vhost", "peculiar_role", "peculiar-text", ports[1]] {
-        assert!(log.contains(message), "{message:?} in {log}");
-    }
+    let names = ["peculiar-user", "peculiar-vhost", "peculiar_role", "peculiar-text", ports[1]];
+    assert_contains(&log, &names);
 }

@@ -1,11 +1,13 @@
 //! Completions, manual pages, and colours only where they belong.
 
 use std::fs;
-use std::process::Stdio;
 
-use tokio::process::Command;
+use crate::support::{BINARY, Ended, Files, bare, ended, on_path};
 
-use crate::support::{BINARY, Files, Service, ended};
+/// The binary with nothing in its environment.
+async fn run(arguments: &[&str]) -> Ended {
+    ended(bare(BINARY, arguments)).await
+}
 
 /// What a command line of sh writes, with or without a terminal, which util-linux's script makes.
 async fn written(line: &str, terminal: bool, no_color: Option<&str>) -> String {
@@ -14,17 +16,11 @@ async fn written(line: &str, terminal: bool, no_color: Option<&str>) -> String {
     } else {
         ("sh", vec!["-c", line])
     };
-    let mut command = Command::new(program);
+    let mut command = bare(program, &arguments);
     command
-        .args(arguments)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .envs([("TERM", "xterm-256color"), ("SHELL", "/bin/sh")])
-        .envs(no_color.map(|value| ("NO_COLOR", value)))
-        .current_dir(env!("CARGO_TARGET_TMPDIR"))
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    let ended = ended(command).await;
+        .envs(no_color.map(|value| ("NO_COLOR", value)));
+    let ended = ended(on_path(command)).await;
     ended.stdout + &ended.stderr
 }
 
@@ -67,20 +63,16 @@ async fn completions_and_manual_pages_need_no_configuration() {
     for (shell, text) in
         [("bash", "complete -F"), ("zsh", "#compdef vote-aggregator"), ("fish", "complete -c")]
     {
-        let (code, script) = Service::output(&["completions", shell]).await;
-        assert_eq!(code, Some(0), "{shell}");
-        assert!(script.contains(text) && script.contains("checkpoint"), "{shell}");
+        run(&["completions", shell]).await.assert(0, &[text, "checkpoint"]);
     }
     let bash = format!("bash -n <({BINARY} completions bash) && echo fine");
     assert_eq!(written(&format!("bash -c '{bash}'"), false, None).await, "fine\n");
-    assert_eq!(Service::output(&["completions", "cmd.exe"]).await.0, Some(2));
+    run(&["completions", "cmd.exe"]).await.assert(2, &[]);
 
-    let (code, page) = Service::output(&["man"]).await;
-    assert_eq!(code, Some(0));
-    assert!(page.contains(".SH NAME") && page.contains(".SS publish"), "{page}");
+    let page = run(&["man"]).await.assert(0, &[".SH NAME", ".SS publish"]);
     let files = Files::new("man");
-    assert_eq!(Service::output(&["man", "--dir", &files.path()]).await.0, Some(0));
+    run(&["man", "--dir", &files.path()]).await.assert(0, &[]);
     let whole = fs::read_to_string(files.join("vote-aggregator.1")).expect("written");
-    assert_eq!(whole, page);
+    assert_eq!(whole, page.stdout);
     assert!(files.join("vote-aggregator-results.1").exists());
 }

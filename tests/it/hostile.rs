@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use vote_aggregator::model::vote::{Choice, Vote};
 
-use crate::support::{Servers, Service, Stage, eventually_within, message, vote, votes};
+use crate::support::{Servers, Service, Stage, eventually_within, message, settings, vote, votes};
 
 const MIB: u64 = 1_024 * 1_024;
 /// `MAX_MESSAGE_BYTES` unless it is set.
@@ -34,13 +34,10 @@ fn malformed(number: u64) -> Vec<u8> {
 /// grows with the number of messages.
 #[tokio::test]
 async fn a_flood_of_malformed_messages_harms_nothing() {
-    let count: u64 = match std::env::var("FLOOD_MESSAGES") {
-        Ok(count) => count.parse().expect("FLOOD_MESSAGES is a number of messages"),
-        Err(_) => 30_000,
-    };
+    let count = std::env::var("FLOOD_MESSAGES").unwrap_or("30000".to_owned());
+    let count: u64 = count.parse().expect("FLOOD_MESSAGES is a number of messages");
     let patience = Duration::from_secs(60 + count / 1_000);
-    let stage = Stage::migrated(Servers::shared(), "flood").await;
-    let service = stage.start(&[]).await;
+    let (stage, service) = Stage::started("flood", &[]).await;
     // One vote behind every hundred malformed messages, and a batch behind them all.
     let between = count / 100;
     let good = votes(count, between + 100);
@@ -71,14 +68,10 @@ async fn a_flood_of_malformed_messages_harms_nothing() {
         .map(|line| line["suppressed"].as_u64().unwrap_or(1))
         .sum();
     assert_eq!(logged, count, "malformed messages in the log, one by one or in a summary");
+    let (votes, peak, bytes) = (good.len(), peak / MIB, log.len());
     println!(
-        "{count} malformed messages and {} votes: published in {:.1} s, settled after {:.1} s, \
-         peak {} MiB, log of {lines} lines, {} bytes",
-        good.len(),
-        published.as_secs_f64(),
-        settled.as_secs_f64(),
-        peak / MIB,
-        log.len(),
+        "{count} malformed messages and {votes} votes: published in {published:.1?}, settled after \
+         {settled:.1?}, peak {peak} MiB, log of {lines} lines, {bytes} bytes"
     );
 }
 
@@ -116,15 +109,9 @@ fn padded(vote: &Vote) -> Vec<u8> {
 #[tokio::test]
 async fn huge_bodies_do_not_pile_up_while_the_store_hangs() {
     const HUGE: u64 = 60;
-    let stage = Stage::migrated(Servers::shared(), "huge").await;
-    let service = stage
-        .start(&[
-            ("RABBITMQ_PREFETCH_COUNT", "4000"),
-            ("POSTGRES_MAX_CONNECTIONS", "4"),
-            // However long publishing takes here, the pipeline must not give up meanwhile.
-            ("MAX_RETRY_ATTEMPTS", "8"),
-        ])
-        .await;
+    // However long publishing takes here, the pipeline must not give up meanwhile.
+    let patient = "RABBITMQ_PREFETCH_COUNT=4000 POSTGRES_MAX_CONNECTIONS=4 MAX_RETRY_ATTEMPTS=8";
+    let (stage, service) = Stage::started("huge", &settings(patient)).await;
     let lock = stage.hold("LOCK TABLE vote_audit").await;
 
     // Behind these the pipeline is full.

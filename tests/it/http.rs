@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Servers, Service, Stage, eventually, execute, votes};
+use crate::support::{Servers, Service, Stage, eventually, request, votes};
 
 const MIB: u64 = 1_024 * 1_024;
 /// As many as `METRICS_MAX_LAWS` gives series of their own.
@@ -30,10 +30,8 @@ async fn connect(address: &str, request: &str) -> std::io::Result<TcpStream> {
 /// How long a health address takes to answer 200.
 async fn probe(address: &str, path: &str) -> std::io::Result<Duration> {
     let began = Instant::now();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
-    let mut answer = Vec::new();
-    connect(address, &request).await?.read_to_end(&mut answer).await?;
-    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    let answer = request(address, path).await?;
+    assert_eq!(answer.status, 200, "{answer:?}");
     Ok(began.elapsed())
 }
 
@@ -63,8 +61,7 @@ async fn assert_probes_are_answered(service: &Service) {
 #[tokio::test]
 async fn silent_connections_do_not_keep_health_from_answering() {
     const CONNECTIONS: usize = 3_000;
-    let stage = Stage::migrated(Servers::shared(), "silent").await;
-    let service = stage.start(&[]).await;
+    let (_stage, service) = Stage::started("silent", &[]).await;
     let address = service.address().await;
     let stop = CancellationToken::new();
     let stopped = stop.clone();
@@ -96,8 +93,7 @@ async fn stay_silent(address: &str, number: usize) {
 
 #[tokio::test]
 async fn a_connection_without_a_request_is_closed_within_seconds() {
-    let stage = Stage::migrated(Servers::shared(), "headers").await;
-    let service = stage.start(&[]).await;
+    let (_stage, service) = Stage::started("headers", &[]).await;
     let address = service.address().await;
     for request in ["", "GET /livez HTTP/1.1\r\n"] {
         let mut stream = connect(&address, request).await.expect("connected");
@@ -114,7 +110,7 @@ async fn a_connection_without_a_request_is_closed_within_seconds() {
 async fn clients_that_do_not_read_cost_no_memory() {
     const CLIENTS: usize = 2_000;
     let stage = Stage::migrated(Servers::shared(), "unread").await;
-    execute(&stage, LAWS).await;
+    stage.execute(LAWS).await;
     let service = stage.start(&[UNCOMPARED]).await;
     let address = service.address().await;
     let length = service.get("/metrics").await.body.len();
@@ -180,7 +176,7 @@ async fn scrapes_do_not_take_time_from_counting() {
     const ROUNDS: usize = 15;
     const LIMIT: f64 = 1.5;
     let stage = Stage::migrated(Servers::shared(), "scraped").await;
-    execute(&stage, LAWS).await;
+    stage.execute(LAWS).await;
     stage.publish_votes(&votes(0, 80_000)).await;
     // So slow that the backlog lasts, with batches that are always full.
     let slow = [UNCOMPARED, ("BATCH_SIZE", "20"), ("RABBITMQ_PREFETCH_COUNT", "20")];

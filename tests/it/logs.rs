@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::support::{BINARY, PATIENCE, Servers, Service, Stage, request, send, votes};
+use crate::support::{BINARY, PATIENCE, Servers, Service, Stage, bare, request, send, settings};
 
 /// As under systemd: standard error is the stream that JOURNAL_STREAM names, here a file.
 fn under_journald() -> Command {
@@ -22,17 +22,13 @@ fn under_journald() -> Command {
 
 #[tokio::test]
 async fn journald_gets_the_priority_of_each_line() {
-    let path = std::env::var("PATH").expect("a PATH");
-    let mut environment: BTreeMap<String, String> = [
-        ("PATH", path.as_str()),
-        ("POSTGRES_HOST", "127.0.0.1"),
-        // Nothing listens there.
-        ("POSTGRES_PORT", "1"),
-        ("PROMETHEUS_HOST", "127.0.0.1"),
-        ("PROMETHEUS_PORT", "0"),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .into();
+    let path = ("PATH", &*std::env::var("PATH").expect("a PATH"));
+    // Nothing listens there.
+    let nowhere = settings("POSTGRES_HOST=127.0.0.1 POSTGRES_PORT=1");
+    let metrics = settings("PROMETHEUS_HOST=127.0.0.1 PROMETHEUS_PORT=0");
+    let all = nowhere.into_iter().chain(metrics).chain([path]);
+    let all = all.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let mut environment = BTreeMap::from_iter(all);
     let service = Service::spawn_as("journald", under_journald(), &environment);
     service.until_logged("waiting for PostgreSQL").await;
     let log = service.stop().await;
@@ -55,15 +51,9 @@ async fn a_log_that_is_not_read_stops_neither_counting_nor_the_stop() {
     let stage = Stage::migrated(Servers::shared(), "unread").await;
     // A line or more for each vote.
     let environment = stage.environment_with(&[("BATCH_SIZE", "1"), ("LOG_LEVEL", "trace")]);
-    let mut service = Command::new(BINARY)
-        .arg("run")
-        .env_clear()
-        .envs(&environment)
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the binary runs");
+    let mut service = bare(BINARY, &["run"]);
+    let service = service.envs(&environment).stderr(Stdio::piped()).spawn();
+    let mut service = service.expect("the binary runs");
     let mut log = BufReader::new(service.stderr.take().expect("piped")).lines();
     let address = loop {
         let line = log.next_line().await.expect("UTF-8").expect("a line");
@@ -73,9 +63,7 @@ async fn a_log_that_is_not_read_stops_neither_counting_nor_the_stop() {
         }
     };
     // From here on the log is not read.
-    let all = votes(0, VOTES);
-    stage.publish_votes(&all).await;
-    stage.until_counted(all.len()).await;
+    let all = stage.count(0, VOTES).await;
     assert_eq!(request(&address, "/livez").await.expect("an answer").status, 200);
     let scrape = request(&address, "/metrics").await.expect("an answer").body;
     let dropped = scrape.lines().find_map(|line| line.strip_prefix("log_lines_dropped_total "));

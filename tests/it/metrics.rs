@@ -1,16 +1,15 @@
 //! Every metric as documented, valid for Prometheus, and with the right value.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::fs::File;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use lapin::BasicProperties;
-use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
+use tokio::process::Command;
 
-use crate::support::{Servers, Stage, eventually, message, run, votes};
+use crate::support::{Files, Stage, ended, eventually, message, repository, votes};
 
 const DOCUMENTATION: &str = include_str!("../../docs/metrics.md");
 
@@ -26,18 +25,15 @@ pub struct Family {
 pub fn scraped(scrape: &str) -> BTreeMap<String, Family> {
     let mut families: BTreeMap<String, Family> = BTreeMap::new();
     for line in scrape.lines() {
-        if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|l| l.split_once(' ')) {
+        let comment = |of: &str| line.strip_prefix(of).and_then(|rest| rest.split_once(' '));
+        if let Some((name, help)) = comment("# HELP ") {
             families.entry(name.to_owned()).or_default().help = help.to_owned();
-        } else if let Some((name, kind)) =
-            line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' '))
-        {
+        } else if let Some((name, kind)) = comment("# TYPE ") {
             families.entry(name.to_owned()).or_default().kind = kind.to_owned();
         } else if let Some((name, rest)) = line.split_once('{') {
-            let name = ["_bucket", "_sum", "_count"]
-                .iter()
-                .find_map(|suffix| name.strip_suffix(suffix))
-                .filter(|base| families.contains_key(*base))
-                .unwrap_or(name);
+            let mut suffixes = ["_bucket", "_sum", "_count"].iter();
+            let base = suffixes.find_map(|suffix| name.strip_suffix(suffix));
+            let name = base.filter(|base| families.contains_key(*base)).unwrap_or(name);
             let labels = rest.rsplit_once('}').expect("closed").0;
             let family = families.get_mut(name).expect("a family has its TYPE first");
             let names = labels.split("\",").filter_map(|label| label.split_once('='));
@@ -47,52 +43,48 @@ pub fn scraped(scrape: &str) -> BTreeMap<String, Family> {
     families
 }
 
-fn documented() -> BTreeMap<String, Family> {
-    let table = DOCUMENTATION.split("| metric | type |").nth(1).expect("a table of metrics");
+/// The rows of a document's table of metrics.
+pub fn table(document: &str) -> impl Iterator<Item = Vec<&str>> {
+    let table = document.split("| metric | type |").nth(1).expect("a table of metrics");
     let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
-    rows.map(|row| {
-        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
-        let [name, kind, labels, help] = cells[..] else { panic!("four columns: {row}") };
-        let labels = labels.split(", ").map(|label| label.trim_matches('`'));
-        let family = Family {
-            kind: kind.to_owned(),
-            labels: labels.filter(|label| !label.is_empty()).map(str::to_owned).collect(),
-            help: help.to_owned(),
-        };
-        (name.trim_matches('`').to_owned(), family)
-    })
-    .collect()
+    rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
+}
+
+fn documented() -> BTreeMap<String, Family> {
+    table(DOCUMENTATION)
+        .map(|row| {
+            let [name, kind, labels, help] = row[..] else { panic!("four columns: {row:?}") };
+            let labels = labels.split(", ").map(|label| label.trim_matches('`'));
+            let family = Family {
+                kind: kind.to_owned(),
+                labels: labels.filter(|label| !label.is_empty()).map(str::to_owned).collect(),
+                help: help.to_owned(),
+            };
+            (name.trim_matches('`').to_owned(), family)
+        })
+        .collect()
 }
 
 /// The path of promtool; Debian's package installs Prometheus itself in the same directory.
 pub fn promtool_path() -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("script/services");
-    let found = Command::new(script).arg("promtool").output().expect("script/services runs");
-    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
-    PathBuf::from(String::from_utf8_lossy(&found.stdout).trim())
+    PathBuf::from(repository::run("script/services", &["promtool"]).assert(0, &[]).stdout.trim())
 }
 
 /// Whether promtool accepts a scrape, and what it prints.
-fn promtool(scrape: &str) -> (bool, String) {
-    let mut child = Command::new(promtool_path())
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("promtool runs");
-    child.stdin.take().expect("piped").write_all(scrape.as_bytes()).expect("read by promtool");
-    let output = child.wait_with_output().expect("ends");
-    let printed = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
+async fn promtool(scrape: &str) -> (bool, String) {
+    let files = Files::new("scrape");
+    let scrape = File::open(files.write("scrape", scrape)).expect("just written");
+    let mut command = Command::new(promtool_path());
+    command.args(["check", "metrics"]).stdin(scrape);
+    let ended = ended(command).await;
+    (ended.code == Some(0), ended.stdout + &ended.stderr)
 }
 
 #[tokio::test]
 async fn a_scrape_is_what_is_documented_and_promtool_finds_nothing_in_it() {
-    let stage = Stage::migrated(Servers::shared(), "catalogue").await;
-    let service = stage.start(&[]).await;
+    let (stage, service) = Stage::started("catalogue", &[]).await;
     let sample = ["--count", "300", "--duplicates", "0.1", "--malformed", "0.1"];
-    run(&stage, "publish", &sample).await.assert(0, &[]);
+    stage.run("publish", &sample).await.assert(0, &[]);
     eventually("every metric has a series", async || {
         let scrape = service.get("/metrics").await.body;
         documented().keys().all(|name| scrape.contains(&format!("# TYPE {name} ")))
@@ -106,8 +98,8 @@ async fn a_scrape_is_what_is_documented_and_promtool_finds_nothing_in_it() {
         assert_eq!(&scraped[name], family, "{name}");
     }
 
-    assert_eq!(promtool(&scrape), (true, String::new()));
-    let (ok, found) = promtool("# TYPE votes counter\nvotes 1\n");
+    assert_eq!(promtool(&scrape).await, (true, String::new()));
+    let (ok, found) = promtool("# TYPE votes counter\nvotes 1\n").await;
     assert!(!ok && found.contains("_total"), "it does check: {found}");
     service.stop().await;
 }
@@ -119,40 +111,32 @@ fn micros_ago(age: Duration) -> i64 {
 
 #[tokio::test]
 async fn latency_counts_from_the_header_else_from_the_timestamp_else_not_at_all() {
-    let stage = Stage::migrated(Servers::shared(), "latency").await;
-    let service = stage.start(&[]).await;
+    let (stage, service) = Stage::started("latency", &[]).await;
     let mut header = FieldTable::default();
     let minute_ago = micros_ago(Duration::from_secs(60));
     header.insert("x-published-at-us".into(), AMQPValue::LongLongInt(minute_ago));
     let hours_ago = micros_ago(Duration::from_secs(10_000)) as u64 / 1_000_000;
-    let connection = stage.amqp().await;
-    let channel = connection.create_channel().await.expect("a channel");
     for (vote, properties) in votes(0, 3).iter().zip([
         BasicProperties::default().with_headers(header).with_timestamp(1),
         BasicProperties::default().with_timestamp(hours_ago),
         BasicProperties::default(),
     ]) {
-        let (queue, body) = (stage.queue.as_str().into(), message(vote));
-        let options = BasicPublishOptions::default();
-        let sent = channel.basic_publish("".into(), queue, options, &body, properties).await;
-        sent.expect("sent");
+        stage.publish_with(&stage.queue, &message(vote), properties).await;
     }
     service.until_metric("vote_latency_seconds_count", 2.0).await;
     let sum = service.metric("vote_latency_seconds_sum").await.expect("a sum");
     assert!((10_060.0..10_200.0).contains(&sum), "{sum}");
     service.until_metric("vote_latency_seconds_bucket{le=\"30\"}", 0.0).await;
     service.until_metric("batch_votes_sum", 3.0).await;
-    connection.close(200, "OK".into()).await.expect("closed");
     service.stop().await;
 }
 
 #[tokio::test]
 async fn gauges_show_what_is_held_and_what_waits() {
-    let stage = Stage::migrated(Servers::shared(), "held").await;
-    let service = stage.start(&[("BATCH_SIZE", "50"), ("RABBITMQ_PREFETCH_COUNT", "100")]).await;
+    let small = [("BATCH_SIZE", "50"), ("RABBITMQ_PREFETCH_COUNT", "100")];
+    let (stage, service) = Stage::started("held", &small).await;
     let lock = stage.hold("LOCK TABLE vote_audit").await;
-    let all = votes(0, 250);
-    stage.publish_votes(&all).await;
+    let all = stage.publish_new(0, 250).await;
     for (series, value) in [
         ("breaker_state{state=\"closed\"}", 1.0),
         ("session_state{state=\"consuming\"}", 1.0),
@@ -173,14 +157,10 @@ async fn gauges_show_what_is_held_and_what_waits() {
 
     drop(lock);
     stage.until_counted(250).await;
-    for series in [
-        "deliveries_unacked",
-        "batches_in_flight",
-        "oldest_unacked_age_seconds",
-        "reconnects_total{side=\"postgres\"}",
-    ] {
+    for series in ["deliveries_unacked", "batches_in_flight", "oldest_unacked_age_seconds"] {
         service.until_metric(series, 0.0).await;
     }
+    service.until_metric("reconnects_total{side=\"postgres\"}", 0.0).await;
     assert!(service.metric("last_commit_age_seconds").await < Some(60.0));
     stage.finish([service], &all).await;
 }

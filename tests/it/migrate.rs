@@ -5,34 +5,26 @@ mod race;
 
 use futures::future::join_all;
 
-use crate::support::{
-    BINARY, Pooler, Servers, Stage, command, ended, execute, run, run_with, votes,
-};
+use crate::support::{BINARY, Pooler, Servers, Stage, ended, votes};
 
 const MIGRATIONS: &str = "SELECT count(*) FROM _sqlx_migrations";
 
 /// Makes the first migration pending again; it alters vote_audit, which has everything already.
 async fn pending(stage: &Stage<'_>) {
-    execute(stage, "DELETE FROM _sqlx_migrations WHERE version = 1").await;
+    stage.execute("DELETE FROM _sqlx_migrations WHERE version = 1").await;
 }
 
 /// An auditor's query holds ACCESS SHARE on the table that a migration alters.
 #[tokio::test]
 async fn counting_goes_on_while_a_migration_waits_behind_a_long_query() {
-    let stage = Stage::migrated(Servers::shared(), "longquery").await;
-    let service = stage.start(&[]).await;
+    let (stage, service) = Stage::started("longquery", &[]).await;
     pending(&stage).await;
-    let auditor = stage
-        .hold(
-            "SET LOCAL application_name = 'an auditor'; \
-             SELECT count(*) FROM vote_audit; SELECT count(*) FROM vote_results",
-        )
-        .await;
+    let audit = "SET LOCAL application_name = 'an auditor'; \
+                 SELECT count(*) FROM vote_audit; SELECT count(*) FROM vote_results";
+    let auditor = stage.hold(audit).await;
 
-    let migrate = tokio::spawn(ended(command(&stage, BINARY, &["migrate", "--wait", "50"])));
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
-                   AND datname = current_database() AND query LIKE '-- Totals per law%'";
-    stage.until_number(waiting, 1).await;
+    let migrate = tokio::spawn(ended(stage.command(BINARY, &["migrate", "--wait", "50"])));
+    stage.until_sessions("wait_event_type = 'Lock' AND query LIKE '-- Totals per law%'", 1).await;
     let all = votes(0, 3_000);
     for part in all.chunks(1_000) {
         stage.publish_votes(part).await;
@@ -43,8 +35,7 @@ async fn counting_goes_on_while_a_migration_waits_behind_a_long_query() {
 
     drop(auditor);
     // It names the session that it waited for.
-    let texts = ["migrations applied: 1\n", "an auditor"];
-    migrate.await.expect("no panic").assert(0, &texts);
+    migrate.await.expect("no panic").assert(0, &["migrations applied: 1\n", "an auditor"]);
     assert_eq!(stage.number(MIGRATIONS).await, 3);
     let log = stage.finish([service], &all).await;
     assert!(!log.contains("55P03") && !log.contains("consuming stops"), "{log}");
@@ -61,7 +52,7 @@ async fn a_lock_of_another_session_is_named_and_not_waited_for_without_a_limit()
     let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *other).await;
     let pid = format!("pid {}", pid.map(|pid: i32| pid).expect("its process id"));
     let texts = [&pid, "another session", "user", "client", "55P03"];
-    run(&stage, "migrate", &["--wait", "1"]).await.assert(75, &texts);
+    stage.run("migrate", &["--wait", "1"]).await.assert(75, &texts);
 
     // The service waits for as long as it takes, unready.
     let service = stage.spawn(&[]).await;
@@ -76,16 +67,13 @@ async fn a_lock_of_another_session_is_named_and_not_waited_for_without_a_limit()
 #[tokio::test]
 async fn four_migrations_at_once_through_a_transaction_pooler_are_one() {
     let stage = Stage::new(Servers::shared(), "pooled").await;
-    let pooler = Pooler::start(&stage).await;
+    let pooler = Pooler::with(&stage, None, "").await;
     let port = [("POSTGRES_PORT", pooler.port.as_str())];
-    let migrate = || run_with(&stage, &["migrate"], &port);
+    let migrate = || stage.run_with(&["migrate"], &port);
     for migrated in join_all((0..4).map(|_| migrate())).await {
         migrated.assert(0, &[]);
     }
     assert_eq!(stage.number(MIGRATIONS).await, 3);
     migrate().await.assert(0, &["the schema is up to date\n"]);
-    // No lock stays with a connection of the pool.
-    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
-                 (SELECT oid FROM pg_database WHERE datname = current_database())";
-    assert_eq!(stage.number(locks).await, 0);
+    stage.assert_no_advisory_lock().await;
 }

@@ -1,36 +1,30 @@
 //! Servers that stop and come back, under load.
 
-use rustix::process::{Pid, Signal, kill_process};
 use vote_aggregator::model::vote::Vote;
 
 use crate::support::{
-    PATIENCE, Servers, Service, Stage, eventually, eventually_within, execute, votes,
+    Frozen, PATIENCE, Servers, Service, Stage, eventually, eventually_within, settings, votes,
 };
 
-/// A stage on servers of the test's own, with votes in its queue.
+/// A stage with votes in its queue.
 async fn stage_with_votes(servers: &Servers, count: u64) -> (Stage<'_>, Vec<Vote>) {
-    let (stage, votes) = (Stage::migrated(servers, "outage").await, votes(0, count));
-    stage.publish_votes(&votes).await;
+    let stage = Stage::migrated(servers, "outage").await;
+    let votes = stage.publish_new(0, count).await;
     (stage, votes)
 }
 
+/// A batch is given up soon.
+const HASTY: &str = "MAX_RETRY_ATTEMPTS=2 RETRY_DELAY_SECONDS=0.1";
+
 /// Waits until the metrics balance as docs/metrics.md says, which they do once nothing is in flight.
 async fn until_balanced(service: &Service) {
-    let sum = async |names: &[&str]| {
-        let mut sum = 0.0;
-        for name in names {
-            sum += service.metric(name).await.expect("in every scrape");
-        }
-        sum
-    };
+    let metric = async |name: &str| service.metric(name).await.expect("in every scrape");
+    let sum = async |one, other| metric(one).await + metric(other).await;
+    let acked = "deliveries_settled_total{outcome=\"acked\"}";
     eventually("deliveries balance", async || {
-        service.metric("deliveries_unacked").await == Some(0.0)
-            && sum(&["batch_size_processed_total", "votes_isolated_total"]).await
-                == sum(&[
-                    "deliveries_settled_total{outcome=\"acked\"}",
-                    "deliveries_committed_unacked_total",
-                ])
-                .await
+        metric("deliveries_unacked").await == 0.0
+            && sum("batch_size_processed_total", "votes_isolated_total").await
+                == sum(acked, "deliveries_committed_unacked_total").await
     })
     .await;
 }
@@ -84,14 +78,8 @@ async fn a_broker_that_stops_and_starts_loses_nothing() {
 async fn postgresql_away_for_longer_than_all_retries_loses_nothing_and_requeues_once() {
     let servers = Servers::private("postgres");
     let (stage, all) = stage_with_votes(&servers, 30_000).await;
-    let service = stage
-        .start(&[
-            ("MAX_RETRY_ATTEMPTS", "2"),
-            ("RETRY_DELAY_SECONDS", "0.1"),
-            ("BATCH_SIZE", "50"),
-            ("RABBITMQ_PREFETCH_COUNT", "200"),
-        ])
-        .await;
+    let small = format!("{HASTY} BATCH_SIZE=50 RABBITMQ_PREFETCH_COUNT=200");
+    let service = stage.start(&settings(&small)).await;
     stage.until_counted(1_000).await;
     servers.script(&["stop", "postgres"]);
     service.until_logged("consuming stops until a write succeeds").await;
@@ -99,10 +87,7 @@ async fn postgresql_away_for_longer_than_all_retries_loses_nothing_and_requeues_
     // Not consuming, and readiness shows it.
     service.until_check("rabbitmq", false).await;
     // All of it is back in the queue, and stays there: no redelivery loop.
-    eventually("everything is requeued", async || {
-        stage.ready(&stage.queue).await.is_some_and(|ready| ready > 0)
-    })
-    .await;
+    eventually("everything is requeued", async || stage.ready(&stage.queue).await > Some(0)).await;
     let waiting = stage.ready(&stage.queue).await;
     service.until_logged("probe write failed").await;
     assert_eq!(stage.ready(&stage.queue).await, waiting);
@@ -135,20 +120,16 @@ async fn postgresql_away_for_longer_than_all_retries_loses_nothing_and_requeues_
 async fn an_alarm_of_the_broker_blocks_publishers_and_not_counting() {
     let servers = Servers::private("alarm");
     let (stage, all) = stage_with_votes(&servers, 2_000).await;
-    let watermark = |memory| {
-        servers.script(&["ctl", "--", "-q", "set_vm_memory_high_watermark", memory]);
-    };
-    watermark("0");
+    servers.ctl(&["set_vm_memory_high_watermark", "0"]);
     let service = stage.spawn(&[]).await;
     stage.until_counted(all.len()).await;
     stage.assert_drained().await;
     // A second session, on a connection of its own.
-    servers.script(&["ctl", "--", "-q", "close_all_connections", "a test"]);
+    servers.ctl(&["close_all_connections", "a test"]);
     service.until_logged("session with RabbitMQ lost").await;
     service.until_ready().await;
-    watermark("0.4");
-    let more = votes(2_000, 100);
-    stage.publish_votes(&more).await;
+    servers.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    let more = stage.publish_new(2_000, 100).await;
     stage.finish([service], &[all, more].concat()).await;
 }
 
@@ -168,44 +149,13 @@ async fn postgresql_killed_and_back_within_the_retries_stops_no_session() {
     assert!(!log.contains("consuming stops"), "{log}");
 }
 
-/// Stopped processes keep their connections and answer nothing, like a host that hangs; they continue
-/// when this value is dropped.
-struct Frozen(Vec<Pid>);
-
-impl Frozen {
-    /// Stops a process and its children.
-    fn tree(root: &str) -> Self {
-        let root = root.trim();
-        let children = std::fs::read_to_string(format!("/proc/{root}/task/{root}/children"));
-        let children = children.expect("Linux");
-        let tree = children.split_whitespace().chain([root]);
-        let tree = tree.filter_map(|pid| Pid::from_raw(pid.parse().expect("a process id")));
-        let frozen = Self(tree.collect());
-        frozen.signal(Signal::STOP);
-        frozen
-    }
-
-    fn signal(&self, signal: Signal) {
-        for pid in &self.0 {
-            // A child may have ended meanwhile.
-            kill_process(*pid, signal).ok();
-        }
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        self.signal(Signal::CONT);
-    }
-}
-
 #[tokio::test]
 async fn a_frozen_broker_shows_after_two_heartbeats_and_is_left() {
     let servers = Servers::private("frozenbroker");
     let (stage, all) = stage_with_votes(&servers, 30_000).await;
     let service = stage.start(&[("RABBITMQ_HEARTBEAT_SECONDS", "1")]).await;
     stage.until_counted(1_000).await;
-    let frozen = Frozen::tree(&servers.script(&["pid", "rabbitmq"]));
+    let frozen = Frozen::server(&servers, "rabbitmq");
     service.until_not_ready().await;
     drop(frozen);
     settle(&stage, service, &all).await;
@@ -215,34 +165,32 @@ async fn a_frozen_broker_shows_after_two_heartbeats_and_is_left() {
 async fn a_frozen_database_runs_into_the_deadline_and_counts_nothing_twice() {
     let servers = Servers::private("frozenpostgres");
     let (stage, all) = stage_with_votes(&servers, 30_000).await;
-    let service = stage
-        .start(&[
-            ("POSTGRES_STATEMENT_TIMEOUT_SECONDS", "1"),
-            ("RETRY_DELAY_SECONDS", "0.1"),
-            ("BATCH_SIZE", "50"),
-            ("RABBITMQ_PREFETCH_COUNT", "200"),
-        ])
-        .await;
+    let impatient = "POSTGRES_STATEMENT_TIMEOUT_SECONDS=1 RETRY_DELAY_SECONDS=0.1 BATCH_SIZE=50 \
+                     RABBITMQ_PREFETCH_COUNT=200";
+    let service = stage.start(&settings(impatient)).await;
     stage.until_counted(1_000).await;
-    let frozen = Frozen::tree(&servers.script(&["pid", "postgres"]));
+    let frozen = Frozen::server(&servers, "postgres");
     service.until_logged("no answer from PostgreSQL within").await;
     service.until_not_ready().await;
     drop(frozen);
     settle(&stage, service, &all).await;
 }
 
-/// A consumer is ended in the same way when its queue is deleted.
+/// Its consumer is ended in the same way as by a time-out.
 #[tokio::test]
-async fn the_end_of_a_queue_is_no_consumer_timeout() {
-    let (stage, _) = stage_with_votes(Servers::shared(), 0).await;
+async fn a_queue_deleted_while_consuming_is_created_anew() {
+    let (stage, _) = stage_with_votes(Servers::shared(), 50).await;
     let service = stage.start(&[]).await;
+    stage.until_counted(50).await;
     stage.delete(&stage.queue).await;
+    service.until_logged("the broker ended the consumer").await;
     service.until_logged("the queue was deleted, moved or lost its leader").await;
     service.until_logged("queue created").await;
+    stage.until_ready(&stage.queue, 0).await;
+    service.until_ready().await;
     assert_eq!(service.metric("consumer_timeouts_total").await, Some(0.0));
-    let all = votes(0, 50);
-    stage.publish_votes(&all).await;
-    settle(&stage, service, &all).await;
+    stage.publish_new(50, 50).await;
+    settle(&stage, service, &votes(0, 100)).await;
 }
 
 /// A failover leaves the connections on a server that is a standby now: it takes no writes (25006)
@@ -251,10 +199,10 @@ async fn the_end_of_a_queue_is_no_consumer_timeout() {
 async fn a_failover_to_a_read_only_server_is_waited_for() {
     let servers = Servers::private("readonly");
     let (stage, all) = stage_with_votes(&servers, 30_000).await;
-    let service = stage.start(&[("MAX_RETRY_ATTEMPTS", "2"), ("RETRY_DELAY_SECONDS", "0.1")]).await;
+    let service = stage.start(&settings(HASTY)).await;
     stage.until_counted(1_000).await;
-    execute(&stage, "ALTER SYSTEM SET default_transaction_read_only = on").await;
-    execute(&stage, "SELECT pg_reload_conf()").await;
+    stage.execute("ALTER SYSTEM SET default_transaction_read_only = on").await;
+    stage.execute("SELECT pg_reload_conf()").await;
     service.until_logged("consuming stops until a write succeeds").await;
     service.until_logged("probe write failed").await;
     service.until_not_ready().await;
@@ -263,7 +211,7 @@ async fn a_failover_to_a_read_only_server_is_waited_for() {
     let tripped = log.lines().find(|line| line.contains("consuming stops")).unwrap_or_default();
     assert!(tripped.contains("25006"), "{tripped}");
 
-    execute(&stage, "ALTER SYSTEM RESET default_transaction_read_only").await;
-    execute(&stage, "SELECT pg_reload_conf()").await;
+    stage.execute("ALTER SYSTEM RESET default_transaction_read_only").await;
+    stage.execute("SELECT pg_reload_conf()").await;
     settle(&stage, service, &all).await;
 }

@@ -1,20 +1,11 @@
 //! Commands whose answer is not read, or cannot be written.
 
 use std::fs::File;
-use std::process::Stdio;
 
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::support::{BINARY, PATIENCE, Servers, Stage, command, execute, votes};
-
-/// The exit code and standard error of a command that writes its answer to `stdout`.
-async fn into(mut command: Command, stdout: impl Into<Stdio>) -> (Option<i32>, String) {
-    let spawned = command.stdout(stdout).stderr(Stdio::piped()).spawn().expect("it runs");
-    let output = timeout(PATIENCE, spawned.wait_with_output()).await.expect("ends in time");
-    let output = output.expect("it ran");
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-}
+use crate::support::{BINARY, PATIENCE, Stage, assert_contains, assert_lacks, bare, ended_into};
 
 fn full() -> File {
     File::options().write(true).open("/dev/full").expect("Linux has it")
@@ -26,18 +17,13 @@ async fn assert_ends(made: impl Fn() -> Command, code: i32, done: Option<&str>) 
     let what = format!("{:?}", made().as_std().get_args());
     // The reading end is dropped here.
     let (_, closed) = std::io::pipe().expect("a pipe");
-    let (was, message) = into(made(), closed).await;
-    assert_eq!(was, Some(code), "{what}: {message}");
-    let complains = message.contains("standard output") || message.contains("panicked");
-    assert!(!complains, "{what}: {message}");
-    let (was, message) = into(made(), full()).await;
-    assert_eq!(was, Some(70), "{what}: {message}");
-    let lines: Vec<&str> =
-        message.lines().filter(|line| line.contains("standard output")).collect();
-    assert_eq!(lines.len(), 1, "{what}: {message}");
-    assert!(lines[0].contains("No space left on device"), "{what}: {message}");
-    assert!(lines[0].contains(done.unwrap_or_default()), "{what}: {message}");
-    assert_eq!(lines[0].contains("the work is done"), done.is_some(), "{what}: {message}");
+    let message = ended_into(made(), closed).await.assert(code, &[]).stderr;
+    assert_lacks(&message, &["standard output", "panicked"]);
+    let message = ended_into(made(), full()).await.assert(70, &[]).stderr;
+    let lines = message.lines().filter(|line| line.contains("standard output"));
+    let [line] = lines.collect::<Vec<_>>()[..] else { panic!("{what}: {message}") };
+    assert_contains(line, &["No space left on device", done.unwrap_or_default()]);
+    assert_eq!(line.contains("the work is done"), done.is_some(), "{what}: {message}");
     // Without standard error it is no panic either.
     let mut silent = made();
     let status = silent.stdout(full()).stderr(full()).status();
@@ -58,30 +44,22 @@ async fn commands_without_a_server_end_as_they_should() {
         ("check --json --set batch.size=0", 78),
         ("publish --file /dev/null --dry-run", 0),
     ] {
-        let made = || {
-            let mut command = Command::new(BINARY);
-            command.env_clear().args(arguments.split(' ')).stdin(Stdio::null()).kill_on_drop(true);
-            command.current_dir(env!("CARGO_TARGET_TMPDIR"));
-            command
-        };
-        assert_ends(made, code, None).await;
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        assert_ends(|| bare(BINARY, &arguments), code, None).await;
     }
 }
 
 #[tokio::test]
 async fn commands_say_what_they_did_where_that_can_be_written() {
-    let stage = Stage::migrated(Servers::shared(), "output").await;
-    stage.publish_votes(&votes(0, 20)).await;
+    let (stage, service) = Stage::started("output", &[]).await;
     stage.publish(&vec![b"no vote".to_vec(); 8]).await;
-    let service = stage.start(&[]).await;
-    stage.until_counted(20).await;
+    stage.count(0, 20).await;
     let dead_letters = stage.dead_letter_queue();
     stage.until_ready(&dead_letters, 8).await;
 
-    let address = service.address().await;
-    let (_, port) = address.rsplit_once(':').expect("a port");
+    let port = &*service.port().await;
     let with = |arguments: &'static str, port: &str| {
-        let mut command = command(&stage, BINARY, &arguments.split(' ').collect::<Vec<&str>>());
+        let mut command = stage.command(BINARY, &arguments.split(' ').collect::<Vec<&str>>());
         command.env("PROMETHEUS_PORT", port);
         command
     };
@@ -111,10 +89,9 @@ async fn commands_say_what_they_did_where_that_can_be_written() {
     }
     service.stop().await;
     let broken = "UPDATE vote_results SET oui_count = oui_count + 1";
-    execute(&stage, broken).await;
+    stage.execute(broken).await;
     assert_ends(|| with("recount", port), 1, None).await;
-    let (code, message) = into(with("recount --repair --yes", port), full()).await;
-    assert_eq!(code, Some(70), "{message}");
-    assert!(message.contains("the work is done: corrected: "), "{message}");
+    let repaired = ended_into(with("recount --repair --yes", port), full()).await;
+    repaired.assert(70, &["the work is done: corrected: "]);
     assert_ends(|| with("recount --json", port), 0, None).await;
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{Files, Servers, Stage, eventually, execute, votes};
+use crate::support::{Files, Servers, Stage, assert_lacks, eventually, settings, votes};
 
 const FILES: [&str; 2] = ["rabbitmq_password", "postgres_password"];
 
@@ -15,22 +15,19 @@ async fn both_passwords_are_rotated_under_a_running_service() {
     // RabbitMQ's own functions: one call, where rabbitmqctl's commands would take a second each.
     let broker = |erlang: &str| {
         let erlang = erlang.replace("USER", &format!("<<\"{user}\">>"));
-        stage.servers.script(&["ctl", "--", "eval", &erlang]);
+        stage.servers.ctl(&["eval", &erlang]);
     };
     let close = "rabbit_networking:close_all_user_connections(USER, <<\"test\">>).";
     let change = |password: &str| {
-        broker(&format!(
-            "ok = rabbit_auth_backend_internal:change_password(USER, <<\"{password}\">>, \
-             <<\"test\">>), {close}"
-        ));
+        let change = "rabbit_auth_backend_internal:change_password";
+        broker(&format!("ok = {change}(USER, <<\"{password}\">>, <<\"test\">>), {close}"));
     };
-    let sql = async |sql: &str| execute(&stage, &sql.replace("USER", &user)).await;
-    let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'USER'";
+    let sql = async |sql: &str| stage.execute(&sql.replace("USER", &user)).await;
+    let its_sessions = &format!("usename = '{user}'");
 
-    sql("CREATE ROLE USER LOGIN PASSWORD 'first'; \
-         GRANT ALL ON ALL TABLES IN SCHEMA public TO USER; \
-         GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO USER")
-    .await;
+    sql("CREATE ROLE USER LOGIN PASSWORD 'first'").await;
+    sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO USER").await;
+    sql("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO USER").await;
     broker(
         "ok = rabbit_auth_backend_internal:add_user(USER, <<\"first\">>, <<\"test\">>), \
          ok = rabbit_auth_backend_internal:set_permissions(USER, <<\"/\">>, <<\".*\">>, <<\".*\">>, \
@@ -38,20 +35,13 @@ async fn both_passwords_are_rotated_under_a_running_service() {
     );
     let files = Files::new("rotation");
     let [rabbitmq, postgres] = FILES.map(|name| files.write(name, "first\n"));
-    let service = stage
-        .start(&[
-            ("RABBITMQ_USER", &user),
-            ("RABBITMQ_PASSWORD", ""),
-            ("RABBITMQ_PASSWORD_FILE", &rabbitmq),
-            ("POSTGRES_USER", &user),
-            ("POSTGRES_PASSWORD", ""),
-            ("POSTGRES_PASSWORD_FILE", &postgres),
-            ("MIGRATE_ON_START", "false"),
-            // A misspelt variable, and one of the broker's image.
-            ("RABITMQ_HOST", "mq.example"),
-            ("RABBITMQ_DEFAULT_USER", "of the image"),
-        ])
-        .await;
+    // Besides, a misspelt variable, and one of the broker's image.
+    let users = format!(
+        "RABBITMQ_USER={user} RABBITMQ_PASSWORD= POSTGRES_USER={user} POSTGRES_PASSWORD= \
+         MIGRATE_ON_START=false RABITMQ_HOST=mq.example RABBITMQ_DEFAULT_USER=of-the-image"
+    );
+    let of_files = [("RABBITMQ_PASSWORD_FILE", &*rabbitmq), ("POSTGRES_PASSWORD_FILE", &postgres)];
+    let service = stage.start(&[&settings(&users)[..], &of_files].concat()).await;
     assert_eq!(service.logged("RABITMQ_HOST, did you mean RABBITMQ_HOST?"), 1, "{}", service.log());
     assert_eq!(service.logged("RABBITMQ_DEFAULT_USER"), 0, "{}", service.log());
     let all = votes(0, 400);
@@ -66,7 +56,7 @@ async fn both_passwords_are_rotated_under_a_running_service() {
         files.write(name, "second\n");
     }
     change("second");
-    sql(terminate).await;
+    stage.terminate(its_sessions).await;
     count(100).await;
     for variable in ["RABBITMQ_PASSWORD_FILE", "POSTGRES_PASSWORD_FILE"] {
         let message = format!("{variable}: ");
@@ -79,20 +69,17 @@ async fn both_passwords_are_rotated_under_a_running_service() {
         fs::remove_file(path).expect("removed");
     }
     broker(close);
-    sql(terminate).await;
+    stage.terminate(its_sessions).await;
     count(200).await;
-    eventually("each file is warned of once", async || {
-        service.logged("the password that was read last stays in use") == 2
-    })
-    .await;
-    for refused in ["28P01", "ACCESS_REFUSED"] {
-        assert_eq!(service.logged(refused), 0, "no login was refused until now: {}", service.log());
-    }
+    let unread = "the password that was read last stays in use";
+    eventually("each file is warned of once", async || service.logged(unread) == 2).await;
+    // No login was refused until now.
+    assert_lacks(&service.log(), &["28P01", "ACCESS_REFUSED"]);
 
     // The files follow later: both sides are refused, and go on without a restart.
     sql("ALTER ROLE USER PASSWORD 'third'").await;
     change("third");
-    sql(terminate).await;
+    stage.terminate(its_sessions).await;
     service.until_logged("28P01").await;
     service.until_logged("ACCESS_REFUSED").await;
     for name in FILES {
@@ -111,10 +98,10 @@ async fn a_password_that_the_driver_cannot_use_ends_the_service() {
     let stage = Stage::new(Servers::shared(), "unusable").await;
     let password = "pass\u{1f5f3}word";
     let user = format!("unusable_{}", stage.database);
-    execute(&stage, &format!("CREATE ROLE {user} LOGIN PASSWORD '{password}'")).await;
+    stage.execute(&format!("CREATE ROLE {user} LOGIN PASSWORD '{password}'")).await;
     let login = [("POSTGRES_USER", user.as_str()), ("POSTGRES_PASSWORD", password)];
     let named = ["SCRAM-SHA-256", "POSTGRES_PASSWORD_FILE"];
     let log = stage.spawn(&login).await.assert_ends(78, &named).await;
-    assert!(!log.contains('\u{1f5f3}') && !log.contains("1f5f3"), "{log}");
-    execute(&stage, &format!("DROP ROLE {user}")).await;
+    assert_lacks(&log, &["\u{1f5f3}", "1f5f3"]);
+    stage.execute(&format!("DROP ROLE {user}")).await;
 }

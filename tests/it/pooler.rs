@@ -2,7 +2,7 @@
 
 use sqlx::{Connection, PgConnection};
 
-use crate::support::{Pooler, Servers, Stage, execute, login, votes};
+use crate::support::{Pooler, Servers, Stage, login};
 
 const LIMITS: &str = include_str!("../../deploy/pgbouncer/limits.sql");
 
@@ -10,11 +10,10 @@ const LIMITS: &str = include_str!("../../deploy/pgbouncer/limits.sql");
 async fn votes_are_counted_exactly_through_a_transaction_pooler_that_is_killed_meanwhile() {
     let stage = Stage::migrated(Servers::shared(), "pooled").await;
     let role = stage.role("pooled", "").await;
-    execute(&stage, &format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")).await;
-    execute(&stage, &LIMITS.replace(":\"role\"", &role)).await;
+    stage.execute(&format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")).await;
+    stage.execute(&LIMITS.replace(":\"role\"", &role)).await;
     let mut pooler = Pooler::with(&stage, Some(&role), "").await;
-    let all = votes(0, 30_000);
-    stage.publish_votes(&all).await;
+    let all = stage.publish_new(0, 30_000).await;
     let port = [("POSTGRES_PORT", pooler.port.as_str()), ("MIGRATE_ON_START", "false")];
     // A connection waits for one of the pooler's: more batches than it has.
     let service = stage

@@ -2,13 +2,12 @@
 
 use rustix::process::Signal;
 
-use crate::support::{Servers, Stage, votes};
+use crate::support::{Servers, Stage, settings};
 
 #[tokio::test]
 async fn signals_in_mid_stream_lose_nothing_and_the_next_start_counts_nothing_twice() {
     let stage = Stage::migrated(Servers::shared(), "signals").await;
-    let all = votes(0, 40_000);
-    stage.publish_votes(&all).await;
+    let all = stage.publish_new(0, 40_000).await;
     for (signal, at_least, code) in [
         (Signal::TERM, 500, Some(0)),
         (Signal::INT, 5_000, Some(0)),
@@ -43,8 +42,7 @@ async fn a_stop_that_cannot_end_is_cut_short_by_the_deadline_or_a_second_signal(
         let stage = Stage::migrated(Servers::shared(), "deadline").await;
         let mut service = stage.start(&[("SHUTDOWN_TIMEOUT_SECONDS", deadline)]).await;
         let lock = stage.hold("LOCK TABLE vote_audit").await;
-        let all = votes(0, 90);
-        stage.publish_votes(&all).await;
+        let all = stage.publish_new(0, 90).await;
         stage.until_ready(&stage.queue, 0).await;
         service.signal(Signal::TERM);
         service.until_logged("stopping: ").await;
@@ -64,17 +62,13 @@ async fn a_stop_that_cannot_end_is_cut_short_by_the_deadline_or_a_second_signal(
 #[tokio::test]
 async fn two_instances_share_a_queue_and_show_the_same_totals() {
     let stage = Stage::migrated(Servers::shared(), "two").await;
-    let refresh = ("TOTALS_REFRESH_SECONDS", "0.2");
-    let throughput = [
-        refresh,
-        ("PIPELINE_PROFILE", "throughput"),
-        ("BATCH_SIZE", "200"),
-        ("RABBITMQ_PREFETCH_COUNT", "1000"),
-    ];
-    let services = [stage.start(&[refresh]).await, stage.start(&throughput).await];
-    let all = votes(0, 40_000);
-    stage.publish_votes(&all).await;
-    stage.until_counted(all.len()).await;
+    let refreshed = settings("TOTALS_REFRESH_SECONDS=0.2");
+    let throughput = settings(
+        "TOTALS_REFRESH_SECONDS=0.2 PIPELINE_PROFILE=throughput BATCH_SIZE=200 \
+         RABBITMQ_PREFETCH_COUNT=1000",
+    );
+    let services = [stage.start(&refreshed).await, stage.start(&throughput).await];
+    let all = stage.count(0, 40_000).await;
     let results = stage.results().await;
     for service in &services {
         for (law, [oui, non]) in &results {
@@ -87,7 +81,5 @@ async fn two_instances_share_a_queue_and_show_the_same_totals() {
         assert!(share > Some(0.0), "both counted: {share:?}");
     }
     stage.finish(services, &all).await;
-    let deadlocks =
-        stage.number("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()");
-    assert_eq!(deadlocks.await, 0);
+    stage.assert_no_deadlock().await;
 }

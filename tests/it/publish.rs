@@ -1,18 +1,18 @@
 //! `publish --file`: a backfill that is killed or stopped, or that loses its broker.
 
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Stdio;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::support::{
-    BINARY, Ended, Files, PATIENCE, Servers, Service, Stage, command, eventually, message,
-    messages, run, run_with, send, votes,
+    BINARY, Ended, Files, PATIENCE, Servers, Service, Stage, ended, eventually, message, messages,
+    send, votes,
 };
 
 /// A line for each vote.
@@ -38,19 +38,19 @@ async fn until_reached(checkpoint: &str, lines: u64) {
 }
 
 async fn publish(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
-    run(stage, "publish", arguments).await
+    stage.run("publish", arguments).await
 }
 
 /// `publish --file -` with this input.
 async fn publish_input(stage: &Stage<'_>, arguments: &[&str], input: &[u8]) -> Ended {
-    let mut command = command(stage, BINARY, &[&["publish", "--file", "-"], arguments].concat());
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut publishing = command.spawn().expect("it runs");
-    publishing.stdin.take().expect("piped").write_all(input).await.expect("written");
-    let output = timeout(PATIENCE, publishing.wait_with_output()).await.expect("ends in time");
-    let output = output.expect("it ran");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    let mut command = stage.command(BINARY, &[&["publish", "--file", "-"], arguments].concat());
+    let (read, mut write) = std::io::pipe().expect("a pipe");
+    command.stdin(read);
+    let input = input.to_vec();
+    let writing = std::thread::spawn(move || write.write_all(&input));
+    let ended = ended(command).await;
+    writing.join().expect("no panic").expect("written");
+    ended
 }
 
 fn spawn(stage: &Stage<'_>, arguments: &[&str]) -> Service {
@@ -96,8 +96,7 @@ async fn a_backfill_that_was_killed_goes_on_from_its_checkpoint() {
     let report = json(&report);
     assert_eq!(report["resumed_from"]["lines"], stopped_at);
     assert_eq!(report["confirmed"], 20_000 - stopped_at, "not from zero");
-    assert_eq!(report["complete"], true);
-    assert_eq!(report["blank"], 0);
+    assert_eq!((&report["complete"], &report["blank"]), (&true.into(), &0.into()));
     assert_eq!(reached(&checkpoint), 20_000);
 
     let service = stage.start(&[]).await;
@@ -148,8 +147,7 @@ async fn a_broker_that_restarts_in_the_middle_costs_only_time() {
     stage.finish([service], &all).await;
 
     servers.script(&["stop", "rabbitmq"]);
-    let gave_up = publish(&stage, &["--count", "5", "--retry-for", "0"]).await;
-    gave_up.assert(1, &["--retry-for"]);
+    publish(&stage, &["--count", "5", "--retry-for", "0"]).await.assert(1, &["--retry-for"]);
 }
 
 #[tokio::test]
@@ -203,9 +201,8 @@ async fn a_dry_run_reports_invalid_lines_and_publishes_nothing() {
     .join("\n");
     let ended = publish_input(&stage, &["--dry-run"], bad.as_bytes()).await;
     let ended = ended.assert(1, &["8 lines: 2 votes, 5 that"]);
-    let lines = ended.stdout.lines();
-    let rows: Vec<String> =
-        lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let rows: Vec<String> = ended.stdout.lines().map(words).collect();
     assert_eq!(rows[0], "reason field lines first in lines");
     assert_eq!(
         rows[2..6],
@@ -221,17 +218,13 @@ async fn a_file_in_another_format_is_refused_and_a_byte_order_mark_is_not() {
     let zipped = files.write("votes.gz", b"\x1f\x8b\x08\0\0\0\0\0\n\n");
     let table = files.write("votes.csv", "vote_hash,citizen_id,law_id,choice,timestamp\n");
     let checkpoint = files.file("checkpoint");
-    for (arguments, text) in [
-        (&["--file", &zipped, "--checkpoint", &checkpoint][..], &*format!("zcat {zipped} | vote")),
-        (&["--file", &table], "mlr"),
-        (&["--file", &table, "--dry-run"], "mlr"),
-    ] {
-        publish(&stage, arguments).await.assert(2, &[text]);
-    }
+    let zcat = format!("zcat {zipped} | vote");
+    publish(&stage, &["--file", &zipped, "--checkpoint", &checkpoint]).await.assert(2, &[&zcat]);
+    publish(&stage, &["--file", &table]).await.assert(2, &["mlr"]);
+    publish(&stage, &["--file", &table, "--dry-run"]).await.assert(2, &["mlr"]);
     assert!(!Path::new(&checkpoint).exists(), "nothing is left behind");
-    let array = [b"[", &ndjson(0, 2)[..], b"]"].concat();
-    let refused = publish_input(&stage, &[], &array).await;
-    refused.assert(2, &["standard input is a JSON array"]);
+    let array = publish_input(&stage, &[], &[b"[", &ndjson(0, 2)[..], b"]"].concat()).await;
+    array.assert(2, &["standard input is a JSON array"]);
     assert_eq!(stage.ready(&stage.queue).await, None, "not even a queue");
 
     let marked = files.write("marked", [b"\xef\xbb\xbf", &ndjson(0, 10)[..]].concat());
@@ -244,7 +237,7 @@ async fn a_file_in_another_format_is_refused_and_a_byte_order_mark_is_not() {
 #[tokio::test]
 async fn a_pipe_that_stays_silent_does_not_delay_a_stop() {
     let stage = Stage::new(Servers::shared(), "silentpipe").await;
-    let mut silent = command(&stage, BINARY, &["publish", "--file", "-"]);
+    let mut silent = stage.command(BINARY, &["publish", "--file", "-"]);
     let mut silent = silent.stdin(Stdio::piped()).spawn().expect("it runs");
     let status = format!("/proc/{}/status", silent.id().expect("it runs"));
     eventually("it listens for signals", async || {
@@ -291,11 +284,11 @@ async fn a_missing_permission_to_write_is_no_outage() {
     let user = format!("reader-{}", stage.database);
     // With its queue: to create one takes other permissions.
     stage.publish(&[]).await;
-    stage.servers.script(&["ctl", "--", "add_user", &user, "right"]);
-    stage.servers.script(&["ctl", "--", "set_permissions", &user, ".*", "^$", ".*"]);
+    stage.servers.ctl(&["add_user", &user, "right"]);
+    stage.servers.ctl(&["set_permissions", &user, ".*", "^$", ".*"]);
     let login = [("RABBITMQ_USER", user.as_str()), ("RABBITMQ_PASSWORD", "right")];
-    let refused = run_with(&stage, &["publish", "--count", "3000"], &login).await;
-    stage.servers.script(&["ctl", "--", "delete_user", &user]);
+    let refused = stage.run_with(&["publish", "--count", "3000"], &login).await;
+    stage.servers.ctl(&["delete_user", &user]);
     let permission = "write permission on the default exchange";
     let host = r#"virtual host \"/\""#;
     let refused = refused.assert(77, &[permission, "amq.default", &user, host]);

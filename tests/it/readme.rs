@@ -10,8 +10,9 @@ use tokio::time::timeout;
 use vote_aggregator::model::vote;
 use vote_aggregator::platform::config::{keys, shipped_default};
 
+use crate::metrics::table;
 use crate::support::repository::ROOT;
-use crate::support::{BINARY, Files, Servers, Stage, eventually, execute, votes};
+use crate::support::{BINARY, Ended, Files, Servers, Stage, eventually};
 
 const README: &str = include_str!("../../README.md");
 const CONFIGURATION: &str = include_str!("../../docs/configuration.md");
@@ -66,10 +67,8 @@ impl<'s> Checkout<'s> {
             .kill_on_drop(true)
             .output();
         let output = timeout(Duration::from_secs(120), child).await.expect("ends in time");
-        let output = output.expect("bash runs");
-        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{command}\n{stdout}{stderr}");
+        let Ended { code, stdout, stderr } = output.expect("bash runs").into();
+        assert_eq!(code, Some(0), "{command}\n{stdout}{stderr}");
         stdout
     }
 
@@ -124,7 +123,7 @@ async fn its_commands_work_as_written() {
         "INSERT INTO vote_results VALUES ('law-nowhere', 1, 0)",
         "DELETE FROM vote_results; INSERT INTO vote_results VALUES ('law-empty', 0, 0)",
     ] {
-        execute(&stage, differing).await;
+        stage.execute(differing).await;
         let answer = checkout.query(&queries[0]).await;
         assert!(!answer.ends_with("(0 rows)"), "{differing}: {answer}");
     }
@@ -138,37 +137,28 @@ async fn its_message_readiness_and_metrics_are_those_of_the_service() {
     let documented: Value = serde_json::from_str(&json[1]).expect("JSON");
     assert_eq!(documented["checks"]["rabbitmq"]["reason"], "consuming");
 
-    let stage = Stage::migrated(Servers::shared(), "readme_shape").await;
-    let service = stage.start(&[]).await;
-    stage.publish_votes(&votes(0, 10)).await;
-    stage.until_counted(10).await;
-    let fields = |readiness: &Value| -> Vec<String> {
+    let (stage, service) = Stage::started("readme_shape", &[]).await;
+    stage.count(0, 10).await;
+    let fields = |readiness: &Value| -> Vec<(String, Vec<String>)> {
         let checks = readiness["checks"].as_object().expect("checks").iter();
-        let fields = checks.map(|(side, check)| {
-            let fields = check.as_object().expect("a check").keys();
-            format!("{side}: {:?}", fields.collect::<Vec<_>>())
-        });
-        fields.collect()
+        let names = |check: &Value| check.as_object().expect("a check").keys().cloned().collect();
+        checks.map(|(side, check)| (side.clone(), names(check))).collect()
     };
     assert_eq!(fields(&service.get("/readyz").await.json()), fields(&documented));
 
     let scrape = service.get("/metrics").await.body;
-    let table = README.split("| metric | type |").nth(1).expect("a table of metrics");
-    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
-    let rows: Vec<Vec<&str>> =
-        rows.map(|row| row.split('|').map(str::trim).skip(1).take(2).collect()).collect();
-    for row in &rows {
+    for row in table(README) {
         let line = format!("# TYPE {} {}", row[0].trim_matches('`'), row[1]);
         assert!(scrape.lines().any(|scraped| scraped == line), "{line}");
     }
-    assert_eq!(rows.len(), 5, "the contract's; all others are in docs/metrics.md");
+    assert_eq!(table(README).count(), 5, "the contract's; all others are in docs/metrics.md");
     service.stop().await;
 }
 
 #[test]
 fn its_configuration_table_is_that_of_the_code() {
-    let (_, rest) = CONFIGURATION.split_once("<!-- configuration: begin -->\n").expect("a begin");
-    let (table, _) = rest.split_once("<!-- configuration: end -->").expect("an end");
+    let table = CONFIGURATION.split("<!-- configuration: begin -->\n").nth(1).expect("a begin");
+    let table = table.split("<!-- configuration: end -->").next().expect("an end");
     let mut rows = table.lines().filter(|line| line.starts_with('|')).skip(2);
     for key in keys::SELECTORS.iter().chain(keys::ALL) {
         let default = shipped_default(key).map(|value| format!("`{value}`")).unwrap_or_default();

@@ -5,7 +5,10 @@ use std::time::Duration;
 use futures::future::join_all;
 use vote_aggregator::adapters::store::{PgStore, Reconciled, options};
 
-use crate::support::{Pooler, Servers, Service, Stage, eventually, execute, login, votes};
+use crate::support::{
+    Pooler, Servers, Service, Stage, assert_contains, assert_lacks, eventually, login, settings,
+    votes,
+};
 
 /// Often enough for a test; the pause of 20 times a short comparison comes on top.
 const OFTEN: (&str, &str) = ("RECONCILE_INTERVAL_SECONDS", "0.1");
@@ -18,23 +21,18 @@ async fn until_drift(service: &Service, votes: f64, laws: f64) {
 
 #[tokio::test]
 async fn a_changed_total_shows_until_it_is_corrected() {
-    let stage = Stage::migrated(Servers::shared(), "drift").await;
-    let service = stage.start(&[OFTEN]).await;
-    stage.publish_votes(&votes(0, 50)).await;
-    stage.until_counted(50).await;
+    let (stage, service) = Stage::started("drift", &[OFTEN]).await;
+    stage.count(0, 50).await;
     until_drift(&service, 0.0, 0.0).await;
     let right = stage.results().await;
 
     // Two votes moved from one choice to the other, a law without votes added, one law removed.
-    execute(
-        &stage,
-        "CREATE TABLE right_results AS TABLE vote_results; \
-         UPDATE vote_results SET oui_count = oui_count + 2, non_count = non_count - 2 \
-             WHERE law_id = 'law-001'; \
-         INSERT INTO vote_results (law_id, oui_count) VALUES ('law-nowhere', 7); \
-         DELETE FROM vote_results WHERE law_id = 'law-002'",
-    )
-    .await;
+    let damage = "CREATE TABLE right_results AS TABLE vote_results; \
+                  UPDATE vote_results SET oui_count = oui_count + 2, non_count = non_count - 2 \
+                      WHERE law_id = 'law-001'; \
+                  INSERT INTO vote_results (law_id, oui_count) VALUES ('law-nowhere', 7); \
+                  DELETE FROM vote_results WHERE law_id = 'law-002'";
+    stage.execute(damage).await;
     until_drift(&service, 4.0 + 7.0 + 10.0, 3.0).await;
     let differs = "vote_results differs from vote_audit by 21 votes in 3 laws";
     service.until_logged(differs).await;
@@ -44,19 +42,16 @@ async fn a_changed_total_shows_until_it_is_corrected() {
     assert_eq!(line["level"], "ERROR");
     let message = line["message"].as_str().expect("a message");
     let [oui, non] = right["law-001"];
-    for law in [
-        format!("\"law-001\" audit {oui} oui {non} non, results {} oui {} non", oui + 2, non - 2),
-        "\"law-nowhere\" audit 0 oui 0 non, results 7 oui 0 non".to_owned(),
-        "\"law-002\" audit".to_owned(),
-    ] {
-        assert!(message.contains(&law), "{law}: {message}");
-    }
+    let moved =
+        format!("\"law-001\" audit {oui} oui {non} non, results {} oui {} non", oui + 2, non - 2);
+    let added = "\"law-nowhere\" audit 0 oui 0 non, results 7 oui 0 non";
+    assert_contains(message, &[&moved, added, "\"law-002\" audit"]);
     let agrees = "vote_results agrees with vote_audit again";
     assert_eq!(service.logged(agrees), 0);
 
     let correct = "BEGIN; DELETE FROM vote_results; INSERT INTO vote_results TABLE right_results; \
                    COMMIT";
-    execute(&stage, correct).await;
+    stage.execute(correct).await;
     until_drift(&service, 0.0, 0.0).await;
     service.until_logged(&format!("{agrees}: 50 votes in 5 laws")).await;
     service.stop().await;
@@ -92,15 +87,12 @@ async fn counting_never_looks_like_a_drift() {
 
 #[tokio::test]
 async fn a_comparison_that_a_lock_holds_up_is_logged_when_it_fails_and_delays_no_stop() {
-    let stage = Stage::migrated(Servers::shared(), "blocked").await;
-    let service = stage.start(&[OFTEN]).await;
+    let (stage, service) = Stage::started("blocked", &[OFTEN]).await;
     until_drift(&service, 0.0, 0.0).await;
     let lock = stage.hold("LOCK TABLE vote_audit").await;
     // Ended at once, since the pause depends on how long the comparison took.
-    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-               WHERE datname = current_database() AND wait_event_type = 'Lock' \
-               AND application_name = 'vote-aggregator reconciler'";
-    stage.until_number(end, 1).await;
+    let waits = "wait_event_type = 'Lock' AND application_name = 'vote-aggregator reconciler'";
+    stage.until_terminated(waits).await;
     service.until_logged("the totals could not be compared with the audit").await;
     service.until_metric("results_drift_votes", 0.0).await;
     drop(lock);
@@ -112,28 +104,21 @@ async fn a_comparison_that_a_lock_holds_up_is_logged_when_it_fails_and_delays_no
     assert_eq!(service.logged("could not be compared"), 1, "{}", service.log());
 
     let lock = stage.hold("LOCK TABLE vote_audit").await;
-    let waiting = "SELECT count(*) FROM pg_stat_activity \
-                   WHERE datname = current_database() AND wait_event_type = 'Lock' \
-                   AND application_name = 'vote-aggregator reconciler'";
-    stage.until_number(waiting, 1).await;
+    stage.until_sessions(waits, 1).await;
     service.stop().await;
     drop(lock);
-    let left = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                AND application_name LIKE 'vote-aggregator%'";
-    stage.until_number(left, 0).await;
+    stage.until_sessions("application_name LIKE 'vote-aggregator%'", 0).await;
 }
 
 #[tokio::test]
 async fn switched_off_it_compares_nothing_and_shows_nothing() {
-    let stage = Stage::migrated(Servers::shared(), "unreconciled").await;
-    let off = [("RECONCILE_INTERVAL_SECONDS", "0"), ("TOTALS_REFRESH_SECONDS", "0.1")];
-    let service = stage.start(&off).await;
-    execute(&stage, "INSERT INTO vote_results VALUES ('law-nowhere', 7, 0)").await;
+    let off = settings("RECONCILE_INTERVAL_SECONDS=0 TOTALS_REFRESH_SECONDS=0.1");
+    let (stage, service) = Stage::started("unreconciled", &off).await;
+    stage.execute("INSERT INTO vote_results VALUES ('law-nowhere', 7, 0)").await;
     // The totals are only read.
     let seen = "current_vote_totals{choice=\"oui\",law_id=\"law-nowhere\"}";
     service.until_metric(seen, 7.0).await;
-    let scrape = service.get("/metrics").await.body;
-    assert!(!scrape.contains("results_drift") && !scrape.contains("reconciliation"), "{scrape}");
+    assert_lacks(&service.get("/metrics").await.body, &["results_drift", "reconciliation"]);
     assert!(!service.stop().await.contains("differs from vote_audit"));
 }
 
@@ -148,7 +133,7 @@ const NOTE_SCANS: &str = "CREATE TABLE scans (at timestamptz NOT NULL); \
 #[tokio::test]
 async fn three_instances_compare_once_an_interval_and_all_show_it() {
     let stage = Stage::migrated(Servers::shared(), "shared").await;
-    execute(&stage, NOTE_SCANS).await;
+    stage.execute(NOTE_SCANS).await;
     let start = async |interval: &str| {
         let settings = [("RECONCILE_INTERVAL_SECONDS", interval)];
         join_all((0..3).map(|_| stage.start(&settings))).await
@@ -168,9 +153,9 @@ async fn three_instances_compare_once_an_interval_and_all_show_it() {
     assert_eq!(logs.matches(differs).count(), 1, "logged by the instance that compared");
 
     // Again and again, and never sooner than an interval after the scan before.
-    execute(&stage, "TRUNCATE scans").await;
+    stage.execute("TRUNCATE scans").await;
     let every_second = start("1").await;
-    execute(&stage, "DELETE FROM vote_results WHERE law_id = 'law-nowhere'").await;
+    stage.execute("DELETE FROM vote_results WHERE law_id = 'law-nowhere'").await;
     for service in &every_second {
         until_drift(service, 0.0, 0.0).await;
     }
@@ -186,8 +171,7 @@ async fn nothing_is_compared_while_another_session_has_the_lock() {
     let stage = Stage::migrated(Servers::shared(), "locked").await;
     let lock = stage.hold("SELECT pg_advisory_xact_lock(4260293564701110360)").await;
     let service = stage.start(&[OFTEN]).await;
-    stage.publish_votes(&votes(0, 50)).await;
-    stage.until_counted(50).await;
+    stage.count(0, 50).await;
     assert_eq!(service.metric("results_drift_votes").await, None, "nothing was compared yet");
     drop(lock);
     until_drift(&service, 0.0, 0.0).await;
@@ -197,18 +181,17 @@ async fn nothing_is_compared_while_another_session_has_the_lock() {
 /// After the database's clock was set back: the time does not show when that comparison was.
 #[tokio::test]
 async fn a_comparison_from_the_future_is_not_recent() {
-    let stage = Stage::migrated(Servers::shared(), "future").await;
-    let store = stage.store().await;
+    let (stage, store) = Stage::with_store("future").await;
     let reconcile = async || store.reconcile(HOUR, 10).await.expect("an answer");
     assert!(matches!(reconcile().await, Reconciled::Compared(_)));
     for future in ["clock_timestamp() + interval '1 day'", "'infinity'"] {
-        execute(&stage, &format!("UPDATE reconciliation SET compared_at = {future}")).await;
+        stage.execute(&format!("UPDATE reconciliation SET compared_at = {future}")).await;
         assert!(matches!(reconcile().await, Reconciled::Compared(_)), "{future}");
         assert!(matches!(reconcile().await, Reconciled::Recent(_)), "{future}");
     }
     // Two reads of a clock may differ as much.
     let soon = "UPDATE reconciliation SET compared_at = clock_timestamp() + interval '3 seconds'";
-    execute(&stage, soon).await;
+    stage.execute(soon).await;
     let Reconciled::Recent(last) = reconcile().await else { panic!("it is recent") };
     assert_eq!(last.age, Duration::ZERO);
 }
@@ -222,11 +205,11 @@ async fn a_role_that_may_not_share_compares_alone_and_says_so_once() {
         "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}; \
          REVOKE INSERT ON reconciliation FROM {role}"
     );
-    execute(&stage, &grants).await;
+    stage.execute(&grants).await;
     let service = stage.start(&[&[OFTEN][..], &login(&role)].concat()).await;
-    execute(&stage, "INSERT INTO vote_results VALUES ('law-nowhere', 7, 0)").await;
+    stage.execute("INSERT INTO vote_results VALUES ('law-nowhere', 7, 0)").await;
     until_drift(&service, 7.0, 1.0).await;
-    execute(&stage, "DELETE FROM vote_results").await;
+    stage.execute("DELETE FROM vote_results").await;
     until_drift(&service, 0.0, 0.0).await;
     assert_eq!(service.logged("compares the totals with the audit for itself"), 1);
     assert_eq!(stage.number("SELECT count(*) FROM reconciliation").await, 0);
@@ -237,8 +220,8 @@ async fn a_role_that_may_not_share_compares_alone_and_says_so_once() {
 #[tokio::test]
 async fn it_is_one_comparison_through_a_transaction_pooler_as_well() {
     let stage = Stage::migrated(Servers::shared(), "pooled").await;
-    execute(&stage, NOTE_SCANS).await;
-    let pooler = Pooler::start(&stage).await;
+    stage.execute(NOTE_SCANS).await;
+    let pooler = Pooler::with(&stage, None, "").await;
     let config = stage.config(&[("POSTGRES_PORT", &pooler.port)]);
     let stores: Vec<PgStore> =
         (0..4).map(|_| PgStore::new(&config.postgres, options(&config.postgres))).collect();
@@ -258,7 +241,5 @@ async fn it_is_one_comparison_through_a_transaction_pooler_as_well() {
     }
     assert_eq!(compared, 1);
     assert_eq!(stage.number("SELECT count(*) FROM scans").await, 1);
-    let left = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
-                (SELECT oid FROM pg_database WHERE datname = current_database())";
-    assert_eq!(stage.number(left).await, 0, "no lock stays with a connection of the pool");
+    stage.assert_no_advisory_lock().await;
 }

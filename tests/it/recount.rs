@@ -1,20 +1,18 @@
 //! `recount`: what it finds, what it corrects, and votes that are counted meanwhile.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use futures::FutureExt;
 use serde_json::json;
 use vote_aggregator::adapters::store::{self, Patience};
 use vote_aggregator::model::ports::{Class, Store, Votes};
 use vote_aggregator::model::vote::Choice;
 
 use crate::support::{
-    BINARY, Ended, Interceptor, LOCK_WAITS, PATIENCE, Pass, Servers, Stage, command, ended,
-    execute, run, run_with, vote, votes,
+    BINARY, Ended, Interceptor, PATIENCE, Pass, Servers, Stage, WAITS, ended, vote, votes,
 };
 
 async fn recount(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
-    run(stage, "recount", arguments).await
+    stage.run("recount", arguments).await
 }
 
 /// Fifty counted votes on five laws.
@@ -35,23 +33,22 @@ async fn it_says_whether_results_and_audit_agree_and_where_they_do_not() {
     recount(&stage, &[]).await.assert(0, &["results and audit agree: 50 votes in 5 laws\n"]);
     let right = stage.results().await;
 
-    execute(&stage, DAMAGE).await;
+    stage.execute(DAMAGE).await;
     let text = "differ by 19 votes in 3 of 6 laws; 50 votes are in the audit";
     let differ = recount(&stage, &[]).await.assert(1, &[text]);
     let [oui, non] = right["law-001"];
-    let row = differ
-        .stdout
-        .lines()
-        .find(|line| line.trim_start().starts_with("law-001"))
-        .unwrap_or_else(|| panic!("{}", differ.stdout));
-    let row: Vec<&str> = row.split_whitespace().collect();
+    let mut rows = differ.stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row.first() == Some(&"law-001")).expect("a row for this law");
     let expected = [&oui.to_string(), &non.to_string(), &(oui + 2).to_string()];
     assert_eq!(row[1..4], expected, "{}", differ.stdout);
     assert!(row.ends_with(&["+2", "+0"]), "{}", differ.stdout);
 
     let differ = recount(&stage, &["--json"]).await.assert(1, &[]);
     let counts = |[oui, non]: [i64; 2]| json!({"oui": oui, "non": non});
-    let differing = |law: &str, audit, results| json!({"law_id": law, "audit": counts(audit), "results": counts(results)});
+    let differing = |law: &str, audit, results| {
+        let [audit, results] = [audit, results].map(counts);
+        json!({"law_id": law, "audit": audit, "results": results})
+    };
     let expected = json!({
         "agree": false, "corrected": false,
         "laws": 6, "votes": 50, "drift_laws": 3, "drift_votes": 19,
@@ -73,7 +70,7 @@ async fn it_says_whether_results_and_audit_agree_and_where_they_do_not() {
 async fn a_repair_writes_the_audits_counts_and_who_changed_what() {
     let stage = counted("repair").await;
     let right = stage.results().await;
-    execute(&stage, DAMAGE).await;
+    stage.execute(DAMAGE).await;
     let damaged = stage.results().await;
 
     recount(&stage, &["--repair"]).await.assert(2, &["--yes"]);
@@ -91,20 +88,14 @@ async fn a_repair_writes_the_audits_counts_and_who_changed_what() {
     let again = recount(&stage, &["--repair", "--yes", "--json"]).await.assert(0, &[]);
     assert_eq!(again.json()["corrected"], false);
 
-    let recorded: Vec<(String, i64, i64, i64, i64)> = sqlx::query_as(
-        "SELECT law_id, oui_before, non_before, oui_after, non_after FROM result_corrections \
-         WHERE corrected_by = session_user AND reason = 'by hand; \"9 pm\"' \
-         AND corrected_at BETWEEN now() - interval '1 minute' AND now() ORDER BY law_id",
-    )
-    .fetch_all(&stage.sql)
-    .await
-    .expect("the record can be read");
-    let row = |law: &str, [oui, non]: [i64; 2], [oui_after, non_after]: [i64; 2]| {
-        (law.to_owned(), oui, non, oui_after, non_after)
-    };
+    let recorded = "SELECT law_id, oui_before, non_before, oui_after, non_after \
+        FROM result_corrections WHERE corrected_by = session_user AND reason = 'by hand; \"9 pm\"' \
+        AND corrected_at BETWEEN now() - interval '1 minute' AND now() ORDER BY law_id";
+    let recorded = sqlx::query_as(recorded).fetch_all(&stage.sql).await;
+    let recorded: Vec<(String, i64, i64, i64, i64)> = recorded.expect("the record can be read");
     let expected = ["law-001", "law-002", "law-nowhere"].map(|law| {
-        let zero = [0, 0];
-        row(law, *damaged.get(law).unwrap_or(&zero), *right.get(law).unwrap_or(&zero))
+        let [before, after] = [&damaged, &right].map(|counts| counts.get(law).unwrap_or(&[0, 0]));
+        (law.to_owned(), before[0], before[1], after[0], after[1])
     });
     assert_eq!(recorded, expected);
     assert_eq!(stage.number("SELECT count(*) FROM result_corrections").await, 3);
@@ -114,17 +105,10 @@ async fn a_repair_writes_the_audits_counts_and_who_changed_what() {
 async fn on_a_terminal_it_asks_and_accepts_only_a_yes() {
     let stage = counted("asked").await;
     let right = stage.results().await;
-    execute(&stage, "UPDATE vote_results SET non_count = 0 WHERE law_id = 'law-003'").await;
+    stage.execute("UPDATE vote_results SET non_count = 0 WHERE law_id = 'law-003'").await;
     let damaged = stage.results().await;
     for (answer, code, results) in [("n", 1, &damaged), ("", 1, &damaged), ("y", 0, &right)] {
-        // util-linux's script gives the command a terminal.
-        let on_terminal = format!(
-            "printf '%s\\n' '{answer}' | script --quiet --return --command \
-             '{BINARY} recount --repair' /dev/null"
-        );
-        let mut command = command(&stage, "bash", &["-c", &on_terminal]);
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        ended(command).await.assert(code, &["[y/N]"]);
+        stage.on_terminal("recount --repair", answer).await.assert(code, &["[y/N]"]);
         assert_eq!(stage.results().await, *results, "{answer:?}");
     }
 }
@@ -133,30 +117,25 @@ async fn on_a_terminal_it_asks_and_accepts_only_a_yes() {
 #[tokio::test]
 async fn a_repair_waits_for_what_is_being_counted_and_sees_it() {
     let stage = counted("underway").await;
-    execute(&stage, DAMAGE).await;
-    let batch = stage
-        .hold(
-            "INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, \"timestamp\") \
-                 VALUES ('under way', 'c', 'law-001', 'oui', now()); \
-             UPDATE vote_results SET oui_count = oui_count + 1 WHERE law_id = 'law-001'",
-        )
-        .await;
+    stage.execute(DAMAGE).await;
+    let batch = "INSERT INTO vote_audit VALUES ('under way', 'c', 'law-001', 'oui', now()); \
+                 UPDATE vote_results SET oui_count = oui_count + 1 WHERE law_id = 'law-001'";
+    let batch = stage.hold(batch).await;
     let store = stage.store().await;
-    let repair = tokio::spawn(ended(command(&stage, BINARY, &["recount", "--repair", "--yes"])));
-    stage.until_number(LOCK_WAITS, 1).await;
+    let repair = tokio::spawn(ended(stage.command(BINARY, &["recount", "--repair", "--yes"])));
+    stage.until_sessions(WAITS, 1).await;
 
     // Queues up behind the repair.
     let later = tokio::spawn(async move {
         loop {
-            let batch = Votes::new(vec![vote(1_000, "law-001", Choice::Non)]);
-            match store.count(batch).await {
+            match store.count(Votes::new(vec![vote(1_000, "law-001", Choice::Non)])).await {
                 // Waited for longer than lock_timeout: the pipeline tries again, too.
                 Err(fault) if fault.class == Class::Retry => {}
                 counted => return counted,
             }
         }
     });
-    stage.until_number(LOCK_WAITS, 2).await;
+    stage.until_sessions(WAITS, 2).await;
     batch.commit().await.expect("committed");
     let repaired = repair.await.expect("no panic").assert(0, &[]);
     assert!(!repaired.stderr.contains("40001"), "the lock, then the snapshot: {}", repaired.stderr);
@@ -171,18 +150,12 @@ async fn a_repair_waits_for_what_is_being_counted_and_sees_it() {
 async fn a_repair_whose_commit_is_not_answered_says_that_it_took_effect() {
     for json in [false, true] {
         let stage = counted("unanswered").await;
-        execute(&stage, DAMAGE).await;
-        let lost = AtomicBool::new(false);
-        let interceptor = Interceptor::start(&stage, "POSTGRES", move |part| {
-            let commits = part.windows(7).any(|bytes| bytes == b"COMMIT\0");
-            let lose = commits && !lost.swap(true, Relaxed);
-            async move { if lose { Pass::LoseAnswer } else { Pass::Forward } }.boxed()
-        })
-        .await;
+        stage.execute(DAMAGE).await;
+        let interceptor = Interceptor::once(&stage, "POSTGRES", "COMMIT\0", Pass::LoseAnswer).await;
         let mut arguments = vec!["recount", "--repair", "--yes"];
         arguments.extend(json.then_some("--json"));
         let link = [("POSTGRES_PORT", interceptor.port.as_str()), ("POSTGRES_SSLMODE", "disable")];
-        let repaired = run_with(&stage, &arguments, &link).await;
+        let repaired = stage.run_with(&arguments, &link).await;
         if json {
             let object = repaired.assert(0, &[]).json();
             assert_eq!((&object["corrected"], &object["drift_votes"]), (&json!(true), &json!(19)));
@@ -216,7 +189,7 @@ async fn recounts_and_repairs_under_load_are_of_one_moment() {
             assert!(parts.into_inner() > 1, "in parts");
         }
         stage.until_counted(at_least).await;
-        execute(&stage, "UPDATE vote_results SET oui_count = oui_count + 5").await;
+        stage.execute("UPDATE vote_results SET oui_count = oui_count + 5").await;
         for arguments in [&["--json"][..], &["--repair", "--yes", "--json"]] {
             let found = recount(&stage, arguments).await;
             assert_eq!(found.json()["drift_votes"], 25, "{arguments:?}: {}", found.stdout);

@@ -7,11 +7,9 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::support::{
-    BINARY, Ended, PATIENCE, Servers, Service, Stage, command, ended, eventually, execute, login,
-    run, run_with,
+    BINARY, Ended, Files, PATIENCE, Servers, Service, Stage, assert_contains, assert_lacks, ended,
+    eventually, login, on_path,
 };
-
-const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
 
 /// Three laws, one of them with a name that the service would not count votes for.
 const LAWS: &str = "INSERT INTO vote_results (law_id, oui_count, non_count, updated_at) VALUES \
@@ -25,13 +23,8 @@ impl Ended {
     }
 }
 
-fn on_path(mut command: Command) -> Command {
-    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command
-}
-
 async fn results(stage: &Stage<'_>, arguments: &[&str]) -> Ended {
-    run(stage, "results", arguments).await
+    stage.run("results", arguments).await
 }
 
 #[tokio::test]
@@ -39,7 +32,7 @@ async fn it_shows_the_counts_for_people_and_for_programs() {
     let stage = Stage::migrated(Servers::shared(), "results").await;
     results(&stage, &[]).await.assert(0, &["no votes are counted yet (read at 2"]);
 
-    execute(&stage, LAWS).await;
+    stage.execute(LAWS).await;
     let all = results(&stage, &[]).await.assert(0, &["\n3 laws, read at 2"]);
     let rows = all.rows();
     let first = "law-002 999,999 1 1,000,000 >99.9 <0.1 2026-11-25 21:15:03Z";
@@ -71,7 +64,7 @@ async fn it_shows_the_counts_for_people_and_for_programs() {
 
     // A reader who has seen enough.
     let head = format!("{BINARY} results --csv | true; {BINARY} results --csv | head -n 1");
-    let head = ended(on_path(command(&stage, "sh", &["-c", &head]))).await;
+    let head = ended(on_path(stage.command("sh", &["-c", &head]))).await;
     assert!(head.stdout.starts_with("law_id,") && head.stderr.is_empty(), "{}", head.stderr);
 
     let top = results(&stage, &["--sort", "updated", "--top", "1"]).await;
@@ -83,32 +76,32 @@ async fn it_shows_the_counts_for_people_and_for_programs() {
 async fn without_tables_or_grants_results_and_recount_end_with_a_code_of_their_own() {
     let stage = Stage::new(Servers::shared(), "resultcodes").await;
     for name in ["results", "recount"] {
-        let with = async |settings: &[_]| run_with(&stage, &[name], settings).await;
+        let with = async |settings: &[_]| stage.run_with(&[name], settings).await;
         with(&[]).await.assert(78, &["vote-aggregator migrate"]);
         with(&[("POSTGRES_DB", "nowhere")]).await.assert(78, &["nowhere"]);
         with(&[("BATCH_SIZE", "many")]).await.assert(78, &["BATCH_SIZE"]);
     }
     stage.store().await;
-    execute(&stage, LAWS).await;
-    stage.servers.script(&["psql", "--", "-d", &stage.database, "-X", "-q", "-f", ROLES]);
+    stage.execute(LAWS).await;
+    stage.grant_roles();
     let repair = ["recount", "--repair", "--yes"];
     for (group, results, recount) in
         [("vote_auditor", 0, 1), ("vote_service", 0, 1), ("vote_results_reader", 0, 77)]
     {
         let role = stage.role(group, &format!("IN ROLE {group}")).await;
-        run_with(&stage, &["results"], &login(&role)).await.assert(results, &["3 laws"]);
-        run_with(&stage, &["recount"], &login(&role)).await.assert(recount, &[]);
-        run_with(&stage, &repair, &login(&role)).await.assert(77, &["42501"]);
+        stage.run_with(&["results"], &login(&role)).await.assert(results, &["3 laws"]);
+        stage.run_with(&["recount"], &login(&role)).await.assert(recount, &[]);
+        stage.run_with(&repair, &login(&role)).await.assert(77, &["42501"]);
     }
     let role = stage.role("reader", "").await;
-    run_with(&stage, &["results"], &login(&role)).await.assert(77, &["42501"]);
-    execute(&stage, &format!("GRANT SELECT ON vote_results TO {role}")).await;
-    run_with(&stage, &["results"], &login(&role)).await.assert(0, &["3 laws"]);
+    stage.run_with(&["results"], &login(&role)).await.assert(77, &["42501"]);
+    stage.execute(&format!("GRANT SELECT ON vote_results TO {role}")).await;
+    stage.run_with(&["results"], &login(&role)).await.assert(0, &["3 laws"]);
 
     // A schema from before corrections were recorded.
-    execute(&stage, "DROP TABLE result_corrections").await;
-    run_with(&stage, &["recount"], &[]).await.assert(1, &[]);
-    run_with(&stage, &repair, &[]).await.assert(78, &["result_corrections"]);
+    stage.execute("DROP TABLE result_corrections").await;
+    stage.run_with(&["recount"], &[]).await.assert(1, &[]);
+    stage.run_with(&repair, &[]).await.assert(78, &["result_corrections"]);
 
     // The live view needs a terminal.
     let piped = results(&stage, &["--watch"]).await.assert(2, &["--json"]);
@@ -120,7 +113,7 @@ async fn without_tables_or_grants_results_and_recount_end_with_a_code_of_their_o
 async fn a_server_that_is_down_is_waited_for() {
     let servers = Servers::private("resultswait");
     let stage = Stage::migrated(&servers, "resultswait").await;
-    execute(&stage, LAWS).await;
+    stage.execute(LAWS).await;
     servers.script(&["stop", "postgres"]);
     let mut command = Command::new(BINARY);
     command.args(["results", "--csv"]);
@@ -136,14 +129,12 @@ async fn a_server_that_stays_away_or_read_only_is_given_up() {
     let stage = Stage::new(Servers::shared(), "givenup").await;
     for name in ["results", "recount", "migrate"] {
         let away = [("POSTGRES_PORT", "1")];
-        let gave_up = run_with(&stage, &[name, "--retry-for", "1"], &away).await;
+        let gave_up = stage.run_with(&[name, "--retry-for", "1"], &away).await;
         let waited = "waiting for PostgreSQL, for 1 s more at most";
         gave_up.assert(75, &[waited, "gave up after 1 s (--retry-for)", &stage.database]);
     }
-    let database = &stage.database;
-    let read_only = format!("ALTER DATABASE {database} SET default_transaction_read_only = on");
-    execute(&stage, &read_only).await;
-    run(&stage, "migrate", &["--retry-for", "0"]).await.assert(75, &["25006"]);
+    stage.set_default("default_transaction_read_only = on").await;
+    stage.run("migrate", &["--retry-for", "0"]).await.assert(75, &["25006"]);
 }
 
 /// util-linux's script gives the command a terminal; what is drawn there goes to a file.
@@ -151,22 +142,18 @@ async fn a_server_that_stays_away_or_read_only_is_given_up() {
 async fn the_live_view_outlives_an_outage_and_gives_the_terminal_back() {
     let servers = Servers::private("resultswatch");
     let stage = Stage::migrated(&servers, "resultswatch").await;
-    execute(&stage, LAWS).await;
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let typescript = folder.join(format!("{}.typescript", stage.database));
+    stage.execute(LAWS).await;
+    let files = Files::new("resultswatch");
+    let typescript = files.join("typescript");
     let watch = format!(
         "stty rows 24 cols 120; {BINARY} results --watch --interval 0.2; \
          echo \"ended with $?\"; stty -a"
     );
-    let mut command = on_path(command(&stage, "script", &["--quiet", "--return", "--flush"]));
-    command
-        .args(["--command", &watch])
-        .arg(&typescript)
-        .env("TERM", "xterm-256color")
-        .env("SHELL", "/bin/sh")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null());
-    let mut watching = command.spawn().expect("script runs");
+    let options = ["--quiet", "--return", "--flush", "--command", &watch];
+    let mut command = on_path(stage.command("script", &options));
+    command.arg(&typescript).envs([("TERM", "xterm-256color"), ("SHELL", "/bin/sh")]);
+    let watching = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+    let mut watching = watching.expect("script runs");
     let drawn = || {
         let bytes = std::fs::read(&typescript).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -178,7 +165,7 @@ async fn the_live_view_outlives_an_outage_and_gives_the_terminal_back() {
     servers.script(&["stop", "postgres"]);
     until("unavailable since").await;
     servers.script(&["start", "postgres"]);
-    execute(&stage, "UPDATE vote_results SET oui_count = 4444 WHERE law_id = 'law-001'").await;
+    stage.execute("UPDATE vote_results SET oui_count = 4444 WHERE law_id = 'law-001'").await;
     until("4,446").await;
 
     let mut keyboard = watching.stdin.take().expect("piped");
@@ -187,7 +174,7 @@ async fn the_live_view_outlives_an_outage_and_gives_the_terminal_back() {
     assert!(status.expect("a child of ours").success());
     let drawn = drawn();
     let (_, after) = drawn.rsplit_once("\x1b[?1049l").expect("back from the alternate screen");
-    assert!(after.contains("ended with 0"), "{after}");
-    assert!(after.contains(" icanon") && after.contains(" echo "), "as it was: {after}");
-    assert!(!drawn.contains("\x1b[2J[2J") && !drawn.contains("=1+1\x1b"), "no law is obeyed");
+    // The terminal is as it was, and no law was obeyed.
+    assert_contains(after, &["ended with 0", " icanon", " echo "]);
+    assert_lacks(&drawn, &["\x1b[2J[2J", "=1+1\x1b"]);
 }

@@ -10,22 +10,13 @@ use vote_aggregator::adapters::store::{PgStore, StartError};
 use vote_aggregator::model::ports::{Store, Votes};
 use vote_aggregator::model::vote::{Choice, Vote};
 
-use crate::support::{Servers, Stage, eventually, execute, login, vote, votes};
+use crate::support::{FORBID_LAW_X, PREDECESSOR, Servers, Stage, eventually, login, vote, votes};
 
 const IN_SERVICE: &str = "IN ROLE vote_service";
 const GROUPS: [&str; 3] = ["vote_service", "vote_results_reader", "vote_auditor"];
-const RELATIONS: [&str; 10] = [
-    "_sqlx_migrations",
-    "vote_results",
-    "vote_audit",
-    "duplicate_attempts",
-    "result_corrections",
-    "schema_compatibility",
-    "reconciliation",
-    "lost_votes",
-    "vote_statistics",
-    "citizens_with_multiple_votes",
-];
+const RELATIONS: &str = "_sqlx_migrations vote_results vote_audit duplicate_attempts \
+                         result_corrections schema_compatibility reconciliation lost_votes \
+                         vote_statistics citizens_with_multiple_votes";
 
 /// What a group may do with a table or view; everything else is refused to it.
 fn allowed(group: &str, relation: &str) -> &'static [&'static str] {
@@ -45,8 +36,7 @@ fn allowed(group: &str, relation: &str) -> &'static [&'static str] {
 fn assert_refused(prepared: Result<PgStore, StartError>) -> String {
     match prepared {
         Err(error @ StartError::Credentials { .. }) => error.to_string(),
-        Err(other) => panic!("{other}"),
-        Ok(_) => panic!("not refused"),
+        other => panic!("not refused: {:?}", other.err()),
     }
 }
 
@@ -59,13 +49,11 @@ async fn texts(stage: &Stage<'_>, query: &'static str) -> BTreeSet<String> {
 async fn the_catalogue_holds_exactly_these_grants_and_none_for_everybody() {
     let stage = Stage::with_roles(Servers::shared(), "catalogue").await;
     // What is granted by hand does not outlive the next run.
-    execute(
-        &stage,
-        "GRANT ALL ON vote_audit TO vote_service; GRANT UPDATE (choice) ON vote_audit TO \
-         vote_service; GRANT SELECT ON vote_audit TO PUBLIC, vote_results_reader; \
-         GRANT CREATE ON SCHEMA public TO PUBLIC",
-    )
-    .await;
+    let by_hand = "GRANT ALL ON vote_audit TO vote_service; \
+                   GRANT UPDATE (choice) ON vote_audit TO vote_service; \
+                   GRANT SELECT ON vote_audit TO PUBLIC, vote_results_reader; \
+                   GRANT CREATE ON SCHEMA public TO PUBLIC";
+    stage.execute(by_hand).await;
     stage.grant_roles();
     let found = texts(
         &stage,
@@ -75,9 +63,11 @@ async fn the_catalogue_holds_exactly_these_grants_and_none_for_everybody() {
     )
     .await;
     let mut expected = BTreeSet::new();
-    for (group, relation) in GROUPS.iter().flat_map(|g| RELATIONS.iter().map(move |r| (g, r))) {
-        let privileges = allowed(group, relation).iter();
-        expected.extend(privileges.map(|privilege| format!("{group} {relation} {privilege}")));
+    for group in GROUPS {
+        for relation in RELATIONS.split(' ') {
+            let privileges = allowed(group, relation).iter();
+            expected.extend(privileges.map(|privilege| format!("{group} {relation} {privilege}")));
+        }
     }
     assert_eq!(found, expected);
     let relations = texts(
@@ -86,22 +76,17 @@ async fn the_catalogue_holds_exactly_these_grants_and_none_for_everybody() {
          AND relkind IN ('r', 'p', 'v', 'm')",
     )
     .await;
-    assert_eq!(relations, RELATIONS.map(str::to_owned).into(), "none is left out above");
-    for (none, what) in [
-        (
-            "SELECT count(*) FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid IN \
-             (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)",
-            "grants on a column",
-        ),
-        (
-            "SELECT count(*) FROM pg_roles LEFT JOIN pg_auth_members ON member = pg_roles.oid \
-             WHERE rolname IN ('vote_service', 'vote_results_reader', 'vote_auditor') \
-             AND (rolcanlogin OR rolsuper OR rolcreaterole OR member IS NOT NULL)",
-            "groups that log in, create roles or have the rights of others",
-        ),
-    ] {
-        assert_eq!(stage.number(none).await, 0, "{what}");
-    }
+    let all = RELATIONS.split(' ').map(str::to_owned).collect();
+    assert_eq!(relations, all, "none is left out above");
+    let on_columns = "SELECT count(*) FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid IN \
+                      (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)";
+    assert_eq!(stage.number(on_columns).await, 0, "grants on a column");
+    let powerful = "SELECT count(*) FROM pg_roles LEFT JOIN pg_auth_members \
+                    ON member = pg_roles.oid \
+                    WHERE rolname IN ('vote_service', 'vote_results_reader', 'vote_auditor') \
+                    AND (rolcanlogin OR rolsuper OR rolcreaterole OR member IS NOT NULL)";
+    let log_in = "groups that log in, create roles or have the rights of others";
+    assert_eq!(stage.number(powerful).await, 0, "{log_in}");
     // Rights on the schema, and those of an owner.
     for group in GROUPS {
         for statement in [
@@ -123,8 +108,7 @@ async fn the_catalogue_holds_exactly_these_grants_and_none_for_everybody() {
 async fn the_service_needs_no_more_than_its_role() {
     let stage = Stage::with_roles(Servers::shared(), "leastrole").await;
     let role = stage.role("login", IN_SERVICE).await;
-    let forbid = "ALTER TABLE vote_audit ADD CONSTRAINT no_law_x CHECK (law_id <> 'law-x')";
-    execute(&stage, forbid).await;
+    stage.execute(FORBID_LAW_X).await;
     let good = votes(0, 300);
     let mut first = good[..200].to_vec();
     first.insert(17, vote(1_000, "law-x", Choice::Oui));
@@ -143,15 +127,12 @@ async fn the_service_needs_no_more_than_its_role() {
     .await;
 
     // PostgreSQL ends this role's sessions and takes no new ones: an outage for this service alone.
-    let outage = format!(
-        "ALTER ROLE {role} NOLOGIN; \
-         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
-    );
-    execute(&stage, &outage).await;
+    stage.execute(&format!("ALTER ROLE {role} NOLOGIN")).await;
+    stage.terminate(&format!("usename = '{role}'")).await;
     stage.publish_votes(&good[200..]).await;
     service.until_logged("consuming stops until a write succeeds").await;
     service.until_not_ready().await;
-    execute(&stage, &format!("ALTER ROLE {role} LOGIN")).await;
+    stage.execute(&format!("ALTER ROLE {role} LOGIN")).await;
     service.until_ready().await;
     stage.finish([service], &good).await;
 }
@@ -168,7 +149,7 @@ async fn a_missing_grant_is_a_clear_refusal_at_start() {
         "SELECT ON vote_audit",
         "SELECT ON _sqlx_migrations",
     ] {
-        execute(&stage, &format!("REVOKE {grant} FROM vote_service")).await;
+        stage.execute(&format!("REVOKE {grant} FROM vote_service")).await;
         let message = assert_refused(stage.prepare(&login(&role)).await);
         assert!(message.contains("roles.sql"), "{grant}: {message}");
         stage.grant_roles();
@@ -183,33 +164,28 @@ async fn a_role_without_grants_on_the_shared_tables_is_ready_and_notices_lost_vo
     let stage = Stage::with_roles(Servers::shared(), "olderrole").await;
     let role = stage.role("login", IN_SERVICE).await;
     let revoke = "REVOKE ALL ON schema_compatibility, reconciliation, lost_votes FROM vote_service";
-    execute(&stage, revoke).await;
-    let all = votes(0, 10);
-    stage.publish_votes(&all).await;
+    stage.execute(revoke).await;
+    let all = stage.publish_new(0, 10).await;
     let service = stage.start(&login(&role)).await;
     stage.until_counted(10).await;
     service.until_logged("the table lost_votes cannot be used").await;
 
     // As if an older backup were restored under the service.
-    execute(&stage, "DELETE FROM vote_audit").await;
+    stage.execute("DELETE FROM vote_audit").await;
     service.until_logged("To continue without them, restart this instance").await;
     service.until_not_ready().await;
     assert_eq!(service.metric("acknowledged_votes_lost_total").await, Some(1.0));
     // With the grants it is recorded, so that a restart does not forget it.
     stage.grant_roles();
     stage.until_number("SELECT count(*) FROM lost_votes", 1).await;
-    execute(&stage, revoke).await;
+    stage.execute(revoke).await;
     stage.publish_votes(&all).await;
     service.until_ready().await;
     service.stop().await;
 
     // A later migration may need a newer release, which only schema_compatibility says.
-    execute(
-        &stage,
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-         VALUES (99, 'later', true, '', 0)",
-    )
-    .await;
+    let later = "INSERT INTO _sqlx_migrations VALUES (99, 'later', now(), true, '', 0)";
+    stage.execute(later).await;
     assert_refused(stage.prepare(&login(&role)).await);
 }
 
@@ -218,11 +194,8 @@ async fn a_role_without_grants_on_the_shared_tables_is_ready_and_notices_lost_vo
 async fn a_pending_migration_is_for_the_owner() {
     let stage = Stage::with_roles(Servers::shared(), "upgrade").await;
     let role = stage.role("login", IN_SERVICE).await;
-    execute(
-        &stage,
-        "DROP TABLE result_corrections; DELETE FROM _sqlx_migrations WHERE version = 2",
-    )
-    .await;
+    stage.execute("DROP TABLE result_corrections").await;
+    stage.execute("DELETE FROM _sqlx_migrations WHERE version = 2").await;
     let message = assert_refused(stage.prepare(&login(&role)).await);
     assert!(message.contains("[2]") && message.contains("`vote-aggregator migrate`"), "{message}");
     // With rows in the tables, as after an upgrade.
@@ -235,15 +208,7 @@ async fn a_pending_migration_is_for_the_owner() {
 #[tokio::test]
 async fn tables_with_sequences_take_votes_from_the_role() {
     let stage = Stage::new(Servers::shared(), "serial").await;
-    execute(
-        &stage,
-        "CREATE TABLE vote_audit (id SERIAL PRIMARY KEY, vote_hash VARCHAR(64) UNIQUE NOT NULL, \
-             citizen_id VARCHAR(100), law_id VARCHAR(50), choice VARCHAR(10), \
-             timestamp TIMESTAMP WITH TIME ZONE); \
-         CREATE TABLE duplicate_attempts (id SERIAL PRIMARY KEY, vote_hash VARCHAR(64), \
-             citizen_id VARCHAR(100), attempt_timestamp TIMESTAMP WITH TIME ZONE)",
-    )
-    .await;
+    stage.execute(PREDECESSOR).await;
     stage.store().await;
     stage.grant_roles();
     let role = stage.role("login", IN_SERVICE).await;

@@ -5,30 +5,22 @@ use vote_aggregator::adapters::store::{self, StartError};
 use vote_aggregator::model::ports::{Store, Votes};
 use vote_aggregator::model::vote::Choice;
 
-use crate::support::{Servers, Stage, execute, run, vote, votes};
+use crate::support::{PREDECESSOR, Servers, Stage, assert_contains, vote, votes};
 
 const INIT_DB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/init_db.sql");
 
 #[test]
 fn init_db_is_what_the_migrations_make() {
     let shipped = std::fs::read_to_string(INIT_DB).expect("init_db.sql is shipped");
-    assert!(
-        shipped == store::init_script(),
-        "init_db.sql is not up to date: vote-aggregator migrate --print > init_db.sql"
-    );
-}
-
-fn psql(stage: &Stage<'_>, arguments: &[&str]) -> String {
-    let database =
-        ["psql", "--", "-d", stage.database.as_str(), "-X", "-q", "-v", "ON_ERROR_STOP=1"];
-    stage.servers.script(&[&database, arguments].concat())
+    let update = "vote-aggregator migrate --print > init_db.sql";
+    assert!(shipped == store::init_script(), "init_db.sql is not up to date: {update}");
 }
 
 #[tokio::test]
 async fn init_db_works_with_psql_and_leaves_nothing_to_migrate() {
     let stage = Stage::new(Servers::shared(), "init").await;
-    psql(&stage, &["-f", INIT_DB]);
-    psql(&stage, &["-f", INIT_DB]);
+    stage.psql(&["-f", INIT_DB]);
+    stage.psql(&["-f", INIT_DB]);
     // With migrations off, a start succeeds only when none is pending.
     stage.prepare(&[("MIGRATE_ON_START", "false")]).await.expect("nothing is pending");
 }
@@ -67,36 +59,33 @@ const LATER: &str = "INSERT INTO _sqlx_migrations VALUES (4, 'later', now(), tru
 #[tokio::test]
 async fn a_later_schema_is_counted_on_and_one_that_requires_a_later_release_is_refused() {
     let stage = Stage::migrated(Servers::shared(), "later").await;
-    execute(&stage, LATER).await;
+    stage.execute(LATER).await;
     let service = stage.start(&[]).await;
-    let all = votes(0, 300);
-    stage.publish_votes(&all).await;
+    let all = stage.publish_new(0, 300).await;
     let log = stage.finish([service], &all).await;
     assert_eq!(log.matches("later migrations").count(), 1, "{log}");
-    run(&stage, "migrate", &[]).await.assert(0, &["nothing to do", "[4]"]);
+    stage.run("migrate", &[]).await.assert(0, &["nothing to do", "[4]"]);
 
     // Required by a release, and fulfilled by this one.
-    execute(&stage, "INSERT INTO schema_compatibility VALUES (3, 3)").await;
+    stage.execute("INSERT INTO schema_compatibility VALUES (3, 3)").await;
     stage.prepare(&[]).await.expect("this release knows migration 3");
-    execute(&stage, "INSERT INTO schema_compatibility VALUES (4, 4)").await;
+    stage.execute("INSERT INTO schema_compatibility VALUES (4, 4)").await;
     let texts = ["a release that knows migration 4", "migrations up to 3"];
     stage.spawn(&[]).await.assert_ends(78, &texts).await;
-    run(&stage, "migrate", &[]).await.assert(78, &[]);
+    stage.run("migrate", &[]).await.assert(78, &[]);
 }
 
 #[tokio::test]
 async fn an_altered_schema_and_one_with_gaps_are_refused() {
     let stage = Stage::migrated(Servers::shared(), "altered").await;
+    let other_content = "UPDATE _sqlx_migrations SET version = 2 WHERE version = 0; \
+                         UPDATE _sqlx_migrations SET checksum = 'x'";
     for (alter, text) in [
         ("UPDATE _sqlx_migrations SET version = 99 WHERE version = 2", "migration 99"),
         ("UPDATE _sqlx_migrations SET version = 0 WHERE version = 99", "migration 0"),
-        (
-            "UPDATE _sqlx_migrations SET version = 2 WHERE version = 0; \
-             UPDATE _sqlx_migrations SET checksum = 'x'",
-            "other content",
-        ),
+        (other_content, "other content"),
     ] {
-        execute(&stage, alter).await;
+        stage.execute(alter).await;
         let reason = refusal(&stage, &[]).await;
         assert!(reason.contains(text), "{reason}");
     }
@@ -106,19 +95,17 @@ async fn an_altered_schema_and_one_with_gaps_are_refused() {
 /// these columns, and real votes would not.
 #[tokio::test]
 async fn tables_that_would_refuse_votes_are_refused_at_start() {
+    let narrow = "DROP VIEW citizens_with_multiple_votes; \
+                  ALTER TABLE vote_audit ALTER COLUMN citizen_id TYPE varchar(60)";
     for (alter, text) in [
         ("ALTER TABLE vote_audit DROP CONSTRAINT vote_audit_pkey CASCADE", "42P10"),
-        (
-            "DROP VIEW citizens_with_multiple_votes; \
-             ALTER TABLE vote_audit ALTER COLUMN citizen_id TYPE varchar(60)",
-            "22001",
-        ),
+        (narrow, "22001"),
         ("ALTER TABLE duplicate_attempts ALTER COLUMN law_id TYPE varchar(20)", "22001"),
         ("ALTER TABLE vote_audit ADD COLUMN station text NOT NULL", "23502"),
         ("ALTER TABLE duplicate_attempts ADD COLUMN station text NOT NULL", "23502"),
     ] {
         let stage = Stage::migrated(Servers::shared(), "misfit").await;
-        execute(&stage, alter).await;
+        stage.execute(alter).await;
         let reason = refusal(&stage, &[]).await;
         assert!(reason.contains(text), "{alter}: {reason}");
     }
@@ -131,48 +118,35 @@ async fn a_foreign_key_on_real_laws_is_no_misfit() {
     let foreign_key = "CREATE TABLE laws (law_id varchar(50) PRIMARY KEY); \
          INSERT INTO laws SELECT 'law-00' || n FROM generate_series(0, 4) AS n; \
          ALTER TABLE vote_results ADD FOREIGN KEY (law_id) REFERENCES laws";
-    execute(&stage, foreign_key).await;
+    stage.execute(foreign_key).await;
     let store = stage.prepare(&[]).await.expect("fits");
-    let counted = store.count(Votes::new(votes(0, 10))).await.expect("counted");
-    assert_eq!(counted.added(), 10);
+    assert_eq!(store.count(Votes::new(votes(0, 10))).await.expect("counted").added(), 10);
     store.probe().await.expect("a probe passes, too");
 }
 
-/// The tables as the contract's document lists them, with rows in them.
 #[tokio::test]
 async fn the_predecessors_tables_are_taken_over_with_what_they_hold() {
     let stage = Stage::new(Servers::shared(), "adopted").await;
-    let old_tables = "CREATE TABLE vote_results (law_id VARCHAR(50) PRIMARY KEY, oui_count INTEGER DEFAULT 0, \
-             non_count INTEGER DEFAULT 0, updated_at TIMESTAMP WITH TIME ZONE DEFAULT now()); \
-         CREATE TABLE vote_audit (id SERIAL PRIMARY KEY, vote_hash VARCHAR(64) UNIQUE NOT NULL, \
-             citizen_id VARCHAR(100), law_id VARCHAR(50), choice VARCHAR(10), \
-             timestamp TIMESTAMP WITH TIME ZONE); \
-         CREATE TABLE duplicate_attempts (id SERIAL PRIMARY KEY, vote_hash VARCHAR(64), \
-             citizen_id VARCHAR(100), attempt_timestamp TIMESTAMP WITH TIME ZONE); \
-         INSERT INTO vote_results VALUES ('law-old', 1, 0), ('law-negative', -5, 0); \
-         INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, timestamp) \
-             VALUES ('old', 'c', 'law-old', 'oui', '2025-01-01Z'); \
-         INSERT INTO duplicate_attempts (vote_hash, citizen_id) VALUES ('old', 'c2')";
-    execute(&stage, old_tables).await;
+    stage.execute(PREDECESSOR).await;
+    let more = "INSERT INTO vote_results VALUES ('law-negative', -5, 0); \
+                INSERT INTO duplicate_attempts (vote_hash, citizen_id) VALUES ('old', 'c2')";
+    stage.execute(more).await;
     let store = stage.store().await;
     let mut batch = votes(0, 10);
     batch.push(vote(100, "law-old", Choice::Non));
     batch.push(vote(101, "law-negative", Choice::Oui));
-    let counted = store.count(Votes::new(batch)).await.expect("counted");
-    assert_eq!(counted.added(), 12);
+    assert_eq!(store.count(Votes::new(batch)).await.expect("counted").added(), 12);
     let totals = store.totals(vec!["law-negative".to_owned()], 1).await.expect("read");
     assert_eq!(totals.laws, [("law-negative".to_owned(), [-4, 0])], "as it is, for the gauge");
-    let repeated = vote(0, "law-z", Choice::Oui);
-    let counted = store.count(Votes::new(vec![repeated])).await.expect("counted");
-    assert_eq!(counted.attempts, 1);
+    let repeated = Votes::new(vec![vote(0, "law-z", Choice::Oui)]);
+    assert_eq!(store.count(repeated).await.expect("counted").attempts, 1);
     assert_eq!(stage.results().await["law-old"], [1, 1]);
     assert_eq!(stage.number("SELECT count(*) FROM duplicate_attempts").await, 2);
 }
 
 #[tokio::test]
 async fn the_views_and_the_contracts_queries_work_as_documented() {
-    let stage = Stage::new(Servers::shared(), "views").await;
-    let store = stage.store().await;
+    let (stage, store) = Stage::with_store("views").await;
     let mut batch: Vec<_> = (0..3).map(|n| vote(n, "law-001", Choice::Oui)).collect();
     batch.push(vote(3, "law-001", Choice::Non));
     batch.push(vote(4, "law-002", Choice::Non));
@@ -180,20 +154,15 @@ async fn the_views_and_the_contracts_queries_work_as_documented() {
     batch[1].citizen_id = batch[0].citizen_id.clone();
     store.count(Votes::new(batch)).await.expect("counted");
 
+    let top = "SELECT law_id, total_votes FROM vote_statistics ORDER BY total_votes DESC LIMIT 10;";
+    let multiple = "SELECT citizen_id, law_id, vote_count FROM citizens_with_multiple_votes;";
     for (query, answer) in [
         ("SELECT * FROM vote_results WHERE law_id = 'law-001';", "law-001|3|1|"),
         ("SELECT * FROM vote_statistics;", "law-001|3|1|4|75.00|25.00|"),
-        (
-            "SELECT law_id, total_votes FROM vote_statistics ORDER BY total_votes DESC LIMIT 10;",
-            "law-001|4\nlaw-002|1\n",
-        ),
-        (
-            "SELECT citizen_id, law_id, vote_count FROM citizens_with_multiple_votes;",
-            "citizen-00000000|law-001|2\n",
-        ),
+        (top, "law-001|4\nlaw-002|1\n"),
+        (multiple, "citizen-00000000|law-001|2\n"),
     ] {
-        let rows = psql(&stage, &["-At", "-c", query]);
-        assert!(rows.contains(answer), "{query}: {rows}");
+        assert_contains(&stage.psql(&["-At", "-c", query]), &[answer]);
     }
 }
 

@@ -4,7 +4,7 @@ use rustix::process::Signal;
 use tokio::net::UnixDatagram;
 use tokio::time::timeout;
 
-use crate::support::{PATIENCE, Servers, Service, Stage, votes};
+use crate::support::{PATIENCE, Servers, Service, Stage};
 
 /// In place of systemd.
 struct Manager {
@@ -48,10 +48,8 @@ impl Manager {
     fn left(&self) -> Vec<String> {
         let mut message = [0; 4_096];
         let next = || {
-            self.socket
-                .try_recv(&mut message)
-                .ok()
-                .map(|length| String::from_utf8_lossy(&message[..length]).into_owned())
+            let length = self.socket.try_recv(&mut message).ok()?;
+            Some(String::from_utf8_lossy(&message[..length]).into_owned())
         };
         std::iter::from_fn(next).collect()
     }
@@ -76,8 +74,7 @@ async fn it_is_notified_of_start_watchdog_and_stop() {
     assert_eq!(service.get("/readyz").await.status, 200, "ready when it says so");
 
     // While it counts, too: the same task pings.
-    stage.publish_votes(&votes(0, 5_000)).await;
-    stage.until_counted(5_000).await;
+    stage.count(0, 5_000).await;
     for _ in 0..3 {
         assert_eq!(manager.receive().await, ["WATCHDOG=1"]);
     }
@@ -98,8 +95,7 @@ async fn without_a_watchdog_there_are_no_pings() {
     // As for a child of the main process: this watchdog is for another process.
     let elsewhere = [("WATCHDOG_USEC", "2000"), ("WATCHDOG_PID", "1")];
     let service = manager.start(&stage, &elsewhere).await;
-    let start = manager.receive_until("READY=1").await;
-    assert_eq!(start, ["READY=1", "STATUS=counting votes"]);
+    assert_eq!(manager.receive_until("READY=1").await, ["READY=1", "STATUS=counting votes"]);
     service.stop().await;
     let stop = manager.left().concat();
     assert!(stop.starts_with("STOPPING=1\n") && !stop.contains("WATCHDOG"), "{stop}");
@@ -140,8 +136,7 @@ async fn votes_are_counted_without_a_manager_and_with_one_that_does_not_read() {
     for (first, socket) in [(0, "/nowhere/notify"), (1_000, &manager.path)] {
         let overrides = [("NOTIFY_SOCKET", socket), ("WATCHDOG_USEC", "200000")];
         let service = stage.start(&overrides).await;
-        stage.publish_votes(&votes(first, 1_000)).await;
-        stage.until_counted(first as usize + 1_000).await;
+        stage.count(first, 1_000).await;
         service.until_logged("the service manager cannot be notified").await;
         // Ends with 0, so within the deadline of a stop.
         let log = service.stop().await;

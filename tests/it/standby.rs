@@ -1,8 +1,9 @@
 //! A PostgreSQL with a synchronous standby that goes away, and a failover to it.
 
+use futures::future::join_all;
 use vote_aggregator::model::ports::{Store, Votes};
 
-use crate::support::{Servers, Service, Stage, eventually, execute, votes};
+use crate::support::{Servers, Service, Stage, eventually, votes};
 
 /// A pair of servers of which the primary waits for its standby at each COMMIT.
 pub fn replicated(name: &str) -> Servers {
@@ -14,14 +15,14 @@ pub fn replicated(name: &str) -> Servers {
     servers
 }
 
+/// Of sessions whose COMMIT waits for the standby.
+const COMMIT_WAITS: &str = "wait_event = 'SyncRep'";
+
 async fn until_a_commit_waits(stage: &Stage<'_>, what: &str) {
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-    eventually(what, async || stage.number(waiting).await > 0).await;
+    eventually(what, async || stage.sessions(COMMIT_WAITS).await > 0).await;
 }
 
-async fn until_acknowledged(service: &Service, votes: f64) {
-    service.until_metric("deliveries_settled_total{outcome=\"acked\"}", votes).await;
-}
+const ACKED: &str = "deliveries_settled_total{outcome=\"acked\"}";
 
 async fn until_a_loss_shows(service: &Service) {
     service.until_logged("acknowledged votes are missing from vote_audit").await;
@@ -30,9 +31,8 @@ async fn until_a_loss_shows(service: &Service) {
 
 /// The alarms in `lost_votes`, with the timelines before and after.
 async fn alarms(stage: &Stage<'_>) -> Vec<(String, i64, i64)> {
-    let rows =
-        sqlx::query_as("SELECT DISTINCT alarm, timeline_before, timeline_after FROM lost_votes");
-    rows.fetch_all(&stage.sql).await.expect("lost_votes can be read")
+    let alarms = "SELECT DISTINCT alarm, timeline_before, timeline_after FROM lost_votes";
+    sqlx::query_as(alarms).fetch_all(&stage.sql).await.expect("lost_votes can be read")
 }
 
 /// Semantics, section 10: the interrupted COMMIT is visible without its standby. The rerun finds
@@ -50,8 +50,7 @@ async fn a_rerun_is_not_acknowledged_before_the_standby_has_its_votes() {
     servers.script(&["standby", "stop"]);
     stage.publish_votes(&all[500..]).await;
     until_a_commit_waits(&stage, "the COMMIT waits for the standby").await;
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-    execute(&stage, end).await;
+    stage.terminate(COMMIT_WAITS).await;
     stage.until_counted(580).await;
     until_a_commit_waits(&stage, "the rerun waits, after its backend was terminated").await;
     servers.script(&["restart", "postgres"]);
@@ -78,7 +77,7 @@ async fn a_failover_that_loses_acknowledged_votes_is_noticed_until_they_are_ther
     // Without synchronous_standby_names nothing waits for it.
     servers.script(&["standby", "stop"]);
     stage.publish_votes(&all[100..200]).await;
-    until_acknowledged(&service, 200.0).await;
+    service.until_metric(ACKED, 200.0).await;
     servers.script(&["standby", "promote"]);
     assert_eq!(stage.number("SELECT count(*) FROM vote_audit").await, 100, "the loss");
 
@@ -107,22 +106,18 @@ async fn a_rerun_after_an_unknown_outcome_that_is_lost_later_is_noticed() {
     let all = votes(0, 100);
     stage.publish_votes(&all[..50]).await;
     let service = stage.start(&[]).await;
-    until_acknowledged(&service, 50.0).await;
+    service.until_metric(ACKED, 50.0).await;
     servers.script(&["standby", "stop"]);
     stage.publish_votes(&all[50..]).await;
     until_a_commit_waits(&stage, "the COMMIT waits for the standby").await;
-    execute(&stage, "ALTER SYSTEM RESET synchronous_standby_names").await;
-    let end = "SELECT pid FROM (SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' \
-               LIMIT 1) AS waiting WHERE pg_terminate_backend(pid)";
-    let ended: i32 = sqlx::query_scalar(end).fetch_one(&stage.sql).await.expect("one waits");
+    stage.execute("ALTER SYSTEM RESET synchronous_standby_names").await;
+    let end = "SELECT pid::bigint FROM (SELECT pid FROM pg_stat_activity \
+               WHERE wait_event = 'SyncRep' LIMIT 1) AS waiting WHERE pg_terminate_backend(pid)";
+    let ended = stage.number(end).await;
     // A reload answers every COMMIT that waits, that of a backend which is about to end included.
-    eventually("the backend is gone", async || {
-        let left = sqlx::query("SELECT FROM pg_stat_activity WHERE pid = $1").bind(ended);
-        left.fetch_optional(&stage.sql).await.expect("asked").is_none()
-    })
-    .await;
-    execute(&stage, "SELECT pg_reload_conf()").await;
-    until_acknowledged(&service, 100.0).await;
+    stage.until_sessions(&format!("pid = {ended}"), 0).await;
+    stage.execute("SELECT pg_reload_conf()").await;
+    service.until_metric(ACKED, 100.0).await;
     // On a busy machine only a part of them is in the batch whose COMMIT waits.
     assert!(service.metric("votes_replayed_total").await >= Some(1.0), "the rerun found them");
 
@@ -144,20 +139,17 @@ async fn an_older_backup_under_a_running_service_is_noticed_and_can_be_accepted(
     stage.until_counted(30).await;
     let back_up = "CREATE TABLE audit_backup AS TABLE vote_audit; \
                    CREATE TABLE results_backup AS TABLE vote_results";
-    execute(&stage, back_up).await;
+    stage.execute(back_up).await;
     stage.publish_votes(&all[30..]).await;
     eventually("all are acknowledged", async || {
-        let mut acked = 0.0;
-        for service in &services {
-            let metric = "deliveries_settled_total{outcome=\"acked\"}";
-            acked += service.metric(metric).await.unwrap_or_default();
-        }
-        acked >= 60.0
+        let acked = services.each_ref().map(|service| service.metric(ACKED));
+        let acked = join_all(acked).await.into_iter().map(Option::unwrap_or_default);
+        acked.sum::<f64>() >= 60.0
     })
     .await;
     let restore = "BEGIN; DELETE FROM vote_audit; INSERT INTO vote_audit TABLE audit_backup; \
                    DELETE FROM vote_results; INSERT INTO vote_results TABLE results_backup; COMMIT";
-    execute(&stage, restore).await;
+    stage.execute(restore).await;
 
     // Both show it, whichever of them counted the votes.
     for service in &services {

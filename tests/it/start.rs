@@ -3,12 +3,10 @@
 use std::process::Stdio;
 
 use futures::future::join_all;
-use lapin::types::AMQPValue;
 use vote_aggregator::adapters::store::StartError;
 
-use crate::support::{Pooler, Servers, Stage, eventually, execute, login, run};
-
-type Settings<'a> = &'a [(&'a str, &'a str)];
+use crate::support::repository::ROOT;
+use crate::support::{Pooler, Servers, Stage, assert_lacks, eventually, listen, login, text};
 
 /// The settings that could lose commits and for which the start is refused, and their remedy.
 async fn lossy(stage: &Stage<'_>, settings: &[(&str, &str)]) -> (String, String) {
@@ -21,11 +19,9 @@ async fn lossy(stage: &Stage<'_>, settings: &[(&str, &str)]) -> (String, String)
 #[tokio::test]
 async fn a_database_that_could_lose_commits_is_refused_unless_that_is_accepted() {
     let stage = Stage::migrated(Servers::shared(), "lossy").await;
-    let database = &stage.database;
-    execute(&stage, &format!("ALTER DATABASE {database} SET synchronous_commit = off")).await;
+    stage.set_default("synchronous_commit = off").await;
     assert_eq!(lossy(&stage, &[]).await.0, "synchronous_commit=off");
-    let refused = stage.spawn(&[]).await;
-    refused.assert_ends(78, &["POSTGRES_ALLOW_LOSSY"]).await;
+    stage.spawn(&[]).await.assert_ends(78, &["POSTGRES_ALLOW_LOSSY"]).await;
     stage.prepare(&[("POSTGRES_ALLOW_LOSSY", "true")]).await.expect("accepted");
 }
 
@@ -35,14 +31,14 @@ async fn a_table_that_a_crash_empties_is_refused_like_a_setting() {
     // In an order that the foreign keys allow.
     let tables = ["duplicate_attempts", "vote_results", "vote_audit"];
     for table in tables {
-        execute(&stage, &format!("ALTER TABLE {table} SET UNLOGGED")).await;
+        stage.execute(&format!("ALTER TABLE {table} SET UNLOGGED")).await;
         let (settings, remedy) = lossy(&stage, &[]).await;
         assert!(settings.contains(&format!("unlogged table {table}")), "{settings}");
         assert!(remedy.contains("SET LOGGED"), "{remedy}");
     }
     stage.prepare(&[("POSTGRES_ALLOW_LOSSY", "true")]).await.expect("accepted");
     for table in tables.iter().rev() {
-        execute(&stage, &format!("ALTER TABLE {table} SET LOGGED")).await;
+        stage.execute(&format!("ALTER TABLE {table} SET LOGGED")).await;
     }
     stage.prepare(&[]).await.expect("durable again");
 }
@@ -59,13 +55,13 @@ async fn partitions_children_and_foreign_tables_are_looked_at_too() {
         CREATE TABLE first PARTITION OF vote_audit FOR VALUES WITH (MODULUS 2, REMAINDER 0); \
         CREATE UNLOGGED TABLE second PARTITION OF vote_audit \
             FOR VALUES WITH (MODULUS 2, REMAINDER 1)";
-    execute(&stage, partitioned).await;
+    stage.execute(partitioned).await;
     assert_eq!(lossy(&stage, &[]).await.0, "unlogged table second");
     let children = "\
         ALTER TABLE second SET LOGGED; CREATE UNLOGGED TABLE child () INHERITS (vote_results); \
         CREATE FOREIGN DATA WRAPPER nowhere; CREATE SERVER far FOREIGN DATA WRAPPER nowhere; \
         CREATE FOREIGN TABLE away () INHERITS (vote_results) SERVER far";
-    execute(&stage, children).await;
+    stage.execute(children).await;
     assert_eq!(lossy(&stage, &[]).await.0, "foreign table away, unlogged table child");
 }
 
@@ -75,38 +71,31 @@ async fn commits_that_wait_for_no_standby_are_warned_of_and_refused_on_request()
     let servers = Servers::private("standbynames");
     let stage = Stage::migrated(&servers, "standbynames").await;
     let required = [("POSTGRES_REQUIRE_STANDBY", "true")];
-    let refused = stage.spawn(&required).await;
-    refused.assert_ends(78, &["synchronous_standby_names"]).await;
+    stage.spawn(&required).await.assert_ends(78, &["synchronous_standby_names"]).await;
 
     // To the server a standby is a connection that replicates.
-    let mut standby = tokio::process::Command::new("script/services")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["psql", "--dir"])
-        .arg(servers.dir())
-        .args(["--", "-X", "dbname=postgres replication=true"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("psql runs");
+    let mut standby = tokio::process::Command::new("script/services");
+    standby.args(["psql", "--dir"]).arg(servers.dir()).current_dir(ROOT).kill_on_drop(true);
+    standby.args(["--", "-X", "dbname=postgres replication=true"]);
+    let standby = standby.stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+    let mut standby = standby.expect("psql runs");
     stage.until_number("SELECT count(*) FROM pg_stat_replication", 1).await;
     // A role without the right to see the details notices it, too.
     let role = stage.role("least", "").await;
-    execute(&stage, &format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")).await;
+    stage.execute(&format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")).await;
     let service = stage.start(&login(&role)).await;
     assert_eq!(service.logged("synchronous_standby_names is empty"), 1, "{}", service.log());
     service.until_metric("postgres_standbys", 1.0).await;
     service.until_metric("postgres_synchronous_standby", 0.0).await;
-    let checked = run(&stage, "check", &["--connect"]).await;
+    let checked = stage.run("check", &["--connect"]).await;
     assert!(checked.stdout.contains("standbys connected: 1"), "{}", checked.stdout);
     service.stop().await;
 
     // Named standbys that a commit does not wait for.
-    let database = &stage.database;
-    execute(&stage, &format!("ALTER DATABASE {database} SET synchronous_commit = local")).await;
+    stage.set_default("synchronous_commit = local").await;
     stage.prepare(&[]).await.expect("without names, local means the same as on");
-    execute(&stage, "ALTER SYSTEM SET synchronous_standby_names = 'one'").await;
-    execute(&stage, "SELECT pg_reload_conf()").await;
+    stage.execute("ALTER SYSTEM SET synchronous_standby_names = 'one'").await;
+    stage.execute("SELECT pg_reload_conf()").await;
     let names = "SELECT count(*) FROM pg_settings WHERE name = 'synchronous_standby_names' \
                  AND setting <> ''";
     stage.until_number(names, 1).await;
@@ -120,30 +109,25 @@ async fn commits_that_wait_for_no_standby_are_warned_of_and_refused_on_request()
 #[tokio::test]
 async fn what_is_refused_at_start_ends_it_with_an_exit_code_and_a_hint() {
     let stage = Stage::migrated(Servers::shared(), "refused").await;
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = taken.local_addr().expect("an address").port().to_string();
+    let (_taken, port) = listen().await;
     // Of a stream only what arrives while a consumer is attached would be counted.
     let stream = format!("{}.stream", stage.queue);
-    let is_stream = [("x-queue-type", AMQPValue::LongString("stream".into()))];
-    stage.declare_queue(&stream, true, &is_stream).await;
-    let wrong_settings =
-        [("BATCH_SIZE", "many"), ("POSTGRES_PORT", "99999"), ("LOG_LEVEL", "chatty")];
-    let wrong: Vec<String> =
-        wrong_settings.iter().map(|(name, _)| format!("environment variable {name}")).collect();
-    let cases: [(Settings, i32, &[&str]); 7] = [
-        (&[("POSTGRES_PASSWORD", "wrong-secret")], 77, &["POSTGRES_PASSWORD"]),
+    stage.declare_queue(&stream, true, &[("x-queue-type", text("stream"))]).await;
+    let wrong = [("BATCH_SIZE", "many"), ("POSTGRES_PORT", "99999"), ("LOG_LEVEL", "chatty")];
+    let named = wrong.map(|(name, value)| [format!("environment variable {name}"), value.into()]);
+    let named = named.concat();
+    let named: Vec<&str> = named.iter().map(String::as_str).collect();
+    for (settings, code, texts) in [
+        (&[("POSTGRES_PASSWORD", "wrong-secret")][..], 77, &["POSTGRES_PASSWORD"][..]),
         (&[("RABBITMQ_PASSWORD", "wrong-secret")], 77, &["RABBITMQ_PASSWORD"]),
         (&[("POSTGRES_DB", "no_such_database")], 78, &["POSTGRES_DB"]),
         (&[("RABBITMQ_VHOST", "no-such-vhost")], 78, &["RABBITMQ_VHOST"]),
         (&[("RABBITMQ_QUEUE", &stream)], 78, &["x-queue-type=stream", "RABBITMQ_QUEUE"]),
         (&[("PROMETHEUS_PORT", &port)], 78, &["PROMETHEUS_PORT"]),
-        (&wrong_settings, 78, &[&wrong[0], "many", &wrong[1], "99999", &wrong[2], "chatty"]),
-    ];
-    for (settings, code, texts) in cases {
+        (&wrong, 78, &named),
+    ] {
         let log = stage.spawn(settings).await.assert_ends(code, texts).await;
-        for secret in ["wrong-secret", stage.servers.get("POSTGRES_PASSWORD")] {
-            assert!(!log.contains(secret), "{log}");
-        }
+        assert_lacks(&log, &["wrong-secret", stage.servers.get("POSTGRES_PASSWORD")]);
     }
 }
 
@@ -173,17 +157,13 @@ async fn a_read_only_server_and_a_pooler_are_named_and_waited_for() {
         "ALTER ROLE {role} SET default_transaction_read_only = on; \
          GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"
     );
-    execute(&stage, &read_only).await;
+    stage.execute(&read_only).await;
     let strict = Pooler::with(&stage, None, "ignore_startup_parameters = search_path").await;
     let pooler = Pooler::with(&stage, None, "max_prepared_statements = 0").await;
-    let (as_role, through_strict, pooled) = (
-        login(&role),
-        [("POSTGRES_PORT", strict.port.as_str())],
-        [("POSTGRES_PORT", pooler.port.as_str())],
-    );
-    let cases: [(Settings, _, _, _); 3] = [
-        (&as_role, "default_transaction_read_only is on", "25006", Some("read-only")),
-        (&through_strict, "ignore_startup_parameters", "08P01", Some("a pooler")),
+    let [strict, pooled] = [&strict, &pooler].map(|it| [("POSTGRES_PORT", it.port.as_str())]);
+    let cases = [
+        (&login(&role)[..], "default_transaction_read_only is on", "25006", Some("read-only")),
+        (&strict, "ignore_startup_parameters", "08P01", Some("a pooler")),
         // Through a pooler in transaction mode the next attempt may succeed by chance.
         (&pooled, "max_prepared_statements", "42P05", None),
     ];

@@ -13,24 +13,34 @@ mod servers;
 mod stage;
 mod steps;
 
+#[path = "../shared/messages.rs"]
+mod fields;
+#[path = "../shared/processes.rs"]
+mod processes;
+#[path = "../shared/tables.rs"]
+pub mod tables;
+
 use std::time::Duration;
 
+use lapin::types::AMQPValue;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 use vote_aggregator::model::vote::{Choice, Vote};
 
 pub use self::certificates::{Authority, Validity};
 pub use self::collector::Collector;
-pub use self::command::{BINARY, Ended, command, ended, execute, run};
+pub use self::command::{BINARY, Ended, bare, ended, ended_into, on_path};
 pub use self::files::Files;
-pub use self::interceptor::{Interceptor, Pass};
+pub use self::interceptor::{Interceptor, Pass, contains};
 pub use self::pooler::Pooler;
-pub use self::process::{Service, request, send};
+pub use self::process::{Frozen, Service, request, send};
 pub use self::raw::RawPublisher;
 pub use self::servers::Servers;
-pub use self::stage::Stage;
-pub use self::steps::{LOCK_WAITS, login, run_with};
+pub use self::stage::{Stage, headers};
+pub use self::steps::{
+    FORBID_LAW_X, PREDECESSOR, WAITS, assert_contains, assert_lacks, insert, login,
+};
 
 /// How long anything may take: generous, for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -41,14 +51,10 @@ pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
 }
 
 /// As [`eventually`], with another limit.
-pub async fn eventually_within(
-    patience: Duration,
-    what: &str,
-    mut condition: impl AsyncFnMut() -> bool,
-) {
-    let deadline = Instant::now() + patience;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "still not so after {patience:?}: {what}");
+pub async fn eventually_within(limit: Duration, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "still not so after {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -74,19 +80,28 @@ pub fn votes(first: u64, count: u64) -> Vec<Vote> {
 
 /// The message a publisher sends.
 pub fn message(vote: &Vote) -> Vec<u8> {
-    let timestamp = vote.timestamp.format(&Rfc3339).expect("a year RFC 3339 can write");
-    serde_json::json!({
-        "vote_hash": vote.vote_hash,
-        "citizen_id": vote.citizen_id,
-        "law_id": vote.law_id,
-        "choice": vote.choice.as_str(),
-        "timestamp": timestamp,
-    })
-    .to_string()
-    .into_bytes()
+    fields::fields(vote).to_string().into_bytes()
 }
 
 /// [`message`] of each.
 pub fn messages(votes: &[Vote]) -> Vec<Vec<u8>> {
     votes.iter().map(message).collect()
+}
+
+/// A free port, and what accepts connections on it.
+pub async fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("an address").port().to_string();
+    (listener, port)
+}
+
+/// The settings in `NAME=value NAME=value …`.
+pub fn settings(assignments: &str) -> Vec<(&str, &str)> {
+    let assignments = assignments.split_whitespace();
+    assignments.map(|one| one.split_once('=').expect("NAME=value")).collect()
+}
+
+/// A text as an argument of a queue or a header of a message.
+pub fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
 }

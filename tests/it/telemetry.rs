@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use vote_aggregator::model::vote::{Choice, Reason, Vote};
 
-use crate::support::{Servers, Service, Stage, messages, vote, votes};
+use crate::support::{Servers, Service, Stage, assert_lacks, messages, vote, votes};
 
 /// `name{labels}` → value of a scrape.
 async fn scrape(service: &Service) -> BTreeMap<String, f64> {
@@ -66,17 +66,14 @@ async fn metrics_are_there_from_the_first_scrape_and_right_after_a_restart() {
 #[tokio::test]
 async fn series_stay_bounded_whatever_law_ids_arrive() {
     const LAWS: u64 = 12_000;
-    let stage = Stage::migrated(Servers::shared(), "bounded").await;
     let overrides = [("METRICS_MAX_LAWS", "50"), ("TOTALS_REFRESH_SECONDS", "0.2")];
-    let service = stage.start(&overrides).await;
+    let (stage, service) = Stage::started("bounded", &overrides).await;
     // Each valid, of the longest length, and no two the same.
-    let hostile: Vec<_> =
-        (0..LAWS).map(|n| vote(n, &format!("Law_{n:x<45}:"), Choice::Oui)).collect();
-    stage.publish_votes(&hostile).await;
+    let hostile = (0..LAWS).map(|n| vote(n, &format!("Law_{n:x<45}:"), Choice::Oui));
+    stage.publish_votes(&hostile.collect::<Vec<_>>()).await;
     service.until_metric("batch_size_processed_total", LAWS as f64).await;
-    let rest = "current_vote_totals{choice=\"oui\",law_id=\"other\"}";
     let others = (LAWS - 50) as f64;
-    service.until_metric(rest, others).await;
+    service.until_metric("current_vote_totals{choice=\"oui\",law_id=\"other\"}", others).await;
     let series = scrape(&service).await;
     for name in ["votes_aggregated_total", "current_vote_totals"] {
         let values = series.iter().filter(|(series, _)| series.starts_with(name));
@@ -93,10 +90,9 @@ async fn series_stay_bounded_whatever_law_ids_arrive() {
 
 #[tokio::test]
 async fn with_metrics_off_votes_are_counted_as_ever() {
-    let stage = Stage::migrated(Servers::shared(), "off").await;
-    let service = stage.start(&[("OTEL_METRICS_EXPORTER", "none")]).await;
-    stage.publish_votes(&votes(0, 250)).await;
-    stage.until_counted(250).await;
+    let off = [("OTEL_METRICS_EXPORTER", "none")];
+    let (stage, service) = Stage::started("off", &off).await;
+    stage.count(0, 250).await;
     let scrape = service.get("/metrics").await;
     assert_eq!((scrape.status, scrape.body.as_str()), (200, ""));
     let log = service.stop().await;
@@ -122,9 +118,8 @@ async fn no_log_at_any_level_shows_who_voted_what_or_a_password() {
         service.until_logged("not_json").await;
         let log = service.stop().await;
         assert!(log.contains("batch committed"), "debug is on");
-        for secret in ["citizen-", stage.servers.get("POSTGRES_PASSWORD"), "\"oui\"", "choice\":"] {
-            assert!(!log.contains(secret), "{secret:?} in a {format} log");
-        }
+        let password = stage.servers.get("POSTGRES_PASSWORD");
+        assert_lacks(&log, &["citizen-", password, "\"oui\"", "choice\":"]);
         assert_eq!(log.starts_with('{'), format == "json");
     }
 }

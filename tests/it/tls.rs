@@ -1,6 +1,6 @@
 //! Encrypted connections to both servers: they work, and what does not verify counts nothing.
 
-use crate::support::{Authority, Files, Servers, Service, Stage, Validity, execute, login, votes};
+use crate::support::{Authority, Files, Servers, Service, Stage, Validity, login, votes};
 
 /// The name in the servers' certificate; the other name of the same host is not in it.
 const HOST: &str = "localhost";
@@ -57,17 +57,15 @@ impl Encrypted {
     /// The files of a client's certificate and of its key.
     fn client(&self, name: &str, signed_by: &Authority) -> [String; 2] {
         let identity = signed_by.issue(name, Validity::Today);
-        [
-            self.files.write(&format!("{name}.pem"), &identity.certificate),
-            self.files.write(&format!("{name}.key"), &identity.key),
-        ]
+        [("pem", identity.certificate), ("key", identity.key)]
+            .map(|(ending, text)| self.files.write(&format!("{name}.{ending}"), text))
     }
 
     /// How a message names the encrypted RabbitMQ, and PostgreSQL.
     fn places(&self) -> [String; 2] {
-        let [rabbitmq, postgres] =
-            ["RABBITMQ_TLS_PORT", "POSTGRES_PORT"].map(|name| self.servers.get(name));
-        [format!("RabbitMQ on {HOST}:{rabbitmq}"), format!("on {HOST}:{postgres} as user")]
+        let port = |name| self.servers.get(name);
+        let rabbitmq = format!("RabbitMQ on {HOST}:{}", port("RABBITMQ_TLS_PORT"));
+        [rabbitmq, format!("on {HOST}:{} as user", port("POSTGRES_PORT"))]
     }
 }
 
@@ -106,18 +104,16 @@ async fn votes_are_counted_over_tls_and_what_does_not_verify_counts_nothing() {
     verifies_the_name_of_each_address(&encrypted, &stage).await;
     let service = stage.start(&encrypted.verified(&[])).await;
     stage.until_counted(150).await;
-    let clear = "SELECT count(*) FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) \
-                 WHERE application_name = 'vote-aggregator' AND NOT ssl";
-    let all = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'vote-aggregator'";
-    assert!(stage.number(all).await > 0);
-    assert_eq!(stage.number(clear).await, 0, "every connection is encrypted");
-    let list = ["ctl", "--", "-q", "list_connections", "ssl", "client_properties"];
-    let connections = encrypted.servers.script(&list);
-    let ours: Vec<&str> =
-        connections.lines().filter(|line| line.contains("vote-aggregator: consumer")).collect();
+    let ours = "application_name = 'vote-aggregator'";
+    let clear = format!("{ours} AND pid IN (SELECT pid FROM pg_stat_ssl WHERE NOT ssl)");
+    assert!(stage.sessions(ours).await > 0);
+    assert_eq!(stage.sessions(&clear).await, 0, "every connection is encrypted");
+    let connections = encrypted.servers.ctl(&["list_connections", "ssl", "client_properties"]);
+    let ours = connections.lines().filter(|line| line.contains("vote-aggregator: consumer"));
+    let ours: Vec<&str> = ours.collect();
     assert!(!ours.is_empty() && ours.iter().all(|line| line.starts_with("true")), "{connections}");
 
-    outlives_a_certificate_that_expires(&encrypted, &stage, &service).await;
+    outlives_expired_certificates(&encrypted, &stage, &service).await;
     stage.finish([service], &votes(0, 200)).await;
 }
 
@@ -136,32 +132,23 @@ async fn refuses_servers_that_do_not_verify(encrypted: &Encrypted, stage: &Stage
     let misnamed = "certificate not valid for name";
     let valid_for = "only valid for DnsName(\\\"localhost\\\")";
     let no_tls = "server does not support TLS";
+    let misnamed_rabbitmq = [misnamed, OTHER_NAME, "RABBITMQ_HOST", valid_for, other_rabbitmq];
+    let misnamed_postgres = [misnamed, OTHER_NAME, "POSTGRES_HOST", other_postgres];
+    let untrusted_postgres = [untrusted, POSTGRES_CA, other_ca, postgres];
+    let verify_ca = [(POSTGRES_CA, other_ca), (POSTGRES_MODE, "verify-ca")];
+    let require = [("POSTGRES_PORT", clear_port), (POSTGRES_MODE, "require"), (POSTGRES_CA, "")];
+    let refuses = |mode| [no_tls, "ssl = on", mode, clear_postgres];
     let cases: [(Settings, &[&str]); 10] = [
         (&[(RABBITMQ_CA, other_ca)], &[untrusted, RABBITMQ_CA, other_ca, rabbitmq]),
         (&[(RABBITMQ_CA, "")], &[untrusted, "RABBITMQ_TLS_CA_FILE is not set", rabbitmq]),
-        (
-            &[("RABBITMQ_HOST", OTHER_NAME)],
-            &[misnamed, OTHER_NAME, "RABBITMQ_HOST", valid_for, other_rabbitmq],
-        ),
+        (&[("RABBITMQ_HOST", OTHER_NAME)], &misnamed_rabbitmq),
         (&[("RABBITMQ_PORT", amqp_port)], &["InvalidContentType", "RABBITMQ_PORT", clear_rabbitmq]),
-        (&[(POSTGRES_CA, other_ca)], &[untrusted, POSTGRES_CA, other_ca, postgres]),
+        (&[(POSTGRES_CA, other_ca)], &untrusted_postgres),
         (&[(POSTGRES_CA, "")], &[untrusted, "POSTGRES_SSLROOTCERT is not set", postgres]),
-        (
-            &[(POSTGRES_CA, other_ca), (POSTGRES_MODE, "verify-ca")],
-            &[untrusted, POSTGRES_CA, other_ca, postgres],
-        ),
-        (
-            &[("POSTGRES_HOST", OTHER_NAME)],
-            &[misnamed, OTHER_NAME, "POSTGRES_HOST", other_postgres],
-        ),
-        (
-            &[("POSTGRES_PORT", clear_port)],
-            &[no_tls, "ssl = on", "POSTGRES_SSLMODE=verify-full", clear_postgres],
-        ),
-        (
-            &[("POSTGRES_PORT", clear_port), (POSTGRES_MODE, "require"), (POSTGRES_CA, "")],
-            &[no_tls, "ssl = on", "POSTGRES_SSLMODE=require", clear_postgres],
-        ),
+        (&verify_ca, &untrusted_postgres),
+        (&[("POSTGRES_HOST", OTHER_NAME)], &misnamed_postgres),
+        (&[("POSTGRES_PORT", clear_port)], &refuses("POSTGRES_SSLMODE=verify-full")),
+        (&require, &refuses("POSTGRES_SSLMODE=require")),
     ];
     for (changed, texts) in cases {
         stage.spawn(&encrypted.verified(changed)).await.assert_ends(78, texts).await;
@@ -198,7 +185,7 @@ async fn waits_where_a_port_with_tls_only_hangs_up(encrypted: &Encrypted, stage:
 }
 
 /// The server renews an expired certificate: both sides wait for that, at start and later.
-async fn outlives_a_certificate_that_expires(
+async fn outlives_expired_certificates(
     encrypted: &Encrypted,
     stage: &Stage<'_>,
     running: &Service,
@@ -233,18 +220,15 @@ async fn both_servers_may_ask_for_a_clients_certificate() {
     let encrypted = Encrypted::up("mutual", &["--client-certificates"]);
     let stage = Stage::migrated(&encrypted.servers, "mutual").await;
     // PostgreSQL asks everyone except its superuser, with which `script/services psql` connects.
-    execute(&stage, &include_str!("../../roles.sql").replace("\\set", "--")).await;
+    stage.execute(&include_str!("../../roles.sql").replace("\\set", "--")).await;
     let role = stage.role("counter", "IN ROLE vote_service").await;
-    let all = votes(0, 150);
-    stage.publish_votes(&all).await;
+    let all = stage.publish_new(0, 150).await;
 
     let login = login(&role);
     let known = encrypted.client("counter", &encrypted.authority);
     let unknown = encrypted.client("stranger", &Authority::new("another authority"));
-    let superuser = [
-        ("POSTGRES_USER", "postgres"),
-        ("POSTGRES_PASSWORD", stage.servers.get("POSTGRES_PASSWORD")),
-    ];
+    let password = stage.servers.get("POSTGRES_PASSWORD");
+    let superuser = [("POSTGRES_USER", "postgres"), ("POSTGRES_PASSWORD", password)];
     let spawn = async |settings: &[&[(&str, &str)]]| {
         stage.spawn(&[&encrypted.verified(&[])[..], &settings.concat()].concat()).await
     };
@@ -268,9 +252,9 @@ async fn both_servers_may_ask_for_a_clients_certificate() {
 
     let service = spawn(&[&login, &for_rabbitmq(&known), &for_postgres(&known)]).await;
     stage.until_counted(150).await;
-    let with_certificate = "SELECT count(*) FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) \
-                            WHERE usename LIKE 'counter_%' AND client_dn LIKE '%counter%'";
-    assert!(stage.number(with_certificate).await > 0, "the certificate was asked for and shown");
+    let with_certificate = "usename LIKE 'counter_%' AND pid IN \
+                            (SELECT pid FROM pg_stat_ssl WHERE client_dn LIKE '%counter%')";
+    assert!(stage.sessions(with_certificate).await > 0, "the certificate was asked for and shown");
 
     // Restarted, the servers ask for certificates again, and the service comes back.
     encrypted.servers.script(&["restart"]);

@@ -8,12 +8,11 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::support::collector::texts;
 use crate::support::{
-    Collector, Files, Servers, Service, Stage, execute, messages, run_with, votes,
+    Collector, Files, Servers, Service, Stage, assert_lacks, listen, messages, settings, votes,
 };
 
 const ACCEPTS_NO_SPANS: &str = "the collector does not accept spans";
@@ -46,18 +45,16 @@ fn assert_batch_fields(line: &str) {
 
 #[tokio::test]
 async fn over_grpc_and_http_a_batch_is_one_span_linked_to_all_its_messages() {
-    for protocol in ["grpc", "http/protobuf"] {
-        assert_linked(protocol).await;
-    }
+    assert_linked("grpc").await;
+    assert_linked("http/protobuf").await;
 }
 
 async fn assert_linked(protocol: &'static str) {
     let stage = Stage::migrated(Servers::shared(), "traced").await;
     let collector = Collector::listen(protocol).await;
     let sample = ["publish", "--count", "200"];
-    run_with(&stage, &sample, &collector.settings()).await.assert(0, &[]);
-    let one_batch =
-        [("BATCH_SIZE", "200"), ("RABBITMQ_PREFETCH_COUNT", "200"), ("LOG_LEVEL", "DEBUG")];
+    stage.run_with(&sample, &collector.settings()).await.assert(0, &[]);
+    let one_batch = settings("BATCH_SIZE=200 RABBITMQ_PREFETCH_COUNT=200 LOG_LEVEL=DEBUG");
     let service = start(&stage, &collector, &one_batch).await;
     stage.until_counted(200).await;
     let log = service.stop().await;
@@ -86,8 +83,7 @@ async fn assert_linked(protocol: &'static str) {
         ] {
             assert_eq!(attributes.get(name).map(String::as_str), Some(value), "{name}");
         }
-        let children: Vec<_> =
-            spans.iter().filter(|span| span.parent_span_id == batch.span_id).collect();
+        let children = Vec::from_iter(spans.iter().filter(|it| it.parent_span_id == batch.span_id));
         let child = |name: &str| {
             let found = children.iter().find(|child| child.name == name);
             found.unwrap_or_else(|| panic!("{name} among {children:?}"))
@@ -105,11 +101,8 @@ async fn assert_linked(protocol: &'static str) {
             assert!(within.contains(&child.start_time_unix_nano), "{child:?}");
             assert!(within.contains(&child.end_time_unix_nano), "{child:?}");
         }
-        let ids = format!(
-            "\"trace_id\":\"{}\",\"span_id\":\"{}\"",
-            hex(&batch.trace_id),
-            hex(&batch.span_id)
-        );
+        let [trace, span] = [&batch.trace_id, &batch.span_id].map(|id| hex(id));
+        let ids = format!("\"trace_id\":\"{trace}\",\"span_id\":\"{span}\"");
         let line = log.lines().find(|line| line.contains("batch committed") && line.contains(&ids));
         assert_batch_fields(line.unwrap_or_else(|| panic!("{ids} in {log}")));
     }
@@ -120,10 +113,8 @@ async fn assert_linked(protocol: &'static str) {
         assert_eq!(resource["service.name"], "votes");
         assert_eq!(resource["deployment.environment.name"], "test");
     }
-    let everything = collector.everything();
-    for secret in ["citizen", "choice", "oui", stage.servers.get("POSTGRES_PASSWORD")] {
-        assert!(!everything.contains(secret), "{secret:?} in a trace");
-    }
+    let password = stage.servers.get("POSTGRES_PASSWORD");
+    assert_lacks(&collector.everything(), &["citizen", "choice", "oui", password]);
 }
 
 #[tokio::test]
@@ -140,8 +131,7 @@ async fn over_tls_a_collector_is_trusted_for_its_authority_and_not_without() {
     let files = Files::new("collector");
     let authority = files.write("authority.pem", &authority);
     let service = start(&stage, &collector, &[("SSL_CERT_FILE", &authority)]).await;
-    stage.publish_votes(&votes(0, 10)).await;
-    stage.until_counted(10).await;
+    stage.count(0, 10).await;
     let log = service.stop().await;
     assert!(!log.contains(ACCEPTS_NO_SPANS), "{log}");
     assert!(!batches(&stage, &collector).is_empty());
@@ -154,10 +144,9 @@ async fn a_storm_of_retries_is_summarised_in_the_log_and_complete_in_the_traces(
         $$BEGIN RAISE EXCEPTION 'in the way' USING ERRCODE = '40001'; END$$; \
         CREATE TRIGGER in_the_way BEFORE INSERT ON vote_audit EXECUTE FUNCTION in_the_way();";
     let collector = Collector::listen("http/protobuf").await;
-    let settings =
-        [("BATCH_SIZE", "10"), ("RABBITMQ_PREFETCH_COUNT", "40"), ("MAX_RETRY_ATTEMPTS", "0")];
-    let service = start(&stage, &collector, &settings).await;
-    execute(&stage, in_the_way).await;
+    let small = settings("BATCH_SIZE=10 RABBITMQ_PREFETCH_COUNT=40 MAX_RETRY_ATTEMPTS=0");
+    let service = start(&stage, &collector, &small).await;
+    stage.execute(in_the_way).await;
     stage.publish_votes(&votes(0, 40)).await;
     service.until_logged("consuming stops until a write succeeds").await;
     let log = service.stop().await;
@@ -191,26 +180,17 @@ async fn a_storm_of_retries_is_summarised_in_the_log_and_complete_in_the_traces(
 #[tokio::test]
 async fn a_collector_that_does_not_answer_costs_neither_votes_nor_time_nor_more_than_a_line() {
     let stage = Stage::migrated(Servers::shared(), "dead").await;
-    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let [silent_address, closed_address] =
-        [&silent, &closed].map(|listener| listener.local_addr().expect("bound"));
-    drop(closed);
+    let ((_silent, silent), (listener, closed)) = (listen().await, listen().await);
+    drop(listener);
     let mut all = Vec::new();
-    for (address, protocol) in [silent_address, closed_address]
-        .into_iter()
-        .flat_map(|address| [(address, "grpc"), (address, "http/protobuf")])
-    {
-        let mut service = stage
-            .start(&[
-                ("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{address}")),
-                ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
-                ("OTEL_EXPORTER_OTLP_TIMEOUT", "300"),
-                ("OTEL_BSP_SCHEDULE_DELAY", "50"),
-                ("OTEL_BSP_MAX_QUEUE_SIZE", "16"),
-                ("BATCH_SIZE", "10"),
-            ])
-            .await;
+    let cases = [&silent, &closed].map(|port| [(port, "grpc"), (port, "http/protobuf")]);
+    for (port, protocol) in cases.concat() {
+        let traced = format!(
+            "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:{port} \
+             OTEL_EXPORTER_OTLP_PROTOCOL={protocol} OTEL_EXPORTER_OTLP_TIMEOUT=300 \
+             OTEL_BSP_SCHEDULE_DELAY=50 OTEL_BSP_MAX_QUEUE_SIZE=16 BATCH_SIZE=10"
+        );
+        let mut service = stage.start(&settings(&traced)).await;
         let more = votes(all.len() as u64, 1_500);
         stage.publish_votes(&more).await;
         all.extend(more);
@@ -218,28 +198,23 @@ async fn a_collector_that_does_not_answer_costs_neither_votes_nor_time_nor_more_
         service.until_logged(ACCEPTS_NO_SPANS).await;
         let asked = Instant::now();
         service.signal(Signal::TERM);
-        assert_eq!(service.exit_code().await, Some(0), "{address} {protocol}");
+        assert_eq!(service.exit_code().await, Some(0), "{port} {protocol}");
         // Two seconds for the spans at most; the rest is for a busy machine.
         assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
         let log = service.log();
         // A busy machine may cost a session or an attempt.
-        let usual =
-            ["session with RabbitMQ lost", "batch not committed", "exceeded slow threshold"];
-        let warned = log.lines().filter(|line| {
-            (line.contains("\"WARN\"") || line.contains("\"ERROR\""))
-                && !usual.iter().any(|usual| line.contains(usual))
-        });
-        let warned: Vec<_> = warned.collect();
+        let usual = ["session with RabbitMQ lost", "batch not committed", "exceeded slow"];
+        let is_any = |line: &str, texts: &[&str]| texts.iter().any(|text| line.contains(text));
+        let warned = log.lines().filter(|line| is_any(line, &["\"WARN\"", "\"ERROR\""]));
+        let warned: Vec<_> = warned.filter(|line| !is_any(line, &usual)).collect();
         assert!(warned.len() == 1 && warned[0].contains(ACCEPTS_NO_SPANS), "{log}");
     }
     stage.assert_counted_exactly(&all).await;
-    drop(silent);
 }
 
 #[tokio::test]
 async fn without_the_variables_there_are_no_traces_and_nonsense_in_them_is_refused() {
-    let stage = Stage::migrated(Servers::shared(), "untraced").await;
-    let service = stage.start(&[("LOG_LEVEL", "DEBUG")]).await;
+    let (stage, service) = Stage::started("untraced", &[("LOG_LEVEL", "DEBUG")]).await;
     let traced = [("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")];
     stage.publish_to(&stage.queue, messages(&votes(0, 5)), &traced).await;
     stage.until_counted(5).await;

@@ -42,8 +42,10 @@ pub enum Frame {
 
 /// What a consumer gets, and when it arrives.
 pub type Arrival = (Instant, Result<Delivery, BrokerError>);
+pub type Arrivals = mpsc::UnboundedReceiver<Arrival>;
 
 /// Both ends of one connection with its one channel. Stays when it has ended.
+#[derive(Default)]
 pub struct Connection {
     prefetch: usize,
     /// Frames and deliveries pass. When they do not, neither side may know yet.
@@ -127,23 +129,15 @@ impl Server {
         self.dispatch(world);
     }
 
-    pub fn connect(
-        &mut self,
-        world: &World,
-        prefetch: u16,
-    ) -> (SessionId, mpsc::UnboundedReceiver<Arrival>) {
+    pub fn connect(&mut self, world: &World, prefetch: u16) -> (SessionId, Arrivals) {
         let (deliveries, arrivals) = mpsc::unbounded_channel();
         self.connections.push(Connection {
             prefetch: prefetch.into(),
             linked: true,
             up: true,
             consuming: true,
-            last_tag: 0,
-            unacked: BTreeMap::new(),
             deliveries: Some(deliveries),
-            noticed: false,
-            held: BTreeMap::new(),
-            unanswered: Vec::new(),
+            ..Connection::default()
         });
         self.dispatch(world);
         (self.connections.len() - 1, arrivals)

@@ -26,14 +26,10 @@ fn script(crash_points: Vec<u64>, commit_survives: f64) -> Plan {
     let mut items: Vec<Item> = (0..8).map(|number| item(vote(number))).collect();
     let attempt = Vote { choice: Choice::Non, ..vote(0) };
     let poison = Vote { citizen_id: POISON.into(), ..vote(9) };
-    items.extend([
-        item(attempt),
-        item(poison),
-        malformed_item(&mut fastrand::Rng::with_seed(1), 10),
-    ]);
+    let malformed = malformed_item(&mut fastrand::Rng::with_seed(1), 10);
+    items.extend([item(attempt), item(poison), malformed]);
     let order = [0, 1, 2, 10, 3, 8, 0, 4, 9, 5, 6, 1, 7];
-    let publications =
-        order.map(|item| Publication { at: Duration::ZERO, item, insists: true }).into();
+    let publication = |item| Publication { at: Duration::ZERO, item, insists: true };
     Plan {
         seed: 0,
         instances: 1,
@@ -49,7 +45,7 @@ fn script(crash_points: Vec<u64>, commit_survives: f64) -> Plan {
         },
         prefetch: 2 * BATCH as u16,
         items,
-        publications,
+        publications: order.map(publication).into(),
         heals_at: Duration::from_secs(1),
         network_ms: 3,
         disk_ms: 3,
@@ -72,23 +68,23 @@ pub fn matrix() -> bool {
     let Some(points) = clean.points.first().copied() else { return false };
     let failures = Mutex::new(clean.violations);
     let runs = Mutex::new(1_u64);
-    let elapsed =
-        in_parallel("crash points", points * FATES.len() as u64, |number, instruments| {
-            let fate = FATES[(number % 2) as usize];
-            let crash = |at: Vec<u64>| {
-                let outcome = run(script(at.clone(), fate), Tracing::Off, instruments);
-                let violation = outcome.violations.first();
-                lock(&failures).extend(violation.map(|what| format!("crashes at {at:?}: {what}")));
-                *lock(&runs) += 1;
-                outcome.points
-            };
-            let first = number / 2 + 1;
-            let second = crash(vec![first]).get(1).copied().unwrap_or_default();
-            for at in 1..=second {
-                crash(vec![first, at]);
-            }
-            true
-        });
+    let count = points * FATES.len() as u64;
+    let elapsed = in_parallel("crash points", count, |number, instruments| {
+        let fate = FATES[(number % 2) as usize];
+        let crash = |at: Vec<u64>| {
+            let outcome = run(script(at.clone(), fate), Tracing::Off, instruments);
+            let violation = outcome.violations.first();
+            lock(&failures).extend(violation.map(|what| format!("crashes at {at:?}: {what}")));
+            *lock(&runs) += 1;
+            outcome.points
+        };
+        let first = number / 2 + 1;
+        let second = crash(vec![first]).get(1).copied().unwrap_or_default();
+        for at in 1..=second {
+            crash(vec![first, at]);
+        }
+        true
+    });
     let mut failures = lock(&failures);
     failures.sort();
     for failure in failures.iter().take(10) {

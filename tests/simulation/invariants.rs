@@ -63,9 +63,8 @@ pub fn check_dead_letter(world: &World, dead_letter: &DeadLetter) -> Option<usiz
     if !refused {
         world.violation(format!("I5: dead-letters item {item}, which the store did not refuse"));
     }
-    if vote.is_none_or(|vote| vote.vote_hash != dead_letter.vote_hash)
-        || dead_letter.sqlstate.len() != 5
-    {
+    let has_hash = vote.is_some_and(|vote| vote.vote_hash == dead_letter.vote_hash);
+    if !has_hash || dead_letter.sqlstate.len() != 5 {
         world.violation(format!("the dead letter of item {item} has wrong headers"));
     }
     Some(item)
@@ -83,37 +82,29 @@ pub fn check_end(world: &World) {
     }
 
     let landed = |item: &usize| server.landed[*item] > 0;
-    let dead: BTreeMap<usize, BTreeSet<bool>> =
-        server.dead_letters.iter().fold(BTreeMap::new(), |mut dead, (item, how)| {
-            dead.entry(*item).or_insert_with(BTreeSet::new).insert(*how == How::Published);
-            if *how == How::OverLimit {
-                broken("I5", &format!("item {item} was requeued more often than the queue allows"));
-            }
-            dead
-        });
+    let dead: BTreeSet<usize> = server.dead_letters.iter().map(|(item, _)| *item).collect();
+    for (item, _) in server.dead_letters.iter().filter(|(_, how)| *how == How::OverLimit) {
+        broken("I5", &format!("item {item} was requeued more often than the queue allows"));
+    }
     let mut published: BTreeMap<&str, BTreeSet<&Vote>> = BTreeMap::new();
     for (number, item) in world.plan.items.iter().enumerate().filter(|(n, _)| landed(n)) {
         let Some(vote) = &item.vote else {
-            if world.plan.dead_letter_route && !dead.contains_key(&number) {
+            if world.plan.dead_letter_route && !dead.contains(&number) {
                 broken("I5", &format!("malformed item {number} is not in the dead-letter queue"));
             }
             continue;
         };
         published.entry(&vote.vote_hash).or_default().insert(vote);
-        let refused = database.refused.contains(vote) && dead.contains_key(&number);
+        let refused = database.refused.contains(vote) && dead.contains(&number);
         if !database.tables.has(vote) && !refused {
             broken("I1", &format!("item {number} was published and is neither counted nor dead"));
         }
-        if database
-            .tables
-            .audit
-            .get(vote.vote_hash.as_str())
-            .is_some_and(|v| v.citizen_id == POISON)
-        {
+        let counted = database.tables.audit.get(vote.vote_hash.as_str());
+        if counted.is_some_and(|vote| vote.citizen_id == POISON) {
             broken("I1", &format!("item {number} is unstorable and was counted"));
         }
     }
-    for item in dead.keys() {
+    for item in &dead {
         let vote = world.plan.items[*item].vote.as_ref();
         if !landed(item) || vote.is_some_and(|vote| !database.refused.contains(vote)) {
             broken("I5", &format!("item {item} does not belong into the dead-letter queue"));

@@ -136,18 +136,17 @@ fn seeds(&Arguments { from, seeds, first_failure, .. }: &Arguments) -> bool {
     });
     let mut outcomes = lock(&outcomes);
     outcomes.sort_by_key(|(seed, _)| *seed);
-    let violation =
-        |(seed, outcome): &(u64, Outcome)| Some((*seed, outcome.violations.first()?.clone()));
-    let failures: Vec<(u64, String)> = outcomes.iter().filter_map(violation).collect();
+    let failures = outcomes.iter().filter_map(|(seed, one)| Some((seed, one.violations.first()?)));
+    let failures: Vec<(&u64, &String)> = failures.collect();
     for (seed, violation) in failures.iter().take(MOST_PRINTED) {
         println!("FAILED {violation}\n  replay: cargo test --test simulation -- --seed {seed}");
     }
     let sum =
         |figure: fn(&Outcome) -> u64| outcomes.iter().map(|(_, one)| figure(one)).sum::<u64>();
     let requeued = outcomes.iter().map(|(seed, one)| (one.most_requeued, *seed)).max();
+    let (requeued, requeued_seed) = requeued.unwrap_or_default();
     let slowest = outcomes.iter().map(|(seed, one)| (one.drained_in, *seed)).max();
-    let ((requeued, requeued_seed), (slowest, slowest_seed)) =
-        (requeued.unwrap_or_default(), slowest.unwrap_or_default());
+    let (slowest, slowest_seed) = slowest.unwrap_or_default();
     println!(
         "simulation: {} seeds from {from} in {:.1} s, {} failed; {} votes in {} commits, \
          at most {requeued} requeues of a message (seed {requeued_seed}), \
@@ -180,11 +179,8 @@ pub fn in_parallel(
         for _ in 0..threads {
             scope.spawn(|| {
                 let instruments = instruments();
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= count {
-                        break;
-                    }
+                let numbers = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)));
+                for number in numbers.take_while(|number| *number < count) {
                     if !work(number, &instruments) {
                         next.fetch_max(count, Ordering::Relaxed);
                     }

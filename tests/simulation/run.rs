@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -12,6 +13,7 @@ use vote_aggregator::counting::supervisor::Supervisor;
 use vote_aggregator::platform::retry::Jitter;
 use vote_aggregator::platform::telemetry::{Health, Instruments};
 
+use crate::broker::SessionId;
 use crate::invariants;
 use crate::plan::{Blow, Plan};
 use crate::session::{SimBroker, close_channel, cut_connection};
@@ -52,11 +54,8 @@ pub fn run(plan: Plan, tracing: Tracing, instruments: &Instruments) -> Outcome {
 }
 
 fn run_to_end(plan: Plan, tracing: Tracing, instruments: &Instruments) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime without I/O needs nothing that could fail");
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime without I/O needs nothing that could fail");
     let before = instruments.deliveries().imbalance();
     // Local tasks: the supervisor's future is never moved to another thread, nor need it be Send.
     let tasks = tokio::task::LocalSet::new();
@@ -221,24 +220,12 @@ impl Simulation {
     fn strike(&self, blow: Blow) {
         let world = &self.world;
         let open = || lock(&world.broker).sessions(|connection| connection.up && connection.linked);
-        let session = || world.choose(&open());
+        let one = |harm: &dyn Fn(SessionId)| world.choose(&open()).into_iter().for_each(harm);
         let process = || self.current(world.number() as usize % world.plan.instances);
         match blow {
-            Blow::CutConnection => {
-                if let Some(session) = session() {
-                    cut_connection(world, session);
-                }
-            }
-            Blow::CloseChannel => {
-                if let Some(session) = session() {
-                    close_channel(world, session);
-                }
-            }
-            Blow::CancelConsumer => {
-                if let Some(session) = session() {
-                    lock(&world.broker).cancel_consumer(session);
-                }
-            }
+            Blow::CutConnection => one(&|session| cut_connection(world, session)),
+            Blow::CloseChannel => one(&|session| close_channel(world, session)),
+            Blow::CancelConsumer => one(&|session| lock(&world.broker).cancel_consumer(session)),
             Blow::RestartBroker => {
                 let back = tokio::time::Instant::now() + world.millis(LONGEST_BROKER_RESTART_MS);
                 let back = back.min(world.instant(world.plan.heals_at));
@@ -267,7 +254,7 @@ impl Simulation {
 
 /// The standby disconnects; then the primary restarts, or is lost, or neither.
 async fn lose_primary(world: Arc<World>) {
-    if lock(&world.database).is_degraded() {
+    if lock(&world.database).standby.is_some() {
         return;
     }
     lock(&world.database).standby_disconnects();

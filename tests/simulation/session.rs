@@ -14,7 +14,7 @@ use vote_aggregator::model::ports::{
     Session,
 };
 
-use crate::broker::{Arrival, Frame, How, SessionId};
+use crate::broker::{Arrivals, Frame, How, SessionId};
 use crate::invariants;
 use crate::world::{Process, World, lock};
 
@@ -134,22 +134,21 @@ impl DeadLetters for SimBroker {
     }
 }
 
+/// A frame, and when it arrives.
+type Sent = (Instant, Frame);
+
 /// A connection with its channel. Its drop ends the connection.
 pub struct SimSession {
     process: Arc<Process>,
     id: SessionId,
-    frames: mpsc::UnboundedSender<(Instant, Frame)>,
-    arrivals: Option<mpsc::UnboundedReceiver<Arrival>>,
+    frames: mpsc::UnboundedSender<Sent>,
+    arrivals: Option<Arrivals>,
     cancelled: AtomicBool,
 }
 
 /// Carries frames to the broker in their order, until the client's end is gone; the connection may
 /// be cut just before or just after one takes effect.
-async fn carry(
-    world: Arc<World>,
-    id: SessionId,
-    mut sent: mpsc::UnboundedReceiver<(Instant, Frame)>,
-) {
+async fn carry(world: Arc<World>, id: SessionId, mut sent: mpsc::UnboundedReceiver<Sent>) {
     while let Some((arrives, frame)) = sent.recv().await {
         sleep_until(arrives).await;
         let linked = lock(&world.broker).connections[id].linked;
@@ -178,10 +177,7 @@ impl SimSession {
     }
 
     /// Sends a request and waits for its answer.
-    async fn ask(
-        &self,
-        request: impl FnOnce(oneshot::Sender<()>) -> Frame,
-    ) -> Result<(), BrokerError> {
+    async fn ask(&self, request: fn(oneshot::Sender<()>) -> Frame) -> Result<(), BrokerError> {
         self.check_alive()?;
         let (reply, answer) = oneshot::channel();
         self.send(request(reply));
@@ -238,12 +234,11 @@ impl Session for SimSession {
 
     fn split(&mut self) -> (&Self, Self::Deliveries) {
         let arrivals = self.arrivals.take().expect("split once");
-        let deliveries =
-            stream::unfold(arrivals, async |mut arrivals: mpsc::UnboundedReceiver<Arrival>| {
-                let (arrives, delivery) = arrivals.recv().await?;
-                sleep_until(arrives).await;
-                Some((delivery, arrivals))
-            });
+        let deliveries = stream::unfold(arrivals, async |mut arrivals: Arrivals| {
+            let (arrives, delivery) = arrivals.recv().await?;
+            sleep_until(arrives).await;
+            Some((delivery, arrivals))
+        });
         (&*self, deliveries.boxed())
     }
 
@@ -279,8 +274,7 @@ impl Drop for SimSession {
 
 /// Frames on their way are lost. Each side finds out on its own, within two heartbeats.
 pub fn cut_connection(world: &Arc<World>, id: SessionId) {
-    let finds_out =
-        || if world.mishap(0.3) { world.millis(HEARTBEATS_MS) } else { world.millis(50) };
+    let finds_out = || world.millis(if world.mishap(0.3) { HEARTBEATS_MS } else { 50 });
     let (client, server) = (finds_out(), finds_out());
     world.trace(|| format!("connection of session {id} cut"));
     lock(&world.broker).connections[id].linked = false;

@@ -43,7 +43,7 @@ impl Tables {
 pub struct Database {
     pub tables: Tables,
     /// What the standby has while it is disconnected; `None` while it has everything.
-    standby: Option<Tables>,
+    pub standby: Option<Tables>,
     /// Restarts of the primary: each interrupts every COMMIT that waits for the standby.
     restarts: u64,
     /// Failovers: a transaction on an earlier timeline can no longer commit.
@@ -88,11 +88,6 @@ impl Database {
     /// Whether a failover at this moment would lose the effect of this vote.
     pub fn standby_lacks(&self, vote: &Vote) -> bool {
         self.tables.has(vote) && self.standby.as_ref().is_some_and(|standby| !standby.has(vote))
-    }
-
-    /// Whether the standby is disconnected.
-    pub fn is_degraded(&self) -> bool {
-        self.standby.is_some()
     }
 
     /// The standby no longer receives anything.

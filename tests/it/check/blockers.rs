@@ -5,13 +5,11 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 
 use super::connected;
 use crate::deployment::sql_block;
-use crate::support::{Servers, Stage, eventually, execute, login, votes};
+use crate::support::{Servers, Stage, assert_contains, assert_lacks, eventually, login};
 
 async fn session(stage: &Stage<'_>, role: &str) -> PgConnection {
-    let options = PgConnectOptions::clone(&stage.sql.connect_options())
-        .username(role)
-        .password("least")
-        .application_name("a script");
+    let options = PgConnectOptions::clone(&stage.sql.connect_options()).username(role);
+    let options = options.password("least").application_name("a script");
     PgConnection::connect_with(&options).await.expect("a connection")
 }
 
@@ -24,8 +22,8 @@ async fn a_forgotten_transaction_is_named_to_each_role_as_far_as_it_may_see_and_
     let create_operator = sql_block("CREATE ROLE vote_operator")
         .replace("vote_operator", &operator)
         .replace("change-me", "least");
-    execute(&stage, &create_operator).await;
-    execute(&stage, "INSERT INTO vote_results (law_id) VALUES ('law-001')").await;
+    stage.execute(&create_operator).await;
+    stage.execute("INSERT INTO vote_results (law_id) VALUES ('law-001')").await;
     let mut forgotten = session(&stage, &script).await;
     let update = "BEGIN; UPDATE vote_results SET updated_at = now() WHERE law_id = 'law-001'";
     sqlx::raw_sql(update).execute(&mut forgotten).await.expect("a row is locked");
@@ -35,11 +33,9 @@ async fn a_forgotten_transaction_is_named_to_each_role_as_far_as_it_may_see_and_
     found.finds(0, &[("warning", "RowExclusiveLock on vote_results")]);
 
     let service = stage.start(&login(&counter)).await;
-    let all = votes(0, 50);
-    stage.publish_votes(&all).await;
-    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
-                 AND application_name = 'vote-aggregator' AND datname = current_database()";
-    stage.until_number(waits, 1).await;
+    let all = stage.publish_new(0, 50).await;
+    let waits = "wait_event_type = 'Lock' AND application_name = 'vote-aggregator'";
+    stage.until_sessions(waits, 1).await;
 
     let look = async |role: &str| {
         let findings = connected(&stage, &login(role)).await.findings();
@@ -54,27 +50,22 @@ async fn a_forgotten_transaction_is_named_to_each_role_as_far_as_it_may_see_and_
             !seen.is_empty()
         })
         .await;
-        for named in [script.as_str(), "a script", "RowExclusiveLock on vote_results"] {
-            assert!(seen.contains(named), "{named} in {seen}");
-        }
-        assert!(seen.contains("pg_terminate_backend(") && !seen.contains("UPDATE"), "{seen}");
+        assert_contains(seen, &[&script, "a script", "RowExclusiveLock on vote_results"]);
+        assert_contains(seen, &["pg_terminate_backend("]);
+        assert_lacks(seen, &["UPDATE"]);
     }
     let [as_counter, as_operator] = seen;
-    assert!(as_counter.contains("GRANT pg_monitor"), "{as_counter}");
-    for named in ["idle in transaction", "127.0.0.1", "transaction open for"] {
-        assert!(as_operator.contains(named), "{named} in {as_operator}");
-        assert!(!as_counter.contains(named), "{named} in {as_counter}");
-    }
+    assert_contains(&as_counter, &["GRANT pg_monitor"]);
+    let for_monitors = ["idle in transaction", "127.0.0.1", "transaction open for"];
+    assert_contains(&as_operator, &for_monitors);
+    assert_lacks(&as_counter, &for_monitors);
 
     // What the finding recommends works for the operator's role.
     let (_, end) = as_operator.split_once("SELECT pg_terminate_backend(").expect("what to do");
     let pid: i32 = end.split(')').next().and_then(|pid| pid.parse().ok()).expect("a process id");
-    let ended: bool = sqlx::query_scalar("SELECT pg_terminate_backend($1)")
-        .bind(pid)
-        .fetch_one(&mut session(&stage, &operator).await)
-        .await
-        .expect("pg_signal_backend is enough");
-    assert!(ended);
+    let end = sqlx::query_scalar::<_, bool>("SELECT pg_terminate_backend($1)").bind(pid);
+    let ended = end.fetch_one(&mut session(&stage, &operator).await).await;
+    assert!(ended.expect("pg_signal_backend is enough"));
     stage.until_counted(all.len()).await;
     service.stop().await;
     assert_eq!(look(&counter).await, None);

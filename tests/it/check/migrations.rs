@@ -6,26 +6,12 @@ use vote_aggregator::model::ports::{Store, Votes};
 
 use super::{check, connected};
 use crate::deployment::sql_block;
-use crate::support::{Servers, Stage, eventually, execute, login, run, run_with, votes};
-
-/// The contract's tables as its document lists them.
-const PREDECESSOR: &str = "
-    CREATE TABLE vote_results (law_id VARCHAR(50) PRIMARY KEY, oui_count INTEGER DEFAULT 0,
-        non_count INTEGER DEFAULT 0, updated_at TIMESTAMPTZ DEFAULT now());
-    CREATE TABLE vote_audit (id SERIAL PRIMARY KEY, vote_hash VARCHAR(64) UNIQUE NOT NULL,
-        citizen_id VARCHAR(100), law_id VARCHAR(50), choice VARCHAR(10), timestamp TIMESTAMPTZ);
-    CREATE TABLE duplicate_attempts (id SERIAL PRIMARY KEY, vote_hash VARCHAR(64),
-        citizen_id VARCHAR(100), attempt_timestamp TIMESTAMPTZ);
-    CREATE VIEW vote_statistics AS SELECT law_id, oui_count, non_count,
-        oui_count + non_count AS total_votes FROM vote_results;
-    INSERT INTO vote_results VALUES ('law-old', 1, 0);
-    INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, timestamp)
-        VALUES ('old', 'citizen-0', 'law-old', 'oui', '2025-01-01Z')";
+use crate::support::{PREDECESSOR, Servers, Stage, eventually, insert, login, votes};
 
 async fn predecessor(name: &str, more: &str) -> Stage<'static> {
     let stage = Stage::new(Servers::shared(), name).await;
-    execute(&stage, PREDECESSOR).await;
-    execute(&stage, more).await;
+    stage.execute(PREDECESSOR).await;
+    stage.execute(more).await;
     stage
 }
 
@@ -54,61 +40,33 @@ async fn a_rehearsal_says_that_the_predecessors_tables_fit_and_leaves_them_alone
 /// What a start would meet when the predecessor is already stopped.
 #[tokio::test]
 async fn tables_that_do_not_fit_are_found_before_the_migration_with_their_columns() {
+    let no_key = "ALTER TABLE vote_audit DROP CONSTRAINT vote_audit_vote_hash_key";
+    let narrow = "ALTER TABLE vote_audit ALTER citizen_id TYPE varchar(36)";
+    let station = "ALTER TABLE vote_audit ADD station int NOT NULL DEFAULT 1; \
+                   ALTER TABLE vote_audit ALTER station DROP DEFAULT";
+    let choice = "CREATE TYPE choice AS ENUM ('oui', 'non'); \
+                  ALTER TABLE vote_audit ALTER choice TYPE choice USING choice::choice";
+    let no_citizen = "ALTER TABLE vote_audit DROP citizen_id";
+    let turnout = "CREATE VIEW turnout AS SELECT sum(oui_count + non_count) FROM vote_results";
+    let report = "ALTER TABLE vote_results ALTER updated_at TYPE date; \
+                  CREATE VIEW report AS SELECT * FROM vote_statistics";
     let cases = [
-        (
-            "nounique",
-            "ALTER TABLE vote_audit DROP CONSTRAINT vote_audit_vote_hash_key",
-            "42P10",
-            "vote_audit.vote_hash has no unique key",
-        ),
-        (
-            "narrow",
-            "ALTER TABLE vote_audit ALTER citizen_id TYPE varchar(36)",
-            "22001",
-            "vote_audit.citizen_id is character varying(36) and has to hold 100",
-        ),
-        (
-            "extracolumn",
-            "ALTER TABLE vote_audit ADD station int NOT NULL DEFAULT 1; \
-             ALTER TABLE vote_audit ALTER station DROP DEFAULT",
-            "23502",
-            "vote_audit.station is NOT NULL without a default",
-        ),
-        (
-            "enumerated",
-            "CREATE TYPE choice AS ENUM ('oui', 'non'); \
-             ALTER TABLE vote_audit ALTER choice TYPE choice USING choice::choice",
-            "42804",
-            "vote_audit.choice is choice and has to be varchar",
-        ),
-        (
-            "otheraudit",
-            "ALTER TABLE vote_audit DROP citizen_id",
-            "42703",
-            "vote_audit.citizen_id does not exist",
-        ),
-        (
-            "viewed",
-            "CREATE VIEW turnout AS SELECT sum(oui_count + non_count) FROM vote_results",
-            "0A000",
-            "view turnout depends on column",
-        ),
-        (
-            "otherstatistics",
-            "ALTER TABLE vote_results ALTER updated_at TYPE date; \
-             CREATE VIEW report AS SELECT * FROM vote_statistics",
-            "2BP01",
-            "view report depends on view vote_statistics",
-        ),
+        (no_key, "42P10", "vote_audit.vote_hash has no unique key"),
+        (narrow, "22001", "vote_audit.citizen_id is character varying(36) and has to hold 100"),
+        (station, "23502", "vote_audit.station is NOT NULL without a default"),
+        (choice, "42804", "vote_audit.choice is choice and has to be varchar"),
+        (no_citizen, "42703", "vote_audit.citizen_id does not exist"),
+        (turnout, "0A000", "view turnout depends on column"),
+        (report, "2BP01", "view report depends on view vote_statistics"),
     ];
-    futures::future::join_all(cases.map(async |(name, alter, code, named)| {
-        let stage = predecessor(name, alter).await;
+    futures::future::join_all(cases.map(async |(alter, code, named)| {
+        let stage = predecessor("misfit", alter).await;
         let before = schema(&stage).await;
         connected(&stage, &[]).await.finds(1, &[("error", code), ("error", named)]);
-        assert_eq!(schema(&stage).await, before, "{name}");
+        assert_eq!(schema(&stage).await, before, "{alter}");
 
         // For a role that cannot rehearse it, the catalogue is read.
-        if name == "nounique" {
+        if alter == no_key {
             let role = stage.role("login", "").await;
             assert_eq!(connected(&stage, &login(&role)).await.severity(named), "error");
         }
@@ -119,27 +77,16 @@ async fn tables_that_do_not_fit_are_found_before_the_migration_with_their_column
 /// Step by step as in the runbook.
 #[tokio::test]
 async fn a_view_in_a_migrations_way_is_named_with_the_steps_that_get_past_it() {
-    let stage = predecessor(
-        "viewsteps",
-        "CREATE VIEW turnout AS SELECT law_id, oui_count + non_count AS votes FROM vote_results",
-    )
-    .await;
-    let named = [
-        "migration 1 (votes)",
-        "0A000",
-        "view turnout depends on column",
-        "oui_count",
-        "views on the tables: turnout",
-        "DROP VIEW",
-    ];
-    run(&stage, "migrate", &[]).await.assert(78, &named);
-    let definition: String = sqlx::query_scalar("SELECT pg_get_viewdef('turnout')")
-        .fetch_one(&stage.sql)
-        .await
-        .expect("its definition");
-    execute(&stage, "DROP VIEW turnout").await;
-    run(&stage, "migrate", &[]).await.assert(0, &[]);
-    execute(&stage, &format!("CREATE VIEW turnout AS {definition}")).await;
+    let view =
+        "CREATE VIEW turnout AS SELECT law_id, oui_count + non_count AS votes FROM vote_results";
+    let stage = predecessor("viewsteps", view).await;
+    let depends = ["migration 1 (votes)", "0A000", "view turnout depends on column", "oui_count"];
+    let steps = ["views on the tables: turnout", "DROP VIEW"];
+    stage.run("migrate", &[]).await.assert(78, &depends).assert(78, &steps);
+    let definition = stage.psql(&["-At", "-c", "SELECT pg_get_viewdef('turnout')"]);
+    stage.execute("DROP VIEW turnout").await;
+    stage.run("migrate", &[]).await.assert(0, &[]);
+    stage.execute(&format!("CREATE VIEW turnout AS {definition}")).await;
     assert_eq!(stage.number("SELECT votes::bigint FROM turnout").await, 1);
 }
 
@@ -154,7 +101,7 @@ async fn rows_that_repeat_each_other_are_an_error_and_not_retried() {
     )
     .await;
     let named = ["migration 1 (votes)", "23505", "duplicate_attempts_key", "HAVING count"];
-    let refused = run(&stage, "migrate", &[]).await.assert(78, &named);
+    let refused = stage.run("migrate", &[]).await.assert(78, &named);
     assert!(!refused.stderr.contains("citizen-0"), "{}", refused.stderr);
     assert_eq!(connected(&stage, &[]).await.severity("23505"), "error");
 }
@@ -170,7 +117,7 @@ async fn a_rehearsal_waits_for_no_lock_for_long_and_says_who_holds_it() {
     other.rollback().await.expect("ended");
 
     // Other roles could put their objects in the place of ours.
-    execute(&stage, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
+    stage.execute("GRANT CREATE ON SCHEMA public TO PUBLIC").await;
     let revoke = "REVOKE CREATE ON SCHEMA public FROM PUBLIC";
     assert_eq!(connected(&stage, &[]).await.severity(revoke), "warning");
 }
@@ -203,10 +150,10 @@ async fn a_rehearsal_never_ends_in_a_deadlock_with_a_writer_of_another_order() {
 async fn a_role_that_may_not_create_tables_is_shown_the_missing_grant() {
     let stage = Stage::new(Servers::shared(), "maynotcreate").await;
     let role = stage.role("login", "").await;
-    let migrate = async || run_with(&stage, &["migrate"], &login(&role)).await;
+    let migrate = async || stage.run_with(&["migrate"], &login(&role)).await;
     let grant = format!(r#"GRANT CREATE ON SCHEMA public TO \"{role}\""#);
     migrate().await.assert(77, &[&grant]);
-    execute(&stage, &grant.replace('\\', "")).await;
+    stage.execute(&grant.replace('\\', "")).await;
     migrate().await.assert(0, &[]);
 }
 
@@ -223,17 +170,7 @@ async fn times_without_a_time_zone_are_warned_of_and_can_be_converted() {
     // What the predecessor counted, and what comes again.
     let counted = votes(0, 2);
     for vote in &counted {
-        let insert = format!(
-            "SET TIME ZONE 'Europe/Paris'; \
-             INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, timestamp) \
-             VALUES ('{}', '{}', '{}', '{}', to_timestamp({}::numeric / 1000))",
-            vote.vote_hash,
-            vote.citizen_id,
-            vote.law_id,
-            vote.choice.as_str(),
-            vote.timestamp.unix_timestamp_nanos() / 1_000_000,
-        );
-        execute(&stage, &insert).await;
+        stage.execute(&format!("SET TIME ZONE 'Europe/Paris'; {}", insert(vote))).await;
     }
     let attempts_and_replays = async |n: usize| {
         let batch = Votes::new(vec![counted[n].clone()]);
@@ -247,7 +184,7 @@ async fn times_without_a_time_zone_are_warned_of_and_can_be_converted() {
     service.until_logged("without time zone: the service writes and reads UTC").await;
     service.stop().await;
 
-    execute(&stage, &sql_block("Europe/Paris")).await;
+    stage.execute(&sql_block("Europe/Paris")).await;
     assert!(!connected(&stage, &[]).await.stdout.contains("without time zone"));
     assert_eq!(attempts_and_replays(1).await, (0, 1), "recognised");
 }

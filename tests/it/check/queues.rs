@@ -7,11 +7,7 @@ use lapin::types::AMQPValue;
 use serde_json::json;
 
 use super::{check, closed_port, connected, everything};
-use crate::support::{Interceptor, Pass, Servers, Stage, eventually};
-
-fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(value.into())
-}
+use crate::support::{Interceptor, Pass, Servers, Stage, contains, eventually, text};
 
 /// The rules have unit tests; this shows that the broker's answers reach them, and nothing changes.
 #[tokio::test]
@@ -27,29 +23,19 @@ async fn a_queue_that_loses_votes_is_reported_with_all_its_reasons() {
     let quorum = [("x-queue-type", text("quorum"))];
     let stream = [("x-queue-type", text("stream"))];
     let no_exchange = ("warning", "declared without a dead-letter exchange");
+    let bounds = [
+        ("error", "x-message-ttl=60000"),
+        ("error", "x-max-length=1000 with drop-head"),
+        ("error", "x-expires=3600000"),
+        ("warning", "x-queue-type=classic"),
+        no_exchange,
+    ];
+    let no_target = ("error", "the queue \"nowhere\", which does not exist");
     for (name, durable, arguments, code, found) in [
-        (
-            "checkttl",
-            true,
-            &bounded[..],
-            1,
-            &[
-                ("error", "x-message-ttl=60000"),
-                ("error", "x-max-length=1000 with drop-head"),
-                ("error", "x-expires=3600000"),
-                no_exchange,
-                ("warning", "x-queue-type=classic"),
-            ][..],
-        ),
+        ("checkttl", true, &bounded[..], 1, &bounds[..]),
         ("checklimit", true, &limited, 1, &[("error", "x-delivery-limit=0")]),
         ("checkroute", true, &quorum, 0, &[no_exchange]),
-        (
-            "checknowhere",
-            true,
-            &to_nowhere,
-            1,
-            &[("error", "the queue \"nowhere\", which does not exist")],
-        ),
+        ("checknowhere", true, &to_nowhere, 1, &[no_target]),
         ("checkstream", true, &stream, 1, &[("error", "x-queue-type=stream")]),
         ("checktransient", false, &[], 1, &[("error", "not durable")]),
     ] {
@@ -94,9 +80,8 @@ async fn a_queue_that_vanishes_during_a_check_is_not_created() {
         let interceptor = Interceptor::start(&stage, "RABBITMQ", move |part| {
             let (stage, redeclares) = (Arc::clone(&hooked), Arc::clone(&seen));
             Box::pin(async move {
-                let is_redeclare = part.windows(9).any(|window| window == b"x-max-age");
-                // The first one finds the queue; the second finds none.
-                if is_redeclare && redeclares.fetch_add(1, Ordering::Relaxed) == 1 {
+                // The first redeclare finds the queue; the second finds none.
+                if contains(&part, "x-max-age") && redeclares.fetch_add(1, Ordering::Relaxed) == 1 {
                     stage.delete(&stage.queue).await;
                 }
                 Pass::Forward
@@ -117,23 +102,15 @@ async fn policies_are_seen_through_the_management_api() {
     stage.declare(true, &[("x-queue-type", text("quorum"))]).await;
     stage.declare_queue(&stage.dead_letter_queue(), true, &[]).await;
     let management = [("RABBITMQ_MANAGEMENT_URL", servers.get("RABBITMQ_MANAGEMENT_URL"))];
-    let version = servers.script(&["ctl", "--", "-q", "version"]);
-    let found = [
-        ("error", "the queue has no dead-letter exchange"),
-        ("info", &format!("RabbitMQ {}", version.trim())),
-    ];
+    let version = format!("RabbitMQ {}", servers.ctl(&["version"]).trim());
+    let found = [("error", "the queue has no dead-letter exchange"), ("info", version.as_str())];
     connected(&stage, &management).await.finds(1, &found);
 
-    let pattern = format!("^{}$", stage.queue.replace('.', "\\."));
-    let set_policy = |policy: &str| {
-        servers.script(&["ctl", "--", "-q", "set_policy", "votes", &pattern, policy]);
-    };
-    let policy = json!({
+    stage.set_policy(&json!({
         "dead-letter-exchange": "", "dead-letter-routing-key": stage.dead_letter_queue(),
         "dead-letter-strategy": "at-least-once", "overflow": "reject-publish",
         "delivery-limit": 5,
-    });
-    set_policy(&policy.to_string());
+    }));
     // The API shows what is new a moment later.
     eventually("the policy is seen", async || {
         let with = connected(&stage, &management).await;
@@ -143,7 +120,7 @@ async fn policies_are_seen_through_the_management_api() {
     })
     .await;
 
-    set_policy(r#"{"dead-letter-exchange": "amq.fanout"}"#);
+    stage.set_policy(&json!({"dead-letter-exchange": "amq.fanout"}));
     eventually("the new policy is seen", async || {
         let unbound = connected(&stage, &management).await;
         unbound.code == Some(1) && unbound.stdout.contains("to which nothing is bound")

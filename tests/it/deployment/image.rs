@@ -6,12 +6,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
 use tokio::process::Command;
 use vote_aggregator::platform::config::{keys, shipped_default};
 
 use super::{assert_pinned, list, text};
-use crate::support::repository::{ROOT, files_below, read};
+use crate::support::repository::{ROOT, files_below, read, run};
 use crate::support::{BINARY, Files, Servers, Service, Stage, votes};
 
 /// Every instruction, its name with what follows it; continued lines are joined.
@@ -111,14 +110,10 @@ fn the_build_sees_all_that_it_needs_and_no_secret() {
 
 /// Names and kinds of what Cargo can build in a folder.
 fn targets(folder: &Path) -> BTreeSet<String> {
-    let metadata = std::process::Command::new(env!("CARGO"))
-        .args(["metadata", "--no-deps", "--offline", "--locked", "--format-version=1"])
-        .current_dir(folder)
-        .output()
-        .expect("cargo runs");
-    assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
-    let metadata: Value = serde_json::from_slice(&metadata.stdout).expect("JSON");
-    list(&metadata["packages"][0]["targets"])
+    let manifest = folder.join("Cargo.toml").display().to_string();
+    let read = ["metadata", "--no-deps", "--offline", "--locked", "--format-version=1"];
+    let metadata = run(env!("CARGO"), &[&read[..], &["--manifest-path", &manifest]].concat());
+    list(&metadata.assert(0, &[]).json()["packages"][0]["targets"])
         .map(|target| format!("{} {}", text(&target["name"]), text(&target["kind"][0])))
         .collect()
 }
@@ -134,15 +129,13 @@ fn administrators(program: &str) -> PathBuf {
 /// A command in another root: as the image's account when run by root, else as the root of a user
 /// namespace.
 fn entering(root: &Path, command: &[String]) -> Command {
-    let mut enter = if rustix::process::geteuid().is_root() {
-        let mut chroot = Command::new(administrators("chroot"));
-        chroot.arg("--userspec=65532:65532");
-        chroot
+    let is_root = rustix::process::geteuid().is_root();
+    let mut enter = Command::new(administrators(if is_root { "chroot" } else { "unshare" }));
+    if is_root {
+        enter.arg("--userspec=65532:65532");
     } else {
-        let mut unshare = Command::new(administrators("unshare"));
-        unshare.args(["--user", "--map-root-user"]).arg(administrators("chroot"));
-        unshare
-    };
+        enter.args(["--user", "--map-root-user"]).arg(administrators("chroot"));
+    }
     enter.arg(root).args(command);
     enter
 }
@@ -152,12 +145,7 @@ async fn votes_are_counted_in_its_root_file_system_and_its_health_check_answers(
     let stage = Stage::migrated(Servers::shared(), "image").await;
     let files = Files::new("rootfs");
     let root = files.join("root");
-    let laid = Command::new(Path::new(ROOT).join("deploy/docker/rootfs"))
-        .args([Path::new(BINARY), &root])
-        .output()
-        .await
-        .expect("the script runs");
-    assert!(laid.status.success(), "{}", String::from_utf8_lossy(&laid.stderr));
+    run("deploy/docker/rootfs", &[BINARY, &files.file("root")]).assert(0, &[]);
     let script = "deploy/docker/rootfs target/release/vote-aggregator /rootfs";
     let runs_it = |(name, rest): &(String, String)| name == "RUN" && rest.contains(script);
     assert!(instructions().iter().any(runs_it), "the same script as in the image");
@@ -173,12 +161,9 @@ async fn votes_are_counted_in_its_root_file_system_and_its_health_check_answers(
     let mut environment = stage.environment_with(&[("POSTGRES_HOST", "postgres.test")]);
     let service = Service::spawn_as("rootfs", entering(&root, &command), &environment);
     service.until_ready().await;
-    stage.publish_votes(&votes(0, 500)).await;
-    stage.until_counted(500).await;
+    stage.count(0, 500).await;
 
-    let address = service.address().await;
-    let (_, port) = address.rsplit_once(':').expect("a port");
-    for (port, code) in [(port, 0), ("1", 1)] {
+    for (port, code) in [(&*service.port().await, 0), ("1", 1)] {
         environment.insert("PROMETHEUS_PORT".to_owned(), port.to_owned());
         let check = entering(&root, &health_check());
         let check = Service::spawn_as("rootfs-health", check, &environment);

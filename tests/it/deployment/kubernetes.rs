@@ -187,15 +187,13 @@ fn the_largest_number_of_pods_fits_into_postgresql() {
     let scaled = documents(&format!("{FOLDER}/keda/scaledobject.yaml"));
     let [scaled, authentication] = &scaled[..] else { panic!("two objects") };
     for (object, kind) in [(scaled, "ScaledObject"), (authentication, "TriggerAuthentication")] {
-        assert_eq!(
-            (text(&object["kind"]), text(&object["apiVersion"])),
-            (kind, "keda.sh/v1alpha1")
-        );
+        assert_eq!(object["kind"], kind);
+        assert_eq!(object["apiVersion"], "keda.sh/v1alpha1", "{kind}");
     }
     let spec = &scaled["spec"];
     assert_eq!(spec["scaleTargetRef"]["name"], manifest("deployment")["metadata"]["name"]);
-    let [least, most] =
-        ["minReplicaCount", "maxReplicaCount"].map(|name| spec[name].as_u64().expect("a number"));
+    let count = |name: &str| spec[name].as_u64().expect("a number");
+    let [least, most] = ["minReplicaCount", "maxReplicaCount"].map(count);
     assert!((1..=most).contains(&least), "never 0: alerts and depths come from the pods");
     // One more during a roll-out; three connections of each are outside its pool.
     let connections = (most + 1) * (u64::from(config.postgres.max_connections) + 3);

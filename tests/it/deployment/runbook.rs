@@ -8,7 +8,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{document, list, read, text};
 use crate::documents::{anchor, headings};
-use crate::support::{Servers, Stage, eventually};
+use crate::support::{Stage, eventually};
 
 #[test]
 fn every_alert_has_its_heading_and_names_it() {
@@ -48,8 +48,7 @@ async fn rows_of(stage: &Stage<'_>, words: &str, condition: &str) -> i64 {
 
 #[tokio::test]
 async fn its_sql_shows_who_waits_for_whom_and_who_holds_the_lock_on_comparing() {
-    let stage = Stage::migrated(Servers::shared(), "runbook").await;
-    let store = stage.store().await;
+    let (stage, store) = Stage::with_store("runbook").await;
     let blocked = async || rows_of(&stage, "Who waits for whom", "blocked_by <> '{}'").await;
     let comparing = async || rows_of(&stage, "'advisory'", "true").await;
     assert_eq!((blocked().await, comparing().await), (0, 0));

@@ -1,14 +1,10 @@
 //! The unit as systemd's own tools see it, and as the service starts with it.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
-
 use vote_aggregator::platform::config::{keys, shipped_default};
 
 use super::is_known;
-use crate::support::repository::{ROOT, read};
-use crate::support::{BINARY, Files, Servers, Service, Stage, votes};
+use crate::support::repository::{ROOT, read, run};
+use crate::support::{BINARY, Files, Servers, Service, Stage};
 
 const UNIT: &str = "deploy/systemd/vote-aggregator.service";
 
@@ -24,18 +20,6 @@ fn value(setting: &str) -> String {
     one.clone()
 }
 
-fn run(program: impl AsRef<Path>, arguments: &[&str]) -> String {
-    let output = Command::new(program.as_ref())
-        .args(arguments)
-        .env("SYSTEMD_COLORS", "0")
-        .output()
-        .expect("the program runs");
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {text}");
-    text
-}
-
 #[test]
 fn systemd_finds_no_fault_with_the_unit_and_an_exposure_of_no_more_than_2_of_10() {
     let unit = read(UNIT);
@@ -45,11 +29,11 @@ fn systemd_finds_no_fault_with_the_unit_and_an_exposure_of_no_more_than_2_of_10(
     let unit = unit.replace(installed, &format!("ExecStart={BINARY} "));
     let files = Files::new("unit");
     let unit = files.write("vote-aggregator.service", &unit);
-    let systemd_analyze = run(Path::new(ROOT).join("script/services"), &["systemd-analyze"]);
-    let systemd_analyze = systemd_analyze.trim();
-    assert_eq!(run(systemd_analyze, &["verify", "--man=no", &unit]), "");
+    let systemd_analyze = run("script/services", &["systemd-analyze"]).assert(0, &[]).stdout;
+    let verified = run(systemd_analyze.trim(), &["verify", "--man=no", &unit]).assert(0, &[]);
+    assert_eq!(verified.stdout + &verified.stderr, "");
     let security = ["security", "--offline=true", "--no-pager", "--threshold=20", &unit];
-    assert!(run(systemd_analyze, &security).contains("Overall exposure level"));
+    run(systemd_analyze.trim(), &security).assert(0, &["Overall exposure level"]);
 }
 
 #[test]
@@ -100,12 +84,10 @@ async fn its_environment_and_credentials_start_the_service() {
         environment.insert(name.to_owned(), value.replace("%d", &files.path()));
     }
     // The package's pipeline.toml is in the unit's working directory.
-    let settings = fs::canonicalize(Path::new(ROOT).join("pipeline.toml")).expect("it exists");
-    environment.insert("PIPELINE_CONFIG".to_owned(), settings.display().to_string());
+    environment.insert("PIPELINE_CONFIG".to_owned(), format!("{ROOT}/pipeline.toml"));
     assert!(!environment.contains_key("POSTGRES_PASSWORD"), "by its file alone");
     let service = Service::spawn("unit", &["run"], &environment).await;
     service.until_ready().await;
-    stage.publish_votes(&votes(0, 100)).await;
-    stage.until_counted(100).await;
+    stage.count(0, 100).await;
     service.stop().await;
 }

@@ -1,11 +1,10 @@
 //! `dlq list` and `dlq show`: they show everything, and every message stays.
 
 use lapin::BasicProperties;
-use lapin::options::BasicPublishOptions;
 use lapin::types::AMQPValue;
 
 use super::*;
-use crate::support::Files;
+use crate::support::{Files, assert_contains, assert_lacks, settings, text};
 
 #[tokio::test]
 async fn list_and_show_give_reasons_and_leave_every_message() {
@@ -15,8 +14,8 @@ async fn list_and_show_give_reasons_and_leave_every_message() {
     let look = async |arguments: &[&str]| unchanged(&stage, dead.len(), arguments).await;
 
     let list = look(&["list"]).await.stdout;
-    assert!(list.contains("not_utf8: UTF-16 with a byte order mark"), "{list}");
-    assert!(list.contains("showing 6 of 6 messages"), "{list}");
+    let detail = "not_utf8: UTF-16 with a byte order mark";
+    assert_contains(&list, &[detail, "showing 6 of 6 messages"]);
     for (reason, count) in [
         ("bad_choice (choice)", "1"),
         ("missing_field (citizen_id)", "1"),
@@ -51,21 +50,17 @@ async fn list_and_show_give_reasons_and_leave_every_message() {
         let rows = look(&[&["list", "--json"], filter].concat()).await.lines();
         assert_eq!(rows.len(), count, "{filter:?}");
     }
-    let unknown = ["list", "--reason", "missing"];
-    expect(&stage, 2, &unknown).await.assert(2, &["missing_field"]);
+    expect(&stage, 2, &["list", "--reason", "missing"]).await.assert(2, &["missing_field"]);
 
     let shown = look(&["show"]).await.stdout;
-    for text in ["\"citizn_id\":\"***\"", "maybe", "not shown: not JSON", "Fix the constraint"] {
-        assert!(shown.contains(text), "{text} in {shown}");
-    }
+    let texts = ["\"citizn_id\":\"***\"", "maybe", "not shown: not JSON", "Fix the constraint"];
+    assert_contains(&shown, &texts);
     let json = look(&["show", "--json"]).await;
     assert_eq!(json.lines().len(), dead.len());
-    for shown in [shown, json.stdout] {
-        assert!(!shown.contains("citizen-0000"), "{shown}");
-    }
+    assert_lacks(&(shown + &json.stdout), &["citizen-0000"]);
     let shown = look(&["show", "--reveal"]).await.stdout;
-    assert!(shown.contains("citizen-00000007 voted\\u{1b}[2J"), "escaped: {shown}");
-    assert!(shown.contains("hex fffe") && !shown.contains('\x1b'), "{shown}");
+    assert_contains(&shown, &["citizen-00000007 voted\\u{1b}[2J", "hex fffe"]);
+    assert_lacks(&shown, &["\x1b"]);
     let lines = look(&["show", "--json", "--reveal"]).await.lines();
     assert_eq!(sorted(lines.iter().map(body).collect()), dead);
     // After so many looks, with their headers still there.
@@ -79,39 +74,31 @@ async fn list_and_show_give_reasons_and_leave_every_message() {
 async fn what_a_dead_letter_is_and_who_sent_it_is_shown_and_archived() {
     let stage = Stage::migrated(Servers::shared(), "dlq_sender").await;
     stage.publish(&[]).await;
-    let (_connection, channel) = stage.channel().await;
     let properties = BasicProperties::default()
         .with_user_id("guest".into())
         .with_app_id("ballot-web\x1b[2J".into())
         .with_content_encoding("gzip".into())
         .with_message_id("citizen-00000007".into())
         .with_timestamp(1_763_000_000);
-    let queue = stage.dead_letter_queue();
-    let options = BasicPublishOptions::default();
-    let gzip = b"\x1f\x8b\x08\x00\xff";
-    let sent = channel.basic_publish("".into(), queue.into(), options, gzip, properties);
-    sent.await.expect("published");
+    stage.publish_with(&stage.dead_letter_queue(), b"\x1f\x8b\x08\x00\xff", properties).await;
     until_dead(&stage, 1).await;
 
-    let shown = expect(&stage, 0, &["show"]).await.stdout;
-    for line in [
+    let lines = [
         "gzip: the publisher compresses",
         "property user_id: \"guest\"",
         "property app_id: \"ballot-web\\u001b[2J\"",
         "property content_encoding: \"gzip\"",
         "property timestamp: \"2025-11-13T02:13:20Z\"",
         "property message_id: \"***\"",
-    ] {
-        assert!(shown.contains(line), "{line} in {shown}");
-    }
+    ];
+    expect(&stage, 0, &["show"]).await.assert(0, &lines);
     let shown = expect(&stage, 0, &["show", "--json", "--reveal"]).await.json();
     assert_eq!(shown["properties"]["message_id"], "citizen-00000007");
     assert_eq!(shown["reason"], "not_utf8");
     assert_eq!(shown["detail"], "gzip: the publisher compresses");
     let files = Files::new("dlq_sender");
-    let file = files.join("removed.ndjson");
-    let save = file.to_str().expect("UTF-8");
-    expect(&stage, 0, &["purge", "--yes", "--save", save]).await;
+    let file = files.file("removed.ndjson");
+    expect(&stage, 0, &["purge", "--yes", "--save", &file]).await;
     let saved = std::fs::read_to_string(&file).expect("saved");
     let saved: Value = serde_json::from_str(&saved).expect("one line");
     assert_eq!(saved["properties"], shown["properties"]);
@@ -123,10 +110,10 @@ async fn what_a_dead_letter_is_and_who_sent_it_is_shown_and_archived() {
 async fn looking_does_not_use_up_a_delivery_limit() {
     let stage = Stage::migrated(Servers::shared(), "dlq_limit").await;
     let arguments = [
-        ("x-queue-type", AMQPValue::LongString("quorum".into())),
+        ("x-queue-type", text("quorum")),
         // The broker names arguments that differ one at a time, these two before the limit.
         ("x-max-length", AMQPValue::LongLongInt(1_000_000)),
-        ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+        ("x-overflow", text("reject-publish")),
         ("x-delivery-limit", AMQPValue::LongLongInt(2)),
     ];
     stage.declare_queue(&stage.dead_letter_queue(), true, &arguments).await;
@@ -165,11 +152,11 @@ async fn a_scan_is_bounded_and_says_so() {
 async fn what_is_missing_has_an_exit_code_and_a_reason() {
     let stage = Stage::new(Servers::shared(), "dlq_codes").await;
     let queue = stage.dead_letter_queue();
-    for (settings, code, named) in [
-        (&[][..], 78, queue.as_str()),
-        (&[("RABBITMQ_PASSWORD", "wrong")], 77, "RABBITMQ_PASSWORD"),
-        (&[("RABBITMQ_PORT", "1")], 1, "127.0.0.1:1"),
+    for (wrong, code, named) in [
+        ("", 78, queue.as_str()),
+        ("RABBITMQ_PASSWORD=wrong", 77, "RABBITMQ_PASSWORD"),
+        ("RABBITMQ_PORT=1", 1, "127.0.0.1:1"),
     ] {
-        run_with(&stage, &["dlq", "list"], settings).await.assert(code, &[named]);
+        stage.run_with(&["dlq", "list"], &settings(wrong)).await.assert(code, &[named]);
     }
 }

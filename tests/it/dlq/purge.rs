@@ -17,19 +17,18 @@ async fn a_purge_archives_what_it_removes_and_removes_only_that() {
     put(&stage, &good, &REFUSED).await;
     put(&stage, &bad, &[]).await;
     let files = Files::new("dlq_purge");
-    let file = files.join("removed.ndjson");
-    let path = file.to_str().expect("UTF-8");
+    let file = &*files.file("removed.ndjson");
 
     expect(&stage, 2, &["purge"]).await.assert(2, &["--yes"]);
     let dry = ["purge", "--reason", "malformed", "--dry-run"];
     let dry = unchanged(&stage, good.len() + bad.len(), &dry).await;
     assert_eq!(dry.count("would be removed"), "454");
 
-    let purge = ["purge", "--reason", "malformed", "--save", path, "--yes"];
+    let purge = ["purge", "--reason", "malformed", "--save", file, "--yes"];
     assert_eq!(expect(&stage, 0, &purge).await.count("removed"), "454");
     until_dead(&stage, good.len()).await;
-    let saved = fs::read_to_string(&file).expect("the file");
-    let mode = fs::metadata(&file).expect("the file").permissions().mode();
+    let saved = fs::read_to_string(file).expect("the file");
+    let mode = fs::metadata(file).expect("the file").permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "it names citizens");
     let archived = saved.lines().map(|line| {
         let line: Value = serde_json::from_str(line).expect("JSON");
@@ -38,12 +37,11 @@ async fn a_purge_archives_what_it_removes_and_removes_only_that() {
     });
     assert_eq!(sorted(archived.collect()), sorted(bad));
 
-    expect(&stage, 2, &["purge", "--save", path, "--yes"]).await.assert(2, &[path]);
-    assert_eq!(fs::read_to_string(&file).expect("the file"), saved, "not overwritten");
+    expect(&stage, 2, &["purge", "--save", file, "--yes"]).await.assert(2, &[file]);
+    assert_eq!(fs::read_to_string(file).expect("the file"), saved, "not overwritten");
     // Without an archive nothing is removed.
-    let nowhere = format!("{path}.none/removed.ndjson");
-    let nowhere = expect(&stage, 70, &["purge", "--save", &nowhere, "--yes"]).await;
-    nowhere.assert(70, &["cannot write"]);
+    let nowhere = ["purge", "--save", &format!("{file}.none/removed.ndjson"), "--yes"];
+    expect(&stage, 70, &nowhere).await.assert(70, &["cannot write"]);
     until_dead(&stage, good.len()).await;
     let some = expect(&stage, 0, &["purge", "--yes", "--max", "100"]).await;
     assert_eq!(some.count("removed"), "100");
@@ -64,14 +62,8 @@ async fn on_a_terminal_they_ask_and_take_nothing_but_a_yes() {
         ("purge --reason malformed", "y", 0, 1),
         ("replay", "yes", 0, 0),
     ] {
-        // util-linux's script gives the command a terminal.
-        let on_terminal = format!(
-            "printf '%s\\n' '{answer}' | script --quiet --return --command \
-             '{BINARY} dlq {what}' /dev/null"
-        );
-        let mut command = command(&stage, "bash", &["-c", &on_terminal]);
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        ended(command).await.assert(code, &["1 messages", "[y/N]"]);
+        let asked = stage.on_terminal(&format!("dlq {what}"), answer).await;
+        asked.assert(code, &["1 messages", "[y/N]"]);
         until_dead(&stage, left).await;
     }
     assert_eq!(stage.ready(&stage.queue).await, Some(1));

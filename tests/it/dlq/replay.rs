@@ -1,18 +1,14 @@
 //! `dlq replay`: what is put back is counted once, and what is not stays.
 
-use std::collections::BTreeMap;
 use std::process::Stdio;
 
 use indicatif::ProgressBar;
-use lapin::options::BasicGetOptions;
 use lapin::types::AMQPValue;
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::time::timeout;
 use vote_aggregator::adapters::broker::{DeadLetterQueue, RabbitMq, Republisher};
 use vote_aggregator::operator::dlq::{Filter, Reader, Selection, Target, replay};
 
 use super::*;
-use crate::support::PATIENCE;
+use crate::support::{Frozen, ended, headers, text};
 
 /// Without a trial of one message of each cause.
 const REPLAY_ALL: [&str; 3] = ["replay", "--yes", "--no-trial"];
@@ -26,7 +22,7 @@ async fn a_replay_counts_what_was_refused_once_and_leaves_the_malformed() {
     let listed = unchanged(&stage, dead.len(), &["list", "--json"]).await.lines();
     assert!(listed.iter().all(|row| row["replays"] == 0), "a dry run changes nothing");
 
-    execute(&stage, ALLOW_LAW_X).await;
+    stage.execute(ALLOW_LAW_X).await;
     let replay = expect(&stage, 1, &["replay", "--yes"]).await;
     assert_eq!((replay.count("put back"), replay.count("skipped: malformed")), ("2", "4"));
     stage.until_counted(every.len()).await;
@@ -42,7 +38,7 @@ async fn a_replay_counts_what_was_refused_once_and_leaves_the_malformed() {
 #[tokio::test]
 async fn what_keeps_coming_back_is_left_after_so_many_times() {
     let stage = Stage::migrated(Servers::shared(), "dlq_guard").await;
-    execute(&stage, FORBID_LAW_X).await;
+    stage.execute(FORBID_LAW_X).await;
     stage.publish_votes(&[vote(1, "law-x", Choice::Oui)]).await;
     stage.publish(&no_votes(1)).await;
     let service = stage.start(&[]).await;
@@ -65,7 +61,7 @@ async fn what_keeps_coming_back_is_left_after_so_many_times() {
     let dead = stage.take_dead_letters().await;
     let (rejected, refused): (Vec<_>, Vec<_>) =
         dead.iter().partition(|(body, _)| body.starts_with(b"no vote"));
-    assert_eq!(refused[0].1.get("x-sqlstate"), Some(&AMQPValue::LongString("23514".into())));
+    assert_eq!(refused[0].1.get("x-sqlstate"), Some(&text("23514")));
     let Some(AMQPValue::FieldArray(deaths)) = rejected[0].1.get("x-death") else { panic!("death") };
     let [AMQPValue::FieldTable(death)] = deaths.as_slice() else { panic!("one death") };
     let count = death.inner().get("count");
@@ -97,7 +93,7 @@ async fn a_kill_in_the_middle_of_a_replay_loses_nothing() {
     let all = votes(0, 4_000);
     let service = stage.start(&[]).await;
     put(&stage, &messages(&all), &REFUSED).await;
-    let mut replay = command(&stage, BINARY, &[&["dlq"], &REPLAY_ALL[..]].concat());
+    let mut replay = stage.command(BINARY, &[&["dlq"], &REPLAY_ALL[..]].concat());
     let mut replay = replay.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
     stage.until_counted(200).await;
     replay.kill().await.expect("killed");
@@ -118,10 +114,7 @@ async fn a_kill_in_the_middle_of_a_replay_loses_nothing() {
 #[tokio::test]
 async fn what_the_votes_queue_refuses_stays_a_dead_letter() {
     let stage = Stage::migrated(Servers::shared(), "dlq_full").await;
-    let full = [
-        ("x-max-length", AMQPValue::LongInt(5)),
-        ("x-overflow", AMQPValue::LongString("reject-publish".into())),
-    ];
+    let full = [("x-max-length", AMQPValue::LongInt(5)), ("x-overflow", text("reject-publish"))];
     stage.declare(true, &full).await;
     stage.declare_queue(&stage.dead_letter_queue(), true, &[]).await;
     put(&stage, &messages(&votes(0, 400)), &[]).await;
@@ -144,21 +137,12 @@ async fn a_broker_that_freezes_ends_a_replay_with_an_error_and_loses_nothing() {
     let all = votes(0, 100);
     put(&stage, &messages(&all), &[]).await;
     let slowly = [&["dlq"], &REPLAY_ALL[..], &["--rate", "5"]].concat();
-    let mut replay = command(&stage, BINARY, &slowly);
-    let replay = replay.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
-    eventually("in the middle", async || {
-        stage.ready(&stage.queue).await.is_some_and(|ready| ready >= 3)
-    })
-    .await;
-    let pid = servers.script(&["pid", "rabbitmq"]).trim().parse().expect("a process id");
-    let pid = Pid::from_raw(pid).expect("not 0");
-    kill_process(pid, Signal::STOP).expect("frozen");
-    let ended = timeout(PATIENCE, replay.wait_with_output()).await.expect("ends in time");
-    kill_process(pid, Signal::CONT).expect("thawed");
-    let ended = ended.expect("a child of ours");
-    let errors = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(1), "{errors}");
-    assert!(errors.contains("Nothing is lost"), "{errors}");
+    let replay = tokio::spawn(ended(stage.command(BINARY, &slowly)));
+    eventually("in the middle", async || stage.ready(&stage.queue).await >= Some(3)).await;
+    let frozen = Frozen::server(&servers, "rabbitmq");
+    let replayed = replay.await.expect("no panic");
+    drop(frozen);
+    replayed.assert(1, &["Nothing is lost"]);
     eventually("everything is in one of the two queues, or in both", async || {
         let dead = stage.ready(&stage.dead_letter_queue()).await.unwrap_or_default();
         dead + stage.ready(&stage.queue).await.unwrap_or_default() >= 100
@@ -183,19 +167,14 @@ async fn a_replayed_vote_is_what_its_publisher_sent() {
     let bodies = messages(&votes(1, 1));
     put(&stage, &bodies, &[&kept[..], &REFUSED].concat()).await;
     expect(&stage, 0, &["replay", "--yes"]).await;
-    let (_connection, channel) = stage.channel().await;
-    let no_ack = BasicGetOptions { no_ack: true };
-    let got = channel.basic_get(stage.queue.as_str().into(), no_ack).await.expect("asked");
-    let delivery = got.expect("the vote").delivery;
+    let delivery = stage.take(&stage.queue).await.remove(0);
     assert_eq!(delivery.data, bodies[0]);
-    let headers = delivery.properties.headers().clone().expect("headers");
-    let headers = headers.inner().iter().map(|(name, value)| (name.as_str(), value.clone()));
+    let mut headers = headers(&delivery.properties);
     // The broker's own count in this queue.
-    let headers: BTreeMap<_, _> = headers.filter(|(name, _)| *name != "x-delivery-count").collect();
-    let mut expected: BTreeMap<_, _> =
-        kept.map(|(name, value)| (name, AMQPValue::LongString(value.into()))).into();
-    expected.insert("x-replays", AMQPValue::LongLongInt(1));
-    assert_eq!(headers, expected);
+    headers.remove("x-delivery-count");
+    let kept = kept.map(|(name, value)| (name.to_owned(), text(value)));
+    let replays = ("x-replays".to_owned(), AMQPValue::LongLongInt(1));
+    assert_eq!(headers, kept.into_iter().chain([replays]).collect());
     assert_eq!(*delivery.properties.delivery_mode(), Some(2));
 }
 
@@ -204,7 +183,7 @@ async fn a_replayed_vote_is_what_its_publisher_sent() {
 #[tokio::test]
 async fn one_of_each_cause_is_tried_and_what_would_come_back_is_left() {
     let stage = Stage::migrated(Servers::shared(), "dlq_trial").await;
-    execute(&stage, FORBID_LAW_X).await;
+    stage.execute(FORBID_LAW_X).await;
     stage.publish(&[]).await;
     let on = |law: &str, first: u64, count: u64| -> Vec<Vote> {
         (first..first + count).map(|number| vote(number, law, Choice::Oui)).collect()
@@ -214,12 +193,12 @@ async fn one_of_each_cause_is_tried_and_what_would_come_back_is_left() {
     put(&stage, &messages(&repaired), &REFUSED).await;
 
     // Without a service the trial has no result.
+    let put_back_and_skipped = |replay: &Ended, expected: [&str; 2]| {
+        let rows = ["put back", "skipped: another one with its cause"];
+        assert_eq!(rows.map(|row| replay.count(row)), expected, "{}", replay.stdout);
+    };
     let waited = expect(&stage, 1, &["replay", "--yes", "--trial-seconds", "1"]).await;
-    let waited = waited.assert(1, &["law-y: no outcome within 1 s"]);
-    assert_eq!(
-        (waited.count("put back"), waited.count("skipped: another one with its cause")),
-        ("1", "4")
-    );
+    put_back_and_skipped(&waited.assert(1, &["law-y: no outcome within 1 s"]), ["1", "4"]);
     until_dead(&stage, 4).await;
 
     let service = stage.start(&[("BATCH_TIMEOUT_SECONDS", "0.2")]).await;
@@ -227,10 +206,7 @@ async fn one_of_each_cause_is_tried_and_what_would_come_back_is_left() {
     put(&stage, &messages(&refused), &REFUSED).await;
     let results = ["law-y: it was consumed and did not come back", "law-x: it came back"];
     let tried = expect(&stage, 1, &["replay", "--yes"]).await.assert(1, &results);
-    assert_eq!(
-        (tried.count("put back"), tried.count("skipped: another one with its cause")),
-        ("4", "30")
-    );
+    put_back_and_skipped(&tried, ["4", "30"]);
     stage.until_counted(5).await;
     until_dead(&stage, 30).await;
     assert_eq!(service.logged("consuming stops"), 0, "the breaker stayed closed");
@@ -242,7 +218,7 @@ async fn one_of_each_cause_is_tried_and_what_would_come_back_is_left() {
     stage.until_counted(10).await;
     until_dead(&stage, 30).await;
 
-    execute(&stage, ALLOW_LAW_X).await;
+    stage.execute(ALLOW_LAW_X).await;
     assert_eq!(expect(&stage, 0, &["replay", "--yes"]).await.count("put back"), "30");
     stage.finish([service], &[repaired, refused, behind].concat()).await;
     until_dead(&stage, 0).await;

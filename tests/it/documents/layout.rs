@@ -1,9 +1,8 @@
 //! The layout of ARCHITECTURE.md: which folder uses which, and which invariant each seeded mutant breaks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 
-use crate::support::repository::{files_below, read};
+use crate::support::repository::{files_below, read, run};
 
 const ARCHITECTURE: &str = include_str!("../../../ARCHITECTURE.md");
 
@@ -87,9 +86,8 @@ fn modules_do_not_use_each_other_in_a_circle() {
     let mut left: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for module in modules {
         let files = sources(&module.replace("::", "/"));
-        let uses =
-            files.iter().flat_map(|file| used(&code(file), 2)).filter(|used| *used != module);
-        left.insert(module.clone(), uses.collect());
+        let uses = files.iter().flat_map(|file| used(&code(file), 2));
+        left.insert(module.clone(), uses.filter(|used| *used != module).collect());
     }
     assert!(left.len() >= 15, "{left:?}");
     loop {
@@ -116,13 +114,7 @@ fn every_seeded_mutant_applies_and_stands_behind_an_invariant() {
         let name = format!("`{}`", name.expect("a patch"));
         assert!(invariants.contains(&name), "{name} in ARCHITECTURE.md");
         assert!(read(path).contains("\n# Caught by: "), "{path}");
-        let checked = Command::new("git")
-            .args(["apply", "--check", path])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()
-            .expect("git runs");
-        let stderr = String::from_utf8_lossy(&checked.stderr);
-        assert!(checked.status.success(), "{path}: {stderr}");
+        run("git", &["apply", "--check", path]).assert(0, &[]);
     }
 }
 

@@ -8,9 +8,9 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use vote_aggregator::model::vote::{Choice, Vote};
 
-use self::corpus::{Hostile, corpus};
+use self::corpus::{Hostile, corpus, long_header};
 use super::until_settled;
-use crate::support::{RawPublisher, Servers, Stage, message, run, vote, votes};
+use crate::support::{RawPublisher, Servers, Stage, message, text, vote, votes};
 
 #[path = "../../fuzz/hostile.rs"]
 mod corpus;
@@ -25,30 +25,27 @@ fn hostile_vote(number: u64) -> Vote {
 /// Publishes a vote with these properties, through the exchange of [`with_exchange`] where they come
 /// with a routing key.
 async fn publish(stage: &Stage<'_>, raw: &mut RawPublisher, hostile: &Hostile, vote: &Vote) {
-    let (exchange, key) = match &hostile.routing_key {
+    let to = match &hostile.routing_key {
         None => ("", stage.queue.as_bytes()),
         Some(key) => (stage.queue.as_str(), key.as_slice()),
     };
-    raw.publish(exchange, key, &hostile.properties, &message(vote)).await;
+    raw.publish(to, &hostile.properties, &message(vote)).await;
 }
 
 /// Declares the queue, and a topic exchange of the same name that routes everything to it.
 async fn with_exchange(stage: &Stage<'_>) {
     stage.publish(&[]).await;
-    let connection = stage.amqp().await;
-    let channel = connection.create_channel().await.expect("a channel");
-    let exchange = stage.queue.as_str();
+    let name = stage.queue.as_str();
     let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
-    channel
-        .exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default())
+    let (topic, none) = (ExchangeKind::Topic, FieldTable::default());
+    stage
+        .on_channel(async |channel| {
+            channel.exchange_declare(name.into(), topic, durable, none.clone()).await?;
+            let bind = QueueBindOptions::default();
+            channel.queue_bind(name.into(), name.into(), "#".into(), bind, none).await
+        })
         .await
-        .expect("declared");
-    let bind = QueueBindOptions::default();
-    channel
-        .queue_bind(exchange.into(), exchange.into(), "#".into(), bind, FieldTable::default())
-        .await
-        .expect("bound");
-    connection.close(200, "OK".into()).await.expect("closed");
+        .expect("declared and bound");
 }
 
 #[tokio::test]
@@ -87,27 +84,20 @@ async fn votes_behind_headers_of_any_length_are_counted() {
     let servers = Servers::private("properties-length");
     let stage = Stage::migrated(&servers, "properties_length").await;
     stage.publish(&[]).await;
-    let announce = |frame_max: u32| {
-        let set = format!("application:set_env(rabbit, frame_max, {frame_max}).");
-        servers.script(&["ctl", "--", "eval", &set]);
-    };
-    announce(0);
+    servers.ctl(&["eval", "application:set_env(rabbit, frame_max, 0)."]);
     let mut raw = RawPublisher::open_with(&stage, 0).await;
     let mut counted = votes(0, 100);
-    for (number, length) in (0..).zip([7_000_u32, 8_100, 8_150, 100_000, 600_000, 2_000_000]) {
+    for (number, length) in (0..).zip([7_000, 8_100, 8_150, 100_000, 600_000, 2_000_000]) {
         let own = hostile_vote(number);
-        let text = vec![b'x'; length as usize];
-        let table = [&b"\x01aS"[..], &length.to_be_bytes(), &text].concat();
-        let size = u32::try_from(table.len()).expect("small").to_be_bytes();
-        let properties = [&[0x20, 0][..], &size, &table].concat();
-        raw.publish("", stage.queue.as_bytes(), &properties, &message(&own)).await;
+        let properties = long_header(length as usize);
+        raw.publish(("", stage.queue.as_bytes()), &properties, &message(&own)).await;
         counted.extend((length < 500_000).then_some(own));
     }
     stage.publish_votes(&counted[..100]).await;
     assert_eq!(raw.requeue_all(&stage.queue).await, 106);
     drop(raw);
 
-    announce(8_192);
+    servers.ctl(&["eval", "application:set_env(rabbit, frame_max, 8192)."]);
     let service = stage.start(&[]).await;
     until_settled(&stage, PATIENCE, counted.len(), 2).await;
     let log = stage.finish([service], &counted).await;
@@ -121,7 +111,6 @@ async fn a_low_delivery_limit_drops_no_vote_because_of_one_message() {
     let stage = Stage::migrated(Servers::shared(), "properties_limit").await;
     stage.publish(&[]).await;
     stage.delete(&stage.queue).await;
-    let text = |value: &str| AMQPValue::LongString(value.into());
     let arguments = [
         ("x-queue-type", text("quorum")),
         ("x-dead-letter-exchange", text("")),
@@ -131,15 +120,10 @@ async fn a_low_delivery_limit_drops_no_vote_because_of_one_message() {
     stage.declare(true, &arguments).await;
     let mut raw = RawPublisher::open(&stage).await;
     let mut counted = votes(0, 300);
-    let names = [
-        "latin1-header-name",
-        "latin1-message-id",
-        "arrays-26000-deep",
-        "arrays-1400-deep",
-        "tables-2000-deep",
-    ];
+    let names = "latin1-header-name latin1-message-id arrays-26000-deep arrays-1400-deep \
+                 tables-2000-deep";
     let corpus = corpus();
-    for (number, name) in (0..).zip(names) {
+    for (number, name) in (0..).zip(names.split(' ')) {
         let hostile = corpus.iter().find(|hostile| hostile.name == name).expect(name);
         let own = hostile_vote(number);
         publish(&stage, &mut raw, hostile, &own).await;
@@ -151,7 +135,7 @@ async fn a_low_delivery_limit_drops_no_vote_because_of_one_message() {
     until_settled(&stage, PATIENCE, counted.len(), 2).await;
     stage.finish(services, &counted).await;
     // The client library alone could not read them.
-    let listed = run(&stage, "dlq", &["list", "--json"]).await;
+    let listed = stage.run("dlq", &["list", "--json"]).await;
     let rejected = |line: &&str| line.contains(r#""x_death_reason":"rejected""#);
     assert_eq!(listed.stdout.lines().filter(rejected).count(), 2, "{}", listed.stdout);
 }
@@ -160,19 +144,16 @@ async fn a_low_delivery_limit_drops_no_vote_because_of_one_message() {
 async fn each_dlq_command_gets_past_hostile_properties() {
     let stage = Stage::migrated(Servers::shared(), "properties_dlq").await;
     stage.publish(&[]).await;
-    let corpus: Vec<Hostile> =
-        corpus().into_iter().filter(|hostile| hostile.routing_key.is_none()).collect();
+    let corpus = Vec::from_iter(corpus().into_iter().filter(|it| it.routing_key.is_none()));
     let mut raw = RawPublisher::open(&stage).await;
     let dead_letters = stage.dead_letter_queue();
-    let all: Vec<Vote> =
-        (0..corpus.len() as u64).map(|n| vote(n, "law-000", Choice::Non)).collect();
+    let all = Vec::from_iter((0..corpus.len() as u64).map(|n| vote(n, "law-000", Choice::Non)));
     for (hostile, vote) in corpus.iter().zip(&all) {
-        raw.publish("", dead_letters.as_bytes(), &hostile.properties, &message(vote)).await;
+        raw.publish(("", dead_letters.as_bytes()), &hostile.properties, &message(vote)).await;
     }
     let invalid = corpus.iter().filter(|hostile| !hostile.is_counted).count();
 
-    let dlq =
-        async |arguments: &[&str], code| run(&stage, "dlq", arguments).await.assert(code, &[]);
+    let dlq = async |command: &[&str], code| stage.run("dlq", command).await.assert(code, &[]);
     let listed = dlq(&["list", "--json", "--max", "0"], 0).await.stdout;
     let found = listed.lines().filter(|line| line.contains(r#""reason":"properties""#)).count();
     assert_eq!((listed.lines().count(), found), (corpus.len(), invalid));

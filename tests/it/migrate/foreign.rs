@@ -4,24 +4,21 @@ use vote_aggregator::adapters::store::StartError;
 use vote_aggregator::model::ports::{Store, Votes};
 
 use super::pending;
-use crate::support::{Servers, Stage, execute, login, run, run_with, votes};
+use crate::support::{Servers, Stage, login, votes};
 
 /// A database as PostgreSQL created them before version 15, and a role that may log in to it.
 async fn open_database(name: &str) -> (Stage<'static>, String) {
     let stage = Stage::new(Servers::shared(), name).await;
     let role = stage.role("stranger", "").await;
-    execute(&stage, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
+    stage.execute("GRANT CREATE ON SCHEMA public TO PUBLIC").await;
     (stage, role)
 }
 
-async fn as_role(stage: &Stage<'_>, role: &str, sql: &str) {
-    execute(stage, &format!("SET ROLE {role}; {sql}; RESET ROLE")).await;
-}
-
-/// Functions that run with the rights of their caller; they succeed only for a superuser.
+/// Becomes this role, and creates functions that run with the rights of their caller; they succeed only
+/// for a superuser.
 fn promotion(role: &str) -> String {
     format!(
-        "CREATE FUNCTION promote() RETURNS trigger LANGUAGE plpgsql AS \
+        "SET ROLE {role}; CREATE FUNCTION promote() RETURNS trigger LANGUAGE plpgsql AS \
          'BEGIN EXECUTE ''ALTER ROLE {role} SUPERUSER''; RETURN NEW; END'; \
          CREATE FUNCTION versions() RETURNS bigint LANGUAGE plpgsql VOLATILE AS \
          'BEGIN EXECUTE ''ALTER ROLE {role} SUPERUSER''; RETURN 1; END'"
@@ -34,47 +31,39 @@ const PUBLIC_MAY_CREATE: &str = "SELECT count(*) FROM aclexplode((SELECT nspacl 
 
 #[tokio::test]
 async fn objects_of_another_role_are_refused_before_they_are_touched() {
-    let cases = [
-        (
-            "CREATE TABLE _sqlx_migrations (version bigint PRIMARY KEY, description text NOT NULL, \
-             installed_on timestamptz DEFAULT now(), success boolean NOT NULL, \
-             checksum bytea NOT NULL, execution_time bigint); \
-             CREATE TRIGGER t BEFORE INSERT ON _sqlx_migrations FOR EACH ROW \
-             EXECUTE FUNCTION promote()",
-            "table _sqlx_migrations belongs to",
-        ),
-        (
-            "CREATE VIEW _sqlx_migrations AS SELECT versions() AS version, true AS success, \
-             ''::bytea AS checksum",
-            "table _sqlx_migrations is not a table",
-        ),
-        (
-            "CREATE TABLE schema_compatibility (migration bigint DEFAULT versions(), \
-             requires bigint)",
-            "table schema_compatibility belongs to",
-        ),
-        (
-            "CREATE TABLE vote_audit (vote_hash varchar(64) PRIMARY KEY, citizen_id varchar(100), \
-             law_id varchar(50), choice varchar(3), \"timestamp\" timestamptz)",
-            "table vote_audit belongs to",
-        ),
-        ("CREATE VIEW vote_statistics AS SELECT 1 AS law_id", "view vote_statistics belongs to"),
+    let migrations = "\
+        CREATE TABLE _sqlx_migrations (version bigint PRIMARY KEY, description text NOT NULL, \
+        installed_on timestamptz DEFAULT now(), success boolean NOT NULL, \
+        checksum bytea NOT NULL, execution_time bigint); \
+        CREATE TRIGGER t BEFORE INSERT ON _sqlx_migrations FOR EACH ROW EXECUTE FUNCTION promote()";
+    let view = "CREATE VIEW _sqlx_migrations AS SELECT versions() AS version, true AS success, \
+                ''::bytea AS checksum";
+    let compatibility =
+        "CREATE TABLE schema_compatibility (migration bigint DEFAULT versions(), requires bigint)";
+    let audit = "CREATE TABLE vote_audit (vote_hash varchar(64) PRIMARY KEY, \
+                 citizen_id varchar(100), law_id varchar(50), choice varchar(3), \
+                 \"timestamp\" timestamptz)";
+    let statistics = "CREATE VIEW vote_statistics AS SELECT 1 AS law_id";
+    let round =
+        "CREATE FUNCTION round(numeric, bigint) RETURNS numeric LANGUAGE sql AS 'SELECT $1'";
+    for (objects, named) in [
+        (migrations, "table _sqlx_migrations belongs to"),
+        (view, "table _sqlx_migrations is not a table"),
+        (compatibility, "table schema_compatibility belongs to"),
+        (audit, "table vote_audit belongs to"),
+        (statistics, "view vote_statistics belongs to"),
         ("CREATE TABLE vote_audit_pkey ()", "index vote_audit_pkey"),
-        (
-            "CREATE FUNCTION round(numeric, bigint) RETURNS numeric LANGUAGE sql AS 'SELECT $1'",
-            "function round(numeric, bigint) belongs to",
-        ),
-    ];
-    for (objects, named) in cases {
+        (round, "function round(numeric, bigint) belongs to"),
+    ] {
         let (stage, role) = open_database("objects").await;
-        as_role(&stage, &role, &format!("{}; {objects}", promotion(&role))).await;
+        stage.execute(&format!("{}; {objects}; RESET ROLE", promotion(&role))).await;
         let relations = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace";
         let before = stage.number(relations).await;
 
-        run(&stage, "migrate", &[]).await.assert(78, &[named, &role]);
+        stage.run("migrate", &[]).await.assert(78, &[named, &role]);
         let refused = stage.prepare(&[]).await.err();
         assert!(matches!(refused, Some(StartError::Foreign { .. })), "{named}: {refused:?}");
-        let checked = run(&stage, "check", &["--connect"]).await;
+        let checked = stage.run("check", &["--connect"]).await;
         let flat = checked.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(flat.contains(named) && flat.contains(&role), "{named}: {}", checked.stdout);
         assert_eq!(stage.number(relations).await, before, "{named}: nothing is created");
@@ -92,22 +81,22 @@ async fn triggers_rules_and_policies_stop_a_migration_and_no_ordinary_start() {
     let grants = format!(
         "GRANT TRIGGER ON _sqlx_migrations TO {role}; GRANT CREATE ON SCHEMA public TO {role}"
     );
-    execute(&stage, &grants).await;
+    stage.execute(&grants).await;
     let trigger = format!(
         "{}; CREATE TRIGGER t BEFORE INSERT ON _sqlx_migrations FOR EACH ROW \
-         EXECUTE FUNCTION promote()",
+         EXECUTE FUNCTION promote(); RESET ROLE",
         promotion(&role)
     );
-    as_role(&stage, &role, &trigger).await;
+    stage.execute(&trigger).await;
     let rule_and_policy = "CREATE RULE keep AS ON DELETE TO vote_audit DO INSTEAD NOTHING; \
                            CREATE POLICY look ON vote_results USING (true)";
-    execute(&stage, rule_and_policy).await;
+    stage.execute(rule_and_policy).await;
     stage.prepare(&[]).await.expect("an ordinary start");
 
     pending(&stage).await;
     let named = ["trigger t", "rule keep", "policy look", &role];
-    run(&stage, "migrate", &[]).await.assert(78, &named);
-    let checked = run(&stage, "check", &["--connect"]).await;
+    stage.run("migrate", &[]).await.assert(78, &named);
+    let checked = stage.run("check", &["--connect"]).await;
     assert!(checked.stdout.contains("trigger t"), "{}", checked.stdout);
 }
 
@@ -118,23 +107,23 @@ async fn a_trigger_of_the_operators_stops_nothing() {
     let store = stage.store().await;
     let trigger = "CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; \
          CREATE TRIGGER look BEFORE INSERT ON vote_audit FOR EACH ROW EXECUTE FUNCTION look()";
-    execute(&stage, trigger).await;
+    stage.execute(trigger).await;
     store.count(Votes::new(votes(0, 10))).await.expect("counted");
     stage.prepare(&[]).await.expect("an ordinary start");
     pending(&stage).await;
-    run(&stage, "migrate", &[]).await.assert(0, &[]);
+    stage.run("migrate", &[]).await.assert(0, &[]);
 }
 
 #[tokio::test]
 async fn public_loses_create_before_tables_are_created_and_owners_are_looked_at_later_too() {
     let (stage, role) = open_database("public").await;
     assert_eq!(stage.number(PUBLIC_MAY_CREATE).await, 1);
-    run(&stage, "migrate", &[]).await.assert(0, &[]);
+    stage.run("migrate", &[]).await.assert(0, &[]);
     assert_eq!(stage.number(PUBLIC_MAY_CREATE).await, 0);
 
     // Also where nothing is pending: the owner of a table can let its writers run code.
-    execute(&stage, &format!("ALTER TABLE vote_results OWNER TO {role}")).await;
-    run(&stage, "migrate", &[]).await.assert(78, &["table vote_results belongs to"]);
+    stage.execute(&format!("ALTER TABLE vote_results OWNER TO {role}")).await;
+    stage.run("migrate", &[]).await.assert(78, &["table vote_results belongs to"]);
     // A service that does not migrate leaves that to the operator.
     stage.prepare(&[("MIGRATE_ON_START", "false")]).await.expect("an ordinary start");
 }
@@ -144,9 +133,9 @@ async fn public_loses_create_before_tables_are_created_and_owners_are_looked_at_
 #[tokio::test]
 async fn the_owner_of_the_database_migrates_and_a_superuser_leaves_its_objects_alone() {
     let (stage, owner) = open_database("owner").await;
-    execute(&stage, &format!("ALTER DATABASE {} OWNER TO {owner}", stage.database)).await;
+    stage.execute(&format!("ALTER DATABASE {} OWNER TO {owner}", stage.database)).await;
     let login_owner = login(&owner);
-    let as_owner = |arguments| run_with(&stage, arguments, &login_owner);
+    let as_owner = |arguments| stage.run_with(arguments, &login_owner);
     as_owner(&["migrate"]).await.assert(0, &["migrations applied: 3\n"]);
     assert_eq!(stage.number(PUBLIC_MAY_CREATE).await, 0);
     pending(&stage).await;
@@ -157,10 +146,10 @@ async fn the_owner_of_the_database_migrates_and_a_superuser_leaves_its_objects_a
     // A member of the owner's role.
     let member = stage.role("member", &format!("IN ROLE {owner}")).await;
     pending(&stage).await;
-    run_with(&stage, &["migrate"], &login(&member)).await.assert(0, &[]);
+    stage.run_with(&["migrate"], &login(&member)).await.assert(0, &[]);
 
     let named = format!("table vote_audit belongs to {owner}");
-    run(&stage, "migrate", &[]).await.assert(78, &[&named]);
+    stage.run("migrate", &[]).await.assert(78, &[&named]);
 }
 
 /// The search path begins with the schema that has the user's name.
@@ -168,19 +157,19 @@ async fn the_owner_of_the_database_migrates_and_a_superuser_leaves_its_objects_a
 async fn a_schema_in_front_of_ours_is_looked_at() {
     let (stage, role) = open_database("schemas").await;
     let user = stage.servers.get("POSTGRES_USER");
-    execute(&stage, &format!("CREATE SCHEMA {user} AUTHORIZATION {role}")).await;
+    stage.execute(&format!("CREATE SCHEMA {user} AUTHORIZATION {role}")).await;
     let named = format!("schema {user} belongs to {role}");
-    run(&stage, "migrate", &[]).await.assert(78, &[&named]);
+    stage.run("migrate", &[]).await.assert(78, &[&named]);
     assert_eq!(stage.number("SELECT count(*) FROM pg_class WHERE relname = 'vote_audit'").await, 0);
 
     // Tables behind a schema of our own are found by their names, and not altered.
-    execute(&stage, &format!("DROP SCHEMA {user}")).await;
+    stage.execute(&format!("DROP SCHEMA {user}")).await;
     stage.store().await;
-    execute(&stage, &format!("CREATE SCHEMA {user}")).await;
+    stage.execute(&format!("CREATE SCHEMA {user}")).await;
     stage.prepare(&[]).await.expect("an ordinary start");
-    execute(&stage, "DELETE FROM public._sqlx_migrations WHERE version = 1").await;
+    stage.execute("DELETE FROM public._sqlx_migrations WHERE version = 1").await;
     let named = "table vote_audit is found in schema public by the search path";
-    run(&stage, "migrate", &[]).await.assert(78, &[named]);
+    stage.run("migrate", &[]).await.assert(78, &[named]);
 }
 
 /// A relation that the list of names lacks would not be looked at.
@@ -188,18 +177,15 @@ async fn a_schema_in_front_of_ours_is_looked_at() {
 async fn every_relation_of_the_schema_is_looked_at() {
     let (stage, role) = open_database("names").await;
     stage.store().await;
-    let relations: Vec<(String, String)> = sqlx::query_as(
-        "SELECT relname::text, relkind::text FROM pg_class \
-         WHERE relnamespace = 'public'::regnamespace ORDER BY 1",
-    )
-    .fetch_all(&stage.sql)
-    .await
-    .expect("the catalogue can be read");
+    let relations = "SELECT relname::text, relkind::text FROM pg_class \
+                     WHERE relnamespace = 'public'::regnamespace ORDER BY 1";
+    let relations = sqlx::query_as(relations).fetch_all(&stage.sql).await;
+    let relations: Vec<(String, String)> = relations.expect("the catalogue can be read");
     // Indexes and sequences follow the tables and views.
     for (name, _) in relations.iter().filter(|(_, kind)| kind == "r" || kind == "v") {
-        execute(&stage, &format!("ALTER TABLE {name} OWNER TO {role}")).await;
+        stage.execute(&format!("ALTER TABLE {name} OWNER TO {role}")).await;
     }
-    let checked = run(&stage, "check", &["--connect", "--json"]).await;
+    let checked = stage.run("check", &["--connect", "--json"]).await;
     for (name, _) in &relations {
         let found = format!("{name} belongs to {role}");
         assert!(checked.stdout.contains(&found), "{found} in {}", checked.stdout);

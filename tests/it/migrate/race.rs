@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use futures::FutureExt;
 use sqlx::AssertSqlSafe;
 
-use crate::support::{Ended, Interceptor, Pass, Servers, Stage, execute, run_with};
+use crate::support::{Ended, Interceptor, Pass, Servers, Stage, assert_lacks, contains};
 
 /// Views under the names of our tables, whose function reports the role that it runs as.
 const SWAP: &str = "
@@ -14,6 +14,9 @@ const SWAP: &str = "
         SELECT 1::bigint AS version, ''::bytea AS checksum, ran() AS success;
     CREATE VIEW schema_compatibility AS
         SELECT 1::bigint AS migration, 1::bigint AS requires WHERE ran()";
+
+/// Up to where a migration creates tables itself, and its rehearsal.
+const LAST: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations";
 
 /// An empty schema in which `role` may create.
 fn reset(role: &str) -> String {
@@ -27,13 +30,8 @@ fn reset(role: &str) -> String {
 }
 
 /// Runs the command; before the server has the `nth` part that it sends, `role` creates the views.
-/// Returns its output, and whether the command sent as many parts before `last`.
-async fn swapped(
-    stage: &Stage<'_>,
-    role: &str,
-    arguments: &[&str],
-    (nth, last): (usize, &'static str),
-) -> (Ended, bool) {
+/// Returns its output, and whether the command sent as many parts before [`LAST`].
+async fn swapped(stage: &Stage<'_>, role: &str, arguments: &[&str], nth: usize) -> (Ended, bool) {
     let (parts, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let reached = Arc::new(AtomicBool::new(false));
     let (sql, note) = (stage.sql.clone(), Arc::clone(&reached));
@@ -42,7 +40,7 @@ async fn swapped(
          ALTER VIEW schema_compatibility OWNER TO {role}"
     );
     let interceptor = Interceptor::start(stage, "POSTGRES", move |part| {
-        over.fetch_or(contains(&part, last), Relaxed);
+        over.fetch_or(contains(&part, LAST), Relaxed);
         let now = parts.fetch_add(1, Relaxed) == nth && !over.load(Relaxed);
         note.fetch_or(now, Relaxed);
         let (sql, swap) = (sql.clone(), swap.clone());
@@ -57,18 +55,12 @@ async fn swapped(
     })
     .await;
     let port = [("POSTGRES_PORT", interceptor.port.as_str())];
-    (run_with(stage, arguments, &port).await, reached.load(Relaxed))
-}
-
-fn contains(part: &[u8], text: &str) -> bool {
-    part.windows(text.len()).any(|window| window == text.as_bytes())
+    (stage.run_with(arguments, &port).await, reached.load(Relaxed))
 }
 
 /// A role with CREATE puts views in the place of tables, between any two statements.
 #[tokio::test]
 async fn views_that_appear_between_two_statements_are_not_read() {
-    // Up to where a migration creates tables itself, and its rehearsal.
-    let last = "CREATE TABLE IF NOT EXISTS _sqlx_migrations";
     for (name, arguments) in
         [("swapmigrate", &["migrate"] as &[&str]), ("swapcheck", &["check", "--connect"])]
     {
@@ -76,10 +68,9 @@ async fn views_that_appear_between_two_statements_are_not_read() {
         let role = stage.role("stranger", "").await;
         let mut nth = 0;
         loop {
-            execute(&stage, &reset(&role)).await;
-            let (Ended { stdout, stderr, .. }, reached) =
-                swapped(&stage, &role, arguments, (nth, last)).await;
-            assert!(!format!("{stdout}{stderr}").contains("it ran as"), "{nth}: {stdout}{stderr}");
+            stage.execute(&reset(&role)).await;
+            let (ended, reached) = swapped(&stage, &role, arguments, nth).await;
+            assert_lacks(&(ended.stdout + &ended.stderr), &["it ran as"]);
             if !reached {
                 break;
             }
@@ -101,23 +92,14 @@ async fn a_connection_that_no_longer_answers_does_not_hold_up_a_migration() {
     ];
     let migrations = steps.into_iter().enumerate().map(async |(number, step)| {
         let stage = Stage::new(Servers::shared(), &format!("halfopen{number}")).await;
-        execute(&stage, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
-        let lost = AtomicBool::new(false);
-        let interceptor = Interceptor::start(&stage, "POSTGRES", move |part| {
-            let lose = contains(&part, step) && !lost.swap(true, Relaxed);
-            async move { if lose { Pass::HalfOpen } else { Pass::Forward } }.boxed()
-        })
-        .await;
-        let settings = [
-            ("POSTGRES_PORT", interceptor.port.as_str()),
-            ("POSTGRES_STATEMENT_TIMEOUT_SECONDS", "1"),
-        ];
-        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                   WHERE datname = current_database() AND state = 'idle in transaction'";
+        stage.execute("GRANT CREATE ON SCHEMA public TO PUBLIC").await;
+        let interceptor = Interceptor::once(&stage, "POSTGRES", step, Pass::HalfOpen).await;
+        let port = ("POSTGRES_PORT", interceptor.port.as_str());
+        let settings = [port, ("POSTGRES_STATEMENT_TIMEOUT_SECONDS", "1")];
         // The server ends the lost session, as TCP keepalives would.
-        let (migrated, ()) = futures::join!(run_with(&stage, &["migrate"], &settings), async {
+        let (migrated, _) = futures::join!(stage.run_with(&["migrate"], &settings), async {
             tokio::time::sleep(std::time::Duration::from_secs(9)).await;
-            execute(&stage, end).await;
+            stage.terminate("state = 'idle in transaction'").await
         });
         migrated.assert(0, &["no answer from PostgreSQL within 7s"]);
         assert_eq!(stage.number("SELECT count(*) FROM _sqlx_migrations").await, 3, "{step}");

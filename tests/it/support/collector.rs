@@ -24,7 +24,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
-use super::{Authority, Validity};
+use super::{Authority, Validity, listen};
 
 /// What a client has to send in the header `authorization`.
 const AUTHORIZATION: &str = "Bearer token";
@@ -70,7 +70,7 @@ async fn export(State(kept): State<Kept>, headers: HeaderMap, body: Bytes) -> Ve
 impl Collector {
     /// On a free port; `protocol` is `grpc` or `http/protobuf`.
     pub async fn listen(protocol: &'static str) -> Self {
-        let (listener, port) = Self::bind().await;
+        let (listener, port) = listen().await;
         let kept = Kept::default();
         let server = if protocol == "grpc" {
             Self::serve_grpc(Server::builder(), listener, kept.clone())
@@ -88,17 +88,11 @@ impl Collector {
         let identity = Identity::from_pem(localhost.certificate, localhost.key);
         let tls = ServerTlsConfig::new().identity(identity);
         let builder = Server::builder().tls_config(tls).expect("a good certificate");
-        let (listener, port) = Self::bind().await;
+        let (listener, port) = listen().await;
         let kept = Kept::default();
         let server = Self::serve_grpc(builder, listener, kept.clone());
         let endpoint = format!("https://localhost:{port}");
         (Self { endpoint, protocol: "grpc", kept, server }, authority.pem)
-    }
-
-    async fn bind() -> (TcpListener, u16) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let port = listener.local_addr().expect("bound").port();
-        (listener, port)
     }
 
     fn serve_grpc(mut builder: Server, listener: TcpListener, kept: Kept) -> JoinHandle<()> {

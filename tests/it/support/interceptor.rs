@@ -1,13 +1,15 @@
 //! Stands between a command and one of a stage's servers, and acts on what the command sends.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::Stage;
+use super::{Stage, listen};
 
 /// What happens to a part of what a client sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,11 +39,9 @@ impl Interceptor {
         server: &str,
         hook: impl Fn(Vec<u8>) -> BoxFuture<'static, Pass> + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let port = listener.local_addr().expect("an address").port().to_string();
-        let [host, to] =
-            ["HOST", "PORT"].map(|name| stage.servers.get(&format!("{server}_{name}")));
-        let server = format!("{host}:{to}");
+        let (listener, port) = listen().await;
+        let part = |name| stage.servers.get(&format!("{server}_{name}"));
+        let server = format!("{}:{}", part("HOST"), part("PORT"));
         let hook: Arc<Hook> = Arc::new(hook);
         let mut task = JoinSet::new();
         task.spawn(async move {
@@ -53,6 +53,21 @@ impl Interceptor {
         });
         Self { port, _task: task }
     }
+
+    /// Does `pass` with the first part that contains `text`, and forwards the others.
+    pub async fn once(stage: &Stage<'_>, server: &str, text: &'static str, pass: Pass) -> Self {
+        let done = AtomicBool::new(false);
+        Self::start(stage, server, move |part| {
+            let now = contains(&part, text) && !done.swap(true, Ordering::Relaxed);
+            async move { if now { pass } else { Pass::Forward } }.boxed()
+        })
+        .await
+    }
+}
+
+/// Whether a part of what a client sent contains this text.
+pub fn contains(part: &[u8], text: &str) -> bool {
+    part.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
 async fn relay(mut client: TcpStream, server: String, hook: Arc<Hook>) {

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use super::{Stage, eventually};
+use super::{Stage, eventually, listen};
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/pgbouncer/settings.ini");
 
@@ -19,16 +19,11 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// With the shipped settings; each transaction gets another of a few server connections.
-    pub async fn start(stage: &Stage<'_>) -> Self {
-        Self::with(stage, None, "").await
-    }
-
-    /// As [`Pooler::start`], logged in as another role, or with `settings` that win over the shipped ones.
+    /// Logged in as a role, if not as the owner, and with `settings` that win over the shipped ones. Each
+    /// transaction gets another of a few server connections.
     pub async fn with(stage: &Stage<'_>, role: Option<&str>, settings: &str) -> Self {
         let program = stage.servers.script(&["pgbouncer"]).trim().to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let port = listener.local_addr().expect("an address").port().to_string();
+        let (listener, port) = listen().await;
         drop(listener);
         let file =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{port}.ini", stage.database));
@@ -56,10 +51,8 @@ impl Pooler {
     }
 
     async fn until_listening(&self) {
-        eventually("the pooler listens", async || {
-            TcpStream::connect(format!("127.0.0.1:{}", self.port)).await.is_ok()
-        })
-        .await;
+        let address = format!("127.0.0.1:{}", self.port);
+        eventually("the pooler listens", async || TcpStream::connect(&address).await.is_ok()).await;
     }
 }
 

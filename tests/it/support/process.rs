@@ -15,10 +15,14 @@ use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{BINARY, PATIENCE, ended, eventually};
+use super::processes::signal_tree;
+use super::{BINARY, PATIENCE, Servers, eventually};
 
 /// The service renders its metrics once in such a period.
 const RENDERED_EVERY: Duration = Duration::from_millis(1_010);
+
+/// Variables and their values.
+pub type Environment = BTreeMap<String, String>;
 
 /// A running service.
 pub struct Service {
@@ -43,47 +47,24 @@ impl Answer {
 
 impl Service {
     /// Starts the binary with only `environment`; its log goes to a file.
-    pub async fn spawn(
-        name: &str,
-        arguments: &[&str],
-        environment: &BTreeMap<String, String>,
-    ) -> Self {
+    pub async fn spawn(name: &str, arguments: &[&str], environment: &Environment) -> Self {
         let mut command = Command::new(BINARY);
         command.args(arguments);
         Self::spawn_as(name, command, environment)
     }
 
     /// As [`Service::spawn`], with a command that runs the binary.
-    pub fn spawn_as(
-        name: &str,
-        mut command: Command,
-        environment: &BTreeMap<String, String>,
-    ) -> Self {
+    pub fn spawn_as(name: &str, mut command: Command, environment: &Environment) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logs");
         fs::create_dir_all(&logs).expect("a directory for logs");
         let log = logs.join(format!("{name}-{}-{number}.log", std::process::id()));
-        let child = command
-            .env_clear()
-            .envs(environment)
-            // No pipeline.toml and no .env to be found.
-            .current_dir(&logs)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).expect("a log file"))
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the binary runs");
-        Self { child, log, scraped: Mutex::new(None) }
-    }
-
-    /// Runs the binary with an empty environment: exit code and standard output.
-    pub async fn output(arguments: &[&str]) -> (Option<i32>, String) {
-        let mut command = Command::new(BINARY);
-        command.args(arguments).env_clear().kill_on_drop(true);
-        let ended = ended(command).await;
-        (ended.code, ended.stdout)
+        // No pipeline.toml and no .env to be found.
+        command.env_clear().envs(environment).current_dir(&logs).kill_on_drop(true);
+        command.stderr(File::create(&log).expect("a log file"));
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        Self { child: child.expect("the binary runs"), log, scraped: Mutex::new(None) }
     }
 
     /// All it has logged so far.
@@ -110,6 +91,11 @@ impl Service {
         line["address"].as_str().expect("an address").to_owned()
     }
 
+    /// The port of [`Service::address`].
+    pub async fn port(&self) -> String {
+        self.address().await.rsplit(':').next().expect("a port").to_owned()
+    }
+
     /// Its current answer: metrics are not asked for while the last rendering is served again.
     pub async fn get(&self, path: &str) -> Answer {
         let address = self.address().await;
@@ -130,10 +116,8 @@ impl Service {
     }
 
     pub async fn until_ready(&self) {
-        eventually(&format!("ready; see {}", self.log.display()), async || {
-            self.get("/readyz").await.status == 200
-        })
-        .await;
+        let what = format!("ready; see {}", self.log.display());
+        eventually(&what, async || self.get("/readyz").await.status == 200).await;
     }
 
     pub async fn until_not_ready(&self) {
@@ -209,6 +193,24 @@ pub fn send(child: &Child, signal: Signal) {
     let id = i32::try_from(child.id().expect("still running"));
     let id = Pid::from_raw(id.expect("no process id is that large")).expect("not 0");
     kill_process(id, signal).expect("signalled");
+}
+
+/// A server whose processes keep their connections and answer nothing, like a host that hangs; they
+/// continue when this value is dropped.
+pub struct Frozen(i32);
+
+impl Frozen {
+    pub fn server(servers: &Servers, name: &str) -> Self {
+        let root = servers.script(&["pid", name]).trim().parse().expect("a process id");
+        signal_tree(root, Signal::STOP);
+        Self(root)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        signal_tree(self.0, Signal::CONT);
+    }
 }
 
 pub async fn request(address: &str, path: &str) -> std::io::Result<Answer> {

@@ -36,9 +36,8 @@ impl RawPublisher {
     pub async fn open_with(stage: &Stage<'_>, frame_max: u32) -> Self {
         let [host, port, user, password] = ["HOST", "PORT", "USER", "PASSWORD"]
             .map(|name| stage.servers.get(&format!("RABBITMQ_{name}")));
-        let address = format!("{host}:{port}");
-        let mut raw =
-            Self { stream: TcpStream::connect(address).await.expect("the private RabbitMQ") };
+        let stream = TcpStream::connect(format!("{host}:{port}")).await;
+        let mut raw = Self { stream: stream.expect("the private RabbitMQ") };
         raw.stream.write_all(b"AMQP\0\0\x09\x01").await.expect("written");
         raw.expect((10, 10)).await;
         let login = format!("\0{user}\0{password}");
@@ -54,17 +53,10 @@ impl RawPublisher {
         raw
     }
 
-    /// Publishes one message, and waits until the broker has confirmed it. `properties`: their flags,
-    /// and what follows from these.
-    pub async fn publish(
-        &mut self,
-        exchange: &str,
-        routing_key: &[u8],
-        properties: &[u8],
-        body: &[u8],
-    ) {
-        let publish =
-            [&[0, 0][..], &short(exchange.as_bytes()), &short(routing_key), &[1]].concat();
+    /// Publishes one message to an exchange with a routing key, and waits until the broker has
+    /// confirmed it. `properties`: their flags, and what follows from these.
+    pub async fn publish(&mut self, to: (&str, &[u8]), properties: &[u8], body: &[u8]) {
+        let publish = [&[0, 0][..], &short(to.0.as_bytes()), &short(to.1), &[1]].concat();
         self.send(CHANNEL, (60, 40), &publish).await;
         let header = [&[0, 60, 0, 0][..], &(body.len() as u64).to_be_bytes(), properties].concat();
         self.frame(HEADER, CHANNEL, &header).await;

@@ -1,8 +1,12 @@
 //! The files of the repository.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::Ended;
 
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Folders that fuzzing and the peers' languages make.
@@ -12,6 +16,13 @@ const MADE: [&str; 5] = ["__pycache__", "artifacts", "corpus", "node_modules", "
 pub fn read(path: impl AsRef<Path>) -> String {
     let path = Path::new(ROOT).join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Runs a program at the root, without input.
+pub fn run(program: impl AsRef<OsStr>, arguments: &[&str]) -> Ended {
+    let mut command = Command::new(program);
+    let output = command.args(arguments).current_dir(ROOT).stdin(Stdio::null()).output();
+    output.expect("the program runs").into()
 }
 
 /// Every file below a folder of the repository, as paths from its root.

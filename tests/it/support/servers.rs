@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::sync::OnceLock;
+
+use super::Ended;
+use super::repository::run;
 
 /// A RabbitMQ and a PostgreSQL.
 pub struct Servers {
@@ -49,10 +51,9 @@ impl Servers {
     }
 
     fn read_env(&self) -> BTreeMap<String, String> {
-        let lines = self.script(&["env"]);
-        let assignments =
-            lines.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
-        assignments
+        let env = self.script(&["env"]);
+        let exports = env.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+        exports
             .map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned()))
             .collect()
     }
@@ -63,22 +64,23 @@ impl Servers {
         env.get(name).unwrap_or_else(|| panic!("script/services env names no {name}"))
     }
 
+    /// Runs a command of `rabbitmqctl`; returns its output.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        self.script(&[&["ctl", "--", "-q"], arguments].concat())
+    }
+
     /// RabbitMQ's version: major and minor.
     pub fn version(&self) -> (u32, u32) {
-        let version = self.script(&["ctl", "--", "-q", "version"]);
+        let version = self.ctl(&["version"]);
         let mut numbers = version.trim().split('.').map(|it| it.parse().expect("a number"));
         (numbers.next().expect("major"), numbers.next().expect("minor"))
     }
 
     /// `stop`, `start`, `restart`, `kill`, …, and its output.
     pub fn script(&self, arguments: &[&str]) -> String {
-        let output = self.try_script(arguments);
-        assert!(
-            output.status.success(),
-            "script/services {arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        let Ended { code, stdout, stderr } = self.try_script(arguments);
+        assert_eq!(code, Some(0), "script/services {arguments:?}: {stderr}");
+        stdout
     }
 
     /// Copies the servers' logs, which would be deleted with them.
@@ -94,15 +96,10 @@ impl Servers {
         }
     }
 
-    fn try_script(&self, arguments: &[&str]) -> Output {
+    fn try_script(&self, arguments: &[&str]) -> Ended {
         let (command, rest) = arguments.split_first().expect("a command");
-        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("script/services"))
-            .arg(command)
-            .arg("--dir")
-            .arg(&self.dir)
-            .args(rest)
-            .output()
-            .expect("script/services can be run")
+        let dir = self.dir.to_str().expect("UTF-8");
+        run("script/services", &[&[command, "--dir", dir], rest].concat())
     }
 }
 
@@ -114,8 +111,8 @@ impl Drop for Servers {
             }
             // A panic here would hide the test's own.
             let ended = self.try_script(&["down"]);
-            if !ended.status.success() {
-                eprintln!("script/services down: {}", String::from_utf8_lossy(&ended.stderr));
+            if ended.code != Some(0) {
+                eprintln!("script/services down: {}", ended.stderr);
             }
         }
     }

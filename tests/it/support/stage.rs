@@ -4,20 +4,24 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use lapin::options::{BasicGetOptions, QueueDeclareOptions};
+use lapin::message::Delivery;
+use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::time::timeout;
 use vote_aggregator::adapters::broker::RabbitMq;
 use vote_aggregator::adapters::store::{self, PgStore, StartError};
-use vote_aggregator::model::vote::{Choice, Vote};
+use vote_aggregator::model::vote::Vote;
 use vote_aggregator::platform::config::{Config, Sources};
 use vote_aggregator::platform::retry::Jitter;
 use vote_aggregator::platform::telemetry::Health;
 
-use super::{PATIENCE, Servers, Service, eventually, messages};
+use super::process::Environment;
+use super::tables::{self, AUDIT, RECOUNT, RESULTS, Totals};
+use super::{PATIENCE, Servers, Service, eventually, messages, settings, votes};
 
 /// Publishes that may wait for their confirm at a time.
 const UNCONFIRMED: usize = 5_000;
@@ -42,14 +46,12 @@ impl<'s> Stage<'s> {
             .port(servers.get("POSTGRES_PORT").parse().expect("a port"))
             .username(servers.get("POSTGRES_USER"))
             .password(servers.get("POSTGRES_PASSWORD"));
-        let admin = PgPoolOptions::new()
-            .max_connections(1)
-            .connect_with(options.clone().database(servers.get("POSTGRES_DB")))
-            .await
-            .expect("the private PostgreSQL takes connections");
-        let create = format!("CREATE DATABASE {unique}");
-        sqlx::raw_sql(AssertSqlSafe(create)).execute(&admin).await.expect("a new database");
-        admin.close().await;
+        let admin = options.clone().database(servers.get("POSTGRES_DB"));
+        let admin = PgConnection::connect_with(&admin).await;
+        let mut admin = admin.expect("the private PostgreSQL takes connections");
+        let create = AssertSqlSafe(format!("CREATE DATABASE {unique}"));
+        sqlx::raw_sql(create).execute(&mut admin).await.expect("a new database");
+        admin.close().await.expect("closed");
         let sql =
             PgPoolOptions::new().max_connections(4).connect_lazy_with(options.database(&unique));
         Self { servers, queue: format!("test.{unique}"), database: unique, sql }
@@ -71,8 +73,13 @@ impl<'s> Stage<'s> {
 
     /// Runs `roles.sql`.
     pub fn grant_roles(&self) {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
-        self.servers.script(&["psql", "--", "-d", &self.database, "-X", "-q", "-f", file]);
+        self.psql(&["-f", concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql")]);
+    }
+
+    /// Runs psql on this database; returns its output.
+    pub fn psql(&self, arguments: &[&str]) -> String {
+        let psql = ["psql", "--", "-d", &self.database, "-X", "-q", "-v", "ON_ERROR_STOP=1"];
+        self.servers.script(&[&psql, arguments].concat())
     }
 
     /// Empties the tables.
@@ -82,30 +89,20 @@ impl<'s> Stage<'s> {
     }
 
     /// The settings that lead to this stage, as environment variables.
-    pub fn environment(&self) -> BTreeMap<String, String> {
-        let servers = ["RABBITMQ", "POSTGRES"].iter().flat_map(|server| {
-            ["HOST", "PORT", "USER", "PASSWORD"].map(|part| format!("{server}_{part}"))
-        });
-        let mut environment: BTreeMap<String, String> =
-            servers.map(|name| (name.clone(), self.servers.get(&name).to_owned())).collect();
-        set(
-            &mut environment,
-            &[
-                ("POSTGRES_DB", &self.database),
-                ("RABBITMQ_QUEUE", &self.queue),
-                ("PROMETHEUS_HOST", "127.0.0.1"),
-                ("PROMETHEUS_PORT", "0"),
-                ("LOG_FORMAT", "json"),
-            ],
-        );
-        environment
+    pub fn environment(&self) -> Environment {
+        self.environment_with(&[])
     }
 
     /// [`Stage::environment`] with `overrides`.
-    pub fn environment_with(&self, overrides: &[(&str, &str)]) -> BTreeMap<String, String> {
-        let mut environment = self.environment();
-        set(&mut environment, overrides);
-        environment
+    pub fn environment_with(&self, overrides: &[(&str, &str)]) -> Environment {
+        let servers = ["RABBITMQ", "POSTGRES"].iter().flat_map(|server| {
+            ["HOST", "PORT", "USER", "PASSWORD"].map(|part| format!("{server}_{part}"))
+        });
+        let servers = servers.map(|name| (name.clone(), self.servers.get(&name).to_owned()));
+        let own = [("POSTGRES_DB", &*self.database), ("RABBITMQ_QUEUE", &self.queue)];
+        let others = settings("PROMETHEUS_HOST=127.0.0.1 PROMETHEUS_PORT=0 LOG_FORMAT=json");
+        let all = own.iter().chain(&others).chain(overrides);
+        servers.chain(all.map(|(name, value)| ((*name).into(), (*value).into()))).collect()
     }
 
     /// The configuration that `overrides` on top of [`Stage::environment`] make.
@@ -140,24 +137,19 @@ impl<'s> Stage<'s> {
         Service::spawn(&self.queue, &["run"], &self.environment_with(overrides)).await
     }
 
-    pub async fn amqp(&self) -> Connection {
+    /// A connection with a channel.
+    pub async fn channel(&self) -> (Connection, Channel) {
         let [host, port, user, password] = ["HOST", "PORT", "USER", "PASSWORD"]
             .map(|n| self.servers.get(&format!("RABBITMQ_{n}")));
         let uri = format!("amqp://{user}:{password}@{host}:{port}/%2f");
-        Connection::connect(&uri, ConnectionProperties::default())
-            .await
-            .expect("the private RabbitMQ takes connections")
-    }
-
-    /// A connection with a channel.
-    pub async fn channel(&self) -> (Connection, Channel) {
-        let connection = self.amqp().await;
+        let connection = Connection::connect(&uri, ConnectionProperties::default()).await;
+        let connection = connection.expect("the private RabbitMQ takes connections");
         let channel = connection.create_channel().await.expect("a channel");
         (connection, channel)
     }
 
     /// Does something on a channel of its own.
-    async fn on_channel<T>(&self, act: impl AsyncFnOnce(&Channel) -> T) -> T {
+    pub async fn on_channel<T>(&self, act: impl AsyncFnOnce(&Channel) -> T) -> T {
         let (connection, channel) = self.channel().await;
         // The channel is not dropped before its connection is closed.
         let result = act(&channel).await;
@@ -207,8 +199,32 @@ impl<'s> Stage<'s> {
         publisher.close().await.expect("closed");
     }
 
+    /// Publishes one message with these properties.
+    pub async fn publish_with(&self, queue: &str, body: &[u8], properties: BasicProperties) {
+        let options = BasicPublishOptions::default();
+        self.on_channel(async |channel| {
+            channel.basic_publish("".into(), queue.into(), options, body, properties).await
+        })
+        .await
+        .expect("published");
+    }
+
     pub async fn publish_votes(&self, votes: &[Vote]) {
         self.publish(&messages(votes)).await;
+    }
+
+    /// Publishes [`votes`], which it returns.
+    pub async fn publish_new(&self, first: u64, count: u64) -> Vec<Vote> {
+        let votes = votes(first, count);
+        self.publish_votes(&votes).await;
+        votes
+    }
+
+    /// As [`Stage::publish_new`]; waits until these and those numbered before them are counted.
+    pub async fn count(&self, first: u64, count: u64) -> Vec<Vote> {
+        let votes = self.publish_new(first, count).await;
+        self.until_counted((first + count) as usize).await;
+        votes
     }
 
     /// Declares the test's queue with these arguments.
@@ -225,6 +241,12 @@ impl<'s> Stage<'s> {
         self.on_channel(async |channel| channel.queue_declare(queue.into(), options, table).await)
             .await
             .expect("declared");
+    }
+
+    /// A policy for the test's queue alone, in place of the one before.
+    pub fn set_policy(&self, definition: &Value) {
+        let pattern = format!("^{}$", self.queue.replace('.', "\\."));
+        self.servers.ctl(&["set_policy", &self.queue, &pattern, &definition.to_string()]);
     }
 
     pub async fn delete(&self, queue: &str) {
@@ -252,16 +274,20 @@ impl<'s> Stage<'s> {
 
     /// Takes all messages out of the dead-letter queue: bodies and headers.
     pub async fn take_dead_letters(&self) -> Vec<(Vec<u8>, BTreeMap<String, AMQPValue>)> {
-        let queue = self.dead_letter_queue();
-        let no_ack = BasicGetOptions { no_ack: true };
+        let taken = self.take(&self.dead_letter_queue()).await.into_iter();
+        taken.map(|delivery| (delivery.data, headers(&delivery.properties))).collect()
+    }
+
+    /// Takes all messages out of a queue, which exists.
+    pub async fn take(&self, queue: &str) -> Vec<Delivery> {
+        let get = async |channel: &Channel| {
+            let got = channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await;
+            got.expect("the queue exists").map(|got| got.delivery)
+        };
         self.on_channel(async |channel| {
             let mut taken = Vec::new();
-            while let Some(got) =
-                channel.basic_get(queue.as_str().into(), no_ack).await.expect("the queue exists")
-            {
-                let headers = got.delivery.properties.headers().clone().unwrap_or_default();
-                let headers = headers.inner().iter().map(|(n, v)| (n.to_string(), v.clone()));
-                taken.push((got.delivery.data, headers.collect()));
+            while let Some(delivery) = get(channel).await {
+                taken.push(delivery);
             }
             taken
         })
@@ -270,46 +296,18 @@ impl<'s> Stage<'s> {
 
     /// Every row of vote_audit, as the votes they are.
     pub async fn audit(&self) -> BTreeSet<Vote> {
-        let rows = sqlx::query(
-            "SELECT vote_hash, citizen_id, law_id, choice, \"timestamp\" FROM vote_audit",
-        )
-        .fetch_all(&self.sql)
-        .await
-        .expect("vote_audit can be read");
-        rows.iter()
-            .map(|row| Vote {
-                vote_hash: row.get::<&str, _>("vote_hash").into(),
-                citizen_id: row.get::<&str, _>("citizen_id").into(),
-                law_id: row.get::<&str, _>("law_id").into(),
-                choice: if row.get::<&str, _>("choice") == "oui" {
-                    Choice::Oui
-                } else {
-                    Choice::Non
-                },
-                timestamp: row.get("timestamp"),
-            })
-            .collect()
+        let votes = tables::votes(&self.sql, AUDIT).await.expect("vote_audit can be read");
+        votes.into_iter().collect()
     }
 
-    /// Every row of vote_results: `law_id` → `[oui, non]`.
-    pub async fn results(&self) -> BTreeMap<String, [i64; 2]> {
-        self.laws("SELECT law_id, oui_count, non_count FROM vote_results").await
+    /// Every row of vote_results.
+    pub async fn results(&self) -> Totals {
+        tables::totals(&self.sql, RESULTS).await.expect("the totals can be read")
     }
 
     /// What vote_results should be: recounted from vote_audit.
-    pub async fn recount(&self) -> BTreeMap<String, [i64; 2]> {
-        self.laws(
-            "SELECT law_id, count(*) FILTER (WHERE choice = 'oui') AS oui_count, \
-             count(*) FILTER (WHERE choice = 'non') AS non_count FROM vote_audit GROUP BY law_id",
-        )
-        .await
-    }
-
-    async fn laws(&self, query: &'static str) -> BTreeMap<String, [i64; 2]> {
-        let rows = sqlx::query(query).fetch_all(&self.sql).await.expect("the totals can be read");
-        rows.iter()
-            .map(|row| (row.get("law_id"), [row.get("oui_count"), row.get("non_count")]))
-            .collect()
+    pub async fn recount(&self) -> Totals {
+        tables::totals(&self.sql, RECOUNT).await.expect("vote_audit can be read")
     }
 
     /// One number out of a query.
@@ -317,12 +315,40 @@ impl<'s> Stage<'s> {
         sqlx::query_scalar(query).fetch_one(&self.sql).await.expect("a number")
     }
 
+    /// Ends the sessions of this database of which the condition on pg_stat_activity holds; returns how
+    /// many.
+    pub async fn terminate(&self, condition: &str) -> i64 {
+        self.count_sessions("pg_terminate_backend(pid)", condition).await
+    }
+
+    /// Waits until there is one to end.
+    pub async fn until_terminated(&self, condition: &str) {
+        eventually(condition, async || self.terminate(condition).await == 1).await;
+    }
+
+    /// Waits until the condition on pg_stat_activity holds for so many sessions of this database.
+    pub async fn until_sessions(&self, condition: &str, count: i64) {
+        let what = format!("{count} sessions: {condition}");
+        eventually(&what, async || self.sessions(condition).await == count).await;
+    }
+
+    /// Counts the sessions of this database of which the condition on pg_stat_activity holds.
+    pub async fn sessions(&self, condition: &str) -> i64 {
+        self.count_sessions("pid", condition).await
+    }
+
+    /// In the condition, `what` would be evaluated for other sessions as well.
+    async fn count_sessions(&self, what: &str, condition: &str) -> i64 {
+        let ours = format!("datname = current_database() AND {condition}");
+        let query = format!("SELECT count({what}) FROM pg_stat_activity WHERE {ours}");
+        sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.sql).await.expect("a number")
+    }
+
     /// Waits until `count` votes are in the audit.
     pub async fn until_counted(&self, count: usize) {
-        eventually(&format!("{count} votes counted"), async || {
-            self.number("SELECT count(*) FROM vote_audit").await >= count as i64
-        })
-        .await;
+        let counted = async || self.number("SELECT count(*) FROM vote_audit").await;
+        let what = format!("{count} votes counted");
+        eventually(&what, async || counted().await >= count as i64).await;
     }
 
     /// Asserts that exactly these votes are in the audit, as they were sent, and that the totals agree
@@ -342,6 +368,23 @@ impl<'s> Stage<'s> {
     }
 }
 
-fn set(environment: &mut BTreeMap<String, String>, variables: &[(&str, &str)]) {
-    environment.extend(variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
+impl Stage<'static> {
+    /// On the shared servers, with the tables and the store.
+    pub async fn with_store(name: &str) -> (Self, PgStore) {
+        let stage = Self::new(Servers::shared(), name).await;
+        let store = stage.store().await;
+        (stage, store)
+    }
+
+    /// On the shared servers, with the tables, and a service that consumes.
+    pub async fn started(name: &str, overrides: &[(&str, &str)]) -> (Self, Service) {
+        let stage = Self::migrated(Servers::shared(), name).await;
+        let service = stage.start(overrides).await;
+        (stage, service)
+    }
+}
+
+pub fn headers(properties: &BasicProperties) -> BTreeMap<String, AMQPValue> {
+    let headers = properties.headers().clone().unwrap_or_default();
+    headers.inner().iter().map(|(name, value)| (name.to_string(), value.clone())).collect()
 }

@@ -4,22 +4,42 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Postgres, Transaction};
 use vote_aggregator::model::vote::Vote;
 
-use super::{BINARY, Ended, Service, Stage, command, ended, eventually, execute};
+use super::{Ended, Service, Stage, eventually};
 
-/// Counts the sessions of a stage's database that wait for a lock.
-pub const LOCK_WAITS: &str = "SELECT count(*) FROM pg_stat_activity \
-                              WHERE datname = current_database() AND wait_event_type = 'Lock'";
+/// Of sessions that wait for a lock.
+pub const WAITS: &str = "wait_event_type = 'Lock'";
+
+/// The predecessor's tables as the contract's document lists them, with a vote in them.
+pub const PREDECESSOR: &str = "
+    CREATE TABLE vote_results (law_id VARCHAR(50) PRIMARY KEY, oui_count INTEGER DEFAULT 0,
+        non_count INTEGER DEFAULT 0, updated_at TIMESTAMPTZ DEFAULT now());
+    CREATE TABLE vote_audit (id SERIAL PRIMARY KEY, vote_hash VARCHAR(64) UNIQUE NOT NULL,
+        citizen_id VARCHAR(100), law_id VARCHAR(50), choice VARCHAR(10), timestamp TIMESTAMPTZ);
+    CREATE TABLE duplicate_attempts (id SERIAL PRIMARY KEY, vote_hash VARCHAR(64),
+        citizen_id VARCHAR(100), attempt_timestamp TIMESTAMPTZ);
+    CREATE VIEW vote_statistics AS SELECT law_id, oui_count, non_count,
+        oui_count + non_count AS total_votes FROM vote_results;
+    INSERT INTO vote_results VALUES ('law-old', 1, 0);
+    INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, timestamp)
+        VALUES ('old', 'citizen-0', 'law-old', 'oui', '2025-01-01Z');";
+
+/// One refused law.
+pub const FORBID_LAW_X: &str =
+    "ALTER TABLE vote_audit ADD CONSTRAINT no_law_x CHECK (law_id <> 'law-x')";
+
+/// The statement that inserts one of [`super::votes`] into the audit.
+pub fn insert(Vote { vote_hash, citizen_id, law_id, choice, timestamp }: &Vote) -> String {
+    let (choice, milliseconds) = (choice.as_str(), timestamp.unix_timestamp_nanos() / 1_000_000);
+    format!(
+        "INSERT INTO vote_audit (vote_hash, citizen_id, law_id, choice, \"timestamp\") \
+         VALUES ('{vote_hash}', '{citizen_id}', '{law_id}', '{choice}', \
+         to_timestamp({milliseconds}::numeric / 1000))"
+    )
+}
 
 /// The settings with which a role of [`Stage::role`] logs in.
 pub fn login(role: &str) -> [(&str, &str); 2] {
     [("POSTGRES_USER", role), ("POSTGRES_PASSWORD", "least")]
-}
-
-/// Runs the binary with `settings` on top of the stage's.
-pub async fn run_with(stage: &Stage<'_>, arguments: &[&str], settings: &[(&str, &str)]) -> Ended {
-    let mut command = command(stage, BINARY, arguments);
-    command.envs(settings.iter().copied());
-    ended(command).await
 }
 
 impl Ended {
@@ -28,10 +48,22 @@ impl Ended {
     pub fn assert(self, code: i32, texts: &[&str]) -> Self {
         let output = format!("{}{}", self.stdout, self.stderr);
         assert_eq!(self.code, Some(code), "{output}");
-        for text in texts {
-            assert!(output.contains(text), "{text:?} in {output}");
-        }
+        assert_contains(&output, texts);
         self
+    }
+}
+
+#[track_caller]
+pub fn assert_contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+}
+
+#[track_caller]
+pub fn assert_lacks(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(!text.contains(part), "{part:?} in {text}");
     }
 }
 
@@ -46,10 +78,8 @@ impl Service {
 
     /// Waits until a series of its metrics has this value.
     pub async fn until_metric(&self, series: &str, value: f64) {
-        eventually(&format!("{series} is {value}"), async || {
-            self.metric(series).await == Some(value)
-        })
-        .await;
+        let what = format!("{series} is {value}");
+        eventually(&what, async || self.metric(series).await == Some(value)).await;
     }
 
     /// The `checks` of its readiness.
@@ -73,12 +103,30 @@ impl Stage<'_> {
         transaction
     }
 
+    /// Sets a setting for all sessions of this database that begin from now on.
+    pub async fn set_default(&self, setting: &str) {
+        self.execute(&format!("ALTER DATABASE {} SET {setting}", self.database)).await;
+    }
+
     /// Creates a role of this stage's own with the password of [`login`], and with further `options`
     /// of CREATE ROLE. Returns its name.
     pub async fn role(&self, name: &str, options: &str) -> String {
         let role = format!("{name}_{}", self.database);
-        execute(self, &format!("CREATE ROLE {role} LOGIN PASSWORD 'least' {options}")).await;
+        self.execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'least' {options}")).await;
         role
+    }
+
+    /// No lock stays with a connection of a pool.
+    pub async fn assert_no_advisory_lock(&self) {
+        let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
+                     (SELECT oid FROM pg_database WHERE datname = current_database())";
+        assert_eq!(self.number(locks).await, 0);
+    }
+
+    /// No two transactions have waited for each other.
+    pub async fn assert_no_deadlock(&self) {
+        let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+        assert_eq!(self.number(deadlocks).await, 0);
     }
 
     /// Waits until `query` returns this number.
@@ -89,10 +137,8 @@ impl Stage<'_> {
 
     /// Waits until a queue has this many messages ready.
     pub async fn until_ready(&self, queue: &str, messages: usize) {
-        eventually(&format!("{messages} messages are ready in {queue}"), async || {
-            self.ready(queue).await == Some(messages as u32)
-        })
-        .await;
+        let what = format!("{messages} messages are ready in {queue}");
+        eventually(&what, async || self.ready(queue).await == Some(messages as u32)).await;
     }
 
     /// Waits until the votes are counted and stops the services; asserts that nothing else is
