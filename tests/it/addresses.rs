@@ -11,9 +11,7 @@ use vote_aggregator::adapters::broker::{QueueWatch, RabbitMq};
 use vote_aggregator::model::ports::{Broker, Session};
 
 use crate::standby::replicated;
-use crate::support::{
-    Interceptor, Pass, Servers, Service, Stage, eventually, execute, run_with, votes,
-};
+use crate::support::{Interceptor, Pass, Servers, Service, Stage, eventually, votes};
 
 /// Where the standby of `script/services` listens, on PostgreSQL's port.
 const STANDBY: &str = "127.0.0.2";
@@ -27,7 +25,7 @@ impl Service {
 
 /// The findings of `check --connect`, as severity and subject.
 async fn findings(stage: &Stage<'_>, overrides: &[(&str, &str)]) -> Vec<(String, String)> {
-    let checked = run_with(stage, &["check", "--connect", "--json"], overrides).await.json();
+    let checked = stage.run_with(&["check", "--connect", "--json"], overrides).await.json();
     let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
     let found = checked["findings"].as_array().expect("findings").iter();
     found.map(|finding| (text(&finding["severity"]), text(&finding["subject"]))).collect()
@@ -103,13 +101,13 @@ async fn the_server_that_takes_writes_is_found_at_the_start_and_after_a_failover
     assert_eq!(service.address_of("postgres").await, json!("2 of 2"));
 
     // A primary that refuses writes (25006) is not left for a standby, and is used again.
-    execute(&stage, "ALTER SYSTEM SET default_transaction_read_only = on").await;
-    execute(&stage, "SELECT pg_reload_conf()").await;
+    stage.execute("ALTER SYSTEM SET default_transaction_read_only = on").await;
+    stage.execute("SELECT pg_reload_conf()").await;
     stage.publish_votes(&all[100..200]).await;
     service.until_logged("default_transaction_read_only is on").await;
     service.until_not_ready().await;
-    execute(&stage, "ALTER SYSTEM RESET default_transaction_read_only").await;
-    execute(&stage, "SELECT pg_reload_conf()").await;
+    stage.execute("ALTER SYSTEM RESET default_transaction_read_only").await;
+    stage.execute("SELECT pg_reload_conf()").await;
     stage.until_counted(200).await;
     service.until_ready().await;
 
@@ -122,7 +120,7 @@ async fn the_server_that_takes_writes_is_found_at_the_start_and_after_a_failover
         queue: stage.queue.clone(),
         sql: PgPoolOptions::new().max_connections(2).connect_lazy_with(options),
     };
-    execute(&after, "SELECT pg_promote()").await;
+    after.execute("SELECT pg_promote()").await;
     after.publish_votes(&all[200..]).await;
     after.until_counted(300).await;
     service.until_ready().await;
