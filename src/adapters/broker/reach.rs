@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use lapin::options::{BasicGetOptions, BasicNackOptions};
 use lapin::{Connection, Error};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::connect::describe;
+use super::connect::{amqp_code, describe};
 use super::refusal::is_out_of_reach;
 use super::topology::{self, QueueStatus};
 use crate::model::ports::BrokerError;
@@ -26,16 +27,43 @@ pub(super) async fn lost(
     config: Config,
     delivered: Arc<AtomicBool>,
 ) -> BrokerError {
-    let look = || {
-        let (connection, queue) = (Arc::clone(&connection), config.queue.clone());
-        async move { topology::status(&connection, &queue).await }
-    };
+    let gets = AtomicBool::new(true);
+    let look = || look_at(&connection, &config.queue, &gets);
     let what = until_out_of_reach(look, &delivered).await;
     let place = describe(&config);
     BrokerError::OutOfReach(format!(
         "the queue {:?} is out of reach: {what}; {place}",
         config.queue
     ))
+}
+
+/// A passive declare, and an empty queue is asked for a message: the leader of a quorum queue answers a
+/// declare out of what it knows, also where it was cut off, and a get only with the majority's consent.
+/// `gets` is cleared where a get is refused.
+async fn look_at(
+    connection: &Connection,
+    queue: &str,
+    gets: &AtomicBool,
+) -> Result<Option<QueueStatus>, Error> {
+    let status = topology::status(connection, queue).await?;
+    if gets.load(Ordering::Relaxed) && status.is_some_and(|status| status.ready == 0) {
+        let channel = connection.create_channel().await?;
+        let got = match channel.basic_get(queue.into(), BasicGetOptions::default()).await {
+            // As by a queue with a single active consumer; each refusal is an error in the broker's log.
+            Err(error) if amqp_code(&error).is_some() => {
+                gets.store(false, Ordering::Relaxed);
+                return Ok(status);
+            }
+            got => got?,
+        };
+        // It has arrived since the declare, while the consumer holds as many as it may.
+        if let Some(message) = got {
+            let requeue = BasicNackOptions { multiple: false, requeue: true };
+            channel.basic_nack(message.delivery.delivery_tag, requeue).await?;
+        }
+        channel.close(200, "OK".into()).await?;
+    }
+    Ok(status)
 }
 
 async fn until_out_of_reach<L>(mut look: impl FnMut() -> L, delivered: &AtomicBool) -> String
@@ -52,7 +80,7 @@ where
         }
         let began = *since.get_or_insert_with(Instant::now);
         let what = match timeout_at(began + OUT_OF_REACH_FOR, look()).await {
-            Err(_) => "a passive declare was not answered",
+            Err(_) => "a look at it was not answered",
             // RabbitMQ's answer for a quorum queue whose leader it cannot ask. This session consumes.
             Ok(Ok(Some(QueueStatus { consumers: 0, .. }))) => "it has no leader",
             Ok(Err(error)) if is_out_of_reach(&error) => return error.to_string(),
