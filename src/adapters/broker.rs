@@ -118,7 +118,7 @@ impl RabbitMq {
     ) -> Result<RabbitSession, OpenError> {
         let returns = Returns::new(facts, Arc::clone(&self.observe));
         let limit = self.config.consumer_timeout;
-        let cancels = version >= Some(ServerVersion::CANCELS_AT_TIMEOUT);
+        let cancels = version >= Some(ServerVersion::CONSUMER_TIMEOUTS);
         let consuming = async {
             let asked = (!self.without_timeout.load(Ordering::Relaxed)).then_some(limit);
             let (channel, consumer) = match self.consumer(&connection, prefetch, asked).await {
@@ -128,15 +128,16 @@ impl RabbitMq {
                 }
                 other => other?,
             };
-            let limit = cancels.then_some(limit);
+            let has_one = cancels && !self.without_timeout.load(Ordering::Relaxed);
+            let limit = has_one.then_some(limit);
             let config = config.clone();
             Ok(RabbitSession::new(config, connection, (channel, consumer), limit, returns))
         };
         consuming.await.map_err(|error| connect::refused(&config, &error))
     }
 
-    /// Consumes on a channel of its own. A `timeout` wins over the queue's and the broker's from RabbitMQ 3.12
-    /// on, and earlier ones ignore it; 4.3 refuses it for a classic queue, which has none.
+    /// Consumes on a channel of its own. A `timeout` wins over the queue's and the broker's from RabbitMQ 4.3
+    /// on, which refuses it for a classic queue, since that has none; earlier ones ignore it.
     async fn consumer(
         &self,
         connection: &Connection,

@@ -343,7 +343,7 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
     /// Acks as far as everything is settled.
     async fn ack(&self, settled: Option<Settled>) {
         let Some(Settled { tags, stored, mut marker, span }) = settled else { return };
-        // The broker has its deliveries again: it would take an ack that arrives now, without an effect.
+        // At a consumer time-out the broker has its deliveries again, and takes a late ack without an effect.
         if matches!(self.failure.get(), Some(Failure::Lost(_))) {
             return;
         }

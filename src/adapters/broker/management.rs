@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::arguments::QueueArguments;
 use crate::platform::config::ManagementUrl;
 
+const LIMIT: &str = "x-delivery-limit";
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
@@ -44,11 +45,20 @@ pub(super) async fn queue(
 
     let mut arguments = BTreeMap::new();
     if let Value::Object(policy) = queue.effective_policy_definition {
-        // A policy's keys are the arguments' without the prefix; an argument wins over a policy.
+        // A policy's keys are the arguments' without the prefix; an argument wins over a policy, except that
+        // the lower delivery limit holds.
         arguments.extend(policy.into_iter().map(|(name, value)| (format!("x-{name}"), value)));
     }
     arguments.extend(queue.kind.map(|kind| ("x-queue-type".to_owned(), Value::String(kind))));
+    let limit = |arguments: &BTreeMap<String, Value>| arguments.get(LIMIT)?.as_i64();
+    let limits = limit(&arguments).zip(limit(&queue.arguments));
     arguments.extend(queue.arguments);
+    // Negative is no limit.
+    if let Some((policy @ 0.., argument)) = limits
+        && (argument < 0 || policy < argument)
+    {
+        arguments.insert(LIMIT.to_owned(), policy.into());
+    }
     let mut arguments = QueueArguments::all(arguments);
     arguments.durable = queue.durable;
     arguments.auto_delete = queue.auto_delete;

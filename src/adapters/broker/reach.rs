@@ -20,6 +20,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How long a queue may be out of reach: an election, or a node that restarts, takes seconds.
 const OUT_OF_REACH_FOR: Duration = Duration::from_secs(30);
 
+/// Reply codes of a get that the queue or the permissions never allow.
+const REFUSED: [u16; 4] = [403, 405, 406, 540];
+
 /// Resolves when the queue is out of reach on a connection that stays open. `delivered` is set by each
 /// delivery, which proves the opposite.
 pub(super) async fn lost(
@@ -39,18 +42,20 @@ pub(super) async fn lost(
 
 /// A passive declare, and an empty queue is asked for a message: the leader of a quorum queue answers a
 /// declare out of what it knows, also where it was cut off, and a get only with the majority's consent.
-/// `gets` is cleared where a get is refused.
+/// Without consumers it is no leader that answered: a get would then end the whole connection (541), or
+/// take a vote that is ready after all. `gets` is cleared where a get is refused.
 async fn look_at(
     connection: &Connection,
     queue: &str,
     gets: &AtomicBool,
 ) -> Result<Option<QueueStatus>, Error> {
     let status = topology::status(connection, queue).await?;
-    if gets.load(Ordering::Relaxed) && status.is_some_and(|status| status.ready == 0) {
+    let is_empty = status.is_some_and(|it| it.ready == 0 && it.consumers > 0);
+    if is_empty && gets.load(Ordering::Relaxed) {
         let channel = connection.create_channel().await?;
         let got = match channel.basic_get(queue.into(), BasicGetOptions::default()).await {
             // As by a queue with a single active consumer; each refusal is an error in the broker's log.
-            Err(error) if amqp_code(&error).is_some() => {
+            Err(error) if amqp_code(&error).is_some_and(|code| REFUSED.contains(&code)) => {
                 gets.store(false, Ordering::Relaxed);
                 return Ok(status);
             }

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use super::{Observer, QueueFacts, headers};
 use crate::model::ports::DeliveryTag;
 
-/// Of one session: the vote that was given back most often, until it is acked.
+/// Of one session: the vote that was given back most often, until all that came back are settled.
 pub(super) struct Returns {
     most: AtomicU32,
-    /// The last delivery with so many.
+    /// The last delivery that came back.
     tag: AtomicU64,
     facts: QueueFacts,
     observe: Observer,
@@ -27,16 +27,16 @@ impl Returns {
             return;
         }
         let count = headers::delivery_count(&message.properties);
-        let most = self.most.load(Relaxed);
-        if count > 0 && count >= most {
+        if count > 0 {
             self.tag.store(message.delivery_tag, Relaxed);
         }
-        if count > most {
+        if count > self.most.load(Relaxed) {
             self.set(count);
         }
     }
 
-    pub(super) fn acked(&self, up_to: DeliveryTag) {
+    /// Acked or rejected.
+    pub(super) fn settled(&self, up_to: DeliveryTag) {
         if self.most.load(Relaxed) > 0 && up_to >= self.tag.load(Relaxed) {
             self.set(0);
         }

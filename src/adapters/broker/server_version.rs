@@ -19,11 +19,10 @@ impl ServerVersion {
     pub const AT_LEAST_ONCE: Self = Self::new(3, 10);
     /// Quorum queues have a delivery limit (20) also where nobody set one.
     pub const LIMIT_BY_DEFAULT: Self = Self::new(4, 0);
-    /// A consumer's `x-consumer-timeout` wins over what the queue and the broker have.
-    pub const CONSUMER_TIMEOUTS: Self = Self::new(3, 12);
-    /// A consumer time-out cancels the consumer and closes no channel, and a `basic.nack` no longer counts
-    /// towards a quorum queue's delivery limit.
-    pub const CANCELS_AT_TIMEOUT: Self = Self::new(4, 3);
+    /// A consumer's `x-consumer-timeout` wins over what the queue and the broker have, a time-out cancels the
+    /// consumer and closes no channel, and a `basic.nack` no longer counts towards a quorum queue's delivery
+    /// limit.
+    pub const CONSUMER_TIMEOUTS: Self = Self::new(4, 3);
 
     pub(crate) const fn new(major: u32, minor: u32) -> Self {
         Self { major, minor, patch: 0 }
@@ -73,7 +72,7 @@ mod tests {
         for (text, shown) in [("4.3.6", "4.3.6"), ("3.10.8", "3.10.8"), ("4.10.0-rc.1", "4.10.0")] {
             let version = announced("RabbitMQ", text).expect("a version");
             assert_eq!(version.to_string(), shown);
-            assert_eq!(version >= ServerVersion::CANCELS_AT_TIMEOUT, text != "3.10.8");
+            assert_eq!(version >= ServerVersion::CONSUMER_TIMEOUTS, text != "3.10.8");
         }
         assert_eq!(announced("RabbitMQ", "unknown"), None);
         assert_eq!(announced("LavinMQ", "4.3.6"), None, "its versions mean something else");

@@ -191,13 +191,15 @@ impl Channel for RabbitChannel {
     async fn ack_up_to(&self, tag: DeliveryTag) -> Result<(), BrokerError> {
         let multiple = BasicAckOptions { multiple: true };
         within(SEND_TIMEOUT, "ack", self.channel.basic_ack(tag, multiple)).await?;
-        self.returns.acked(tag);
+        self.returns.settled(tag);
         Ok(())
     }
 
     async fn reject(&self, tag: DeliveryTag) -> Result<(), BrokerError> {
         let dead_letter = BasicRejectOptions { requeue: false };
-        within(SEND_TIMEOUT, "reject", self.channel.basic_reject(tag, dead_letter)).await
+        within(SEND_TIMEOUT, "reject", self.channel.basic_reject(tag, dead_letter)).await?;
+        self.returns.settled(tag);
+        Ok(())
     }
 
     async fn cancel(&self) -> Result<(), BrokerError> {

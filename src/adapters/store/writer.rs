@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::future::join_all;
+use futures::stream::{self, StreamExt};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, FromRow};
 use tokio::sync::Mutex;
@@ -52,16 +53,22 @@ pub async fn roles(config: &Postgres) -> Vec<(ServerAddress, Result<Role, StartE
 
 impl Address {
     /// A connection, which is to the server that takes writes if there are several addresses: the one in
-    /// use is tried first, then the others in their order, and the one that is found is in use from now on.
+    /// use before the others in their order, and the one that is found is in use from now on. All are asked
+    /// at the same time, so that silent ones together cost no more than one.
     pub(super) async fn connect(&self) -> Result<PgConnection, StartError> {
         let hosts = &self.config.host;
         if hosts.count() == 1 {
             return self.open().await;
         }
         let mut refusals = Vec::new();
-        for index in hosts.in_turn() {
+        let asked = hosts.in_turn().map(|index| async move {
             let address = self.at(index);
-            let refusal = match address.connect_with_role().await {
+            let answer = address.connect_with_role().await;
+            (index, address, answer)
+        });
+        let mut answers = stream::iter(asked).buffered(hosts.count());
+        while let Some((index, address, answer)) = answers.next().await {
+            let refusal = match answer {
                 Ok((connection, Role::TakesWrites)) => {
                     if hosts.set_in_use(index) {
                         let address = address.config.address().to_string();

@@ -77,7 +77,7 @@ pub fn of_dead_letter_queue(queue: &str, facts: &QueueFacts) -> Vec<QueueFinding
 
 /// What the limit means that RabbitMQ 4 gives a quorum queue without one.
 fn default_limit(limit: u32, facts: &QueueFacts) -> String {
-    let counted = if facts.server >= Some(ServerVersion::CANCELS_AT_TIMEOUT) {
+    let counted = if facts.server >= Some(ServerVersion::CONSUMER_TIMEOUTS) {
         "each connection that is lost while a vote is held counts; an outage of PostgreSQL does not"
     } else {
         "each outage of PostgreSQL and each connection that is lost while a vote is held counts"

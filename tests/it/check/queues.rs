@@ -99,7 +99,10 @@ async fn a_queue_that_vanishes_during_a_check_is_not_created() {
 async fn policies_are_seen_through_the_management_api() {
     let servers = Servers::private_with("checkpolicy", &["--management"]);
     let stage = Stage::migrated(&servers, "checkpolicy").await;
-    stage.declare(true, &[("x-queue-type", text("quorum"))]).await;
+    // Of two limits the lower one holds.
+    let limited =
+        [("x-queue-type", text("quorum")), ("x-delivery-limit", AMQPValue::LongInt(1_000))];
+    stage.declare(true, &limited).await;
     stage.declare_queue(&stage.dead_letter_queue(), true, &[]).await;
     let management = [("RABBITMQ_MANAGEMENT_URL", servers.get("RABBITMQ_MANAGEMENT_URL"))];
     let version = format!("RabbitMQ {}", servers.ctl(&["version"]).trim());
