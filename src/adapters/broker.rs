@@ -121,17 +121,15 @@ impl RabbitMq {
         let cancels = version >= Some(ServerVersion::CONSUMER_TIMEOUTS);
         let consuming = async {
             let asked = (!self.without_timeout.load(Ordering::Relaxed)).then_some(limit);
-            let (channel, consumer) = match self.consumer(&connection, prefetch, asked).await {
+            let (consumer, has) = match self.consumer(&connection, prefetch, asked).await {
                 Err(error) if refusal::is_without_timeout(&error) => {
                     self.without_timeout.store(true, Ordering::Relaxed);
-                    self.consumer(&connection, prefetch, None).await?
+                    (self.consumer(&connection, prefetch, None).await?, None)
                 }
-                other => other?,
+                other => (other?, asked),
             };
-            let has_one = cancels && !self.without_timeout.load(Ordering::Relaxed);
-            let limit = has_one.then_some(limit);
-            let config = config.clone();
-            Ok(RabbitSession::new(config, connection, (channel, consumer), limit, returns))
+            let limit = has.filter(|_| cancels);
+            Ok(RabbitSession::new(config.clone(), connection, consumer, limit, returns))
         };
         consuming.await.map_err(|error| connect::refused(&config, &error))
     }

@@ -24,7 +24,7 @@ pub(super) fn observer(name: String, health: Arc<Health>) -> impl Fn(&QueueFacts
         }
         *logged = warnings;
         let summaries = findings.iter().map(|finding| finding.summary).collect();
-        let near = queue::is_delivery_limit_near(facts);
+        let near = queue::last_returns(facts).is_some();
         health.queue_examined(queue::route(facts), summaries, near);
     }
 }

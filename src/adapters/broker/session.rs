@@ -32,7 +32,6 @@ pub struct RabbitSession {
     consumer_timeout: Option<Duration>,
     /// With its address alone.
     config: Config,
-    address: String,
     closed: bool,
 }
 
@@ -57,8 +56,7 @@ impl RabbitSession {
         let returns = Arc::new(returns);
         let channel = RabbitChannel { channel, consumer_tag, cancelled, returns };
         let (connection, consumer) = (Arc::new(connection), Some(consumer));
-        let address = config.address().to_string();
-        Self { connection, channel, consumer, consumer_timeout, config, address, closed: false }
+        Self { connection, channel, consumer, consumer_timeout, config, closed: false }
     }
 }
 
@@ -95,8 +93,8 @@ impl Session for RabbitSession {
         (&self.channel, deliveries)
     }
 
-    fn address(&self) -> Option<&str> {
-        Some(&self.address)
+    fn address(&self) -> Option<String> {
+        Some(self.config.address().to_string())
     }
 
     /// `basic.nack` and not `basic.reject`: from RabbitMQ 4.3 on a nack does not count towards a

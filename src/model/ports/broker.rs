@@ -142,7 +142,7 @@ pub trait Session: Send {
     type Deliveries: Stream<Item = Result<Delivery, BrokerError>> + Send;
 
     /// The address of its server, for the log.
-    fn address(&self) -> Option<&str> {
+    fn address(&self) -> Option<String> {
         None
     }
 

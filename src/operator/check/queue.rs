@@ -49,9 +49,9 @@ pub fn route(facts: &QueueFacts) -> DeadLetterRoute {
     }
 }
 
-/// Whether a vote that is held now has come back so often that the broker is about to drop it.
-pub fn is_delivery_limit_near(facts: &QueueFacts) -> bool {
-    facts.returns_left().is_some_and(|left| left <= LAST_RETURNS)
+/// How often a vote that is held now may come back, where the broker is about to drop it.
+pub fn last_returns(facts: &QueueFacts) -> Option<u32> {
+    facts.returns_left().filter(|left| *left <= LAST_RETURNS)
 }
 
 /// Returns the findings about the queue of votes.
@@ -84,7 +84,8 @@ fn default_limit(limit: u32, facts: &QueueFacts) -> String {
     };
     let unless = if facts.arguments.policies { "" } else { ", unless a policy sets another" };
     format!(
-        "RabbitMQ 4's default holds: a vote that comes back more than {limit} times is dropped{unless}; {counted}"
+        "RabbitMQ 4's default holds: a vote that comes back more than {limit} times is \
+         dropped{unless}; {counted}"
     )
 }
 
@@ -230,7 +231,7 @@ impl Findings<'_> {
     }
 
     fn last_returns(&mut self, facts: &QueueFacts) {
-        let Some(left @ ..=LAST_RETURNS) = facts.returns_left() else { return };
+        let Some(left) = last_returns(facts) else { return };
         let (returned, limit) = (facts.returned, facts.returned + left);
         let value = Some(format!("{returned} of {limit}"));
         let meaning = format!(
