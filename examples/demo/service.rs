@@ -30,14 +30,11 @@ const PASSED_ON: [&str; 11] = [
     "NO_COLOR",
 ];
 
-/// The binary that was built together with this example, in `directory` and with nothing of the
+/// The binary that was built together with this one, in `directory` and with nothing of the
 /// caller's settings: a `.env` or an environment that names other servers must not make the demo
 /// publish its votes there.
 pub fn command(directory: &Path) -> Result<Command> {
-    let this = std::env::current_exe()?;
-    let binary =
-        this.parent().and_then(Path::parent).ok_or("not in an examples folder of target")?;
-    let mut command = Command::new(binary.join("vote-aggregator"));
+    let mut command = Command::new(std::env::current_exe()?.with_file_name("vote-aggregator"));
     command.current_dir(directory).env_clear();
     command.envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     Ok(command)

@@ -219,8 +219,8 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         (take, taken)
     }
 
-    /// Tells a consumer time-out from other reasons to end a consumer, which the broker does not name: it
-    /// comes exactly when a delivery has been held for so long.
+    /// Recognises a consumer time-out, which the broker does not name when it ends a consumer: it comes exactly
+    /// when a delivery has been held for so long.
     fn named(&self, lost: BrokerError) -> BrokerError {
         let held = self.acks().oldest().map(|taken| taken.elapsed());
         match (lost, held) {

@@ -158,7 +158,7 @@ async fn a_policy_has_a_dead_letter_queue_to_lead_to_also_when_that_was_deleted(
 /// over; earlier ones have one for all consumers, and close the channel at their next look. By its own
 /// deadlines the service never holds a vote for so long.
 #[tokio::test]
-async fn the_end_of_a_consumer_by_a_timeout_is_told_from_others() {
+async fn a_consumer_timeout_is_distinguished_from_other_ends_of_a_consumer() {
     let servers = Servers::private("consumertimeout");
     let (major, minor) = servers.version();
     let of_the_broker = if (major, minor) < (4, 3) { 3_000 } else { 600_000 };

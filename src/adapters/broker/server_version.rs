@@ -17,7 +17,7 @@ pub struct ServerVersion {
 impl ServerVersion {
     /// Quorum queues dead-letter at least once.
     pub const AT_LEAST_ONCE: Self = Self::new(3, 10);
-    /// Quorum queues have a delivery limit (20) also where nobody set one.
+    /// Quorum queues have a delivery limit (20) also where none is set.
     pub const LIMIT_BY_DEFAULT: Self = Self::new(4, 0);
     /// A consumer's `x-consumer-timeout` wins over what the queue and the broker have, a time-out cancels the
     /// consumer and closes no channel, and a `basic.nack` no longer counts towards a quorum queue's delivery

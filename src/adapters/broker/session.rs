@@ -28,7 +28,7 @@ pub struct RabbitSession {
     connection: Arc<Connection>,
     channel: RabbitChannel,
     consumer: Option<Consumer>,
-    /// What the broker was told to apply.
+    /// The consumer time-out that the broker was asked to apply.
     consumer_timeout: Option<Duration>,
     /// With its address alone.
     config: Config,

@@ -7,7 +7,7 @@ use time::{Duration, OffsetDateTime, UtcOffset};
 /// outside the years 1970–9999 UTC.
 ///
 /// Rounded here and not by the database, to nearest and ties to even like PostgreSQL's own
-/// rounding, because comparing with the stored value tells a duplicate from a replay.
+/// rounding, because a replay is distinguished from a duplicate attempt by the stored value.
 pub(super) fn parse(text: &str) -> Option<OffsetDateTime> {
     // The parser takes any byte between date and time.
     if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {

@@ -29,8 +29,8 @@ impl Batch {
         Self { messages: Vec::new(), bytes: 0, reached }
     }
 
-    pub const fn has_room(&self) -> bool {
-        self.messages.len() < MAX_MESSAGES && self.bytes < MAX_BYTES
+    pub const fn is_full(&self) -> bool {
+        self.messages.len() >= MAX_MESSAGES || self.bytes >= MAX_BYTES
     }
 
     pub fn push(&mut self, body: Vec<u8>, end: Position) {
@@ -78,11 +78,11 @@ mod tests {
     #[test]
     fn a_batch_is_bounded_by_messages_and_by_bytes() {
         let mut many = Batch::new(at(0));
-        while many.has_room() {
+        while !many.is_full() {
             many.push(Vec::new(), at(1));
         }
         let mut large = Batch::new(at(0));
         large.push(vec![b'x'; MAX_BYTES], at(1));
-        assert_eq!((many.messages.len(), large.has_room()), (MAX_MESSAGES, false));
+        assert_eq!((many.messages.len(), large.is_full()), (MAX_MESSAGES, true));
     }
 }

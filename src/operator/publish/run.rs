@@ -200,7 +200,7 @@ impl Run<'_> {
             }
         }
         let mut deadline = Instant::now() + MAX_AGE;
-        while self.ended.is_none() && self.batch.has_room() {
+        while self.ended.is_none() && !self.batch.is_full() {
             let (source, rate) = (&mut self.source, &mut self.rate);
             let next = async {
                 if let Some(rate) = rate {

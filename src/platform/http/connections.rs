@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_oldest_silent_connection_makes_room() {
+    async fn a_new_connection_replaces_the_oldest_silent_one() {
         let open = Open::default();
         let tasks: Vec<_> = (0..=MAX_CONNECTIONS as u64 + 1)
             .map(|_| tokio::spawn(std::future::pending::<()>()))
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_oldest_makes_room_where_all_have_asked() {
+    async fn a_new_connection_replaces_the_oldest_where_all_have_asked() {
         let open = Open::default();
         let task = tokio::spawn(std::future::pending::<()>());
         for number in 0..=MAX_CONNECTIONS as u64 {

@@ -50,7 +50,7 @@ async fn a_queue_that_loses_votes_is_reported_with_all_its_reasons() {
 
 /// RabbitMQ says which version it is when a connection opens.
 #[tokio::test]
-async fn a_limit_that_nobody_set_depends_on_the_version() {
+async fn an_unset_limit_depends_on_the_version() {
     let stage = Stage::migrated(Servers::shared(), "checkdefault").await;
     stage.declare(true, &[("x-queue-type", text("quorum"))]).await;
     let ended = connected(&stage, &[]).await;

@@ -113,7 +113,8 @@ fn targets(folder: &Path) -> BTreeSet<String> {
     let manifest = folder.join("Cargo.toml").display().to_string();
     let read = ["metadata", "--no-deps", "--offline", "--locked", "--format-version=1"];
     let metadata = run(env!("CARGO"), &[&read[..], &["--manifest-path", &manifest]].concat());
-    list(&metadata.assert(0, &[]).json()["packages"][0]["targets"])
+    list(&metadata.assert(0, &[]).json()["packages"])
+        .flat_map(|package| list(&package["targets"]))
         .map(|target| format!("{} {}", text(&target["name"]), text(&target["kind"][0])))
         .collect()
 }

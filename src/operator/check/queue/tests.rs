@@ -113,7 +113,7 @@ fn dead_letters_are_not_to_be_dropped_either() {
 }
 
 #[test]
-fn a_limit_that_nobody_set_is_rabbitmqs_own_from_version_4_on() {
+fn an_unset_limit_is_rabbitmqs_own_from_version_4_on() {
     let meanings = |server: Option<ServerVersion>, returned: u32| {
         let facts = with(&[("x-delivery-limit", Value::Null)]);
         let facts = QueueFacts { server, returned, ..facts };
