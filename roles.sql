@@ -28,20 +28,21 @@ $$;
 
 -- Revoke earlier grants first, so that only the grants below remain.
 REVOKE ALL ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
-    schema_compatibility, reconciliation, lost_votes, vote_statistics, citizens_with_multiple_votes
+    schema_compatibility, reconciliation, lost_votes, vote_cell, vote_statistics, citizens_with_multiple_votes
     FROM PUBLIC, vote_service, vote_results_reader, vote_auditor;
 
--- The service: counts, records attempts, reads which migrations are applied, and shares findings with other instances.
-GRANT SELECT ON _sqlx_migrations, schema_compatibility TO vote_service;
+-- The service: counts, records attempts, reads which migrations are applied and which cell this is, and shares
+-- findings with other instances.
+GRANT SELECT ON _sqlx_migrations, schema_compatibility, vote_cell TO vote_service;
 GRANT SELECT, INSERT ON vote_audit, duplicate_attempts, lost_votes TO vote_service;
 GRANT SELECT, INSERT, UPDATE ON vote_results, reconciliation TO vote_service;
 
--- Results, which contain no citizens.
-GRANT SELECT ON vote_results, vote_statistics TO vote_results_reader;
+-- Results, which contain no citizens, and the cell that they are of.
+GRANT SELECT ON vote_results, vote_statistics, vote_cell TO vote_results_reader;
 
 -- Auditors read everything, including who voted what. Only the owner may correct results.
 GRANT SELECT ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
-    schema_compatibility, reconciliation, lost_votes, vote_statistics, citizens_with_multiple_votes
+    schema_compatibility, reconciliation, lost_votes, vote_cell, vote_statistics, citizens_with_multiple_votes
     TO vote_auditor;
 
 DO $$

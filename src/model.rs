@@ -1,5 +1,6 @@
 //! What a vote is, what a result is, and what counting asks of a broker and of a store.
 
+pub mod cell;
 pub mod ports;
 pub mod results;
 pub mod vote;

@@ -4,6 +4,7 @@
 //! stays behind [`PgStore`] and its errors.
 
 mod acknowledged;
+mod cell;
 pub mod columns;
 mod connection;
 mod durability;

@@ -73,6 +73,7 @@ pub const fn of_postgres(error: &StartError) -> u8 {
         | StartError::Schema { .. }
         | StartError::Foreign { .. }
         | StartError::NoStandby { .. }
+        | StartError::OtherCell { .. }
         | StartError::Lossy { .. } => CONFIG,
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use vote_aggregator::adapters::store::{self, Migrated, Patience};
+use vote_aggregator::model::cell::Cell;
 use vote_aggregator::platform::config::Config;
 
 use super::exit::{self, Outcome};
@@ -15,6 +16,7 @@ Examples:
   vote-aggregator migrate                       waits for PostgreSQL, applies what is missing
   vote-aggregator migrate --wait 600            waits up to 10 minutes for locks that others hold
   vote-aggregator migrate --print > init_db.sql the schema as one script for psql -f
+  vote-aggregator migrate --cell 3/16           marks a new database as cell 3 of 0 to 15
 
 Each migration is one transaction that waits at most 2 s for a lock, so that counting goes on, and is
 tried again until --wait is over. Then the exit code is 75, and the log names who holds the lock. A
@@ -23,6 +25,9 @@ pub(super) struct Arguments {
     /// Print the whole schema as one SQL script and touch no database
     #[arg(long)]
     pub(super) print: bool,
+    /// Mark a database without votes as this cell, such as 3/16 or crc32:3/16, for good
+    #[arg(long, value_name = "CELL", conflicts_with = "print")]
+    cell: Option<Cell>,
     /// Seconds to wait for locks that other sessions hold
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds(), conflicts_with = "print")]
     wait: Duration,
@@ -33,9 +38,16 @@ pub(super) struct Arguments {
 
 pub(super) async fn migrate(config: &Config, arguments: &Arguments) -> Outcome {
     let patience = Patience { locks: Some(arguments.wait), ..Patience::new(arguments.retry_for) };
-    let migrated = store::migrate(config, patience).await;
+    if let (Some(setting), Some(cell)) = (config.rabbitmq.cell, arguments.cell)
+        && setting != cell
+    {
+        let error = format!("--cell {cell} contradicts CELL={setting}");
+        return Err(exit::cannot("migrate", error, exit::USAGE));
+    }
+    let migrated = store::migrate(config, patience, arguments.cell).await;
     let migrated = migrated.map_err(exit::without_postgres("migrate"))?;
-    output::report(&text(&migrated))?;
+    let marked = arguments.cell.map(|cell| format!("this database is cell {cell}\n"));
+    output::report(&(text(&migrated) + &marked.unwrap_or_default()))?;
     Ok(0)
 }
 

@@ -15,18 +15,18 @@ use crate::support::{FORBID_LAW_X, PREDECESSOR, Servers, Stage, eventually, logi
 const IN_SERVICE: &str = "IN ROLE vote_service";
 const GROUPS: [&str; 3] = ["vote_service", "vote_results_reader", "vote_auditor"];
 const RELATIONS: &str = "_sqlx_migrations vote_results vote_audit duplicate_attempts \
-                         result_corrections schema_compatibility reconciliation lost_votes \
+                         result_corrections schema_compatibility reconciliation lost_votes vote_cell \
                          vote_statistics citizens_with_multiple_votes";
 
 /// What a group may do with a table or view; everything else is refused to it.
 fn allowed(group: &str, relation: &str) -> &'static [&'static str] {
     match (group, relation) {
-        ("vote_service", "_sqlx_migrations" | "schema_compatibility") => &["SELECT"],
+        ("vote_service", "_sqlx_migrations" | "schema_compatibility" | "vote_cell") => &["SELECT"],
         ("vote_service", "vote_audit" | "duplicate_attempts" | "lost_votes") => {
             &["SELECT", "INSERT"]
         }
         ("vote_service", "vote_results" | "reconciliation") => &["SELECT", "INSERT", "UPDATE"],
-        ("vote_results_reader", "vote_results" | "vote_statistics") => &["SELECT"],
+        ("vote_results_reader", "vote_results" | "vote_statistics" | "vote_cell") => &["SELECT"],
         ("vote_auditor", _) => &["SELECT"],
         _ => &[],
     }

@@ -32,7 +32,7 @@ async fn several_instances_may_start_on_an_empty_database_at_once() {
     for started in futures::future::join_all(starts).await {
         started.expect("started");
     }
-    assert_eq!(stage.number("SELECT count(*) FROM _sqlx_migrations").await, 3);
+    assert_eq!(stage.number("SELECT count(*) FROM _sqlx_migrations").await, 4);
 }
 
 /// Why the schema is refused at a start.
@@ -51,7 +51,7 @@ async fn pending_migrations_with_migrating_off_are_a_clear_refusal() {
 }
 
 /// What a release after this one may have added: a migration that this binary does not know.
-const LATER: &str = "INSERT INTO _sqlx_migrations VALUES (4, 'later', now(), true, 'x', 0); \
+const LATER: &str = "INSERT INTO _sqlx_migrations VALUES (5, 'later', now(), true, 'x', 0); \
                      ALTER TABLE vote_audit ADD COLUMN station text; \
                      CREATE TABLE stations (station text PRIMARY KEY)";
 
@@ -64,13 +64,13 @@ async fn a_later_schema_is_counted_on_and_one_that_requires_a_later_release_is_r
     let all = stage.publish_new(0, 300).await;
     let log = stage.finish([service], &all).await;
     assert_eq!(log.matches("later migrations").count(), 1, "{log}");
-    stage.run("migrate", &[]).await.assert(0, &["nothing to do", "[4]"]);
+    stage.run("migrate", &[]).await.assert(0, &["nothing to do", "[5]"]);
 
     // Required by a release, and fulfilled by this one.
-    stage.execute("INSERT INTO schema_compatibility VALUES (3, 3)").await;
-    stage.prepare(&[]).await.expect("this release knows migration 3");
     stage.execute("INSERT INTO schema_compatibility VALUES (4, 4)").await;
-    let texts = ["a release that knows migration 4", "migrations up to 3"];
+    stage.prepare(&[]).await.expect("this release knows migration 4");
+    stage.execute("INSERT INTO schema_compatibility VALUES (5, 5)").await;
+    let texts = ["a release that knows migration 5", "migrations up to 4"];
     stage.spawn(&[]).await.assert_ends(78, &texts).await;
     stage.run("migrate", &[]).await.assert(78, &[]);
 }

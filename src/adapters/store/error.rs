@@ -54,6 +54,9 @@ pub enum StartError {
          POSTGRES_REQUIRE_STANDBY=false"
     )]
     NoStandby { place: String },
+    /// Queue and database would not be those of one cell.
+    #[error("votes could be counted twice: {reason}; {place}")]
+    OtherCell { reason: String, place: String },
     /// What a command met once it was connected.
     #[error("PostgreSQL failed: {fault}; {place}")]
     Failed { fault: Fault, place: String },

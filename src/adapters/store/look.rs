@@ -14,7 +14,7 @@ use super::migrate::{Examined, SchemaState, Surroundings, examine, open_schema, 
 use super::misfits::Misfits;
 use super::sessions::{Session, blockers};
 use super::start::{fits, not_applied};
-use super::{transaction, within};
+use super::{cell, transaction, within};
 use crate::model::ports::Fault;
 use crate::platform::config::Config;
 use crate::platform::telemetry::Standbys;
@@ -163,8 +163,10 @@ async fn rehearse(
     let skipped = match state {
         _ if server.read_only => Some(Skipped::ReadOnly),
         SchemaState::Current | SchemaState::Newer(_) => {
+            let database = cell::read(connection).await?;
             let rehearsed = transaction::rehearse(connection).await;
-            return Ok(Rehearsal::Done(fits(config, rehearsed)));
+            let fits = fits(config, rehearsed);
+            return Ok(Rehearsal::Done(fits.and(cell::agrees(config, database.as_deref()))));
         }
         SchemaState::Pending(_) if !server.may_migrate() => Some(Skipped::NotOwner),
         SchemaState::Pending(_) if limit.is_zero() => Some(Skipped::Disabled),

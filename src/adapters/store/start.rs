@@ -10,7 +10,7 @@ use super::durability::{Risk, risks, standbys};
 use super::error::{StartError, describe};
 use super::misfits::Misfits;
 use super::transaction::{Rehearsed, rehearse};
-use super::{PgStore, within};
+use super::{PgStore, cell, within};
 use crate::model::ports::{Class, Fault};
 use crate::platform::config::Config;
 use crate::platform::retry::{Backoff, Jitter};
@@ -41,6 +41,7 @@ pub async fn prepare(
             let risks = risks(&mut connection).await?;
             let standbys = standbys(&mut connection).await?;
             let misfits = Misfits::of(&mut connection).await?;
+            cell::agrees(config, cell::read(&mut connection).await?.as_deref())?;
             Ok((risks, standbys, misfits, rehearse(&mut connection).await))
         };
         let (risks, standbys, misfits, rehearsed) =

@@ -121,6 +121,7 @@ fn refusal(config: &Config, error: StartError) -> Finding {
                 StartError::Schema { .. } => {
                     (&keys::POSTGRES_DB, "have the owner of the tables fix them")
                 }
+                StartError::OtherCell { .. } => (&keys::CELL, "do what it names"),
                 _ => (&keys::POSTGRES_DB, "see the server's log"),
             };
             (key, error.to_string(), format!("{remedy}; the service would not start"))

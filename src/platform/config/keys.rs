@@ -86,6 +86,7 @@ keys! {
     RABBITMQ_VHOST "rabbitmq.vhost"
     RABBITMQ_QUEUE "rabbitmq.queue"
     RABBITMQ_DEAD_LETTER_QUEUE "rabbitmq.dead_letter_queue"
+    CELL "rabbitmq.cell"
     RABBITMQ_PREFETCH_COUNT "rabbitmq.prefetch_count"
     RABBITMQ_HEARTBEAT_SECONDS "rabbitmq.heartbeat_seconds"
     RABBITMQ_CONSUMER_TIMEOUT_SECONDS "rabbitmq.consumer_timeout_seconds"

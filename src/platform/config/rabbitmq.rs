@@ -9,9 +9,10 @@ use url::Url;
 use super::hosts::{Hosts, ServerAddress};
 use super::password::Password;
 use super::values::{
-    Heartbeat, Seconds, Whole, amqp_name, authorities, boolean, file, hosts, management_url, name,
-    private_key, queue,
+    Heartbeat, Seconds, Whole, amqp_name, authorities, boolean, cell, file, hosts, management_url,
+    name, private_key, queue,
 };
+use crate::model::cell::Cell;
 
 /// RabbitMQ: address, login, queue, flow control and encryption. The files were valid when the
 /// configuration was read.
@@ -42,6 +43,9 @@ pub struct RabbitMq {
     /// name with `.dlq`.
     #[serde(default, deserialize_with = "queue")]
     pub dead_letter_queue: String,
+    /// The cell that queue and database belong to; `None`: all votes come into this database.
+    #[serde(default, deserialize_with = "cell")]
+    pub cell: Option<Cell>,
     /// Deliveries the broker hands out ahead of acknowledgement: at least the batch size, or no
     /// batch could ever fill. Never 0, which AMQP takes for "without bound".
     #[serde(rename = "prefetch_count", deserialize_with = "Whole::<0, 65_535>::deserialize")]

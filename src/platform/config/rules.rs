@@ -21,6 +21,7 @@ const TLS_PORT: u16 = 5671;
 pub(super) fn apply(config: &mut Config, settings: &mut Settings) {
     prefetch(settings, config);
     min_connections(settings, &mut config.postgres);
+    queues_of_a_cell(settings, &mut config.rabbitmq);
     dead_letter_queue(settings, &mut config.rabbitmq);
     let Config { rabbitmq, postgres, .. } = config;
     let keys = [&keys::RABBITMQ_TLS_CERT_FILE, &keys::RABBITMQ_TLS_KEY_FILE];
@@ -83,6 +84,32 @@ fn min_connections(settings: &mut Settings, postgres: &mut Postgres) {
     let wrong = format!("is more than {path} = {max} ({})", settings.source(max_key));
     settings
         .refuse(key, Refusal::new(wrong, format!("lower it to {max} or less, or raise {path}")));
+}
+
+/// The queue of a cell: unless set, the default's name with the cell's number. Another cell's, which a copied
+/// `.env` names, is refused, for it as for its dead letters: a replay of those would count them in this cell.
+fn queues_of_a_cell(settings: &mut Settings, rabbitmq: &mut RabbitMq) {
+    let (key, queue_key) = (&keys::CELL, &keys::RABBITMQ_QUEUE);
+    let Some(cell) = rabbitmq.cell.filter(|_| !settings.any_refused(&[key, queue_key])) else {
+        return;
+    };
+    let ending = format!(".{}", cell.number);
+    let is_its_queue = rabbitmq.queue.ends_with(&ending);
+    if !is_its_queue && settings.follows_unless_set(queue_key, key) {
+        rabbitmq.queue += &ending;
+    } else if !is_its_queue {
+        let wrong = format!("is not the queue of cell {cell} ({})", settings.source(key));
+        let help =
+            format!("give the queue of this cell, whose name ends in {ending}, or change CELL");
+        settings.refuse(queue_key, Refusal::new(wrong, help));
+    }
+    let (dlq, beginning) = (&rabbitmq.dead_letter_queue, format!("{}.", rabbitmq.queue));
+    let dlq_key = &keys::RABBITMQ_DEAD_LETTER_QUEUE;
+    if !dlq.is_empty() && !dlq.starts_with(&beginning) && !settings.any_refused(&[dlq_key]) {
+        let wrong = format!("is not a queue of cell {cell} ({})", settings.source(key));
+        let help = format!("remove it, or give a name that begins with {beginning}");
+        settings.refuse(dlq_key, Refusal::new(wrong, help));
+    }
 }
 
 /// The queue for what cannot be counted: unless set, the queue's name with `.dlq`.

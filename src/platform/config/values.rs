@@ -20,6 +20,7 @@ use super::hosts::Hosts;
 use super::problems::Refusal;
 use super::rabbitmq::ManagementUrl;
 use super::urls;
+use crate::model::cell::{Cell, NotACell};
 use crate::platform::tls;
 
 /// Longest AMQP name (a short string), in bytes.
@@ -239,6 +240,14 @@ pub(super) fn queue<'de, D: Deserializer<'de>>(setting: D) -> Result<String, D::
             return Err(Refusal::new(wrong, "choose another name"));
         }
         short_name(text)
+    })
+}
+
+/// A cell, if one is set.
+pub(super) fn cell<'de, D: Deserializer<'de>>(setting: D) -> Result<Option<Cell>, D::Error> {
+    checked_if_set(setting, |text| {
+        let not_a_cell = |error: NotACell| Refusal::new("is not a cell", error.to_string());
+        text.trim().parse().map(Some).map_err(not_a_cell)
     })
 }
 

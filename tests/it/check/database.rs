@@ -21,7 +21,7 @@ async fn a_database_that_could_lose_commits_is_an_error_unless_that_is_accepted(
 #[tokio::test]
 async fn a_missing_or_other_schema_is_reported_and_left_alone() {
     let stage = Stage::new(Servers::shared(), "checkschema").await;
-    let pending = ("info", "migrations [1, 2, 3] are not applied");
+    let pending = ("info", "migrations [1, 2, 3, 4] are not applied");
     connected(&stage, &[]).await.finds(0, &[pending]);
     let off = connected(&stage, &[("MIGRATE_ON_START", "false")]).await;
     off.finds(1, &[("error", "MIGRATE_ON_START is off")]);
@@ -35,12 +35,12 @@ async fn a_missing_or_other_schema_is_reported_and_left_alone() {
     stage.store().await;
     let gap = "UPDATE _sqlx_migrations SET version = 99 WHERE version = 2";
     let later = "UPDATE _sqlx_migrations SET version = 2 WHERE version = 99; \
-                 INSERT INTO _sqlx_migrations VALUES (4, 'later', now(), true, '', 0)";
-    let required = "INSERT INTO schema_compatibility VALUES (4, 4)";
+                 INSERT INTO _sqlx_migrations VALUES (5, 'later', now(), true, '', 0)";
+    let required = "INSERT INTO schema_compatibility VALUES (5, 5)";
     for (change, code, found) in [
         (gap, 1, ("error", "migration 99 is")),
-        (later, 0, ("info", "migrations [4]")),
-        (required, 1, ("error", "knows migration 4")),
+        (later, 0, ("info", "migrations [5]")),
+        (required, 1, ("error", "knows migration 5")),
     ] {
         stage.execute(change).await;
         let ended = connected(&stage, &[]).await;

@@ -28,8 +28,8 @@ async fn a_rehearsal_says_that_the_predecessors_tables_fit_and_leaves_them_alone
     let stage = predecessor("rehearsed", "SELECT").await;
     let before = schema(&stage).await;
     let ended = connected(&stage, &[]).await;
-    ended.finds(0, &[("info", "migrations [1, 2, 3] are not applied")]);
-    ended.assert(0, &["migrations [1, 2, 3], applied and rolled back", "a batch, counted"]);
+    ended.finds(0, &[("info", "migrations [1, 2, 3, 4] are not applied")]);
+    ended.assert(0, &["migrations [1, 2, 3, 4], applied and rolled back", "a batch, counted"]);
     assert_eq!(schema(&stage).await, before);
     assert_eq!(stage.number("SELECT count(*) FROM vote_audit").await, 1);
 

@@ -136,7 +136,7 @@ async fn the_owner_of_the_database_migrates_and_a_superuser_leaves_its_objects_a
     stage.execute(&format!("ALTER DATABASE {} OWNER TO {owner}", stage.database)).await;
     let login_owner = login(&owner);
     let as_owner = |arguments| stage.run_with(arguments, &login_owner);
-    as_owner(&["migrate"]).await.assert(0, &["migrations applied: 3\n"]);
+    as_owner(&["migrate"]).await.assert(0, &["migrations applied: 4\n"]);
     assert_eq!(stage.number(PUBLIC_MAY_CREATE).await, 0);
     pending(&stage).await;
     as_owner(&["migrate"]).await.assert(0, &[]);

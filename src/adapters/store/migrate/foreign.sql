@@ -12,6 +12,7 @@ ours (name, kind) AS (VALUES
     ('schema_compatibility', 'table'),
     ('reconciliation', 'table'),
     ('lost_votes', 'table'),
+    ('vote_cell', 'table'),
     ('vote_statistics', 'view'),
     ('citizens_with_multiple_votes', 'view'),
     ('result_corrections_id_seq', 'sequence'),
@@ -23,6 +24,7 @@ ours (name, kind) AS (VALUES
     ('schema_compatibility_pkey', 'index'),
     ('reconciliation_pkey', 'index'),
     ('lost_votes_pkey', 'index'),
+    ('vote_cell_pkey', 'index'),
     -- The predecessor's, where it created the audit.
     ('vote_audit_vote_hash_key', 'index')
 ),

@@ -3,6 +3,7 @@
 use sqlx::postgres::PgConnection;
 
 use super::{Patience, retry};
+use crate::adapters::store::cell::mark;
 use crate::adapters::store::connection::{Address, options};
 use crate::adapters::store::error::{StartError, describe};
 use crate::adapters::store::migrate::{
@@ -10,6 +11,7 @@ use crate::adapters::store::migrate::{
 };
 use crate::adapters::store::sqlstate::fatal_at_start;
 use crate::adapters::store::within;
+use crate::model::cell::Cell;
 use crate::model::ports::{Class, Fault};
 use crate::platform::config::Config;
 
@@ -31,13 +33,24 @@ pub struct Migrated {
     pub newer: Vec<i64>,
 }
 
-/// Waits for the database and applies pending migrations, as long as `patience` lasts.
+/// Waits for the database and applies pending migrations, as long as `patience` lasts; then marks it as
+/// `cell`, if there is one.
 ///
 /// # Errors
 /// [`StartError`]: what is not retried, and what was retried for too long.
-pub async fn migrate(config: &Config, patience: Patience) -> Result<Migrated, StartError> {
+pub async fn migrate(
+    config: &Config,
+    patience: Patience,
+    cell: Option<Cell>,
+) -> Result<Migrated, StartError> {
     let mut applied = 0;
-    let attempt = async || migrated(config, Caller::Migrate, &mut applied).await;
+    let attempt = async || {
+        let newer = migrated(config, Caller::Migrate, &mut applied).await?;
+        if let Some(cell) = cell {
+            mark(config, cell).await?;
+        }
+        Ok(newer)
+    };
     let newer = retry(config, patience, attempt).await?;
     Ok(Migrated { applied, newer })
 }

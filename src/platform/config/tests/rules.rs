@@ -21,6 +21,8 @@ fn a_default_follows_another_setting_and_a_value_that_was_set_does_not() {
         BATCH_SIZE=50 | rabbitmq.prefetch_count | 100 | shipped defaults
         POSTGRES_MAX_CONNECTIONS=1 | postgres.min_connections | 1 | follows postgres.max_connections
         RABBITMQ_QUEUE=ballots | rabbitmq.dead_letter_queue | ballots.dlq | follows rabbitmq.queue
+        CELL=3/16 | rabbitmq.queue | votes.aggregation.3 | follows rabbitmq.cell (environment variable CELL)
+        CELL=crc32:3/16 | rabbitmq.dead_letter_queue | votes.aggregation.3.dlq | follows rabbitmq.queue
         RABBITMQ_TLS=true | rabbitmq.port | 5671 | follows rabbitmq.tls
         RABBITMQ_TLS=true RABBITMQ_PORT=5672 | rabbitmq.port | 5672 | environment variable RABBITMQ_PORT";
     for [given, path, value, set_by] in rows(FOLLOWING) {
@@ -40,6 +42,12 @@ fn settings_that_contradict_each_other_are_refused() {
         POSTGRES_STATEMENT_TIMEOUT_SECONDS=300 | rabbitmq.consumer_timeout_seconds | variable POSTGRES_STATEMENT
         RABBITMQ_DEAD_LETTER_QUEUE=votes.aggregation | rabbitmq.dead_letter_queue | is also rabbitmq.queue
         RABBITMQ_QUEUE=LONG | rabbitmq.queue | .dlq
+        CELL=16/16 | rabbitmq.cell | is not a cell
+        CELL=3/16 RABBITMQ_QUEUE=votes.2 | rabbitmq.queue | ends in .3
+        CELL=3/16 RABBITMQ_QUEUE=votes.13 | rabbitmq.queue | of cell 3/16 (environment variable CELL)
+        CELL=3/16 RABBITMQ_QUEUE=votes | rabbitmq.queue | ends in .3
+        CELL=3/16 RABBITMQ_DEAD_LETTER_QUEUE=votes.aggregation.2.dlq | rabbitmq.dead_letter_queue | of cell 3/16
+        CELL=3/16 RABBITMQ_QUEUE=votes.3 RABBITMQ_DEAD_LETTER_QUEUE=votes.30.dlq | rabbitmq.dead_letter_queue | votes.3.
         RABBITMQ_TLS=true RABBITMQ_TLS_CERT_FILE=PEM | rabbitmq.tls_cert_file | rabbitmq.tls_key_file
         RABBITMQ_TLS=true RABBITMQ_TLS_KEY_FILE=PEM | rabbitmq.tls_key_file | rabbitmq.tls_cert_file
         POSTGRES_SSLCERT=PEM | postgres.sslcert | postgres.sslkey
@@ -53,6 +61,7 @@ fn settings_that_contradict_each_other_are_refused() {
         RABBITMQ_CONSUMER_TIMEOUT_SECONDS=104
         RABBITMQ_PREFETCH_COUNT=65535 BATCH_SIZE=65535
         RABBITMQ_QUEUE=LONG RABBITMQ_DEAD_LETTER_QUEUE=d
+        CELL=3/16 RABBITMQ_QUEUE=votes.3 RABBITMQ_DEAD_LETTER_QUEUE=votes.3.rejected
         POSTGRES_SSLMODE=verify-ca POSTGRES_SSLROOTCERT=PEM
         POSTGRES_SSLMODE=require POSTGRES_SSLCERT=PEM POSTGRES_SSLKEY=PEM";
     let directory = Directory::new(&[("a.pem", &pem())]);
