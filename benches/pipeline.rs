@@ -123,6 +123,7 @@ fn chain(criterion: &mut Criterion) {
             batch_deadline: Duration::from_secs(900),
             in_flight,
             max_message_bytes: 16_384,
+            cell: None,
             most_acked: 500,
             plain_after: 64,
             retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },

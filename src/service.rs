@@ -225,6 +225,7 @@ fn limits(config: &Config) -> Limits {
         batch_deadline: config.batch_deadline(),
         in_flight: config.batches_in_flight(),
         max_message_bytes: config.batch.max_message_bytes,
+        cell: config.rabbitmq.cell,
         most_acked: MOST_ACKED,
         plain_after: PLAIN_AFTER,
         retry: RetryPolicy { max_attempts: config.retry.max_attempts, delay: config.retry.delay },

@@ -22,6 +22,7 @@ mod server_version;
 mod session;
 mod topology;
 
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -97,6 +98,10 @@ impl RabbitMq {
         // Instances that start together take different nodes.
         config.host.set_in_use(fastrand::usize(..config.host.count()));
         Self { config, observe, examined, without_timeout, dead_letters }
+    }
+
+    pub const fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Opens a session at the one address of `config`.
@@ -266,12 +271,25 @@ impl RabbitMq {
     /// # Errors
     /// [`OpenError`] with what was refused.
     pub async fn publisher(&self) -> Result<Publisher, OpenError> {
-        let connected = connect_to_queue(&self.config, "publisher").await?;
-        let Connected { connection, created, config, .. } = connected;
-        let opened = Publisher::on(connection, &config).await;
-        let mut publisher = opened.map_err(|error| connect::refused(&config, &error))?;
-        publisher.made_queue = created;
-        Ok(publisher)
+        self.publisher_to(slice::from_ref(&self.config)).await
+    }
+
+    /// As [`RabbitMq::publisher`], to the queues of all these configurations.
+    ///
+    /// # Errors
+    /// [`OpenError`] with what was refused.
+    pub async fn publisher_to(&self, queues: &[Config]) -> Result<Publisher, OpenError> {
+        let Opened { connection, config, .. } = connect::open(&self.config, "publisher").await?;
+        let opening = async {
+            let mut created = false;
+            for queue in queues {
+                created |= topology::ensure(&connection, queue).await?;
+            }
+            let mut publisher = Publisher::on(connection, &config).await?;
+            publisher.made_queue = created;
+            Ok(publisher)
+        };
+        opening.await.map_err(|error| connect::refused(&config, &error))
     }
 }
 

@@ -5,13 +5,15 @@ use std::pin::pin;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::TypedValueParser;
 use comfy_table::Table;
 use indicatif::HumanCount;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::adapters::broker::RabbitMq;
+use vote_aggregator::model::cell::{CELLS, Router};
 use vote_aggregator::operator::publish::{
     self, Check, Checkpoint, CheckpointError, Expected, Pace, Position, PublishError, Report,
-    Samples, Shape, Source, files,
+    Route, Samples, Shape, Source, files,
 };
 use vote_aggregator::platform::config::Config;
 
@@ -28,6 +30,7 @@ const OF_SAMPLES: [&str; 5] = ["count", "laws", "duplicates", "malformed", "seed
 Examples:
   vote-aggregator publish --count 100000 --duplicates 0.05 --malformed 0.01
   vote-aggregator publish --count 600 --rate 10 --laws 3
+  vote-aggregator publish --file votes.ndjson --cells 16
   vote-aggregator publish --file votes.ndjson --dry-run
   vote-aggregator publish --file votes.ndjson --checkpoint votes.checkpoint
   zcat votes.ndjson.gz | vote-aggregator publish --file -
@@ -66,6 +69,12 @@ pub(super) struct Arguments {
     /// Record in this file how far --file is published, and resume from there if it exists
     #[arg(long, value_name = "FILE", requires = "file", conflicts_with_all = OF_SAMPLES)]
     checkpoint: Option<PathBuf>,
+    /// Publish to the queues of this many cells, by the CRC-32 of vote_hash; CELL=crc32:... implies it
+    #[arg(long, value_name = "NUMBER", value_parser = cells(), conflicts_with_all = ["exchange", "dry_run"])]
+    cells: Option<u16>,
+    /// Publish to this exchange with vote_hash as the routing key, instead of a queue
+    #[arg(long, value_name = "NAME", conflicts_with = "dry_run")]
+    exchange: Option<String>,
     /// Seconds to retry while the broker is unavailable; 0: do not retry
     #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds())]
     retry_for: Duration,
@@ -82,6 +91,8 @@ pub(super) async fn publish(config: &Config, arguments: &Arguments) -> Outcome {
     if let (true, Some(file)) = (arguments.dry_run, &arguments.file) {
         return dry_run(config, file).await;
     }
+    let route =
+        route(config, arguments).map_err(|error| exit::cannot("publish", error, exit::USAGE))?;
     let mut signals = Signals::listen()
         .map_err(|error| exit::cannot("listen for signals", error, exit::INTERNAL))?;
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
@@ -92,21 +103,20 @@ pub(super) async fn publish(config: &Config, arguments: &Arguments) -> Outcome {
     };
     let cannot_publish = |error: &PublishError| exit::cannot("publish", error, code(error));
     let (source, checkpoint) = opened.map_err(|error| cannot_publish(&error))?;
-    let queue = &config.rabbitmq.queue;
     let rabbitmq = RabbitMq::new(config.rabbitmq.clone());
     let pace = Pace { rate: arguments.rate, retry_for: arguments.retry_for };
     let stop = CancellationToken::new();
-    let publishing = publish::publish(&rabbitmq, queue, source, pace, checkpoint.as_ref(), &stop);
+    let publishing = publish::publish(&rabbitmq, &route, source, pace, checkpoint.as_ref(), &stop);
     let (report, published) = stoppable(publishing, signals, &stop).await;
     let mut outcome = match &published {
-        Ok(()) => output::report(&summary(&report, queue, seed)).map(|()| 0),
+        Ok(()) => output::report(&summary(&report, &route, seed)).map(|()| 0),
         Err(error @ PublishError::Refused(_)) if report.confirmed == 0 => {
             Err(cannot_publish(error))
         }
         Err(error) => {
             let again = again(error, checkpoint.as_ref(), arguments, seed);
             let confirmed = report.confirmed;
-            tracing::error!(queue, confirmed, "publishing ended early: {error}. {again}");
+            tracing::error!(queue = %route, confirmed, "publishing ended early: {error}. {again}");
             Err(Exit(code(error)))
         }
     };
@@ -118,6 +128,33 @@ pub(super) async fn publish(config: &Config, arguments: &Arguments) -> Outcome {
         }
     }
     outcome
+}
+
+/// Returns where to publish. With cells a vote must not get into another one than its own.
+fn route(config: &Config, arguments: &Arguments) -> Result<Route, String> {
+    if let Some(exchange) = &arguments.exchange {
+        return Ok(Route::Exchange(exchange.clone()));
+    }
+    let (queue, cells) = (&config.rabbitmq.queue, arguments.cells);
+    let (queue, cells) = match (config.rabbitmq.cell, cells) {
+        (None, None) => return Ok(Route::Queue(queue.clone())),
+        (None, Some(cells)) => (queue.as_str(), cells),
+        (Some(cell), cells)
+            if cell.router == Router::Publishers && cells.is_none_or(|cells| cells == cell.of) =>
+        {
+            let number = format!(".{}", cell.number);
+            (queue.strip_suffix(&number).unwrap_or(queue), cell.of)
+        }
+        (Some(cell), Some(cells)) => {
+            return Err(format!("--cells {cells} contradicts CELL={cell}; give one of them"));
+        }
+        (Some(cell), None) => {
+            return Err(format!(
+                "CELL={cell}: votes come to the cells through an exchange; name it with --exchange"
+            ));
+        }
+    };
+    Ok(Route::Cells { queue: queue.to_owned(), cells })
 }
 
 /// Opens what is published, at the place that its checkpoint says.
@@ -209,11 +246,11 @@ const fn code(error: &PublishError) -> u8 {
     }
 }
 
-fn summary(report: &Report, queue: &str, seed: u64) -> String {
+fn summary(report: &Report, route: &Route, seed: u64) -> String {
     let Report { confirmed, seconds, .. } = report;
     let rate = report.rate();
     let confirmed = format!(
-        "confirmed by the broker: {confirmed} messages to {queue} in {seconds:.1} s ({rate:.0}/s)"
+        "confirmed by the broker: {confirmed} messages to {route} in {seconds:.1} s ({rate:.0}/s)"
     );
     if let Some(expected) = &report.expected {
         let Expected { replays, attempts, malformed, .. } = expected;
@@ -260,6 +297,10 @@ fn table(check: &Check) -> Table {
         [reason.as_str().to_owned(), field.unwrap_or("-").to_owned(), lines, first.join(", ")]
     });
     output::table(["reason", "field", "lines", "first in lines"], rows, [2])
+}
+
+fn cells() -> impl TypedValueParser<Value = u16> {
+    clap::value_parser!(u16).range(i64::from(*CELLS.start())..=i64::from(*CELLS.end()))
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -240,11 +240,11 @@ impl<'a, C: Channel, T: Store, D: DeadLetters> Flow<'a, C, T, D> {
         let taken = self.track(&deliveries);
         let mut chunk =
             DecodedChunk { valid: Vec::with_capacity(deliveries.len()), malformed: Vec::new() };
-        let max_bytes = self.tools.limits.max_message_bytes;
+        let Limits { max_message_bytes: max_bytes, cell, .. } = *self.tools.limits;
         for Delivery { tag, body, published_at, trace, replays, valid_properties, redelivered } in
             deliveries
         {
-            match vote::decode_message(&body, valid_properties, max_bytes) {
+            match vote::decode_message(&body, valid_properties, max_bytes, cell) {
                 Ok(vote) => {
                     let delivery = ValidDelivery {
                         tag,

@@ -14,6 +14,8 @@ use compact_str::CompactString;
 use strum::{IntoStaticStr, VariantArray};
 use time::OffsetDateTime;
 
+use crate::model::cell::Cell;
+
 /// Longest `vote_hash`, in characters.
 pub const MAX_VOTE_HASH: usize = 64;
 /// Longest `law_id`, in characters.
@@ -103,6 +105,8 @@ pub enum Reason {
     BadChoice,
     /// `timestamp` is not RFC 3339 with an offset, or outside the years 1970–9999 UTC.
     BadTimestamp,
+    /// A valid vote whose `vote_hash` belongs to another cell: counted here it could be counted twice.
+    WrongCell,
 }
 
 impl Reason {
@@ -142,8 +146,8 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// Decodes and validates one message: the body as [`decode`] does, unless its properties are
-/// invalid.
+/// Decodes and validates one message of a queue, which is that of `cell` if there are cells: the body as
+/// [`decode`] does, unless its properties are invalid.
 ///
 /// # Errors
 /// [`Reason::Properties`], or the first rule that the body breaks.
@@ -151,17 +155,34 @@ pub fn decode_message(
     body: &[u8],
     valid_properties: bool,
     max_bytes: usize,
+    cell: Option<Cell>,
 ) -> Result<Vote, Rejection> {
     let decoded = decode(body, max_bytes);
-    if valid_properties {
-        return decoded;
+    if !valid_properties {
+        // The hash helps whoever looks for the message.
+        let vote_hash = hash_in(decoded);
+        return Err(Rejection { vote_hash, ..Rejection::of_message(Reason::Properties) });
     }
-    // The hash helps whoever looks for the message.
-    let vote_hash = match decoded {
+    match (decoded, cell) {
+        (Ok(vote), Some(cell)) if cell.excludes(&vote.vote_hash) => Err(Rejection {
+            field: Some("vote_hash"),
+            vote_hash: Some(vote.vote_hash.into()),
+            ..Rejection::of_message(Reason::WrongCell)
+        }),
+        (decoded, _) => decoded,
+    }
+}
+
+/// Returns the `vote_hash` of a message body of any size, if that much of it is valid.
+pub fn hash_of(body: &[u8]) -> Option<String> {
+    hash_in(decode(body, usize::MAX))
+}
+
+fn hash_in(decoded: Result<Vote, Rejection>) -> Option<String> {
+    match decoded {
         Ok(vote) => Some(vote.vote_hash.into()),
         Err(rejection) => rejection.vote_hash,
-    };
-    Err(Rejection { vote_hash, ..Rejection::of_message(Reason::Properties) })
+    }
 }
 
 /// Decodes and validates one message body of at most `max_bytes` bytes.

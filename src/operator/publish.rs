@@ -8,6 +8,7 @@ pub mod files;
 mod format;
 mod lines;
 pub mod progress;
+mod route;
 mod run;
 mod sample;
 
@@ -26,6 +27,7 @@ pub use self::format::Unsuitable;
 use self::lines::{Input, Line, Lines};
 pub use self::lines::{LONGEST_LINE, Position};
 use self::progress::Length;
+pub use self::route::Route;
 pub use self::run::publish;
 pub use self::sample::{Expected, Samples, Shape};
 use crate::model::ports::{BrokerError, OpenError};
@@ -166,6 +168,9 @@ pub enum PublishError {
          them"
     )]
     QueueGone,
+    /// A message that an exchange returned.
+    #[error("the exchange {0:?} has no queue for a message: bind the queues of all cells to it")]
+    Unroutable(String),
     #[error(transparent)]
     Unsuitable(#[from] Unsuitable),
     /// Never returned by [`publish`], which opens another connection.

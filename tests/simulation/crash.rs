@@ -39,6 +39,7 @@ fn script(crash_points: Vec<u64>, commit_survives: f64) -> Plan {
             batch_deadline: Duration::from_secs(900),
             in_flight: 2,
             max_message_bytes: 1_024,
+            cell: None,
             most_acked: BATCH as u64 - 1,
             plain_after: 0,
             retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::datetime;
 use vote_aggregator::counting::pipeline::{Limits, RetryPolicy};
+use vote_aggregator::model::cell::{Cell, Router, of_hash};
 use vote_aggregator::model::vote::{Choice, Vote};
 
 const FIRST_CAST: OffsetDateTime = datetime!(2025-11-14 12:00 UTC);
@@ -21,7 +22,7 @@ const MOST_POISON: usize = 3;
 /// One message body and what has to become of it.
 pub struct Item {
     pub body: Vec<u8>,
-    /// `None`: malformed.
+    /// `None`: malformed, or of another cell.
     pub vote: Option<Vote>,
 }
 
@@ -142,7 +143,8 @@ impl Plan {
         let in_flight = rng.usize(1..=4);
         let heals_at = Duration::from_millis(rng.u64(2_000..90_000));
         let count = rng.usize(10..=120);
-        let items = items(&mut rng, count);
+        let cell = cell(&mut rng);
+        let items = items(&mut rng, count, cell);
         let faults = faults(&mut rng, heals_at);
         Self {
             seed,
@@ -153,6 +155,7 @@ impl Plan {
                 batch_deadline: Duration::from_secs(*rng.choice(&[10, 30, 900]).unwrap_or(&900)),
                 in_flight,
                 max_message_bytes: 1_024,
+                cell,
                 most_acked: rng.u64(1..=20),
                 plain_after: *rng.choice(&[0, 0, 1, 5]).unwrap_or(&0),
                 retry: RetryPolicy {
@@ -243,7 +246,13 @@ fn law(rng: &mut Rng) -> String {
     format!("law-{}", rng.u8(1..=3))
 }
 
-fn items(rng: &mut Rng, count: usize) -> Vec<Item> {
+/// In one seed of eight publishers route by hash, and not all of them rightly.
+fn cell(rng: &mut Rng) -> Option<Cell> {
+    let cell = Cell { number: 0, of: rng.u16(2..=8), router: Router::Publishers };
+    (rng.u8(..8) == 0).then_some(cell)
+}
+
+fn items(rng: &mut Rng, count: usize, cell: Option<Cell>) -> Vec<Item> {
     let (attempts, malformed) = (rng.f64() * 0.2, rng.f64() * 0.15);
     let mut poison = rng.usize(0..=MOST_POISON);
     let mut items: Vec<Item> = Vec::with_capacity(count);
@@ -275,6 +284,10 @@ fn items(rng: &mut Rng, count: usize) -> Vec<Item> {
             vote.citizen_id = POISON.into();
         }
         items.push(item(vote));
+    }
+    for item in &mut items {
+        let is_elsewhere = |of: Cell, vote: &Vote| of_hash(&vote.vote_hash, of.of) != of.number;
+        item.vote.take_if(|vote| cell.is_some_and(|cell| is_elsewhere(cell, vote)));
     }
     items
 }

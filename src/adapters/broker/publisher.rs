@@ -56,31 +56,39 @@ impl Publisher {
         for (name, value) in headers {
             table.insert((*name).into(), long_string(value));
         }
-        self.publish_as(queue, body, json(table)).await
+        self.publish_as("", queue, body, json(table)).await
     }
 
-    /// Sends one vote to `queue` as [`Publisher::publish`] does, with the time it is published at
-    /// and, where traces are collected, a trace of its own.
+    /// Sends one vote to an exchange (to a queue through the default exchange, which has no name), with
+    /// the time it is published at and, where traces are collected, a trace of its own.
     ///
     /// # Errors
     /// [`BrokerError`] when it could not be sent.
-    pub async fn publish_vote(&self, queue: &str, body: &[u8]) -> Result<Confirm, BrokerError> {
+    pub async fn publish_vote(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        body: &[u8],
+    ) -> Result<Confirm, BrokerError> {
         let mut table = FieldTable::default();
         headers::stamp(&mut table);
-        let span = spans::send(queue, body.len());
+        let destination = if exchange.is_empty() { routing_key } else { exchange };
+        let span = spans::send(destination, body.len());
         headers::join(&mut table, &spans::context(&span));
-        self.publish_as(queue, body, json(table)).instrument(span).await
+        self.publish_as(exchange, routing_key, body, json(table)).instrument(span).await
     }
 
     pub(super) async fn publish_as(
         &self,
-        queue: &str,
+        exchange: &str,
+        routing_key: &str,
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<Confirm, BrokerError> {
         let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let sent = self.channel.basic_publish("".into(), queue.into(), mandatory, body, properties);
-        let confirm = sent.await.map_err(|error| BrokerError::disconnected("publish", error))?;
+        let (exchange, key) = (exchange.into(), routing_key.into());
+        let sent = self.channel.basic_publish(exchange, key, mandatory, body, properties).await;
+        let confirm = sent.map_err(|error| BrokerError::disconnected("publish", error))?;
         Ok(Confirm { confirm, place: Arc::clone(&self.place) })
     }
 
@@ -137,6 +145,9 @@ fn refused(error: &lapin::Error, place: &str) -> Option<OpenError> {
             "{error}; {place}. The user has no write permission on the default exchange, which \
              RabbitMQ calls amq.default: let the second pattern of `rabbitmqctl set_permissions` \
              match that name"
+        ))),
+        404 => Some(OpenError::Configuration(format!(
+            "{error}; {place}. Create the exchange and bind the queues to it, or name another"
         ))),
         406 => Some(OpenError::Configuration(format!(
             "{error}; {place}. Is the message larger than the broker's max_message_size?"

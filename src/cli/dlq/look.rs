@@ -258,7 +258,7 @@ mod tests {
     fn dead_letter(body: &[u8], headers: Value) -> (DeadLetterMessage, Examined) {
         let Value::Object(headers) = headers else { panic!("headers are an object") };
         let message = DeadLetterMessage::new(body, headers.into_iter().collect());
-        let examined = dlq::examine(&message, 16_384);
+        let examined = dlq::examine(&message, 16_384, None);
         (message, examined)
     }
 

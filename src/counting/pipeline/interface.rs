@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::acknowledged::Acknowledged;
 use super::upsert::{IsolationBudget, RetryPolicy};
+use crate::model::cell::Cell;
 use crate::model::ports::{BrokerError, Fault};
 use crate::platform::retry::Jitter;
 use crate::platform::telemetry::{Health, Instruments};
@@ -22,6 +23,8 @@ pub struct Limits {
     pub in_flight: usize,
     /// Longest message body, in bytes.
     pub max_message_bytes: usize,
+    /// The cell that the queue belongs to, if there are cells.
+    pub cell: Option<Cell>,
     /// Most deliveries that one ack covers.
     pub most_acked: u64,
     /// Batches without a known `vote_hash` before a plain INSERT is tried; see [`super::PLAIN_AFTER`].

@@ -175,6 +175,7 @@ fn limits(batch_size: usize, in_flight: usize) -> Limits {
         batch_deadline: Duration::from_secs(900),
         in_flight,
         max_message_bytes: 16_384,
+        cell: None,
         most_acked: 500,
         plain_after: 0,
         retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },

@@ -140,6 +140,7 @@ const LIMITS: Limits = Limits {
     batch_deadline: Duration::from_secs(900),
     in_flight: 4,
     max_message_bytes: 1_024,
+    cell: None,
     most_acked: 500,
     plain_after: 64,
     retry: RetryPolicy { max_attempts: 3, delay: Duration::from_secs(1) },

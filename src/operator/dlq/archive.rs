@@ -91,7 +91,7 @@ mod tests {
         for body in [&b"{\"a\": 1}\n\x00"[..], b"\xff\xfe", b""] {
             let message =
                 DeadLetterMessage::new(body, BTreeMap::from([("own".to_owned(), json!([1]))]));
-            let line = line(&message, &examine(&message, 100));
+            let line = line(&message, &examine(&message, 100, None));
             let kept = match (line.get("body"), line.get("body_base64")) {
                 (Some(Value::String(text)), None) => text.clone().into_bytes(),
                 (None, Some(Value::String(text))) => STANDARD.decode(text).expect("base64"),

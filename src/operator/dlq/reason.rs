@@ -6,6 +6,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::mask;
 use crate::adapters::broker::DeadLetterMessage;
+use crate::model::cell::Cell;
 use crate::model::vote::{self, Reason, Rejection};
 
 /// Replaces a header's text that neither the service nor the broker would have written.
@@ -61,13 +62,13 @@ pub struct Examined {
     pub deliveries: u64,
 }
 
-/// Examines a message, with the decoder's limit in bytes.
-pub fn examine(message: &DeadLetterMessage, max_bytes: usize) -> Examined {
+/// Examines a message of the dead-letter queue of `cell`, with the decoder's limit in bytes.
+pub fn examine(message: &DeadLetterMessage, max_bytes: usize, cell: Option<Cell>) -> Examined {
     let text = |name: &str| message.headers.get(name).and_then(Value::as_str);
     let deaths = deaths(message.headers.get("x-death"));
     let sqlstate = text("x-sqlstate").map(|text| checked(text, is_sqlstate));
     let (reason, vote_hash, law_id) =
-        match vote::decode_message(&message.body, message.valid_properties, max_bytes) {
+        match vote::decode_message(&message.body, message.valid_properties, max_bytes, cell) {
             Ok(vote) => {
                 let reason = match (&sqlstate, deaths.first()) {
                     (Some(sqlstate), _) => DeadLetterReason::Refused { sqlstate: sqlstate.clone() },
@@ -180,6 +181,9 @@ impl DeadLetterReason {
     /// Returns a sentence that says what happened.
     pub fn explanation(&self) -> String {
         match self {
+            Self::Malformed(Rejection { reason: Reason::WrongCell, .. }) => {
+                format!("A valid vote: {}.", broken(Reason::WrongCell))
+            }
             Self::Malformed(rejection) => {
                 let Rejection { reason, field, detail, .. } = rejection;
                 let field = field.map(|field| format!(" ({field})")).unwrap_or_default();
@@ -213,6 +217,11 @@ impl DeadLetterReason {
                 "Fix the publisher: header names, content_type, message_id and the routing key must \
                  be UTF-8. `dlq replay --reason properties --force` publishes the body again, with `?` \
                  in place of the invalid bytes."
+            }
+            Self::Malformed(Rejection { reason: Reason::WrongCell, .. }) => {
+                "Fix the publisher: the cell is CRC-32 of vote_hash modulo the number of cells. Then save \
+                 these with `dlq purge --reason wrong_cell --save FILE`, and publish them with \
+                 `publish --cells`; a replay would be dead-lettered again."
             }
             Self::Malformed(_) => {
                 "The publisher must fix it and publish it again; a replay would be dead-lettered \
@@ -254,6 +263,7 @@ const fn broken(reason: Reason) -> &'static str {
         Reason::BadLawId => "law_id has a character outside A–Z a–z 0–9 . _ : -",
         Reason::BadChoice => "choice is neither oui nor non",
         Reason::BadTimestamp => "timestamp is not RFC 3339 with an offset, of the years 1970–9999",
+        Reason::WrongCell => "its vote_hash belongs to another cell, where alone it may be counted",
     }
 }
 
@@ -287,7 +297,7 @@ mod tests {
     }
 
     fn of(body: impl Into<Vec<u8>>, headers: Value) -> Examined {
-        examine(&message(body, headers), 16_384)
+        examine(&message(body, headers), 16_384, None)
     }
 
     fn death(reason: &str) -> Value {
@@ -316,10 +326,25 @@ mod tests {
 
     #[test]
     fn the_decoders_limit_is_that_of_the_configuration() {
-        let small = examine(&message(VOTE, json!({})), 20);
+        let small = examine(&message(VOTE, json!({})), 20, None);
         assert_eq!(small.reason.code(), "too_large");
         assert!(small.reason.advice().contains("MAX_MESSAGE_BYTES"));
         assert_eq!(small.law_id, None, "nothing beyond the limit is read");
+    }
+
+    #[test]
+    fn a_vote_of_another_cell_is_valid_and_is_not_replayed() {
+        let of_cell = |cell: &str| {
+            let cell = cell.parse().expect("a cell");
+            examine(&message(VOTE, json!({"x-death": death("rejected")})), 16_384, Some(cell))
+        };
+        let cells = (0..4).map(|number| of_cell(&format!("crc32:{number}/4")).reason);
+        let others = cells.filter(|reason| reason.code() == "wrong_cell" && !reason.is_valid());
+        let others: Vec<_> = others.collect();
+        assert_eq!(others.len(), 3);
+        assert!(others[0].explanation().starts_with("A valid vote: "), "{:?}", others[0]);
+        assert!(others[0].advice().contains("publish --cells"));
+        assert_eq!(of_cell("0/4").reason.code(), "rejected");
     }
 
     #[test]

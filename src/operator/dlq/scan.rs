@@ -9,6 +9,7 @@ use super::filter::Filter;
 use super::reason::{Examined, examine};
 use super::trial::TrialResults;
 use crate::adapters::broker::{DeadLetterMessage, DeadLetterQueue};
+use crate::model::cell::Cell;
 use crate::model::ports::{BrokerError, DeliveryTag};
 use crate::platform::config::Config;
 
@@ -28,6 +29,8 @@ pub struct Selection<'a> {
     pub malformed: bool,
     /// The decoder's limit, in bytes.
     pub max_message_bytes: usize,
+    /// The cell that the queue belongs to, if there are cells.
+    pub cell: Option<Cell>,
     /// At most so many; `None`: all.
     pub max: Option<u64>,
     /// Only what the operator agreed to; `None`: everything.
@@ -44,6 +47,7 @@ impl<'a> Selection<'a> {
             max_replays: None,
             malformed: true,
             max_message_bytes: config.batch.max_message_bytes,
+            cell: config.rabbitmq.cell,
             max: None,
             agreed: None,
             trial: None,
@@ -165,7 +169,8 @@ impl<'a> Reader<'a> {
                 self.tally.ended = if full { Ended::Full } else { Ended::AtTheEnd };
                 return Ok(None);
             };
-            let examined = examine(&message, self.selection.max_message_bytes);
+            let Selection { max_message_bytes, cell, .. } = *self.selection;
+            let examined = examine(&message, max_message_bytes, cell);
             if self.selection.selects(&message, &examined, &mut self.tally) {
                 self.selected += 1;
                 return Ok(Some((message, examined)));
@@ -229,6 +234,7 @@ mod tests {
             max_replays: Some(3),
             malformed: false,
             max_message_bytes: 16_384,
+            cell: None,
             max: None,
             agreed: None,
             trial: None,
@@ -254,7 +260,8 @@ mod tests {
             (&asked, &broken, 0, false, [0, 0, 0]),
         ] {
             let (message, mut tally) = (message(body, replays), Tally::default());
-            let selected = selection.selects(&message, &examine(&message, 16_384), &mut tally);
+            let selected =
+                selection.selects(&message, &examine(&message, 16_384, None), &mut tally);
             assert_eq!(selected, is_selected, "{body} {replays}");
             assert_eq!(
                 [tally.matched, tally.malformed, tally.too_often],
@@ -271,7 +278,7 @@ mod tests {
             let death = json!([{"reason": format!("made up {number}")}]);
             let message =
                 DeadLetterMessage::new(VOTE, BTreeMap::from([("x-death".to_owned(), death)]));
-            tally.count(&examine(&message, 16_384));
+            tally.count(&examine(&message, 16_384, None));
         }
         assert_eq!((tally.matched, tally.valid), (1_000, 1_000));
         assert_eq!(tally.reasons.values().sum::<u64>(), 1_000);

@@ -251,7 +251,11 @@ mod tests {
         let body = json!({"vote_hash": "h", "citizen_id": "c", "law_id": law, "choice": "oui",
                           "timestamp": "2025-11-14T12:00:00Z"});
         let Value::Object(headers) = headers else { panic!("headers are an object") };
-        examine(&DeadLetterMessage::new(body.to_string(), headers.into_iter().collect()), 16_384)
+        examine(
+            &DeadLetterMessage::new(body.to_string(), headers.into_iter().collect()),
+            16_384,
+            None,
+        )
     }
 
     #[test]

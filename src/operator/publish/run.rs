@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::batch::Batch;
 use super::lines::Position;
 use super::progress::bar;
-use super::{Checkpoint, Pace, PublishError, Report, Source, ticks};
+use super::{Checkpoint, Pace, PublishError, Report, Route, Source, ticks};
 use crate::adapters::broker::{Confirm, Publisher, RabbitMq};
 use crate::model::ports::BrokerError;
 use crate::platform::retry::{Backoff, Jitter};
@@ -31,7 +31,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(15);
 
 struct Run<'a> {
     rabbitmq: &'a RabbitMq,
-    queue: &'a str,
+    route: &'a Route,
     source: Source,
     rate: Option<Interval>,
     retry_for: Duration,
@@ -52,14 +52,14 @@ struct Run<'a> {
     saved_at: Instant,
 }
 
-/// Publishes all of `source` to `queue`, with a progress bar on a terminal. When the connection is
+/// Publishes all of `source` to `route`, with a progress bar on a terminal. When the connection is
 /// lost it opens another one and publishes again what was not confirmed, which counts nothing
 /// twice. A message that is returned, because its queue is gone, ends it. `checkpoint` is written every
 /// second or two and at the end, however it ends; `stop` ends it once everything in flight is
 /// confirmed, or after two seconds.
 pub async fn publish(
     rabbitmq: &RabbitMq,
-    queue: &str,
+    route: &Route,
     source: Source,
     pace: Pace,
     checkpoint: Option<&Checkpoint>,
@@ -68,7 +68,7 @@ pub async fn publish(
     let (began, from) = (Instant::now(), source.position());
     let mut run = Run {
         rabbitmq,
-        queue,
+        route,
         rate: pace.rate.map(ticks),
         retry_for: pace.retry_for,
         checkpoint,
@@ -130,10 +130,11 @@ impl Run<'_> {
     }
 
     async fn connect(&mut self) -> Result<Publisher, PublishError> {
+        let queues = self.route.queues(self.rabbitmq.config());
         let opened = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(PublishError::Stopped),
-            opened = timeout(OPEN_TIMEOUT, self.rabbitmq.publisher()) => opened,
+            opened = timeout(OPEN_TIMEOUT, self.rabbitmq.publisher_to(&queues)) => opened,
         };
         let publisher = match opened {
             Ok(Ok(publisher)) => publisher,
@@ -151,7 +152,7 @@ impl Run<'_> {
         }
         if publisher.made_queue && self.from.bytes > 0 {
             tracing::warn!(
-                queue = self.queue,
+                queue = %self.route,
                 "the queue did not exist: votes of an earlier run are counted only if they were \
                  consumed before it was deleted"
             );
@@ -232,7 +233,8 @@ impl Run<'_> {
 
     async fn send(&self, publisher: &Publisher, index: usize) -> Result<Confirm, PublishError> {
         let body = &self.batch.messages[index].body;
-        Ok(self.answered(publisher.publish_vote(self.queue, body)).await??)
+        let (exchange, routing_key) = self.route.of(body);
+        Ok(self.answered(publisher.publish_vote(exchange, &routing_key, body)).await??)
     }
 
     /// Waits for the confirms; after a stop or an error only as long as they may be on their way.
@@ -253,7 +255,7 @@ impl Run<'_> {
             if outcome.is_none() {
                 outcome = timeout_at(deadline, &mut confirm).await.ok();
             }
-            match outcome.map(|outcome| outcome.map_err(PublishError::from)) {
+            match outcome.map(|outcome| outcome.map_err(|error| self.route.error(error))) {
                 Some(Ok(())) => {
                     self.batch.messages[index].confirmed = true;
                     self.away_since = None;

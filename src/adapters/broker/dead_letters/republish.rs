@@ -53,7 +53,7 @@ impl Republisher {
         message: DeadLetterMessage,
         properties: BasicProperties,
     ) -> Result<(), BrokerError> {
-        let publish = self.publisher.publish_as(queue, &message.body, properties);
+        let publish = self.publisher.publish_as("", queue, &message.body, properties);
         let confirm = confirmed(publish).await?;
         self.bytes += message.size();
         self.unconfirmed.push((message, confirm));
