@@ -104,7 +104,7 @@ fn columns(criterion: &mut Criterion) {
 fn chain(criterion: &mut Criterion) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    let metrics = Metrics::new(100, Arc::new(Health::default())).expect("metrics");
+    let metrics = Metrics::new(100, Arc::new(Health::default()), None).expect("metrics");
     let deliveries: Vec<Delivery> = samples(VOTES)
         .into_iter()
         .enumerate()

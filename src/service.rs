@@ -116,7 +116,7 @@ async fn count(
     let began = Instant::now();
     health.watch_hosts([config.rabbitmq.host.clone(), config.postgres.host.clone()]);
     let metrics = if metrics_wanted() {
-        Metrics::new(config.monitoring.max_laws, Arc::clone(&health))?
+        Metrics::new(config.monitoring.max_laws, Arc::clone(&health), config.rabbitmq.cell)?
     } else {
         tracing::warn!("OTEL_METRICS_EXPORTER=none: /metrics shows nothing, no alert can fire");
         Metrics::off(Arc::clone(&health))

@@ -65,7 +65,8 @@ fn panel_queries() -> Vec<(String, String)> {
             assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{title}: a unit");
             let query = target["expr"].as_str().expect("a query");
             let query = query.replace("$job", "vote-aggregator").replace("$__rate_interval", "1m");
-            let query = query.replace("$instance", ".*").replace("$law", ".*");
+            let every = ["$cell", "$instance", "$law"].into_iter();
+            let query = every.fold(query, |query, name| query.replace(name, ".*"));
             assert!(!query.contains('$'), "{title}: an unknown variable: {query}");
             queries.push((title.to_owned(), query));
         }

@@ -96,7 +96,7 @@ fn main() -> ExitCode {
 
 /// Runs share them: they are written only, and building them takes longer than a run.
 pub fn instruments() -> Instruments {
-    let metrics = Metrics::new(10, Arc::new(Health::default()));
+    let metrics = Metrics::new(10, Arc::new(Health::default()), None);
     metrics.expect("instruments of a registry of their own").instruments
 }
 

@@ -196,7 +196,7 @@ fn run_chain(
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let metrics = Metrics::new(10, Arc::new(Health::default())).expect("metrics");
+        let metrics = Metrics::new(10, Arc::new(Health::default()), None).expect("metrics");
         let tools = Tools {
             store: world,
             dead_letters: world,

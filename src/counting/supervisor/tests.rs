@@ -168,7 +168,7 @@ async fn supervise_with(
     long_enough: Duration,
     health: &Arc<Health>,
 ) -> (Result<(), OpenError>, Metrics) {
-    let metrics = Metrics::new(1, Arc::clone(health)).expect("metrics");
+    let metrics = Metrics::new(1, Arc::clone(health), None).expect("metrics");
     let supervisor = Supervisor {
         broker,
         store,

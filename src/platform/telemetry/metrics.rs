@@ -267,6 +267,11 @@ impl Instruments {
         self.state().pool = Some(Box::new(pool));
     }
 
+    /// Sets the number of cells.
+    fn cells(&self, cells: u16) {
+        self.state().cells = cells;
+    }
+
     /// Sets what is known of the database's standbys; `None`: it does not answer.
     pub fn standbys(&self, standbys: Option<Standbys>) {
         self.state().standbys = standbys;

@@ -8,6 +8,7 @@ use prometheus::{Registry, TextEncoder};
 
 use super::gauges::Gauge;
 use super::{Count, Instruments};
+use crate::model::cell::Cell;
 use crate::platform::telemetry::health::Health;
 
 /// The instruments and the registry they are scraped from.
@@ -20,12 +21,19 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Instruments of their own registry, with series for at most `max_laws` laws and `other`.
+    /// Instruments of their own registry, with series for at most `max_laws` laws and `other`, all of
+    /// them with the label of the cell if there is one.
     ///
     /// # Errors
     /// When the exporter can't be set up: a mistake of this service.
-    pub fn new(max_laws: usize, health: Arc<Health>) -> Result<Self, MetricsError> {
-        let registry = Registry::new();
+    pub fn new(
+        max_laws: usize,
+        health: Arc<Health>,
+        cell: Option<Cell>,
+    ) -> Result<Self, MetricsError> {
+        let label = cell.map(|cell| [("cell".to_owned(), cell.number.to_string())].into());
+        let registry =
+            Registry::new_custom(None, label).map_err(|error| MetricsError(error.to_string()))?;
         let exporter = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
             .scope_info_enabled(false)
@@ -40,7 +48,9 @@ impl Metrics {
             if laws.contains(&instrument.name()) { stream.build().ok() } else { None }
         };
         let provider = SdkMeterProvider::builder().with_reader(exporter).with_view(per_law).build();
-        Ok(Self::of(registry, provider, max_laws, &health))
+        let metrics = Self::of(registry, provider, max_laws, &health);
+        metrics.instruments.cells(cell.map_or(1, |cell| cell.of));
+        Ok(metrics)
     }
 
     /// Instruments that measure nothing, and a scrape without series. Health, logs and the shutdown

@@ -28,6 +28,8 @@ pub(super) enum Gauge {
     CurrentVoteTotals,
     /// Always 1; version and git revision of this program
     BuildInfo,
+    /// Cells that votes are divided into; 1 without cells
+    Cells,
     /// Batches being committed now, retries and their delays included
     BatchesInFlight,
     /// Time the last batch took to commit, retries included
@@ -133,6 +135,7 @@ impl Read {
                 }
                 return;
             }
+            Gauge::Cells => Some(state().cells.into()),
             Gauge::BatchesInFlight => Some(state().in_flight as f64),
             Gauge::BatchProcessingDuration => Some(state().last_batch.as_secs_f64()),
             Gauge::LastCommitAge => Some(age(state().last_commit.unwrap_or(self.began))),

@@ -44,6 +44,7 @@ pub(super) struct Compared {
 
 #[derive(Default)]
 pub(super) struct State {
+    pub(super) cells: u16,
     pub(super) session: SessionState,
     pub(super) breaker: BreakerState,
     /// Batches in flight, and all batches of this process.
