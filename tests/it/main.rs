@@ -2,6 +2,7 @@
 
 mod addresses;
 mod broker;
+mod cells;
 mod check;
 mod counting;
 mod delivery_limit;
