@@ -19,6 +19,7 @@ use crate::support::{BINARY, Files, Servers, Service, Stage, eventually, message
 /// Oui and non of each law.
 type Laws = BTreeMap<String, [i64; 2]>;
 
+const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/roles.sql");
 const SUM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/postgres/cells.sql");
 
 /// A database on the same server, and a queue, named after those of `stage`.
@@ -226,12 +227,14 @@ async fn the_database_of_a_cell_moves_to_another_server_while_votes_arrive() {
     cells.sum.execute(&format!("ALTER DATABASE {} RENAME TO {old}", cell.database)).await;
     cells.sum.run("results", &["--retry-for", "0"]).await.assert(75, &["cell_1"]);
     let dump = files.file("dump.sql");
-    cells.sum.servers.script(&["pg_dump", "--", "--file", &dump, &old]);
+    let options = ["pg_dump", "--", "--no-owner", "--no-privileges", "--file", &dump, &old];
+    cells.sum.servers.script(&options);
     let moved = on(&cells.sum, &other, cell.database.clone(), 1);
     other.script(&["psql", "--", "-qc", &format!("CREATE DATABASE {}", cell.database)]);
-    let restore =
-        ["psql", "--", "-d", &cell.database, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", &dump];
-    other.script(&restore);
+    let psql = ["psql", "--", "-d", &cell.database, "-X", "-q", "-v", "ON_ERROR_STOP=1"];
+    for file in [dump.as_str(), ROLES] {
+        other.script(&[&psql[..], &["-f", file]].concat());
+    }
     let (port, password) = (other.get("POSTGRES_PORT"), other.get("POSTGRES_PASSWORD"));
     let setting = cells.setting(1);
     let there =
