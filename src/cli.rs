@@ -13,7 +13,6 @@ mod recount;
 mod results;
 mod run;
 mod signals;
-mod watch;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -47,7 +46,7 @@ Examples:
   vote-aggregator check --connect               look for mistakes before counting begins
   vote-aggregator migrate                       create or upgrade the tables
   vote-aggregator publish --count 1000          publish 1,000 sample votes
-  vote-aggregator results --watch               the results, live
+  vote-aggregator results                       the results by law
   vote-aggregator recount                       compare the results with the audit
   vote-aggregator dlq list                      show what could not be counted, and why
   vote-aggregator health-check                  ask the service on this host whether it is ready";
@@ -92,7 +91,7 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Publish sample votes, or the lines of a file, to the queue
     Publish(publish::Arguments),
-    /// Show the results: a table, JSON, CSV, or live on the terminal
+    /// Show the results: a table, JSON or CSV
     Results(results::Arguments),
     /// Recount the audit and compare the results with it: exit code 0 or 1
     Recount(recount::Arguments),
@@ -164,12 +163,9 @@ fn run_command() -> Outcome {
 async fn run_async(command: Command, config: Config) -> Outcome {
     let traces =
         Traces::from_env(config.batch.size).map_err(|error| failed(exit::CONFIG, error))?;
-    // A log would be written across what is drawn, which says the same.
-    if !matches!(&command, Command::Results(arguments) if arguments.draws()) {
-        let monitoring = &config.monitoring;
-        let queued = matches!(command, Command::Run);
-        telemetry::init_logs(monitoring.log_level, monitoring.log_format, &traces, queued);
-    }
+    let monitoring = &config.monitoring;
+    let queued = matches!(command, Command::Run);
+    telemetry::init_logs(monitoring.log_level, monitoring.log_format, &traces, queued);
     match command {
         Command::Run => run::run(config, traces).await,
         Command::Check(arguments) => check::check(&config, &arguments).await,

@@ -41,7 +41,7 @@ pub use self::misfits::Misfits;
 pub use self::reconcile::{PAUSES, Reconciled, Shared};
 pub use self::recount::{Comparison, LawCounts};
 pub use self::repair::{Correction, Progress, correct, recount};
-pub use self::results::{Results, results};
+pub use self::results::results;
 #[cfg(test)]
 pub(crate) use self::sessions::tests::session;
 pub use self::sessions::{Session, pids};

@@ -1,19 +1,20 @@
 //! `results`.
 
-use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use comfy_table::Table;
+use indicatif::HumanCount;
 use vote_aggregator::adapters::store::{self, Patience};
-use vote_aggregator::model::results::{self, LawResult, Order, Reading, moment, printable};
+use vote_aggregator::model::results::{
+    self, LawResult, Order, Reading, grouped, moment, percentages, printable,
+};
 use vote_aggregator::platform::config::Config;
-use vote_aggregator::platform::terminal;
 
 use super::exit::{self, Outcome};
-use super::{RETRY_FOR, output, seconds, watch};
+use super::{RETRY_FOR, output, seconds};
 
 /// Law ids that a note names.
 const NAMED: usize = 5;
@@ -22,7 +23,7 @@ const NAMED: usize = 5;
 #[command(after_help = "\
 Examples:
   vote-aggregator results                       the laws, the one with most votes first
-  vote-aggregator results --watch               the same, live, with votes a second
+  watch vote-aggregator results                 the same, again and again on a terminal
   vote-aggregator results --law law-001 --law law-002
   vote-aggregator results --top 10 --json       for programs
   vote-aggregator results --csv > results.csv   for spreadsheets
@@ -47,43 +48,19 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N")]
     top: Option<NonZeroUsize>,
     /// Print one JSON object
-    #[arg(long, conflicts_with_all = ["csv", "watch"])]
+    #[arg(long, conflicts_with = "csv")]
     json: bool,
     /// Print comma-separated values, a law a line, without sums
-    #[arg(long, conflicts_with = "watch")]
-    csv: bool,
-    /// Draw the table on the terminal again and again, until q or Ctrl-C
     #[arg(long)]
-    watch: bool,
-    /// Seconds between two readings
-    #[arg(long, value_name = "SECONDS", requires = "watch", default_value = "2", value_parser = interval)]
-    interval: Duration,
+    csv: bool,
     /// Seconds to retry while PostgreSQL is unavailable; 0: do not retry
-    #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds(), conflicts_with = "watch")]
+    #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds())]
     retry_for: Duration,
 }
 
-impl Arguments {
-    /// Whether it draws on the terminal, to which nothing else may write then.
-    pub(super) fn draws(&self) -> bool {
-        self.watch && terminal::draws(&io::stdout()) && io::stderr().is_terminal()
-    }
-}
-
 pub(super) async fn results(config: &Config, arguments: &Arguments) -> Outcome {
-    let Arguments { law, sort, json, csv, watch, interval, retry_for, .. } = arguments;
+    let Arguments { law, sort, json, csv, retry_for, .. } = arguments;
     let top = arguments.top.map_or(usize::MAX, NonZeroUsize::get);
-    if *watch {
-        if !terminal::draws(&io::stdout()) {
-            return Err(output::usage(
-                "--watch needs a terminal, and standard output is not one (or TERM is dumb or not \
-                 set). Elsewhere, use --json in a loop:\n  \
-                 while vote-aggregator results --json; do sleep 2; done",
-            ));
-        }
-        let view = watch::View::new(*sort, top, law.clone());
-        return watch::watch(config, view, *interval).await;
-    }
     let read = store::results(config, law, Patience::new(*retry_for)).await;
     let mut reading = read.map_err(exit::without_postgres("read the results"))?;
     reading.sort(*sort);
@@ -112,8 +89,8 @@ fn text(reading: &Reading, top: usize, asked: &[String]) -> String {
         missing.map(|law| format!("no votes are counted yet for {}\n", printable(law))).collect();
     let shown = match reading.laws.len() {
         0 => return format!("{missing}no votes are counted yet (read at {read})\n"),
-        all if top < all => format!("the first {top} of {}", watch::laws(all)),
-        all => watch::laws(all),
+        all if top < all => format!("the first {top} of {}", laws(all)),
+        all => laws(all),
     };
     format!("{}\n\n{missing}{shown}, read at {read}\n", table(reading, top))
 }
@@ -121,11 +98,24 @@ fn text(reading: &Reading, top: usize, asked: &[String]) -> String {
 fn table(reading: &Reading, top: usize) -> Table {
     let sum = LawResult { law_id: "all".to_owned(), ..reading.sum() };
     let rows = reading.laws.iter().take(top).chain([&sum]).map(|law| {
-        let mut cells = watch::counts(law);
+        let mut cells = counts(law);
         cells.push(moment(law.updated_at));
         cells
     });
     output::table(["law", "oui", "non", "total", "oui %", "non %", "last update"], rows, 1..7)
+}
+
+/// A law's name, counts and shares, as cells of a table.
+fn counts(law: &LawResult) -> Vec<String> {
+    let mut cells = vec![printable(&law.law_id)];
+    cells.extend([law.oui, law.non, law.total()].map(grouped));
+    cells.extend(percentages(law.oui, law.non));
+    cells
+}
+
+fn laws(count: usize) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{} law{plural}", HumanCount(count as u64))
 }
 
 /// Parses the value of --sort.
@@ -135,13 +125,6 @@ fn order() -> impl TypedValueParser<Value = Order> {
         "updated" => Order::Updated,
         _ => Order::Votes,
     })
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    match text.parse() {
-        Ok(seconds) if (0.2..=3_600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("seconds from 0.2 to 3600, e.g. 2".to_owned()),
-    }
 }
 
 #[cfg(test)]
@@ -170,13 +153,5 @@ mod tests {
         let end = "no votes are counted yet for law-9\n\
                    the first 2 of 3 laws, read at 2026-11-25 21:15:04Z\n";
         assert!(text.ends_with(end), "{text}");
-    }
-
-    #[test]
-    fn an_interval_is_seconds_within_reason() {
-        assert_eq!(interval("0.5"), Ok(Duration::from_millis(500)));
-        for text in ["0", "-1", "NaN", "inf", "1e9", "2s", ""] {
-            assert!(interval(text).is_err(), "{text}");
-        }
     }
 }

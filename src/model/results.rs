@@ -1,10 +1,9 @@
-//! The results as people and programs read them: sums, shares, order, rates, text.
+//! The results as people and programs read them: sums, shares, order, text.
 //!
 //! Architecture invariant: pure. Whoever reads the table gives a [`Reading`]; nothing here asks for
 //! one, and nothing here looks at a clock.
 
 mod formats;
-mod trend;
 
 use std::cmp::{Ordering, Reverse};
 use std::fmt::Write;
@@ -13,7 +12,6 @@ use indicatif::HumanCount;
 use time::OffsetDateTime;
 
 pub use self::formats::{csv, json, looks_like_a_value};
-pub use self::trend::{Span, Trend};
 
 /// One row of vote_results.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 
-/// Whether it is a terminal that takes escape sequences: colours and a cursor that moves.
-pub fn draws(stream: &impl IsTerminal) -> bool {
+/// Whether it is a terminal that takes escape sequences.
+fn draws(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && obeys(std::env::var_os("TERM").as_deref())
 }
 

@@ -46,15 +46,11 @@ async fn colours_are_for_terminals_and_not_for_those_who_refuse_them() {
 
 #[tokio::test]
 async fn a_dumb_terminal_gets_no_escape_sequence() {
-    let line = format!(
-        "{BINARY} --help; {BINARY} publish --file nowhere.ndjson; \
-         {BINARY} results --watch; echo $?"
-    );
+    let line = format!("{BINARY} --help; {BINARY} publish --file nowhere.ndjson");
     for term in ["env TERM=dumb", "env --unset=TERM"] {
         let line = format!("{term} sh -c '{line}'");
         let written = written(&line, true, None).await;
-        assert!(written.contains("nowhere.ndjson") && written.contains("--json"), "{written}");
-        assert!(written.ends_with("2\r\n") && !written.contains('\x1b'), "{written:?}");
+        assert!(written.contains("nowhere.ndjson") && !written.contains('\x1b'), "{written:?}");
     }
 }
 

@@ -1,15 +1,9 @@
 //! `results`: what it reads and how it shows it, with which role, and without PostgreSQL.
 
-use std::process::Stdio;
-
 use serde_json::json;
 use tokio::process::Command;
-use tokio::time::timeout;
 
-use crate::support::{
-    BINARY, Ended, Files, PATIENCE, Servers, Service, Stage, assert_contains, assert_lacks, ended,
-    eventually, login, on_path,
-};
+use crate::support::{BINARY, Ended, Servers, Service, Stage, ended, login, on_path};
 
 /// Three laws, one of them with a name that the service would not count votes for.
 const LAWS: &str = "INSERT INTO vote_results (law_id, oui_count, non_count, updated_at) VALUES \
@@ -103,9 +97,6 @@ async fn without_tables_or_grants_results_and_recount_end_with_a_code_of_their_o
     stage.run_with(&["recount"], &[]).await.assert(1, &[]);
     stage.run_with(&repair, &[]).await.assert(78, &["result_corrections"]);
 
-    // The live view needs a terminal.
-    let piped = results(&stage, &["--watch"]).await.assert(2, &["--json"]);
-    assert_eq!(piped.stdout, "");
     results(&stage, &["--json", "--csv"]).await.assert(2, &[]);
 }
 
@@ -135,46 +126,4 @@ async fn a_server_that_stays_away_or_read_only_is_given_up() {
     }
     stage.set_default("default_transaction_read_only = on").await;
     stage.run("migrate", &["--retry-for", "0"]).await.assert(75, &["25006"]);
-}
-
-/// util-linux's script gives the command a terminal; what is drawn there goes to a file.
-#[tokio::test]
-async fn the_live_view_outlives_an_outage_and_gives_the_terminal_back() {
-    let servers = Servers::private("resultswatch");
-    let stage = Stage::migrated(&servers, "resultswatch").await;
-    stage.execute(LAWS).await;
-    let files = Files::new("resultswatch");
-    let typescript = files.join("typescript");
-    let watch = format!(
-        "stty rows 24 cols 120; {BINARY} results --watch --interval 0.2; \
-         echo \"ended with $?\"; stty -a"
-    );
-    let options = ["--quiet", "--return", "--flush", "--command", &watch];
-    let mut command = on_path(stage.command("script", &options));
-    command.arg(&typescript).envs([("TERM", "xterm-256color"), ("SHELL", "/bin/sh")]);
-    let watching = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
-    let mut watching = watching.expect("script runs");
-    let drawn = || {
-        let bytes = std::fs::read(&typescript).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    let until = async |text: &str| {
-        eventually(&format!("{text:?} is drawn"), async || drawn().contains(text)).await;
-    };
-    until("1,000,003").await;
-    servers.script(&["stop", "postgres"]);
-    until("unavailable since").await;
-    servers.script(&["start", "postgres"]);
-    stage.execute("UPDATE vote_results SET oui_count = 4444 WHERE law_id = 'law-001'").await;
-    until("4,446").await;
-
-    let mut keyboard = watching.stdin.take().expect("piped");
-    tokio::io::AsyncWriteExt::write_all(&mut keyboard, b"q").await.expect("typed");
-    let status = timeout(PATIENCE, watching.wait()).await.expect("ends in time");
-    assert!(status.expect("a child of ours").success());
-    let drawn = drawn();
-    let (_, after) = drawn.rsplit_once("\x1b[?1049l").expect("back from the alternate screen");
-    // The terminal is as it was, and no law was obeyed.
-    assert_contains(after, &["ended with 0", " icanon", " echo "]);
-    assert_lacks(&drawn, &["\x1b[2J[2J", "=1+1\x1b"]);
 }

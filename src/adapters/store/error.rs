@@ -81,11 +81,6 @@ impl From<StartError> for Fault {
 }
 
 impl StartError {
-    /// Whether it may pass without an operator.
-    pub const fn is_retried(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
-    }
-
     pub(super) fn schema(config: &Config, reason: String) -> Self {
         Self::Schema { reason, place: describe(&config.postgres) }
     }
