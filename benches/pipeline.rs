@@ -20,6 +20,7 @@ use vote_aggregator::model::ports::{
 };
 use vote_aggregator::model::vote;
 use vote_aggregator::operator::publish::{Samples, Shape};
+use vote_aggregator::platform::config::ShownTotals;
 use vote_aggregator::platform::retry::Jitter;
 use vote_aggregator::platform::telemetry::{Health, Metrics};
 
@@ -104,7 +105,8 @@ fn columns(criterion: &mut Criterion) {
 fn chain(criterion: &mut Criterion) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    let metrics = Metrics::new(100, Arc::new(Health::default()), None).expect("metrics");
+    let metrics =
+        Metrics::new(100, ShownTotals::Full, Arc::new(Health::default()), None).expect("metrics");
     let deliveries: Vec<Delivery> = samples(VOTES)
         .into_iter()
         .enumerate()

@@ -116,7 +116,9 @@ async fn count(
     let began = Instant::now();
     health.watch_hosts([config.rabbitmq.host.clone(), config.postgres.host.clone()]);
     let metrics = if metrics_wanted() {
-        Metrics::new(config.monitoring.max_laws, Arc::clone(&health), config.rabbitmq.cell)?
+        let monitoring = &config.monitoring;
+        let (laws, totals) = (monitoring.max_laws, monitoring.totals);
+        Metrics::new(laws, totals, Arc::clone(&health), config.rabbitmq.cell)?
     } else {
         tracing::warn!("OTEL_METRICS_EXPORTER=none: /metrics shows nothing, no alert can fire");
         Metrics::off(Arc::clone(&health))
@@ -165,6 +167,7 @@ async fn count(
             instruments: instruments.clone(),
             jitter: Jitter::from_entropy(),
             interval,
+            shown: config.monitoring.totals,
             differed: false,
             alone: false,
         };

@@ -59,7 +59,7 @@ pub use password::Password;
 pub use postgres::{Postgres, SslMode};
 pub use problems::{ConfigErrors, Problem};
 pub use rabbitmq::{ManagementUrl, RabbitMq};
-pub use service::{Batch, LogFormat, LogLevel, Monitoring, Retry, Shutdown};
+pub use service::{Batch, LogFormat, LogLevel, Monitoring, Retry, ShownTotals, Shutdown};
 pub use sources::{Overrides, Sources, Suspicions};
 
 /// The profile that holds when none is selected, and whose values every other builds on.

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::adapters::store::{Comparison, PAUSES, PgStore, Reconciled, Shared};
+use crate::adapters::store::{Comparison, LawCounts, PAUSES, PgStore, Reconciled, Shared};
 use crate::model::ports::Fault;
+use crate::platform::config::ShownTotals;
 use crate::platform::retry::Jitter;
 use crate::platform::telemetry::{Instruments, seconds};
 
@@ -25,6 +26,8 @@ pub(super) struct Reconciler {
     pub(super) instruments: Instruments,
     pub(super) jitter: Jitter,
     pub(super) interval: Duration,
+    /// What the log may show of the laws that differ.
+    pub(super) shown: ShownTotals,
     /// Whether the last comparison found a difference.
     pub(super) differed: bool,
     /// Whether it was logged that this instance compares for itself.
@@ -83,7 +86,11 @@ impl Reconciler {
         self.instruments.comparison_interval(pause);
         let elapsed = seconds(elapsed);
         if !comparison.agrees() {
-            let mut named: Vec<String> = differing.iter().map(ToString::to_string).collect();
+            let name = |law: &LawCounts| match self.shown {
+                ShownTotals::Full => law.to_string(),
+                ShownTotals::Sums => format!("{:?}", law.law_id),
+            };
+            let mut named: Vec<String> = differing.iter().map(name).collect();
             let others = drift_laws - differing.len() as u64;
             if others > 0 {
                 named.push(format!("and {others} more"));

@@ -57,6 +57,15 @@ async fn a_changed_total_shows_until_it_is_corrected() {
     service.stop().await;
 }
 
+#[tokio::test]
+async fn with_sums_the_log_names_the_laws_that_differ_and_no_counts() {
+    let (stage, service) = Stage::started("driftsums", &[OFTEN, ("METRICS_TOTALS", "sums")]).await;
+    stage.count(0, 50).await;
+    stage.execute("UPDATE vote_results SET oui_count = 4444 WHERE law_id = 'law-001'").await;
+    service.until_logged("votes in 1 laws: \\\"law-001\\\"").await;
+    assert_lacks(&service.stop().await, &[" oui", "4444"]);
+}
+
 /// Both tables are read in one snapshot: a comparison between the halves of a batch would see a
 /// drift.
 #[tokio::test]

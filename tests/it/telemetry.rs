@@ -88,6 +88,19 @@ async fn series_stay_bounded_whatever_law_ids_arrive() {
     service.stop().await;
 }
 
+/// What whoever reaches the port can see before the polls close.
+#[tokio::test]
+async fn sums_show_how_many_votes_are_counted_and_not_on_what_or_for_which_choice() {
+    let (stage, service) = Stage::started("sums", &[("METRICS_TOTALS", "sums")]).await;
+    stage.count(0, 250).await;
+    for name in ["votes_aggregated_total", "current_vote_totals"] {
+        service.until_metric(&format!("{name}{{choice=\"all\",law_id=\"all\"}}"), 250.0).await;
+    }
+    let scrape = service.get("/metrics").await.body;
+    assert_lacks(&scrape, &["choice=\"oui\"", "choice=\"non\"", "law_id=\"law-"]);
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn with_metrics_off_votes_are_counted_as_ever() {
     let off = [("OTEL_METRICS_EXPORTER", "none")];

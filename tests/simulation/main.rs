@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use vote_aggregator::platform::config::ShownTotals;
 use vote_aggregator::platform::telemetry::{Health, Instruments, Metrics};
 
 use crate::plan::Plan;
@@ -96,7 +97,7 @@ fn main() -> ExitCode {
 
 /// Runs share them: they are written only, and building them takes longer than a run.
 pub fn instruments() -> Instruments {
-    let metrics = Metrics::new(10, Arc::new(Health::default()), None);
+    let metrics = Metrics::new(10, ShownTotals::Full, Arc::new(Health::default()), None);
     metrics.expect("instruments of a registry of their own").instruments
 }
 

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::ports::{Class, Counted, DeadLetter, Fault, Insert, LawCount};
+use crate::platform::config::ShownTotals;
 use crate::platform::retry::Jitter;
 use crate::platform::telemetry::{Health, Metrics};
 
@@ -196,7 +197,8 @@ fn run_chain(
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let metrics = Metrics::new(10, Arc::new(Health::default()), None).expect("metrics");
+        let metrics = Metrics::new(10, ShownTotals::Full, Arc::new(Health::default()), None)
+            .expect("metrics");
         let tools = Tools {
             store: world,
             dead_letters: world,

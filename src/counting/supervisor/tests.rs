@@ -14,6 +14,7 @@ use crate::counting::pipeline::RetryPolicy;
 use crate::model::ports::{
     BrokerError, Channel, Class, Counted, DeadLetter, DeadLetters, Delivery, DeliveryTag, Votes,
 };
+use crate::platform::config::ShownTotals;
 use crate::platform::telemetry::Metrics;
 
 /// Gives sessions that are lost after some time, or refuses them, and then gives one that stays.
@@ -168,7 +169,7 @@ async fn supervise_with(
     long_enough: Duration,
     health: &Arc<Health>,
 ) -> (Result<(), OpenError>, Metrics) {
-    let metrics = Metrics::new(1, Arc::clone(health), None).expect("metrics");
+    let metrics = Metrics::new(1, ShownTotals::Full, Arc::clone(health), None).expect("metrics");
     let supervisor = Supervisor {
         broker,
         store,

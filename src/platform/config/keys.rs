@@ -123,6 +123,7 @@ keys! {
     LOG_LEVEL "monitoring.log_level"
     LOG_FORMAT "monitoring.log_format"
     METRICS_MAX_LAWS "monitoring.max_laws"
+    METRICS_TOTALS "monitoring.totals"
     TOTALS_REFRESH_SECONDS "monitoring.totals_refresh_seconds"
     RECONCILE_INTERVAL_SECONDS "monitoring.reconcile_interval_seconds"
     SHUTDOWN_TIMEOUT_SECONDS "shutdown.timeout_seconds"

@@ -51,6 +51,9 @@ pub struct Monitoring {
     /// Laws that get metric series of their own.
     #[serde(deserialize_with = "Whole::<1, 100_000>::deserialize")]
     pub max_laws: usize,
+    /// What the metrics and the log show of the totals.
+    #[serde(deserialize_with = "word")]
+    pub totals: ShownTotals,
     /// Between two readings of the totals in the database.
     #[serde(rename = "totals_refresh_seconds", with = "Seconds::<100, 86_400_000>")]
     pub totals_refresh: Duration,
@@ -84,6 +87,17 @@ pub enum LogLevel {
     /// What went wrong.
     #[strum(to_string = "error", serialize = "critical", serialize = "fatal")]
     Error,
+}
+
+/// What the metrics and the log show of the totals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, Serialize, VariantNames)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase", ascii_case_insensitive)]
+pub enum ShownTotals {
+    /// Each law's, by choice: partial results, for whoever can read them.
+    Full,
+    /// How many votes are counted, on all laws and for both choices together: turnout.
+    Sums,
 }
 
 /// How log lines are written.

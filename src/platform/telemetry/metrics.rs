@@ -44,8 +44,8 @@ pub struct Instruments {
 }
 
 impl Instruments {
-    fn new(meter: &Meter, max_laws: usize, health: &Arc<Health>) -> Self {
-        let (laws, state) = (Arc::new(Laws::new(max_laws)), Arc::default());
+    fn new(meter: &Meter, laws: Laws, health: &Arc<Health>) -> Self {
+        let (laws, state) = (Arc::new(laws), Arc::default());
         gauges::register(meter, &laws, health, &state);
         let counters = Count::VARIANTS.iter().map(|count| {
             let name: &str = count.into();
@@ -142,9 +142,7 @@ impl Instruments {
             self.add_to(Count::Reconnects, "postgres", 1);
         }
         self.laws.committed(&counted.laws, |labels, added| {
-            for (labels, votes) in labels.iter().zip(added) {
-                self.counters[Count::VotesAggregated as usize].add(votes, labels);
-            }
+            self.counters[Count::VotesAggregated as usize].add(added, labels);
         });
         self.add(Count::VotesReplayed, counted.replays);
         self.add(Count::DuplicateAttempts, counted.attempts);
@@ -308,9 +306,7 @@ impl Instruments {
         rest: [i64; 2],
     ) {
         self.laws.refreshed(mark, laws, rest, |labels| {
-            for labels in labels {
-                self.counters[Count::VotesAggregated as usize].add(0, labels);
-            }
+            self.counters[Count::VotesAggregated as usize].add(0, labels);
         });
     }
 

@@ -82,6 +82,7 @@ fn every_variable_is_read() {
         ("LOG_LEVEL", "critical", "error"),
         ("LOG_FORMAT", "JSON", "json"),
         ("METRICS_MAX_LAWS", "7", "7"),
+        ("METRICS_TOTALS", "Sums", "sums"),
         ("TOTALS_REFRESH_SECONDS", "9", "9"),
         ("RECONCILE_INTERVAL_SECONDS", "0", "0"),
         ("SHUTDOWN_TIMEOUT_SECONDS", "30", "30"),

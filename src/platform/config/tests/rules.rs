@@ -123,6 +123,7 @@ fn values_out_of_range_are_refused() {
         ("RABBITMQ_HEARTBEAT_SECONDS", &["0", "1.5"]),
         ("POSTGRES_STATEMENT_TIMEOUT_SECONDS", &["0"]),
         ("METRICS_MAX_LAWS", &["0"]),
+        ("METRICS_TOTALS", &["none"]),
         ("TOTALS_REFRESH_SECONDS", &["0"]),
         ("RECONCILE_INTERVAL_SECONDS", &["-1", "86401", "never"]),
         ("MIGRATE_ON_START", &["maybe", "2", "t"]),

@@ -9,7 +9,9 @@ use prometheus::{Registry, TextEncoder};
 use super::gauges::Gauge;
 use super::{Count, Instruments};
 use crate::model::cell::Cell;
+use crate::platform::config::ShownTotals;
 use crate::platform::telemetry::health::Health;
+use crate::platform::telemetry::laws::Laws;
 
 /// The instruments and the registry they are scraped from.
 #[derive(Clone)]
@@ -21,13 +23,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Instruments of their own registry, with series for at most `max_laws` laws and `other`, all of
-    /// them with the label of the cell if there is one.
+    /// Instruments of their own registry, with series for at most `max_laws` laws and `other`, or for the
+    /// sum of all, as `totals` says; all of them with the label of the cell if there is one.
     ///
     /// # Errors
     /// When the exporter can't be set up: a mistake of this service.
     pub fn new(
         max_laws: usize,
+        totals: ShownTotals,
         health: Arc<Health>,
         cell: Option<Cell>,
     ) -> Result<Self, MetricsError> {
@@ -48,7 +51,7 @@ impl Metrics {
             if laws.contains(&instrument.name()) { stream.build().ok() } else { None }
         };
         let provider = SdkMeterProvider::builder().with_reader(exporter).with_view(per_law).build();
-        let metrics = Self::of(registry, provider, max_laws, &health);
+        let metrics = Self::of(registry, provider, Laws::new(max_laws, totals), &health);
         metrics.instruments.cells(cell.map_or(1, |cell| cell.of));
         Ok(metrics)
     }
@@ -56,16 +59,18 @@ impl Metrics {
     /// Instruments that measure nothing, and a scrape without series. Health, logs and the shutdown
     /// summary work as usual.
     pub fn off(health: Arc<Health>) -> Self {
-        Self::of(Registry::new(), SdkMeterProvider::builder().build(), 0, &health)
+        let (provider, laws) =
+            (SdkMeterProvider::builder().build(), Laws::new(0, ShownTotals::Full));
+        Self::of(Registry::new(), provider, laws, &health)
     }
 
     fn of(
         registry: Registry,
         provider: SdkMeterProvider,
-        max_laws: usize,
+        laws: Laws,
         health: &Arc<Health>,
     ) -> Self {
-        let instruments = Instruments::new(&provider.meter("vote-aggregator"), max_laws, health);
+        let instruments = Instruments::new(&provider.meter("vote-aggregator"), laws, health);
         Self { registry, instruments, _provider: provider }
     }
 

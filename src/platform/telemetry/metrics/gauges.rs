@@ -109,11 +109,7 @@ impl Read {
         // None: the gauge is absent.
         let value = match gauge {
             Gauge::CurrentVoteTotals => {
-                return self.laws.for_each(|labels, totals| {
-                    for (labels, total) in labels.iter().zip(totals) {
-                        to.observe(total as f64, labels);
-                    }
-                });
+                return self.laws.for_each(|labels, total| to.observe(total as f64, labels));
             }
             Gauge::BuildInfo => {
                 let version = KeyValue::new("version", env!("CARGO_PKG_VERSION"));

@@ -1,9 +1,10 @@
 use super::*;
+use crate::platform::config::ShownTotals;
 
 /// The reply to a commit may be read after the loss of another connection was noticed.
 #[tokio::test(start_paused = true)]
 async fn a_reconnect_is_counted_once_and_by_a_later_transaction_only() {
-    let metrics = Metrics::new(1, Arc::default(), None).expect("metrics");
+    let metrics = Metrics::new(1, ShownTotals::Full, Arc::default(), None).expect("metrics");
     let reconnects = || {
         let scrape = metrics.scrape().expect("encodable");
         let series = "reconnects_total{side=\"postgres\"}";
