@@ -164,17 +164,73 @@ INSERT INTO _sqlx_migrations (version, description, success, checksum, execution
 VALUES (3, 'shared state', true, '\xd07555846accd16ef496d7781d5caef842c6366311676f396b912145e2e78da3a2de2292609c01ed2788c5b237062aa1', 0)
 ON CONFLICT (version) DO NOTHING;
 
--- 0004 cell
+-- 0005 publication
 
--- Which cell this database is, as the setting CELL names it (`3/16`), where votes are divided among
--- several databases: one row, written once by `vote-aggregator migrate --cell`, and never changed.
-CREATE TABLE IF NOT EXISTS vote_cell (
-    id      boolean PRIMARY KEY DEFAULT true CHECK (id),
-    setting text    NOT NULL
+-- What the public may see of the results, and from when on.
+
+-- One row a change; the last one holds. Append only: roles.sql grants nobody UPDATE or DELETE. `follows` is the row
+-- before, and unique, so that of two changes at the same time one is refused, whatever its snapshot shows. A database
+-- is for a test, or it is not, from its first row on.
+CREATE TABLE IF NOT EXISTS result_publications (
+    id             bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    follows        bigint      UNIQUE,
+    set_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    set_by         text        NOT NULL DEFAULT session_user,
+    state          text        NOT NULL CHECK (state IN ('withheld', 'counting', 'provisional', 'final')),
+    not_before     timestamptz NOT NULL CHECK (not_before < timestamptz '9999-01-01 00:00+00'),
+    reason         text        NOT NULL CHECK (reason <> ''),
+    test           boolean     NOT NULL,
+    results_sha256 bytea       CHECK ((results_sha256 IS NOT NULL) = (state = 'final')),
+    UNIQUE (id, test),
+    FOREIGN KEY (follows, test) REFERENCES result_publications (id, test)
+);
+CREATE UNIQUE INDEX IF NOT EXISTS result_publications_first
+    ON result_publications ((follows IS NULL)) WHERE follows IS NULL;
+
+-- The frozen copy that each `final` publishes.
+CREATE TABLE IF NOT EXISTS certified_results (
+    publication_id bigint      NOT NULL REFERENCES result_publications (id),
+    law_id         varchar(50) COLLATE "C" NOT NULL,
+    oui_count      bigint      NOT NULL CHECK (oui_count >= 0),
+    non_count      bigint      NOT NULL CHECK (non_count >= 0),
+    PRIMARY KEY (publication_id, law_id)
 );
 
--- Roles that count read it at every start: an update of the service must not fail with 42501 until
--- somebody runs roles.sql.
+-- What the public may see. The views run with their owner's rights: whoever may read them alone can learn nothing
+-- before the time. now() is when the transaction began, so that all three are of one moment, and never too early.
+
+-- One row once there is a publication. Before its time it says only when that is: reason and hash may tell results.
+CREATE OR REPLACE VIEW published_state WITH (security_barrier) AS
+SELECT p.id,
+       CASE WHEN p.opened THEN p.state ELSE 'embargoed' END AS state,
+       p.not_before,
+       p.set_at,
+       p.test,
+       CASE WHEN p.opened THEN p.reason END AS reason,
+       CASE WHEN p.opened THEN p.results_sha256 END AS results_sha256
+FROM (SELECT *, now() >= not_before AS opened FROM result_publications ORDER BY id DESC LIMIT 1) AS p;
+
+CREATE OR REPLACE VIEW published_results WITH (security_barrier) AS
+SELECT r.law_id::text COLLATE "C"           AS law_id,
+       coalesce(r.oui_count, 0)::bigint     AS oui_count,
+       coalesce(r.non_count, 0)::bigint     AS non_count,
+       r.updated_at::timestamptz            AS updated_at
+FROM published_state AS p, vote_results AS r
+WHERE p.state IN ('counting', 'provisional')
+UNION ALL
+SELECT c.law_id::text COLLATE "C", c.oui_count, c.non_count, p.set_at
+FROM published_state AS p
+JOIN certified_results AS c ON c.publication_id = p.id
+WHERE p.state = 'final';
+
+-- A final copy is not changed by what is corrected after it.
+CREATE OR REPLACE VIEW published_corrections WITH (security_barrier) AS
+SELECT c.id, c.corrected_at, c.law_id, c.oui_before, c.non_before, c.oui_after, c.non_after, c.reason
+FROM published_state AS p, result_corrections AS c
+WHERE p.state IN ('counting', 'provisional')
+   OR (p.state = 'final' AND c.corrected_at <= p.set_at);
+
+-- Roles that read the results may also see whether they are published.
 DO $$
 DECLARE
     grantee oid;
@@ -182,15 +238,15 @@ BEGIN
     FOR grantee IN
         SELECT DISTINCT acl.grantee
         FROM pg_class, aclexplode(relacl) AS acl
-        WHERE oid = 'vote_audit'::regclass
-          AND acl.privilege_type = 'INSERT' AND acl.grantee NOT IN (0, relowner)
+        WHERE oid = 'vote_results'::regclass
+          AND acl.privilege_type = 'SELECT' AND acl.grantee NOT IN (0, relowner)
     LOOP
-        EXECUTE 'GRANT SELECT ON vote_cell TO ' || quote_ident(pg_get_userbyid(grantee));
+        EXECUTE 'GRANT SELECT ON published_state TO ' || quote_ident(pg_get_userbyid(grantee));
     END LOOP;
 END
 $$;
 INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-VALUES (4, 'cell', true, '\x7b1033b9b2a385634211bc7e73b58b673a5fbe99a27bf80d6059abe9b3190ae7e2a7c6425f403ad46e9e8d425ae34a28', 0)
+VALUES (5, 'publication', true, '\x056563b0dc301ab93a3134c9934966c4f11c79b7b3d6e2f78b3ac126c3267e6b690911ae25448bfc48d9a251385557d0', 0)
 ON CONFLICT (version) DO NOTHING;
 
 COMMIT;

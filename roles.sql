@@ -16,7 +16,8 @@ DO $$
 DECLARE
     name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['vote_service', 'vote_results_reader', 'vote_auditor'] LOOP
+    FOREACH name IN ARRAY ARRAY['vote_service', 'vote_results_reader', 'vote_auditor', 'vote_publisher',
+                                'vote_board'] LOOP
         BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', name);
         EXCEPTION WHEN duplicate_object OR unique_violation THEN
@@ -28,8 +29,9 @@ $$;
 
 -- Revoke earlier grants first, so that only the grants below remain.
 REVOKE ALL ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
-    schema_compatibility, reconciliation, lost_votes, vote_cell, vote_statistics, citizens_with_multiple_votes
-    FROM PUBLIC, vote_service, vote_results_reader, vote_auditor;
+    schema_compatibility, reconciliation, lost_votes, vote_cell, vote_statistics, citizens_with_multiple_votes,
+    result_publications, certified_results, published_state, published_results, published_corrections
+    FROM PUBLIC, vote_service, vote_results_reader, vote_auditor, vote_publisher, vote_board;
 
 -- The service: counts, records attempts, reads which migrations are applied and which cell this is, and shares
 -- findings with other instances.
@@ -37,13 +39,28 @@ GRANT SELECT ON _sqlx_migrations, schema_compatibility, vote_cell TO vote_servic
 GRANT SELECT, INSERT ON vote_audit, duplicate_attempts, lost_votes TO vote_service;
 GRANT SELECT, INSERT, UPDATE ON vote_results, reconciliation TO vote_service;
 
--- Results, which contain no citizens, and the cell that they are of.
+-- Results, which contain no citizens, also before they are published, and the cell that they are of.
 GRANT SELECT ON vote_results, vote_statistics, vote_cell TO vote_results_reader;
 
 -- Auditors read everything, including who voted what. Only the owner may correct results.
 GRANT SELECT ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
-    schema_compatibility, reconciliation, lost_votes, vote_cell, vote_statistics, citizens_with_multiple_votes
+    schema_compatibility, reconciliation, lost_votes, vote_cell, vote_statistics, citizens_with_multiple_votes,
+    result_publications, certified_results, published_results, published_corrections
     TO vote_auditor;
+
+-- Publishers decide what the public sees, and cannot take back that they did; the server writes who and when. For
+-- `final` they recount, and need vote_auditor as well. A cell has a part of the results, and publishes nothing.
+GRANT SELECT ON vote_cell TO vote_publisher;
+GRANT SELECT, INSERT (follows, state, not_before, reason, test, results_sha256) ON result_publications
+    TO vote_publisher;
+GRANT INSERT ON certified_results TO vote_publisher;
+
+-- A board shows what is published, and can read nothing else.
+GRANT SELECT ON published_results, published_corrections TO vote_publisher, vote_board;
+
+-- Whether the results are published: `results`, `recount` and `check` warn while they are not.
+GRANT SELECT ON published_state
+    TO vote_service, vote_results_reader, vote_auditor, vote_publisher, vote_board;
 
 DO $$
 DECLARE
@@ -51,9 +68,9 @@ DECLARE
 BEGIN
     -- Databases created before PostgreSQL 15 let every role create tables in the schema public.
     EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC, vote_service, vote_results_reader, '
-                   'vote_auditor', current_schema());
-    EXECUTE format('GRANT USAGE ON SCHEMA %I TO vote_service, vote_results_reader, vote_auditor',
-                   current_schema());
+                   'vote_auditor, vote_publisher, vote_board', current_schema());
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO vote_service, vote_results_reader, vote_auditor, '
+                   'vote_publisher, vote_board', current_schema());
     -- Tables of the predecessor have serial numbers: inserting requires USAGE on their sequences.
     FOR sequence IN
         SELECT pg_get_serial_sequence(format('%I.%I', table_schema, table_name), column_name)

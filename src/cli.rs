@@ -3,11 +3,13 @@
 mod check;
 mod completions;
 mod dlq;
+mod embargo;
 mod exit;
 mod health_check;
 mod man;
 mod migrate;
 mod output;
+mod publication;
 mod publish;
 mod recount;
 mod results;
@@ -48,6 +50,7 @@ Examples:
   vote-aggregator publish --count 1000          publish 1,000 sample votes
   vote-aggregator results                       the results by law
   vote-aggregator recount                       compare the results with the audit
+  vote-aggregator publication show              what the public sees of the results
   vote-aggregator dlq list                      show what could not be counted, and why
   vote-aggregator health-check                  ask the service on this host whether it is ready";
 
@@ -95,6 +98,8 @@ enum Command {
     Results(results::Arguments),
     /// Recount the audit and compare the results with it: exit code 0 or 1
     Recount(recount::Arguments),
+    /// Decide what the public sees of the results, and from when on
+    Publication(publication::Arguments),
     /// List dead letters, replay them, remove them
     Dlq(dlq::Arguments),
     /// Ask the service on this host whether it is ready: exit code 0 or 1
@@ -171,6 +176,7 @@ async fn run_async(command: Command, config: Config) -> Outcome {
         Command::Check(arguments) => check::check(&config, &arguments).await,
         Command::Results(arguments) => results::results(&config, &arguments).await,
         Command::Recount(arguments) => recount::recount(&config, &arguments).await,
+        Command::Publication(arguments) => publication::publication(&config, arguments).await,
         Command::Dlq(arguments) => dlq::dlq(&config, arguments).await,
         Command::Migrate(arguments) => migrate::migrate(&config, &arguments).await,
         Command::Publish(arguments) => {

@@ -13,6 +13,7 @@ mod fault;
 mod look;
 mod migrate;
 mod misfits;
+mod publication;
 mod reconcile;
 mod recount;
 mod repair;
@@ -38,6 +39,9 @@ pub use self::error::{StartError, describe};
 pub use self::look::{Clocks, DatabaseFacts, Rehearsal, Server, Skipped, look};
 pub use self::migrate::{ForeignObject, SchemaState, Surroundings, init_script};
 pub use self::misfits::Misfits;
+pub use self::publication::{
+    History, Outcome, Publicity, PublishedCorrection, history, publicity, publish,
+};
 pub use self::reconcile::{PAUSES, Reconciled, Shared};
 pub use self::recount::{Comparison, LawCounts};
 pub use self::repair::{Correction, Progress, correct, recount};

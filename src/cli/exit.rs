@@ -14,7 +14,7 @@ pub type Outcome = Result<u8, Exit>;
 pub struct Exit(pub u8);
 
 /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no;
-/// for `dlq`: not everything that matches was put back or removed.
+/// for `dlq`: not everything that matches was put back or removed; for `publication`: not allowed.
 pub const FINDINGS: u8 = 1;
 /// Arguments that make no sense, as clap itself ends with.
 pub const USAGE: u8 = 2;
@@ -36,15 +36,16 @@ pub const TABLE: [(Option<u8>, &str); 8] = [
     (
         Some(FINDINGS),
         "findings or differences; publish: not everything was confirmed, --dry-run: not every line \
-         is a vote; health-check: no; dlq: not everything that matches was put back or removed",
+         is a vote; health-check: no; dlq: not everything that matches was put back or removed; \
+         publication: not allowed, or results and audit differ",
     ),
     (Some(USAGE), "wrong usage"),
     (Some(INTERNAL), "internal error; standard output or a file could not be written"),
     (
         Some(DEADLINE),
         "the shutdown deadline passed before everything was committed; migrate: a lock was not \
-         granted in time; migrate, results, recount: PostgreSQL was unavailable for longer than \
-         --retry-for",
+         granted in time; migrate, results, recount, publication: PostgreSQL was unavailable for \
+         longer than --retry-for",
     ),
     (
         Some(CREDENTIALS),

@@ -12,6 +12,7 @@ use vote_aggregator::adapters::store::{
 };
 use vote_aggregator::platform::config::Config;
 
+use super::embargo::Embargo;
 use super::exit::{self, Outcome};
 use super::{RETRY_FOR, output, seconds};
 
@@ -38,13 +39,15 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    embargo: Embargo,
     /// Seconds to retry while PostgreSQL is unavailable; 0: do not retry
     #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds())]
     retry_for: Duration,
 }
 
 pub(super) async fn recount(config: &Config, arguments: &Arguments) -> Outcome {
-    let Arguments { repair, yes, reason, json, retry_for } = arguments;
+    let Arguments { repair, yes, reason, json, embargo, retry_for } = arguments;
     if *repair && !yes {
         output::need_terminal(
             "--repair asks before it writes, and standard input is not a terminal: add --yes",
@@ -52,6 +55,7 @@ pub(super) async fn recount(config: &Config, arguments: &Arguments) -> Outcome {
     }
     let failed = exit::without_postgres("recount");
     let patience = Patience::new(*retry_for);
+    embargo.guard(config, patience).await?;
     let began = Instant::now();
     let bar = bar("recounting");
     let found = store::recount(config, patience, |at| show(&bar, at)).await.map_err(&failed)?;
@@ -136,14 +140,14 @@ fn object(found: &Comparison, corrected: bool) -> Value {
 }
 
 /// Pages, since their number is known before they are read.
-fn bar(doing: &'static str) -> ProgressBar {
+pub(super) fn bar(doing: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(0).with_prefix(doing);
     let style =
         ProgressStyle::with_template("{prefix} {bar:30} {percent} %, {msg} votes ({eta} left)");
     bar.with_style(style.expect("a valid template"))
 }
 
-fn show(bar: &ProgressBar, Progress { pages, all_pages, votes }: Progress) {
+pub(super) fn show(bar: &ProgressBar, Progress { pages, all_pages, votes }: Progress) {
     bar.set_length(all_pages);
     bar.set_position(pages);
     bar.set_message(HumanCount(votes).to_string());

@@ -13,6 +13,7 @@ use vote_aggregator::model::results::{
 };
 use vote_aggregator::platform::config::Config;
 
+use super::embargo::Embargo;
 use super::exit::{self, Outcome};
 use super::{RETRY_FOR, output, seconds};
 
@@ -28,8 +29,9 @@ Examples:
   vote-aggregator results --top 10 --json       for programs
   vote-aggregator results --csv > results.csv   for spreadsheets
 
-Reading needs SELECT on vote_results and nothing more (roles.sql: vote_results_reader), and works on
-a standby. Times are in UTC. In the table, shares have one decimal and come to 100.0; what is not
+Reading needs SELECT on vote_results and published_state (roles.sql: vote_results_reader), and works on
+a standby. While the results are not public (vote-aggregator publication), standard error says so, and
+--under-embargo is needed to write them to a file or a pipe. Times are in UTC. In the table, shares have one decimal and come to 100.0; what is not
 exactly nothing or all is expected as <0.1 or >99.9. JSON and CSV have them unrounded. In CSV a law whose
 name a spreadsheet could take for a formula has an apostrophe in front; control characters are
 written as escapes there and in the table.
@@ -53,15 +55,19 @@ pub(super) struct Arguments {
     /// Print comma-separated values, a law a line, without sums
     #[arg(long)]
     csv: bool,
+    #[command(flatten)]
+    embargo: Embargo,
     /// Seconds to retry while PostgreSQL is unavailable; 0: do not retry
     #[arg(long, value_name = "SECONDS", default_value = RETRY_FOR, value_parser = seconds())]
     retry_for: Duration,
 }
 
 pub(super) async fn results(config: &Config, arguments: &Arguments) -> Outcome {
-    let Arguments { law, sort, json, csv, retry_for, .. } = arguments;
+    let Arguments { law, sort, json, csv, embargo, retry_for, .. } = arguments;
     let top = arguments.top.map_or(usize::MAX, NonZeroUsize::get);
-    let read = store::results(config, law, Patience::new(*retry_for)).await;
+    let patience = Patience::new(*retry_for);
+    let published = embargo.guard(config, patience).await?;
+    let read = store::results(config, law, patience).await;
     let mut reading = read.map_err(exit::without_postgres("read the results"))?;
     reading.sort(*sort);
     let shown = reading.laws.iter().take(top).map(|law| law.law_id.as_str());
@@ -75,7 +81,7 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> Outcome {
         ));
     }
     let text = match (json, csv) {
-        (true, _) => results::json(&reading, top, law),
+        (true, _) => results::json(&reading, top, law, published.as_ref()),
         (_, true) => results::csv(&reading, top),
         _ => text(&reading, top, law),
     };

@@ -59,7 +59,9 @@ pub use password::Password;
 pub use postgres::{Postgres, SslMode};
 pub use problems::{ConfigErrors, Problem};
 pub use rabbitmq::{ManagementUrl, RabbitMq};
-pub use service::{Batch, LogFormat, LogLevel, Monitoring, Retry, ShownTotals, Shutdown};
+pub use service::{
+    Batch, LogFormat, LogLevel, Monitoring, Publication, Retry, ShownTotals, Shutdown,
+};
 pub use sources::{Overrides, Sources, Suspicions};
 
 /// The profile that holds when none is selected, and whose values every other builds on.
@@ -83,6 +85,8 @@ pub struct Config {
     pub monitoring: Monitoring,
     /// How the service ends.
     pub shutdown: Shutdown,
+    /// Who decides what the public sees.
+    pub publication: Publication,
     /// What is most likely a mistake although all of this can be used.
     #[serde(skip)]
     pub suspicions: Suspicions,

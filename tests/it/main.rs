@@ -25,6 +25,7 @@ mod plain_inserts;
 mod poison;
 mod pooler;
 mod process;
+mod publication;
 mod publish;
 mod readme;
 mod reconcile;

@@ -5,6 +5,7 @@ mod race;
 
 use futures::future::join_all;
 
+use crate::support::repository::migrations;
 use crate::support::{BINARY, Pooler, Servers, Stage, ended, votes};
 
 const MIGRATIONS: &str = "SELECT count(*) FROM _sqlx_migrations";
@@ -31,12 +32,12 @@ async fn counting_goes_on_while_a_migration_waits_behind_a_long_query() {
     }
     stage.until_counted(all.len()).await;
     assert!(!migrate.is_finished(), "the query still runs");
-    assert_eq!(stage.number(MIGRATIONS).await, 3);
+    assert_eq!(stage.number(MIGRATIONS).await, migrations().len() as i64 - 1);
 
     drop(auditor);
     // It names the session that it waited for.
     migrate.await.expect("no panic").assert(0, &["migrations applied: 1\n", "an auditor"]);
-    assert_eq!(stage.number(MIGRATIONS).await, 4);
+    assert_eq!(stage.number(MIGRATIONS).await, migrations().len() as i64);
     let log = stage.finish([service], &all).await;
     assert!(!log.contains("55P03") && !log.contains("consuming stops"), "{log}");
 }
@@ -61,7 +62,7 @@ async fn a_lock_of_another_session_is_named_and_not_waited_for_without_a_limit()
     drop(other);
     service.until_ready().await;
     service.stop().await;
-    assert_eq!(stage.number(MIGRATIONS).await, 4);
+    assert_eq!(stage.number(MIGRATIONS).await, migrations().len() as i64);
 }
 
 #[tokio::test]
@@ -73,7 +74,7 @@ async fn four_migrations_at_once_through_a_transaction_pooler_are_one() {
     for migrated in join_all((0..4).map(|_| migrate())).await {
         migrated.assert(0, &[]);
     }
-    assert_eq!(stage.number(MIGRATIONS).await, 4);
+    assert_eq!(stage.number(MIGRATIONS).await, migrations().len() as i64);
     migrate().await.assert(0, &["the schema is up to date\n"]);
     stage.assert_no_advisory_lock().await;
 }

@@ -46,8 +46,7 @@ async fn it_shows_the_counts_for_people_and_for_programs() {
     let mut totals = law.clone();
     law["law_id"] = "law-001".into();
     totals["laws"] = 1.into();
-    let expected =
-        json!({"read_at": null, "laws": [law], "totals": totals, "not_counted": ["law-9"]});
+    let expected = json!({"read_at": null, "laws": [law], "totals": totals, "not_counted": ["law-9"], "publication": null});
     assert_eq!(object, expected);
 
     let csv = results(&stage, &["--csv", "--sort", "law"]).await;
@@ -88,12 +87,14 @@ async fn without_tables_or_grants_results_and_recount_end_with_a_code_of_their_o
         stage.run_with(&repair, &login(&role)).await.assert(77, &["42501"]);
     }
     let role = stage.role("reader", "").await;
-    stage.run_with(&["results"], &login(&role)).await.assert(77, &["42501"]);
+    stage.run_with(&["results"], &login(&role)).await.assert(77, &["published_state"]);
     stage.execute(&format!("GRANT SELECT ON vote_results TO {role}")).await;
+    stage.run_with(&["results"], &login(&role)).await.assert(77, &["may be EMBARGOED"]);
+    stage.execute(&format!("GRANT SELECT ON published_state TO {role}")).await;
     stage.run_with(&["results"], &login(&role)).await.assert(0, &["3 laws"]);
 
     // A schema from before corrections were recorded.
-    stage.execute("DROP TABLE result_corrections").await;
+    stage.execute("DROP TABLE result_corrections CASCADE").await;
     stage.run_with(&["recount"], &[]).await.assert(1, &[]);
     stage.run_with(&repair, &[]).await.assert(78, &["result_corrections"]);
 

@@ -13,10 +13,16 @@ use vote_aggregator::model::vote::{Choice, Vote};
 use crate::support::{FORBID_LAW_X, PREDECESSOR, Servers, Stage, eventually, login, vote, votes};
 
 const IN_SERVICE: &str = "IN ROLE vote_service";
-const GROUPS: [&str; 3] = ["vote_service", "vote_results_reader", "vote_auditor"];
+const GROUPS: [&str; 5] =
+    ["vote_service", "vote_results_reader", "vote_auditor", "vote_publisher", "vote_board"];
 const RELATIONS: &str = "_sqlx_migrations vote_results vote_audit duplicate_attempts \
                          result_corrections schema_compatibility reconciliation lost_votes vote_cell \
-                         vote_statistics citizens_with_multiple_votes";
+                         vote_statistics citizens_with_multiple_votes result_publications \
+                         certified_results published_state published_results \
+                         published_corrections";
+/// What a publisher may write of a publication: not who and when.
+const PUBLISHED_COLUMNS: [&str; 6] =
+    ["follows", "not_before", "reason", "results_sha256", "state", "test"];
 
 /// What a group may do with a table or view; everything else is refused to it.
 fn allowed(group: &str, relation: &str) -> &'static [&'static str] {
@@ -27,7 +33,12 @@ fn allowed(group: &str, relation: &str) -> &'static [&'static str] {
         }
         ("vote_service", "vote_results" | "reconciliation") => &["SELECT", "INSERT", "UPDATE"],
         ("vote_results_reader", "vote_results" | "vote_statistics" | "vote_cell") => &["SELECT"],
-        ("vote_auditor", _) => &["SELECT"],
+        ("vote_auditor", _) | (_, "published_state") => &["SELECT"],
+        ("vote_publisher", "result_publications" | "vote_cell") => &["SELECT"],
+        ("vote_publisher", "certified_results") => &["INSERT"],
+        ("vote_publisher" | "vote_board", "published_results" | "published_corrections") => {
+            &["SELECT"]
+        }
         _ => &[],
     }
 }
@@ -78,12 +89,19 @@ async fn the_catalogue_holds_exactly_these_grants_and_none_for_everybody() {
     .await;
     let all = RELATIONS.split(' ').map(str::to_owned).collect();
     assert_eq!(relations, all, "none is left out above");
-    let on_columns = "SELECT count(*) FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid IN \
-                      (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)";
-    assert_eq!(stage.number(on_columns).await, 0, "grants on a column");
+    let on_columns = texts(
+        &stage,
+        "SELECT grantee::regrole || ' ' || attrelid::regclass || ' ' || attname || ' ' || privilege_type \
+         FROM pg_attribute, aclexplode(attacl) WHERE attrelid IN \
+         (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)",
+    )
+    .await;
+    let may_insert = |column| format!("vote_publisher result_publications {column} INSERT");
+    assert_eq!(on_columns, PUBLISHED_COLUMNS.map(may_insert).into(), "grants on columns");
     let powerful = "SELECT count(*) FROM pg_roles LEFT JOIN pg_auth_members \
                     ON member = pg_roles.oid \
-                    WHERE rolname IN ('vote_service', 'vote_results_reader', 'vote_auditor') \
+                    WHERE rolname IN ('vote_service', 'vote_results_reader', 'vote_auditor', \
+                    'vote_publisher', 'vote_board') \
                     AND (rolcanlogin OR rolsuper OR rolcreaterole OR member IS NOT NULL)";
     let log_in = "groups that log in, create roles or have the rights of others";
     assert_eq!(stage.number(powerful).await, 0, "{log_in}");
@@ -194,10 +212,13 @@ async fn a_role_without_grants_on_the_shared_tables_is_ready_and_notices_lost_vo
 async fn a_pending_migration_is_for_the_owner() {
     let stage = Stage::with_roles(Servers::shared(), "upgrade").await;
     let role = stage.role("login", IN_SERVICE).await;
-    stage.execute("DROP TABLE result_corrections").await;
-    stage.execute("DELETE FROM _sqlx_migrations WHERE version = 2").await;
+    stage.execute("DROP TABLE result_corrections CASCADE").await;
+    stage.execute("DELETE FROM _sqlx_migrations WHERE version IN (2, 5)").await;
     let message = assert_refused(stage.prepare(&login(&role)).await);
-    assert!(message.contains("[2]") && message.contains("`vote-aggregator migrate`"), "{message}");
+    assert!(
+        message.contains("[2, 5]") && message.contains("`vote-aggregator migrate`"),
+        "{message}"
+    );
     // With rows in the tables, as after an upgrade.
     stage.store().await.count(Votes::new(votes(0, 10))).await.expect("migrated by the owner");
     stage.grant_roles();

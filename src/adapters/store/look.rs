@@ -12,6 +12,7 @@ use super::durability::{Risk, risks, standbys};
 use super::error::StartError;
 use super::migrate::{Examined, SchemaState, Surroundings, examine, open_schema, rehearse_pending};
 use super::misfits::Misfits;
+use super::publication::{Publicity, read_publicity};
 use super::sessions::{Session, blockers};
 use super::start::{fits, not_applied};
 use super::{cell, transaction, within};
@@ -35,6 +36,8 @@ pub struct DatabaseFacts {
     pub schema: Option<SchemaState>,
     pub misfits: Option<Misfits>,
     pub rehearsal: Option<Rehearsal>,
+    /// `None` also where reading it could run another role's code.
+    pub publicity: Option<Publicity>,
     /// What ended the look.
     pub refused: Option<StartError>,
 }
@@ -140,6 +143,9 @@ async fn collect(
     let examined = examine(&mut connection, config.postgres.migrate_on_start).await;
     let Examined { surroundings, state } = examined?;
     let surroundings = facts.surroundings.insert(surroundings);
+    if surroundings.foreign.is_empty() {
+        facts.publicity = Some(read_publicity(&mut connection).await?);
+    }
     if let Some(state) = state {
         let state = facts.schema.insert(state);
         facts.misfits = Some(Misfits::of(&mut connection).await?);

@@ -133,7 +133,7 @@ async fn open(config: &Config) -> Result<PgConnection, StartError> {
 }
 
 /// Compares in the transaction that is open, whose snapshot all statements share.
-async fn compare(
+pub(super) async fn compare(
     connection: &mut PgConnection,
     progress: &impl Fn(Progress),
 ) -> Result<Comparison, Fault> {
@@ -205,11 +205,14 @@ async fn write(
     answered(correct.fetch_all(connection)).await
 }
 
-async fn run(connection: &mut PgConnection, commands: &'static str) -> Result<(), Fault> {
+pub(super) async fn run(
+    connection: &mut PgConnection,
+    commands: &'static str,
+) -> Result<(), Fault> {
     answered(connection.execute(sqlx::raw_sql(commands))).await.map(drop)
 }
 
 /// Bounds the wait on a connection that is lost without a notice.
-async fn answered<R>(work: impl Future<Output = Result<R, Error>>) -> Result<R, Fault> {
+pub(super) async fn answered<R>(work: impl Future<Output = Result<R, Error>>) -> Result<R, Fault> {
     within(DEADLINE, async { Ok(work.await?) }).await
 }

@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{LawResult, Reading, percent, printable};
+use crate::model::publication::Published;
 
 const HEADER: &str = "law_id,oui,non,total,oui_percent,non_percent,updated_at\r\n";
 
@@ -12,9 +13,14 @@ const HEADER: &str = "law_id,oui,non,total,oui_percent,non_percent,updated_at\r\
 const FORMULA: [char; 4] = ['=', '+', '-', '@'];
 
 /// One JSON object: the first `top` laws, the sums of all of them, which of the laws `asked` for
-/// have no votes, and the time of the reading. Shares are not rounded; one that there is not
+/// have no votes, what is public of it, and the time of the reading. Shares are not rounded; one that there is not
 /// is null.
-pub fn json(reading: &Reading, top: usize, asked: &[String]) -> String {
+pub fn json(
+    reading: &Reading,
+    top: usize,
+    asked: &[String],
+    published: Option<&Published>,
+) -> String {
     let laws = reading.laws.iter().take(top).map(|law| {
         let mut object = counts(law);
         object["law_id"] = law.law_id.as_str().into();
@@ -27,6 +33,7 @@ pub fn json(reading: &Reading, top: usize, asked: &[String]) -> String {
         "laws": laws.collect::<Vec<Value>>(),
         "totals": totals,
         "not_counted": reading.not_counted(asked),
+        "publication": published.map(Published::json),
     });
     format!("{object}\n")
 }
@@ -136,7 +143,7 @@ mod tests {
         let updated_at = Some(datetime!(2026-11-25 21:15:03.25 UTC));
         let first = LawResult { updated_at, ..law("law-1", 3, 1) };
         let reading = reading(vec![first, law("law-2", 0, 1), law("empty", 0, 0)]);
-        let text = json(&reading, 1, &["law-2".to_owned(), "law-9".to_owned()]);
+        let text = json(&reading, 1, &["law-2".to_owned(), "law-9".to_owned()], None);
         let expected = json!({
             "read_at": "2026-11-25T21:15:04Z",
             "laws": [{
@@ -148,6 +155,7 @@ mod tests {
                 "non_percent": 40.0, "updated_at": "2026-11-25T21:15:03.25Z",
             },
             "not_counted": ["law-9"],
+            "publication": null,
         });
         assert_eq!(serde_json::from_str::<Value>(&text).expect("JSON"), expected);
         assert_eq!(text.lines().count(), 1);
@@ -155,7 +163,8 @@ mod tests {
 
     #[test]
     fn json_without_a_law_has_no_shares() {
-        let object: Value = serde_json::from_str(&json(&reading(vec![]), 9, &[])).expect("JSON");
+        let object: Value =
+            serde_json::from_str(&json(&reading(vec![]), 9, &[], None)).expect("JSON");
         assert_eq!(object["laws"], json!([]));
         assert_eq!(object["totals"]["total"], 0);
         assert_eq!(object["totals"]["oui_percent"], Value::Null);

@@ -7,11 +7,12 @@ mod server;
 use std::time::Duration;
 
 use crate::adapters::store::{
-    Clocks, DatabaseFacts, ForeignObject, Misfits, Rehearsal, Risk, SchemaState, StartError,
-    Surroundings, describe, look,
+    Clocks, DatabaseFacts, ForeignObject, Misfits, Publicity, Rehearsal, Risk, SchemaState,
+    StartError, Surroundings, describe, look,
 };
+use crate::model::publication::rfc3339;
 use crate::operator::check::{Finding, Report, Severity, addresses};
-use crate::platform::config::{Config, keys};
+use crate::platform::config::{Config, ShownTotals, keys};
 use crate::platform::telemetry::Standbys;
 
 use Severity::{Error, Warning};
@@ -59,6 +60,7 @@ fn findings(config: &Config, facts: DatabaseFacts) -> Vec<Finding> {
         found.extend(blockers.iter().map(|session| blockers::finding(config, standbys, session)));
     }
     found.extend(clocks.and_then(clock));
+    found.extend(facts.publicity.as_ref().and_then(|publicity| leak(config, publicity)));
     if let Some(surroundings) = &surroundings {
         let foreign = |object| foreign(config, surroundings, object);
         found.extend(surroundings.foreign.iter().map(foreign));
@@ -183,6 +185,30 @@ fn foreign(config: &Config, looked: &Surroundings, object: &ForeignObject) -> Fi
 
 fn subject(config: &Config) -> String {
     format!("database {:?}", config.postgres.database)
+}
+
+/// Whether whoever reaches the port of the metrics sees results that are not public.
+fn leak(config: &Config, publicity: &Publicity) -> Option<Finding> {
+    let monitoring = &config.monitoring;
+    let Publicity::As(published) = publicity else { return None };
+    if published.is_public()
+        || monitoring.totals == ShownTotals::Sums
+        || monitoring.host.is_loopback()
+    {
+        return None;
+    }
+    let until = match published.state {
+        None => format!("until {}", rfc3339(published.not_before)),
+        Some(_) => "for now".to_owned(),
+    };
+    let meaning = format!(
+        "results may not be public {until}, and whoever reaches {}:{} sees each law's oui and non at \
+         /metrics",
+        monitoring.host, monitoring.port
+    );
+    let remedy = "set METRICS_TOTALS=sums on every instance before votes are counted, or \
+                  PROMETHEUS_HOST=127.0.0.1; what Prometheus has scraped stays there";
+    Some(Finding::of_setting(Warning, config, &keys::METRICS_TOTALS, meaning, remedy))
 }
 
 /// How far this machine's clock is from the server's, assuming equal times for the way there and back. A

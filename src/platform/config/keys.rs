@@ -127,6 +127,7 @@ keys! {
     TOTALS_REFRESH_SECONDS "monitoring.totals_refresh_seconds"
     RECONCILE_INTERVAL_SECONDS "monitoring.reconcile_interval_seconds"
     SHUTDOWN_TIMEOUT_SECONDS "shutdown.timeout_seconds"
+    PUBLICATION_FOUR_EYES "publication.four_eyes"
 }
 
 /// The key that was most likely meant by a path or a variable, in whatever spelling.

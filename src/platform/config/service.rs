@@ -1,4 +1,4 @@
-//! The service itself: batches, retries, monitoring, shutdown.
+//! The service itself: batches, retries, monitoring, shutdown, publication.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strum::{EnumString, VariantNames};
 
-use super::values::{Seconds, SecondsOrNever, Whole, address, word};
+use super::values::{Seconds, SecondsOrNever, Whole, address, boolean, word};
 
 /// How votes are gathered before they are written together.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -68,6 +68,14 @@ pub struct Shutdown {
     /// How long a graceful shutdown may take.
     #[serde(rename = "timeout_seconds", with = "Seconds::<100, 3_600_000>")]
     pub timeout: Duration,
+}
+
+/// Who decides what the public sees.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Publication {
+    /// `final`, and an earlier time, need another database user than the change before.
+    #[serde(deserialize_with = "boolean")]
+    pub four_eyes: bool,
 }
 
 /// The least severe events that are logged, under Python's names; there is nothing above an error.

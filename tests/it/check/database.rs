@@ -1,6 +1,7 @@
 //! Findings about the database and the service's role in it.
 
 use super::{RELATIONS, check, connected};
+use crate::support::repository::migrations;
 use crate::support::{Servers, Stage, login};
 
 #[tokio::test]
@@ -21,8 +22,8 @@ async fn a_database_that_could_lose_commits_is_an_error_unless_that_is_accepted(
 #[tokio::test]
 async fn a_missing_or_other_schema_is_reported_and_left_alone() {
     let stage = Stage::new(Servers::shared(), "checkschema").await;
-    let pending = ("info", "migrations [1, 2, 3, 4] are not applied");
-    connected(&stage, &[]).await.finds(0, &[pending]);
+    let pending = format!("migrations {:?} are not applied", migrations());
+    connected(&stage, &[]).await.finds(0, &[("info", &pending)]);
     let off = connected(&stage, &[("MIGRATE_ON_START", "false")]).await;
     off.finds(1, &[("error", "MIGRATE_ON_START is off")]);
     assert_eq!(stage.number(RELATIONS).await, 0);
@@ -35,12 +36,12 @@ async fn a_missing_or_other_schema_is_reported_and_left_alone() {
     stage.store().await;
     let gap = "UPDATE _sqlx_migrations SET version = 99 WHERE version = 2";
     let later = "UPDATE _sqlx_migrations SET version = 2 WHERE version = 99; \
-                 INSERT INTO _sqlx_migrations VALUES (5, 'later', now(), true, '', 0)";
-    let required = "INSERT INTO schema_compatibility VALUES (5, 5)";
+                 INSERT INTO _sqlx_migrations VALUES (98, 'later', now(), true, '', 0)";
+    let required = "INSERT INTO schema_compatibility VALUES (98, 98)";
     for (change, code, found) in [
         (gap, 1, ("error", "migration 99 is")),
-        (later, 0, ("info", "migrations [5]")),
-        (required, 1, ("error", "knows migration 5")),
+        (later, 0, ("info", "migrations [98]")),
+        (required, 1, ("error", "knows migration 98")),
     ] {
         stage.execute(change).await;
         let ended = connected(&stage, &[]).await;
@@ -48,6 +49,31 @@ async fn a_missing_or_other_schema_is_reported_and_left_alone() {
         let rehearsed = ended.stdout.contains("a batch, counted and rolled back");
         assert!(rehearsed || code == 1, "{}", ended.stdout);
     }
+}
+
+/// Whoever reaches the port would see partial results; until then it is nobody's business.
+#[tokio::test]
+async fn results_that_are_not_public_are_not_to_be_at_a_port_that_others_reach() {
+    let stage = Stage::with_roles(Servers::shared(), "checkleak").await;
+    let role = stage.role("login", "IN ROLE vote_service").await;
+    let warned = async |settings: &[(&str, &str)]| {
+        let ended = connected(&stage, &[&login(&role)[..], settings].concat()).await;
+        ended.findings().iter().any(|found| found["subject"] == "monitoring.totals")
+    };
+    let open = ("PROMETHEUS_HOST", "0.0.0.0");
+    assert!(!warned(&[open]).await, "nothing is said about a publication");
+    let publish = |not_before: &str| {
+        format!(
+            "INSERT INTO result_publications (follows, state, not_before, reason, test) \
+             SELECT max(id), 'counting', {not_before}, 'r', false FROM result_publications"
+        )
+    };
+    stage.execute(&publish("now() + interval '1 hour'")).await;
+    assert!(warned(&[open]).await);
+    assert!(!warned(&[open, ("METRICS_TOTALS", "sums")]).await);
+    assert!(!warned(&[("PROMETHEUS_HOST", "127.0.0.1")]).await);
+    stage.execute(&publish("now()")).await;
+    assert!(!warned(&[open]).await, "they are public");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use futures::FutureExt;
 use sqlx::AssertSqlSafe;
 
+use crate::support::repository::migrations;
 use crate::support::{Ended, Interceptor, Pass, Servers, Stage, assert_lacks, contains};
 
 /// Views under the names of our tables, whose function reports the role that it runs as.
@@ -102,7 +103,8 @@ async fn a_connection_that_no_longer_answers_does_not_hold_up_a_migration() {
             stage.terminate("state = 'idle in transaction'").await
         });
         migrated.assert(0, &["no answer from PostgreSQL within 7s"]);
-        assert_eq!(stage.number("SELECT count(*) FROM _sqlx_migrations").await, 4, "{step}");
+        let applied = stage.number("SELECT count(*) FROM _sqlx_migrations").await;
+        assert_eq!(applied, migrations().len() as i64, "{step}");
     });
     futures::future::join_all(migrations).await;
 }

@@ -42,3 +42,9 @@ pub fn files_below(folder: &str) -> BTreeSet<String> {
     }
     found
 }
+
+/// The numbers of the migrations, in order.
+pub fn migrations() -> Vec<i64> {
+    let number = |path: &String| path.trim_start_matches("migrations/")[..4].parse();
+    files_below("migrations").iter().map(|path| number(path).expect("a number")).collect()
+}

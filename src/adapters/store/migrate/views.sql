@@ -12,7 +12,7 @@ WITH RECURSIVE uses (oid) AS (
 ),
 view (name, ours) AS (
     SELECT oid::pg_catalog.regclass::pg_catalog.text,
-           relname IN ('vote_statistics', 'citizens_with_multiple_votes')
+           relname IN ('vote_statistics', 'citizens_with_multiple_votes', 'published_results')
     FROM uses JOIN pg_catalog.pg_class AS class USING (oid)
     WHERE relkind IN ('v', 'm')
 )

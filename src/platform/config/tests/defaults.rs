@@ -86,6 +86,7 @@ fn every_variable_is_read() {
         ("TOTALS_REFRESH_SECONDS", "9", "9"),
         ("RECONCILE_INTERVAL_SECONDS", "0", "0"),
         ("SHUTDOWN_TIMEOUT_SECONDS", "30", "30"),
+        ("PUBLICATION_FOUR_EYES", "yes", "true"),
     ];
     let config = load(&variables.map(|(name, value, _)| (name, value)));
     let settings = config.redacted();

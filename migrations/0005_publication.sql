@@ -1,0 +1,79 @@
+-- What the public may see of the results, and from when on.
+
+-- One row a change; the last one holds. Append only: roles.sql grants nobody UPDATE or DELETE. `follows` is the row
+-- before, and unique, so that of two changes at the same time one is refused, whatever its snapshot shows. A database
+-- is for a test, or it is not, from its first row on.
+CREATE TABLE IF NOT EXISTS result_publications (
+    id             bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    follows        bigint      UNIQUE,
+    set_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    set_by         text        NOT NULL DEFAULT session_user,
+    state          text        NOT NULL CHECK (state IN ('withheld', 'counting', 'provisional', 'final')),
+    not_before     timestamptz NOT NULL CHECK (not_before < timestamptz '9999-01-01 00:00+00'),
+    reason         text        NOT NULL CHECK (reason <> ''),
+    test           boolean     NOT NULL,
+    results_sha256 bytea       CHECK ((results_sha256 IS NOT NULL) = (state = 'final')),
+    UNIQUE (id, test),
+    FOREIGN KEY (follows, test) REFERENCES result_publications (id, test)
+);
+CREATE UNIQUE INDEX IF NOT EXISTS result_publications_first
+    ON result_publications ((follows IS NULL)) WHERE follows IS NULL;
+
+-- The frozen copy that each `final` publishes.
+CREATE TABLE IF NOT EXISTS certified_results (
+    publication_id bigint      NOT NULL REFERENCES result_publications (id),
+    law_id         varchar(50) COLLATE "C" NOT NULL,
+    oui_count      bigint      NOT NULL CHECK (oui_count >= 0),
+    non_count      bigint      NOT NULL CHECK (non_count >= 0),
+    PRIMARY KEY (publication_id, law_id)
+);
+
+-- What the public may see. The views run with their owner's rights: whoever may read them alone can learn nothing
+-- before the time. now() is when the transaction began, so that all three are of one moment, and never too early.
+
+-- One row once there is a publication. Before its time it says only when that is: reason and hash may tell results.
+CREATE OR REPLACE VIEW published_state WITH (security_barrier) AS
+SELECT p.id,
+       CASE WHEN p.opened THEN p.state ELSE 'embargoed' END AS state,
+       p.not_before,
+       p.set_at,
+       p.test,
+       CASE WHEN p.opened THEN p.reason END AS reason,
+       CASE WHEN p.opened THEN p.results_sha256 END AS results_sha256
+FROM (SELECT *, now() >= not_before AS opened FROM result_publications ORDER BY id DESC LIMIT 1) AS p;
+
+CREATE OR REPLACE VIEW published_results WITH (security_barrier) AS
+SELECT r.law_id::text COLLATE "C"           AS law_id,
+       coalesce(r.oui_count, 0)::bigint     AS oui_count,
+       coalesce(r.non_count, 0)::bigint     AS non_count,
+       r.updated_at::timestamptz            AS updated_at
+FROM published_state AS p, vote_results AS r
+WHERE p.state IN ('counting', 'provisional')
+UNION ALL
+SELECT c.law_id::text COLLATE "C", c.oui_count, c.non_count, p.set_at
+FROM published_state AS p
+JOIN certified_results AS c ON c.publication_id = p.id
+WHERE p.state = 'final';
+
+-- A final copy is not changed by what is corrected after it.
+CREATE OR REPLACE VIEW published_corrections WITH (security_barrier) AS
+SELECT c.id, c.corrected_at, c.law_id, c.oui_before, c.non_before, c.oui_after, c.non_after, c.reason
+FROM published_state AS p, result_corrections AS c
+WHERE p.state IN ('counting', 'provisional')
+   OR (p.state = 'final' AND c.corrected_at <= p.set_at);
+
+-- Roles that read the results may also see whether they are published.
+DO $$
+DECLARE
+    grantee oid;
+BEGIN
+    FOR grantee IN
+        SELECT DISTINCT acl.grantee
+        FROM pg_class, aclexplode(relacl) AS acl
+        WHERE oid = 'vote_results'::regclass
+          AND acl.privilege_type = 'SELECT' AND acl.grantee NOT IN (0, relowner)
+    LOOP
+        EXECUTE 'GRANT SELECT ON published_state TO ' || quote_ident(pg_get_userbyid(grantee));
+    END LOOP;
+END
+$$;
