@@ -1,5 +1,6 @@
 //! The command line: arguments to commands, results to exit codes.
 
+mod board;
 mod check;
 mod completions;
 mod dlq;
@@ -100,6 +101,8 @@ enum Command {
     Recount(recount::Arguments),
     /// Decide what the public sees of the results, and from when on
     Publication(publication::Arguments),
+    /// Write what is published into the folder of a web server, until SIGINT or SIGTERM
+    Board(board::Arguments),
     /// List dead letters, replay them, remove them
     Dlq(dlq::Arguments),
     /// Ask the service on this host whether it is ready: exit code 0 or 1
@@ -177,6 +180,7 @@ async fn run_async(command: Command, config: Config) -> Outcome {
         Command::Results(arguments) => results::results(&config, &arguments).await,
         Command::Recount(arguments) => recount::recount(&config, &arguments).await,
         Command::Publication(arguments) => publication::publication(&config, arguments).await,
+        Command::Board(arguments) => board::board(&config, &arguments).await,
         Command::Dlq(arguments) => dlq::dlq(&config, arguments).await,
         Command::Migrate(arguments) => migrate::migrate(&config, &arguments).await,
         Command::Publish(arguments) => {

@@ -1,5 +1,6 @@
-//! Tools beside the counting: checks, dead letters, publishing.
+//! Tools beside the counting: the public board, checks, dead letters, publishing.
 
+pub mod board;
 pub mod check;
 pub mod dlq;
 pub mod publish;

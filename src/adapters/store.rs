@@ -19,6 +19,7 @@ mod recount;
 mod repair;
 mod results;
 mod sessions;
+mod snapshot;
 mod sqlstate;
 mod start;
 mod transaction;
@@ -49,6 +50,7 @@ pub use self::results::results;
 #[cfg(test)]
 pub(crate) use self::sessions::tests::session;
 pub use self::sessions::{Session, pids};
+pub use self::snapshot::{Snapshot, Snapshots};
 pub use self::sqlstate::{classify, fatal_at_start};
 pub use self::start::{Migrated, Patience, migrate, prepare};
 use self::writer::Search;

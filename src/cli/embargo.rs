@@ -80,7 +80,9 @@ mod tests {
     fn only_public_results_come_without_a_warning() {
         let published = |state| {
             let not_before = datetime!(2026-11-29 20:00 +1);
-            warning(&Publicity::As(Published { id: 1, state, not_before, test: false }))
+            let (set_at, test, reason, sha256) = (not_before, false, None, None);
+            let published = Published { id: 1, state, not_before, set_at, test, reason, sha256 };
+            warning(&Publicity::As(published))
         };
         for state in State::PUBLIC {
             assert_eq!(published(Some(state)), None, "{state}");

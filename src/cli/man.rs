@@ -12,9 +12,6 @@ use vote_aggregator::operator::publish::files;
 use super::exit::{self, Exit, Outcome};
 use super::output;
 
-/// Every user of the host may read manual pages.
-const READABLE: u32 = 0o644;
-
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -32,8 +29,9 @@ pub(super) fn man(command: Command, arguments: &Arguments) -> Outcome {
     let Some(dir) = &arguments.dir else {
         return output::answer(whole(&command), 0);
     };
-    let write =
-        |(name, page): (String, String)| files::replace(&dir.join(name), page.as_bytes(), READABLE);
+    let write = |(name, page): (String, String)| {
+        files::replace(&dir.join(name), page.as_bytes(), files::READABLE, None)
+    };
     match fs::create_dir_all(dir).and_then(|()| pages(command).into_iter().try_for_each(write)) {
         Ok(()) => Ok(0),
         Err(error) => {

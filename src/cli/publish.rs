@@ -122,7 +122,7 @@ pub(super) async fn publish(config: &Config, arguments: &Arguments) -> Outcome {
     };
     if let Some(path) = &arguments.report {
         let json = serde_json::to_string_pretty(&report).unwrap_or_default() + "\n";
-        if let Err(error) = files::replace(path, json.as_bytes(), files::PRIVATE) {
+        if let Err(error) = files::replace(path, json.as_bytes(), files::PRIVATE, None) {
             let what = format!("write {}", path.display());
             outcome = Err(exit::cannot(&what, error, exit::INTERNAL));
         }

@@ -64,7 +64,12 @@ pub struct Published {
     /// `None` before the time: embargoed.
     pub state: Option<State>,
     pub not_before: OffsetDateTime,
+    pub set_at: OffsetDateTime,
     pub test: bool,
+    /// `None` before the time.
+    pub reason: Option<String>,
+    /// Of a final copy, in hexadecimal digits.
+    pub sha256: Option<String>,
 }
 
 impl Published {
@@ -73,11 +78,15 @@ impl Published {
         self.state.is_some_and(|state| State::PUBLIC.contains(&state))
     }
 
+    pub fn state_name(&self) -> &'static str {
+        self.state.map_or("embargoed", Into::into)
+    }
+
     /// For programs.
     pub fn json(&self) -> Value {
         json!({
             "id": self.id,
-            "state": self.state.map_or("embargoed", Into::into),
+            "state": self.state_name(),
             "not_before": rfc3339(self.not_before),
             "test": self.test,
         })

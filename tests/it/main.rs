@@ -1,6 +1,7 @@
 //! The service against a real RabbitMQ and a real PostgreSQL, run by `script/test`.
 
 mod addresses;
+mod board;
 mod broker;
 mod cells;
 mod check;

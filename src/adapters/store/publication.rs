@@ -20,8 +20,7 @@ const HISTORY: &str = include_str!("publications.sql");
 const PUBLISH: &str = include_str!("publish.sql");
 const PUBLISH_FINAL: &str = include_str!("publish_final.sql");
 const MAY_READ: &str = "SELECT has_table_privilege(to_regclass('published_state'), 'SELECT')";
-const PUBLISHED: &str =
-    "SELECT id, nullif(state, 'embargoed') AS state, not_before, test FROM published_state";
+const PUBLISHED: &str = include_str!("published.sql");
 
 /// The keys by which a second change at the same time is refused.
 const KEYS: [&str; 2] = ["result_publications_follows_key", "result_publications_first"];
@@ -100,7 +99,7 @@ pub(super) async fn read_publicity(connection: &mut PgConnection) -> Result<Publ
     })
 }
 
-async fn published(connection: &mut PgConnection) -> Result<Option<Published>, Error> {
+pub(super) async fn published(connection: &mut PgConnection) -> Result<Option<Published>, Error> {
     sqlx::query_as(PUBLISHED).fetch_optional(connection).await
 }
 
@@ -303,7 +302,10 @@ impl<'r> FromRow<'r, PgRow> for Published {
             id: row.try_get("id")?,
             state: row.try_get::<Option<&str>, _>("state")?.map(state).transpose()?,
             not_before: row.try_get("not_before")?,
+            set_at: row.try_get("set_at")?,
             test: row.try_get("test")?,
+            reason: row.try_get("reason")?,
+            sha256: row.try_get("sha256")?,
         })
     }
 }

@@ -91,7 +91,9 @@ impl Checkpoint {
         };
         serde_json::to_string_pretty(&saved)
             .map_err(io::Error::other)
-            .and_then(|text| files::replace(&self.path, (text + "\n").as_bytes(), files::PRIVATE))
+            .and_then(|text| {
+                files::replace(&self.path, (text + "\n").as_bytes(), files::PRIVATE, None)
+            })
             .map_err(|source| CheckpointError::Write { path: self.path.clone(), source })
     }
 

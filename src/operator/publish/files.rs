@@ -4,17 +4,26 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 /// The mode of a file that only its owner may read.
 pub const PRIVATE: u32 = 0o600;
+/// The mode of a file that everybody may read.
+pub const READABLE: u32 = 0o644;
 
-/// Replaces the file at `path`, or creates it, with this mode. On return it is on the disk; after an
+/// Replaces the file at `path`, or creates it, with this mode and, if one is given, this time of its last
+/// change. On return it is on the disk; after an
 /// error or a crash the file from before is still there, whole.
 ///
 /// # Errors
 /// Also when there is something other than a regular file at `path`: in a directory that others can
 /// write to, a link could lead anywhere.
-pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub fn replace(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    modified: Option<SystemTime>,
+) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.is_file() => {
             let reason = "it is a link, or not a regular file; name another path";
@@ -29,6 +38,7 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
     let replaced = file
         .write_all(content)
+        .and_then(|()| modified.map_or(Ok(()), |modified| file.set_modified(modified)))
         .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(&beside, path));
     if let Err(error) = replaced {
@@ -41,7 +51,7 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::operator) mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
     use std::path::PathBuf;
 
@@ -79,7 +89,7 @@ pub(super) mod tests {
         let path = directory.path("report");
         let unrelated = directory.write("report.new", "precious");
         for content in ["first", "2nd"] {
-            replace(&path, content.as_bytes(), PRIVATE).expect("written");
+            replace(&path, content.as_bytes(), PRIVATE, None).expect("written");
             assert_eq!(fs::read_to_string(&path).expect("read"), content);
             assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
         }
@@ -99,7 +109,7 @@ pub(super) mod tests {
         symlink(&target, &link).expect("a link");
         symlink(&missing, &dangling).expect("a link");
         for path in [link, dangling, PathBuf::from("/dev/null")] {
-            assert!(replace(&path, b"x", PRIVATE).is_err(), "{}", path.display());
+            assert!(replace(&path, b"x", PRIVATE, None).is_err(), "{}", path.display());
         }
         assert_eq!(fs::read_to_string(&target).expect("read"), "precious");
         assert!(!missing.exists());

@@ -1,0 +1,146 @@
+//! The public board: what was read of the published views, as the files that the public gets.
+//!
+//! Architecture invariant: reads nothing but those views, so that what is not published cannot be shown.
+
+mod files;
+mod folder;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+pub use self::files::{File, files};
+pub use self::folder::{Folder, FolderError};
+use crate::adapters::store::Snapshot;
+use crate::model::publication::Published;
+use crate::model::results::LawResult;
+
+/// How long the database may be away before the numbers are marked as old.
+const STALE_AFTER: Duration = Duration::from_secs(15);
+
+/// Why the numbers shown are not the newest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Stale {
+    /// The database cannot be read.
+    Database,
+    /// A count went down without a correction on record.
+    Decrease,
+    /// What was read is older than what is shown: another server answered.
+    Older,
+}
+
+/// What is shown, and what it takes to show more.
+#[derive(Debug)]
+pub struct Board {
+    /// While results are public, a law's counts change by so many votes at least: an update by one vote
+    /// would tell the vote of whoever is known to have voted at that moment.
+    min_new_votes: u64,
+    shown: Option<Snapshot>,
+    stale: Option<Stale>,
+    /// Since when reading fails.
+    failing: Option<OffsetDateTime>,
+}
+
+impl Board {
+    pub const fn new(min_new_votes: u64) -> Self {
+        Self { min_new_votes, shown: None, stale: None, failing: None }
+    }
+
+    /// What is shown; `None` before the first reading.
+    pub const fn shown(&self) -> Option<&Snapshot> {
+        self.shown.as_ref()
+    }
+
+    pub const fn stale(&self) -> Option<Stale> {
+        self.stale
+    }
+
+    pub const fn min_new_votes(&self) -> u64 {
+        self.min_new_votes
+    }
+
+    /// Takes in what was read at `now`, by this machine's clock: the later of the two clocks opens.
+    pub fn read(&mut self, mut read: Snapshot, now: OffsetDateTime) {
+        self.failing = None;
+        if let Some(published) = &mut read.published
+            && now < published.not_before
+        {
+            *published = Published { state: None, reason: None, sha256: None, ..published.clone() };
+        }
+        if !read.published.as_ref().is_some_and(Published::is_public) {
+            read.laws.clear();
+            read.corrections.clear();
+        }
+        let Some(shown) = self.shown.take() else {
+            self.stale = None;
+            self.shown = Some(read);
+            return;
+        };
+        let order = |snapshot: &Snapshot| snapshot.published.as_ref().map(|published| published.id);
+        let state = |snapshot: &Snapshot| {
+            snapshot.published.as_ref().map(|published| (published.id, published.state))
+        };
+        let older = order(&read) < order(&shown)
+            || (order(&read) == order(&shown) && read.as_of < shown.as_of);
+        (self.shown, self.stale) = if older {
+            (Some(shown), Some(Stale::Older))
+        } else if state(&read) != state(&shown) {
+            (Some(read), None)
+        } else if decreased(&shown, &read) {
+            (Some(shown), Some(Stale::Decrease))
+        } else {
+            (Some(self.advanced(shown, read)), None)
+        };
+    }
+
+    /// Takes in that a reading that `began` then had failed at `now`.
+    pub fn failed(&mut self, began: OffsetDateTime, now: OffsetDateTime) {
+        let since = *self.failing.get_or_insert(began);
+        if now - since >= STALE_AFTER {
+            self.stale = Some(Stale::Database);
+        }
+    }
+
+    /// `shown` with those laws of `read` that have enough new votes, or a correction.
+    fn advanced(&self, shown: Snapshot, mut read: Snapshot) -> Snapshot {
+        let corrected = &read.corrections[shown.corrections.len().min(read.corrections.len())..];
+        let before = by_id(&shown.laws);
+        let mut changed = !corrected.is_empty();
+        let laws = std::mem::take(&mut read.laws).into_iter().filter_map(|law| {
+            let old = before.get(law.law_id.as_str()).copied();
+            let votes =
+                |choice: fn(&LawResult) -> i64| choice(&law).abs_diff(old.map_or(0, choice));
+            let new = votes(|law| law.oui).saturating_add(votes(|law| law.non));
+            let is_corrected = corrected.iter().any(|it| it.law_id == law.law_id);
+            if new > 0 && (new >= self.min_new_votes || is_corrected) {
+                changed = true;
+                return Some(law);
+            }
+            old.cloned()
+        });
+        let laws = laws.collect();
+        // The time of the numbers, which is not that of the last look.
+        let as_of = if changed { read.as_of } else { shown.as_of };
+        Snapshot { laws, as_of, ..read }
+    }
+}
+
+fn by_id(laws: &[LawResult]) -> BTreeMap<&str, &LawResult> {
+    laws.iter().map(|law| (law.law_id.as_str(), law)).collect()
+}
+
+/// Whether a count that is shown went down, or its law is gone, and no new correction says so.
+fn decreased(shown: &Snapshot, read: &Snapshot) -> bool {
+    let corrected = &read.corrections[shown.corrections.len().min(read.corrections.len())..];
+    let now = by_id(&read.laws);
+    shown.laws.iter().any(|law| {
+        let less =
+            now.get(law.law_id.as_str()).is_none_or(|now| now.oui < law.oui || now.non < law.non);
+        less && !corrected.iter().any(|it| it.law_id == law.law_id)
+    })
+}
+
+#[cfg(test)]
+mod tests;
