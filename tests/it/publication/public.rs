@@ -77,11 +77,8 @@ async fn what_is_public_is_the_same_whatever_is_counted() {
     }
     assert_ne!(public(&few).await, public(&many).await);
 
-    // A view without security_barrier would run this on rows that it does not show.
-    insert(&few, "withheld", "'2020-01-01Z'", "NULL").await;
-    let spy = "CREATE FUNCTION spy(text) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS \
-               $$ BEGIN RAISE EXCEPTION 'seen' USING ERRCODE = 'ZZ999'; END $$";
-    few.execute(spy).await;
-    let spying = "SELECT count(*)::text FROM published_results WHERE spy(law_id)";
-    assert_eq!(read_as(&few, "vote_board", spying).await, Ok(Some("0".to_owned())));
+    // Without it, a function that a reader names in a condition may be called with rows that are not shown.
+    let barriers = "SELECT count(*) FROM pg_class WHERE relname LIKE 'published\\_%' \
+                    AND relkind = 'v' AND 'security_barrier=true' = ANY (reloptions)";
+    assert_eq!(few.number(barriers).await, super::VIEWS.len() as i64);
 }
