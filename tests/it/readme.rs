@@ -146,6 +146,8 @@ async fn its_message_readiness_and_metrics_are_those_of_the_service() {
     };
     assert_eq!(fields(&service.get("/readyz").await.json()), fields(&documented));
 
+    // The process hears of its commit after others can see it.
+    service.until_metric("batch_size_processed_total", 10.0).await;
     let scrape = service.get("/metrics").await.body;
     for row in table(README) {
         let line = format!("# TYPE {} {}", row[0].trim_matches('`'), row[1]);
