@@ -164,6 +164,35 @@ INSERT INTO _sqlx_migrations (version, description, success, checksum, execution
 VALUES (3, 'shared state', true, '\xd07555846accd16ef496d7781d5caef842c6366311676f396b912145e2e78da3a2de2292609c01ed2788c5b237062aa1', 0)
 ON CONFLICT (version) DO NOTHING;
 
+-- 0004 cell
+
+-- Which cell this database is, as the setting CELL names it (`3/16`), where votes are divided among
+-- several databases: one row, written once by `vote-aggregator migrate --cell`, and never changed.
+CREATE TABLE IF NOT EXISTS vote_cell (
+    id      boolean PRIMARY KEY DEFAULT true CHECK (id),
+    setting text    NOT NULL
+);
+
+-- Roles that count read it at every start: an update of the service must not fail with 42501 until
+-- somebody runs roles.sql.
+DO $$
+DECLARE
+    grantee oid;
+BEGIN
+    FOR grantee IN
+        SELECT DISTINCT acl.grantee
+        FROM pg_class, aclexplode(relacl) AS acl
+        WHERE oid = 'vote_audit'::regclass
+          AND acl.privilege_type = 'INSERT' AND acl.grantee NOT IN (0, relowner)
+    LOOP
+        EXECUTE 'GRANT SELECT ON vote_cell TO ' || quote_ident(pg_get_userbyid(grantee));
+    END LOOP;
+END
+$$;
+INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+VALUES (4, 'cell', true, '\x7b1033b9b2a385634211bc7e73b58b673a5fbe99a27bf80d6059abe9b3190ae7e2a7c6425f403ad46e9e8d425ae34a28', 0)
+ON CONFLICT (version) DO NOTHING;
+
 -- 0005 publication
 
 -- What the public may see of the results, and from when on.
