@@ -8,7 +8,7 @@ use tokio::sync::Mutex as Lock;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::Result;
-use crate::instances::Instance;
+use crate::links::Linked;
 use crate::phase::Phase;
 use crate::plan::{Harm, LinkFault, Planned};
 use crate::proxy::{Place, State};
@@ -50,7 +50,7 @@ pub async fn inflict(phase: &'static Phase, planned: Planned) -> Result<Option<S
 impl Phase {
     async fn inflict(&self, planned: Planned) -> Result<Option<Struck>> {
         let instances = planned.instances.iter().map(|index| self.instances[*index]);
-        let instances: Vec<&Instance> = instances.collect();
+        let instances: Vec<&Linked> = instances.collect();
         let one = instances[0];
         let mut held = Vec::new();
         for lock in self.locks(planned.kind.harm, &instances) {
@@ -144,7 +144,7 @@ impl Phase {
     }
 
     /// What a fault harms, to be locked in this order.
-    fn locks<'a>(&'a self, harm: Harm, instances: &[&'a Instance]) -> Vec<&'a Lock<()>> {
+    fn locks<'a>(&'a self, harm: Harm, instances: &[&'a Linked]) -> Vec<&'a Lock<()>> {
         let one = instances[0];
         match harm {
             Harm::End(_) | Harm::Freeze => vec![&one.process],

@@ -1,4 +1,5 @@
-//! The service's processes: started, signalled, and started again for as long as the run lasts.
+//! The service's processes: started, signalled, and started again for as long as the run lasts. Also a
+//! part of the test target `cluster`.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
@@ -10,12 +11,10 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
-use tokio::sync::{Mutex as Lock, watch};
+use tokio::sync::{Mutex as Lock, MutexGuard, watch};
 use tokio::time::{Instant, interval, sleep, timeout};
 
-use crate::phase::Setup;
-use crate::proxy::Proxy;
-use crate::servers::{Environment, Server};
+use crate::servers::Environment;
 use crate::{PATIENCE, Result, lock};
 
 /// Between the end of a process and its next start, as a supervisor of processes would.
@@ -27,17 +26,18 @@ const HANDLERS_INSTALLED: Duration = Duration::from_secs(2);
 /// "The shutdown deadline passed": right when a server does not answer.
 const DEADLINE: i32 = 75;
 
-/// One instance, its settings and its two links.
+/// One instance and its settings.
 pub struct Instance {
     index: usize,
-    binary: PathBuf,
+    /// What runs it: a program and its arguments.
+    command: Vec<String>,
     /// For logs; no pipeline.toml and no .env is there.
     directory: PathBuf,
     environment: Environment,
     /// Held by the fault that harms the process.
     pub process: Lock<()>,
-    pub rabbitmq: Proxy,
-    pub postgres: Proxy,
+    /// No process is started while somebody else holds it.
+    gate: Lock<()>,
     /// The process that runs, and how many were started by then.
     running: watch::Sender<Option<(Pid, u64)>>,
     /// The signal that is to end it, and when that was sent.
@@ -57,32 +57,23 @@ pub struct Seen {
 }
 
 impl Instance {
-    pub async fn new(index: usize, setup: &Setup, mut environment: Environment) -> Result<Self> {
-        let rabbitmq = Proxy::to(setup.servers.address("RABBITMQ")?).await?;
-        let postgres = Proxy::to(setup.servers.address("POSTGRES")?).await?;
-        for (name, proxy) in [("RABBITMQ", &rabbitmq), ("POSTGRES", &postgres)] {
-            environment.insert(format!("{name}_HOST"), "127.0.0.1".to_owned());
-            environment.insert(format!("{name}_PORT"), proxy.port.to_string());
-        }
-        Ok(Self {
+    pub fn new(
+        index: usize,
+        command: Vec<String>,
+        directory: PathBuf,
+        environment: Environment,
+    ) -> Self {
+        Self {
             index,
-            binary: setup.binary.clone(),
-            directory: setup.directory.clone(),
+            command,
+            directory,
             environment,
             process: Lock::default(),
-            rabbitmq,
-            postgres,
+            gate: Lock::default(),
             running: watch::Sender::default(),
             ending: Mutex::default(),
             stopping: AtomicBool::new(false),
             seen: Mutex::default(),
-        })
-    }
-
-    pub const fn link(&self, server: Server) -> &Proxy {
-        match server {
-            Server::RabbitMq => &self.rabbitmq,
-            Server::Postgres => &self.postgres,
         }
     }
 
@@ -110,11 +101,22 @@ impl Instance {
         Ok(())
     }
 
+    /// Kills the process, if there is one; none runs until the guard is dropped.
+    #[allow(dead_code, reason = "chaos never wants the service away for longer than a moment")]
+    pub async fn hold_down(&self) -> Result<MutexGuard<'_, ()>> {
+        let gate = self.gate.lock().await;
+        if self.running.borrow().is_some() {
+            self.end(Signal::KILL).await?;
+        }
+        Ok(gate)
+    }
+
     /// Runs one process after the other, until [`Self::stop`].
     pub async fn keep(&self) {
         for start in 1.. {
+            let gate = self.gate.lock().await;
             match self.spawn(start) {
-                Ok(child) => self.watch(child, start).await,
+                Ok(child) => self.watch(child, start, gate).await,
                 Err(error) => self.wrong(format!("cannot be started: {error}")),
             }
             if self.stopping.load(Ordering::Relaxed) {
@@ -132,8 +134,12 @@ impl Instance {
     fn spawn(&self, start: u64) -> Result<Child> {
         let name = format!("service-{}-{start:03}.log", self.index);
         let log = File::create(self.directory.join(name))?;
-        let mut command = Command::new(&self.binary);
-        command.arg("run").env_clear().envs(&self.environment).current_dir(&self.directory);
+        let mut command = Command::new(&self.command[0]);
+        command
+            .args(&self.command[1..])
+            .env_clear()
+            .envs(&self.environment)
+            .current_dir(&self.directory);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
         let child = command.spawn()?;
         lock(&self.seen).starts = start;
@@ -141,12 +147,13 @@ impl Instance {
     }
 
     /// Looks after a process until it ends, and judges its end.
-    async fn watch(&self, mut child: Child, start: u64) {
+    async fn watch(&self, mut child: Child, start: u64, gate: MutexGuard<'_, ()>) {
         let Some(pid) = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) else {
             return self.wrong("has no id".to_owned());
         };
         let began = Instant::now();
         self.running.send_replace(Some((pid, start)));
+        drop(gate);
         let mut glance = interval(Duration::from_millis(200));
         let status = loop {
             tokio::select! {

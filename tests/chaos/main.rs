@@ -15,10 +15,13 @@ mod faults;
 mod instances;
 mod invariants;
 mod ledger;
+mod links;
 #[path = "../shared/messages.rs"]
 mod messages;
 mod phase;
 mod plan;
+#[path = "../shared/printed.rs"]
+mod printed;
 #[path = "../shared/processes.rs"]
 mod processes;
 mod proxy;
@@ -51,6 +54,9 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// How long anything may take that should take moments.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Without a confirm for so long, the publisher gives its connection up. Longer than a memory alarm, so
+/// that some alarms end with the same connection.
+const SILENCE: Duration = Duration::from_secs(15);
 /// Traffic on each queue type when nothing else is said.
 const SHORT: Duration = Duration::from_secs(54);
 /// No fault of a short run lasts longer.

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::Disk;
 use crate::faults::inflict;
-use crate::instances::Instance;
 use crate::invariants::{self, Evidence};
 use crate::ledger::Ledger;
+use crate::links::Linked;
 use crate::plan::{Harm, Planned};
 use crate::publisher::Publisher;
 use crate::report::QueueReport;
@@ -53,7 +53,7 @@ pub struct Phase {
     pub setup: Setup,
     pub database: String,
     pub queue: String,
-    pub instances: Vec<&'static Instance>,
+    pub instances: Vec<&'static Linked>,
     pub ledger: Mutex<Ledger>,
     /// Votes counted so far, as the watch sees them.
     pub counted: AtomicU64,
@@ -89,8 +89,8 @@ pub async fn run(setup: Setup) -> Result<QueueReport> {
     let mut instances = Vec::new();
     let mut keepers = JoinSet::new();
     for index in 0..setup.instances {
-        let instance = Instance::new(index, &setup, environment(index)).await?;
-        let instance: &Instance = Box::leak(Box::new(instance));
+        let instance = Linked::new(index, &setup, environment(index)).await?;
+        let instance: &Linked = Box::leak(Box::new(instance));
         keepers.spawn(instance.keep());
         instances.push(instance);
     }

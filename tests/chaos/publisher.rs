@@ -1,4 +1,4 @@
-//! Publishes until it is stopped, past every proxy, and keeps the ledger.
+//! Publishes until it is stopped, past every proxy, and keeps the ledger. Also a part of `cluster`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -14,16 +14,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::phase::Phase;
 use crate::traffic::{Message, Traffic};
-use crate::{Result, lock};
+use crate::{Result, SILENCE, lock};
 
 const PERSISTENT: u8 = 2;
 /// Messages on their way to a confirm at a time.
 const UNCONFIRMED_AT_MOST: usize = 1_000;
 /// An even rate, in portions.
 const TICK: Duration = Duration::from_millis(20);
-/// Without a confirm for so long, the connection is given up. Longer than a memory alarm, so that
-/// some alarms end with the same connection.
-const SILENCE: Duration = Duration::from_secs(15);
 /// Messages until the publisher itself fails, without waiting for what is unconfirmed: most of that
 /// arrives, and the ledger does not know what.
 const FAILS_AFTER: std::ops::Range<usize> = 3_000..10_000;

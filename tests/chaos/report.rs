@@ -1,6 +1,5 @@
 //! The tables for people and the JSON for everything else.
 
-use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use indicatif::HumanCount;
 use serde::Serialize;
 
@@ -8,6 +7,7 @@ use crate::faults::Outcome;
 use crate::invariants::Verdict;
 use crate::ledger::Counts;
 use crate::plan;
+use crate::printed::{seconds, table};
 
 /// A whole run.
 #[derive(Serialize)]
@@ -130,18 +130,4 @@ impl Report {
         }
         lines
     }
-}
-
-fn seconds(value: Option<f64>) -> String {
-    value.map_or("-".to_owned(), |value| format!("{value:.1}"))
-}
-
-/// The first column is text, the others are numbers.
-fn table(header: &str, rows: impl Iterator<Item = Vec<String>>) -> Table {
-    let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN).set_header(header.split('|')).add_rows(rows);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
 }

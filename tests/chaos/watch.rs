@@ -1,8 +1,9 @@
-//! Looks at the totals all through a run: they must never decrease.
+//! Looks at the totals all through a run: they must never decrease. Also a part of `cluster`.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use sqlx::PgConnection;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,17 @@ pub struct Watched {
     pub decreases: Vec<String>,
 }
 
+/// Waits for the standbys, where some are named: what was read before is on one of them then. A primary
+/// that is about to be lost may show more.
+const REPLICATED: &str = "SELECT CASE WHEN current_setting('synchronous_standby_names') <> '' \
+                          THEN pg_logical_emit_message(true, 'watch', '')::text END";
+
+async fn look(connection: &mut PgConnection) -> sqlx::Result<Totals> {
+    let totals = totals(&mut *connection, RESULTS).await?;
+    sqlx::query(REPLICATED).execute(connection).await?;
+    Ok(totals)
+}
+
 /// Looks until `stop`, and keeps `phase.counted` up to date.
 pub async fn watch(phase: &'static Phase, stop: CancellationToken) -> Watched {
     let mut watched = Watched::default();
@@ -32,7 +44,7 @@ pub async fn watch(phase: &'static Phase, stop: CancellationToken) -> Watched {
             connection = phase.setup.servers.sql(&phase.database).await.ok();
         }
         let Some(mut current) = connection.take() else { continue };
-        let looked = timeout(ANSWER_WITHIN, totals(&mut current, RESULTS)).await;
+        let looked = timeout(ANSWER_WITHIN, look(&mut current)).await;
         let Ok(Ok(totals)) = looked else { continue };
         connection = Some(current);
         for (law, before) in &highest {

@@ -1,0 +1,108 @@
+//! What was acknowledged, compared with the audit, while no instance runs: a vote that the broker confirmed
+//! is then in the queue, or it was acknowledged.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::StreamExt;
+use lapin::options::{BasicConsumeOptions, BasicNackOptions};
+use lapin::types::FieldTable;
+use serde::Serialize;
+use tokio::time::{Instant, sleep, timeout};
+use vote_aggregator::model::vote::decode;
+
+use crate::phase::Phase;
+use crate::tables::{RECOUNT, RESULTS, totals};
+use crate::{PATIENCE, Result, lock};
+
+/// The service's default, which no instance changes.
+const MAX_MESSAGE_BYTES: usize = 16_384;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Census {
+    /// The fault before it.
+    pub after: String,
+    pub confirmed: usize,
+    pub in_queue: usize,
+    pub in_audit: usize,
+    /// Confirmed, and neither in the queue nor in the audit: acknowledged and lost.
+    pub lost: Vec<String>,
+    /// Laws whose totals are not those of their audit rows.
+    pub differing: usize,
+}
+
+impl Phase {
+    /// Kills every instance, looks, and lets them start again.
+    pub async fn census(&self, after: &str) -> Result<Census> {
+        let confirmed: Vec<String> = {
+            let ledger = lock(&self.ledger);
+            let confirmed = ledger.votes.iter();
+            let confirmed = confirmed.filter(|(_, casts)| casts.iter().any(|cast| cast.confirmed));
+            confirmed.map(|(hash, _)| hash.clone()).collect()
+        };
+        let mut held = Vec::new();
+        for member in &self.members {
+            held.push(member.instance.hold_down().await?);
+        }
+        let in_queue = timeout(2 * PATIENCE, self.in_queue()).await??;
+        let mut sql =
+            self.setup.servers.sql_on(self.setup.servers.primary().await?, &self.database).await?;
+        let hashes: Vec<String> =
+            sqlx::query_scalar("SELECT vote_hash FROM vote_audit").fetch_all(&mut sql).await?;
+        let audit = BTreeSet::from_iter(hashes);
+        let [results, recounted]: [BTreeMap<_, _>; 2] =
+            [totals(&mut sql, RESULTS).await?, totals(&mut sql, RECOUNT).await?];
+        drop(held);
+
+        let is_lost = |hash: &String| !audit.contains(hash) && !in_queue.contains(hash);
+        let laws: BTreeSet<_> = results.keys().chain(recounted.keys()).collect();
+        Ok(Census {
+            after: after.to_owned(),
+            confirmed: confirmed.len(),
+            in_queue: in_queue.len(),
+            in_audit: audit.len(),
+            lost: confirmed.into_iter().filter(is_lost).collect(),
+            differing: laws.iter().filter(|law| results.get(**law) != recounted.get(**law)).count(),
+        })
+    }
+
+    /// The hashes in the queue, once no consumer is left: what it held is ready again.
+    async fn in_queue(&self) -> Result<BTreeSet<String>> {
+        let deadline = Instant::now() + PATIENCE;
+        let ready = loop {
+            match self.setup.servers.queue(&self.queue).await? {
+                (ready, 0) => break ready,
+                (_, consumers) if Instant::now() > deadline => {
+                    return Err(format!("{consumers} consumers although no instance runs").into());
+                }
+                _ => sleep(Duration::from_millis(200)).await,
+            }
+        };
+        let connection = self.setup.servers.amqp_anywhere().await?;
+        let channel = connection.create_channel().await?;
+        let options = BasicConsumeOptions::default();
+        let consuming = channel.basic_consume(
+            self.queue.as_str().into(),
+            "census".into(),
+            options,
+            FieldTable::default(),
+        );
+        let mut consumer = consuming.await?;
+        let mut hashes = BTreeSet::new();
+        // What was published meanwhile comes last.
+        for _ in 0..ready {
+            let delivery =
+                timeout(PATIENCE, consumer.next()).await?.ok_or("the queue is gone")??;
+            if let Ok(vote) = decode(&delivery.data, MAX_MESSAGE_BYTES) {
+                hashes.insert(vote.vote_hash.to_string());
+            }
+        }
+        // Unlike a closed channel, this does not count towards the delivery limit.
+        let all = BasicNackOptions { multiple: true, requeue: true };
+        channel.basic_cancel("census".into(), Default::default()).await?;
+        channel.basic_nack(0, all).await?;
+        channel.close(200, "OK".into()).await?;
+        connection.close(200, "OK".into()).await?;
+        Ok(hashes)
+    }
+}
