@@ -147,6 +147,9 @@ pub async fn run(setup: Setup, mut deck: Deck) -> Result<Report> {
     let mut watching = JoinSet::new();
     watching.spawn(watch(phase, over.clone()));
 
+    // Every instance counts before the first fault.
+    phase.until_recovered(&[]).await?;
+
     let (mut outcomes, mut censuses) = (Vec::<Outcome>::new(), Vec::<Census>::new());
     loop {
         let planned = deck.deal(phase.began.elapsed());
