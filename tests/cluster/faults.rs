@@ -256,8 +256,32 @@ impl Phase {
         sleep(hold).await;
         servers.act("kill", &[primary], &["etcd", "patroni", "postgres"]).await?;
         servers.act("start", &others(primary), &["patroni"]).await?;
-        servers.primary_after(primary).await?;
+        self.promote(others(primary)).await?;
         servers.act("start", &[primary], &["etcd", "patroni"]).await
+    }
+
+    /// Promotes the standby that has received more, as an operator would: a primary that lost both standbys
+    /// and then itself leaves Patroni none that it may promote.
+    async fn promote(&self, standbys: [u8; 2]) -> Result<()> {
+        let servers = self.setup.servers;
+        let deadline = Instant::now() + PATIENCE;
+        while servers.has_leader(standbys[0]).await {
+            if Instant::now() > deadline {
+                return Err("the leader's key does not expire".into());
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+        let [one, other] = standbys;
+        let more = servers.received(one).await? >= servers.received(other).await?;
+        let (via, candidate) = (one.to_string(), if more { one } else { other });
+        let name = format!("host{candidate}");
+        let failover =
+            ["patronictl", &via, "--", "failover", "votes", "--candidate", &name, "--force"];
+        let forced = servers.script(&failover).await;
+        match timeout(PATIENCE, servers.until_primary(candidate)).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(format!("host {candidate} was not promoted: {forced:?}").into()),
+        }
     }
 
     /// Waits until every instance has committed since, and every server is back.

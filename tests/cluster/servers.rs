@@ -116,6 +116,43 @@ impl Servers {
         }
     }
 
+    pub async fn until_primary(&self, host: u8) {
+        while self.find_primary().await != Some(host) {
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Whether a primary holds the key in etcd, by what the Patroni of this host sees.
+    pub async fn has_leader(&self, host: u8) -> bool {
+        let Ok(cluster) = self.cluster(host).await else { return true };
+        let members = cluster["members"].as_array();
+        members.into_iter().flatten().any(|member| member["role"] == "leader")
+    }
+
+    async fn cluster(&self, host: u8) -> Result<Value> {
+        let (_, body) = get(&address(host), 8008, "/cluster").await?;
+        Ok(serde_json::from_str(&body)?)
+    }
+
+    /// Bytes of WAL that a standby has.
+    pub async fn received(&self, host: u8) -> Result<i64> {
+        let received = "SELECT (GREATEST(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0')::bigint";
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let asking = async {
+                let mut sql = self.sql_on(host, "postgres").await?;
+                Ok::<i64, Box<dyn Error + Send + Sync>>(
+                    sqlx::query_scalar(received).fetch_one(&mut sql).await?,
+                )
+            };
+            match asking.await {
+                Ok(received) => return Ok(received),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => sleep(Duration::from_millis(300)).await,
+            }
+        }
+    }
+
     /// A connection to the server on this host, as the owner of everything.
     pub async fn sql_on(&self, host: u8, database: &str) -> Result<PgConnection> {
         let options = PgConnectOptions::new_without_pgpass()
@@ -271,15 +308,14 @@ impl Servers {
 
     async fn healthy(&self, queue: &str) -> Result<()> {
         let primary = self.find_primary().await.ok_or("no primary")?;
-        let (_, body) = get(&address(primary), 8008, "/cluster").await?;
-        let cluster: Value = serde_json::from_str(&body)?;
+        let cluster = self.cluster(primary).await?;
         let standbys = cluster["members"].as_array().into_iter().flatten().filter(|member| {
             // Asynchronous ones are "replica".
             matches!(member["role"].as_str(), Some("quorum_standby" | "replica"))
                 && member["state"] == "streaming"
         });
         if standbys.count() != 2 {
-            return Err(body.into());
+            return Err(cluster.to_string().into());
         }
         for host in HOSTS {
             timeout(ANSWER_WITHIN, self.queue_on(host, queue)).await??;
