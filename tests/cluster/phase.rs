@@ -166,6 +166,8 @@ pub async fn run(setup: Setup, mut deck: Deck) -> Result<Report> {
         if fails_over {
             phase.progress("comparing what was acknowledged with the audit");
             censuses.push(phase.census(&names).await?);
+            // A start is not what the next fault is about.
+            phase.until_recovered(&[]).await?;
         }
     }
 

@@ -97,8 +97,9 @@ const fn kind(name: &'static str, lane: Lane, harm: Harm, hold: (f64, f64), boun
     Kind { name, lane, harm, hold, bound }
 }
 
-/// Patroni's `ttl`, after which a primary that is gone is replaced, and what a promotion takes.
-const FAILOVER: f64 = 20.0 + 15.0;
+/// Patroni's `ttl`, after which a primary that is gone is replaced; what a promotion takes; and the longest
+/// wait of an instance between two tries.
+const FAILOVER: f64 = 20.0 + 10.0 + 30.0;
 /// Over as soon as it has begun, or when what it struck has started again.
 const MOMENTARY: (f64, f64) = (0.0, 0.0);
 const HOST: &[&str] = &["rabbitmq", "etcd", "patroni", "postgres"];
@@ -113,15 +114,15 @@ pub const ALL: [Kind; 26] = [
     kind("RabbitMQ: SIGSTOP all three", Broker, Harm::FreezeNodes(Nodes::All), (5.0, 20.0), Healed(45.0)),
     kind("RabbitMQ: rolling restart", Broker, Harm::RollNodes, MOMENTARY, Healed(30.0)),
     kind("network: queue leader's host isolated", Network, Harm::Isolate(Target::QueueLeader), (50.0, 55.0), Begun(45.0)),
-    kind("network: primary's host isolated", Network, Harm::Isolate(Target::Primary), (45.0, 55.0), Begun(FAILOVER + 10.0)),
+    kind("network: primary's host isolated", Network, Harm::Isolate(Target::Primary), (60.0, 65.0), Begun(FAILOVER)),
     kind("network: session's node apart from the others", Network, Harm::Apart(Target::Session), (55.0, 60.0), Begun(50.0)),
-    kind("network: primary apart from the others", Network, Harm::Apart(Target::Primary), (45.0, 55.0), Begun(FAILOVER + 15.0)),
+    kind("network: primary apart from the others", Network, Harm::Apart(Target::Primary), (60.0, 65.0), Begun(FAILOVER)),
     kind("network: slow link", Network, Harm::Link("slow"), (5.0, 30.0), Healed(45.0)),
     kind("network: lossy link", Network, Harm::Link("lossy"), (5.0, 30.0), Healed(45.0)),
     kind("PostgreSQL: switchover", Database, Harm::Switchover, MOMENTARY, Begun(30.0)),
     kind("PostgreSQL: kill -9 primary", Database, Harm::KillPrimary(&["postgres"]), MOMENTARY, Begun(FAILOVER)),
     kind("PostgreSQL: kill -9 Patroni of the primary", Database, Harm::KillPrimary(&["patroni"]), (0.0, 10.0), Healed(45.0)),
-    kind("primary's host lost", Database, Harm::KillPrimary(HOST), (0.0, 10.0), Begun(FAILOVER + 10.0)),
+    kind("primary's host lost", Database, Harm::KillPrimary(HOST), (0.0, 10.0), Begun(FAILOVER)),
     kind("PostgreSQL: one standby away", Database, Harm::KillStandbys(1), (5.0, 20.0), Begun(15.0)),
     kind("PostgreSQL: both standbys away", Database, Harm::KillStandbys(2), (10.0, 25.0), Healed(45.0)),
     kind("PostgreSQL: interrupted COMMIT, then failover", Network, Harm::InterruptedCommit, (5.0, 5.0), Healed(60.0)),
