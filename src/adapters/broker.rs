@@ -34,8 +34,8 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 pub use self::arguments::QueueArguments;
-use self::connect::Opened;
 pub use self::connect::describe;
+use self::connect::{Opened, Unclaimed};
 pub use self::dead_letters::{
     Confirmed, DeadLetterMessage, DeadLetterQueue, DeliveryLimit, Republisher, RequeueReport,
 };
@@ -65,7 +65,7 @@ type Observer = Arc<dyn Fn(&QueueFacts) + Send + Sync>;
 
 /// A connection whose queue is there.
 struct Connected {
-    connection: Connection,
+    connection: Unclaimed,
     version: Option<ServerVersion>,
     /// The configuration with its address alone.
     config: Config,
@@ -126,14 +126,15 @@ impl RabbitMq {
         let cancels = version >= Some(ServerVersion::CONSUMER_TIMEOUTS);
         let consuming = async {
             let asked = (!self.without_timeout.load(Ordering::Relaxed)).then_some(limit);
-            let (consumer, has) = match self.consumer(&connection, prefetch, asked).await {
+            let (consumer, has) = match self.consumer(connection.get(), prefetch, asked).await {
                 Err(error) if refusal::is_without_timeout(&error) => {
                     self.without_timeout.store(true, Ordering::Relaxed);
-                    (self.consumer(&connection, prefetch, None).await?, None)
+                    (self.consumer(connection.get(), prefetch, None).await?, None)
                 }
                 other => (other?, asked),
             };
             let limit = has.filter(|_| cancels);
+            let connection = connection.claim();
             Ok(RabbitSession::new(config.clone(), connection, consumer, limit, returns))
         };
         consuming.await.map_err(|error| connect::refused(&config, &error))
@@ -172,7 +173,7 @@ impl RabbitMq {
         {
             return Ok(facts.clone());
         }
-        let examining = topology::examine(connection, *version, config, arguments::AT_START);
+        let examining = topology::examine(connection.get(), *version, config, arguments::AT_START);
         let facts = timeout(EXAMINE_TIMEOUT, examining).await.unwrap_or_default();
         if let Some(kind) = facts.arguments.unsuitable_type() {
             return Err(OpenError::Configuration(format!(
@@ -327,7 +328,8 @@ impl DeadLetters for RabbitMq {
 /// Connects, and makes sure of the queue.
 async fn connect_to_queue(config: &Config, purpose: &str) -> Result<Connected, OpenError> {
     let Opened { connection, version, config } = connect::open(config, purpose).await?;
-    let created = topology::ensure(&connection, &config).await;
+    let connection = Unclaimed::new(connection);
+    let created = topology::ensure(connection.get(), &config).await;
     let created = created.map_err(|error| connect::refused(&config, &error))?;
     Ok(Connected { connection, version, config, created })
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Confirmation};
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -58,14 +59,8 @@ pub async fn run(setup: Setup) -> Result<Report> {
     servers.act("start", &[primary], &["etcd", "patroni"]).await?;
     let lost = before - phase.rows().await;
 
-    let alarmed = phase.until("every instance is unready because of the loss", async || {
-        let mut alarmed = 0;
-        for member in &phase.members {
-            let ready = get(&address(member.host), member.port, "/readyz").await;
-            alarmed +=
-                u8::from(matches!(ready, Ok((503, body)) if body.contains("acknowledged_votes")));
-        }
-        usize::from(alarmed) == phase.members.len()
+    let alarmed = phase.until_all("each instance shows the loss", |status, body| {
+        status == 503 && body["checks"]["acknowledged_votes"]["ok"] == false
     });
     let alarmed = alarmed.await;
     let mut noticed = 0.0;
@@ -76,14 +71,7 @@ pub async fn run(setup: Setup) -> Result<Report> {
     phase.progress("the ledger is published again");
     phase.publish_again().await?;
     let drained_after = phase.drain().await?;
-    let mended = phase.until("every instance is ready again", async || {
-        let mut ready = 0;
-        for member in &phase.members {
-            let answer = get(&address(member.host), member.port, "/readyz").await;
-            ready += u8::from(matches!(answer, Ok((200, _))));
-        }
-        usize::from(ready) == phase.members.len()
-    });
+    let mended = phase.until_all("each instance is ready again", |status, _| status == 200);
     let mended = mended.await;
     let seconds = phase.began.elapsed().as_secs_f64();
     phase.stop().await?;
@@ -123,6 +111,21 @@ impl Phase {
             sleep(EVERY).await;
         }
         Ok(())
+    }
+
+    /// Waits until the readiness of every instance is so.
+    async fn until_all(&self, what: &str, holds: impl Fn(u16, &Value) -> bool) -> Result<()> {
+        self.until(what, async || {
+            for member in &self.members {
+                let answer = get(&address(member.host), member.port, "/readyz").await;
+                let Ok((status, body)) = answer else { return false };
+                if !holds(status, &serde_json::from_str(&body).unwrap_or_default()) {
+                    return false;
+                }
+            }
+            true
+        })
+        .await
     }
 
     /// Of the audit, 0 while there is no primary.

@@ -1,7 +1,7 @@
 //! Several addresses a side: a server that is away, a standby, a failover, a node that was cut off.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use lapin::types::AMQPValue;
 use serde_json::{Value, json};
@@ -169,6 +169,29 @@ async fn a_session_moves_on_from_a_node_that_does_not_answer_about_its_queue() {
     let log = stage.finish([service], &all).await;
     let moves = log.lines().filter(|line| line.contains("opening a new one")).count();
     assert_eq!(moves, 1, "one session was lost: {log}");
+}
+
+/// As on a node that was cut off: what it would register later, it must not.
+#[tokio::test]
+async fn a_node_that_does_not_let_us_consume_in_time_keeps_no_connection() {
+    let stage = Stage::new(Servers::shared(), "unclaimed").await;
+    let asked = Arc::new(AtomicBool::new(false));
+    let closed = Arc::new(AtomicBool::new(false));
+    let (asking, closing) = (Arc::clone(&asked), Arc::clone(&closed));
+    let way = Interceptor::start(&stage, "RABBITMQ", move |part| {
+        let has = |method: [u8; 4]| part.windows(4).any(|window| window == method);
+        // basic.consume: class 60, method 20; connection.close: class 10, method 50.
+        let consumes = has([0, 60, 0, 20]);
+        asking.fetch_or(consumes, Ordering::Relaxed);
+        closing.fetch_or(asking.load(Ordering::Relaxed) && has([0, 10, 0, 50]), Ordering::Relaxed);
+        Box::pin(async move { if consumes { Pass::Swallow } else { Pass::Forward } })
+    });
+    let way = way.await;
+    let config = stage.config(&[("RABBITMQ_PORT", &way.port.to_string())]);
+    let broker = RabbitMq::new(config.rabbitmq);
+    let opened = broker.open(10).await;
+    assert!(opened.is_err_and(|error| error.to_string().contains("did not let us consume")));
+    eventually("its connection is closed", async || closed.load(Ordering::Relaxed)).await;
 }
 
 /// What a session relies on: without its own consumer in the answer, the queue has no leader.

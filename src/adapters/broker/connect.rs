@@ -37,6 +37,34 @@ pub(super) struct Opened {
     pub(super) config: Config,
 }
 
+/// A connection that is closed unless a session takes it. Dropping it would not do: the client keeps a call
+/// that was not answered, and the connection with it. A node that was cut off answers later, and its new
+/// consumer would hold votes that nobody reads.
+pub(super) struct Unclaimed(Option<Connection>);
+
+impl Unclaimed {
+    pub(super) fn new(connection: Connection) -> Self {
+        Self(Some(connection))
+    }
+
+    pub(super) fn get(&self) -> &Connection {
+        self.0.as_ref().expect("it is taken with self alone")
+    }
+
+    pub(super) fn claim(mut self) -> Connection {
+        self.0.take().expect("it is taken with self alone")
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            let closing = async move { connection.close(200, "OK".into()).await };
+            tokio::spawn(timeout(CONNECT_TIMEOUT, closing));
+        }
+    }
+}
+
 /// Opens a connection, which `purpose` names in the broker's listings, at the address in use, else at the
 /// next one where that is possible.
 pub(super) async fn open(config: &Config, purpose: &str) -> Result<Opened, OpenError> {
