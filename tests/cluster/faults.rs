@@ -157,7 +157,7 @@ impl Phase {
             }
             Harm::InterruptedCommit => {
                 let primary = servers.primary().await?;
-                let restart = planned.pick % 2 == 0;
+                let restart = planned.pick.is_multiple_of(2);
                 begin(format!(
                     "host {primary}, by {}",
                     if restart { "a restart" } else { "termination" }
