@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt;
-use lapin::options::{BasicConsumeOptions, BasicNackOptions};
-use lapin::types::FieldTable;
+use futures::future::try_join_all;
+use futures::stream::select_all;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions};
+use lapin::types::{FieldTable, ShortString};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 use vote_aggregator::model::vote::decode;
@@ -17,6 +19,8 @@ use crate::{PATIENCE, Result, lock};
 
 /// The service's default, which no instance changes.
 const MAX_MESSAGE_BYTES: usize = 16_384;
+/// What a quorum queue delivers to one consumer without a prefetch, at most.
+const PER_CONSUMER: u32 = 2_000;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Census {
@@ -80,26 +84,28 @@ impl Phase {
         };
         let connection = self.setup.servers.amqp_anywhere().await?;
         let channel = connection.create_channel().await?;
-        let options = BasicConsumeOptions::default();
-        let consuming = channel.basic_consume(
-            self.queue.as_str().into(),
-            "census".into(),
-            options,
-            FieldTable::default(),
-        );
-        let mut consumer = consuming.await?;
+        let tags: Vec<ShortString> =
+            (0..=ready / PER_CONSUMER).map(|number| format!("census-{number}").into()).collect();
+        let consuming = tags.iter().map(|tag| {
+            let (queue, options) = (self.queue.as_str().into(), BasicConsumeOptions::default());
+            channel.basic_consume(queue, tag.clone(), options, FieldTable::default())
+        });
+        let mut deliveries = select_all(try_join_all(consuming).await?);
         let mut hashes = BTreeSet::new();
         // What was published meanwhile comes last.
-        for _ in 0..ready {
-            let delivery =
-                timeout(PATIENCE, consumer.next()).await?.ok_or("the queue is gone")??;
+        for number in 0..ready {
+            let next = timeout(PATIENCE, deliveries.next()).await;
+            let next = next.map_err(|_| format!("{ready} messages are ready, {number} come"))?;
+            let delivery = next.ok_or("the queue is gone")??;
             if let Ok(vote) = decode(&delivery.data, MAX_MESSAGE_BYTES) {
                 hashes.insert(vote.vote_hash.to_string());
             }
         }
+        for tag in tags {
+            channel.basic_cancel(tag, BasicCancelOptions::default()).await?;
+        }
         // Unlike a closed channel, this does not count towards the delivery limit.
         let all = BasicNackOptions { multiple: true, requeue: true };
-        channel.basic_cancel("census".into(), Default::default()).await?;
         channel.basic_nack(0, all).await?;
         channel.close(200, "OK".into()).await?;
         connection.close(200, "OK".into()).await?;

@@ -296,17 +296,22 @@ impl Phase {
 
     /// What became of each fault, once they are over.
     pub fn outcomes(&self, struck: &[Struck]) -> Vec<Outcome> {
-        let outcome = |fault: &Struck| {
-            let (from, since, bound, absent) = match fault.planned.kind.bound {
-                Bound::Begun(bound) => {
-                    (fault.began, fault.began + IN_FLIGHT, bound, &fault.cut_off[..])
-                }
-                Bound::Healed(bound) => (fault.healed, fault.healed, bound, &[][..]),
-            };
-            let there =
-                self.members.iter().enumerate().filter(|(index, _)| !absent.contains(index));
+        // The last of the first commits since then.
+        let committed = |since, absent: &[usize]| {
+            let members = self.members.iter().enumerate();
+            let there = members.filter(|(index, _)| !absent.contains(index));
             let commits = there.map(|(_, member)| member.committed_after(since));
-            let last = commits.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max());
+            commits.collect::<Option<Vec<_>>>()?.into_iter().max()
+        };
+        let outcome = |fault: &Struck| {
+            let healed = committed(fault.healed, &[]);
+            let (from, bound, last) = match fault.planned.kind.bound {
+                Bound::Healed(bound) => (fault.healed, bound, healed),
+                Bound::Begun(bound) => {
+                    let last = committed(fault.began + IN_FLIGHT, &fault.cut_off);
+                    (fault.began, bound, last.filter(|_| healed.is_some()))
+                }
+            };
             Outcome {
                 fault: fault.planned.kind.name,
                 began: (fault.began - self.began).as_secs_f64(),

@@ -242,7 +242,7 @@ impl Phase {
     pub async fn evidence(&self, drained_after: Option<f64>, watched: Watched) -> Result<Evidence> {
         let servers = self.setup.servers;
         let connection = servers.amqp_anywhere().await?;
-        let mut sql = servers.sql_on(servers.primary().await?, &self.database).await?;
+        let mut sql = servers.sql_at_last(&self.database).await?;
         let attempts = tables::votes(&mut sql, ATTEMPTS).await?;
         let audit = tables::votes(&mut sql, AUDIT).await?.into_iter();
         let dead = format!("{}.dlq", self.queue);

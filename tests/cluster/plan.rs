@@ -119,7 +119,7 @@ pub const ALL: [Kind; 26] = [
     kind("network: primary apart from the others", Network, Harm::Apart(Target::Primary), (60.0, 65.0), Begun(FAILOVER)),
     kind("network: slow link", Network, Harm::Link("slow"), (5.0, 30.0), Healed(45.0)),
     kind("network: lossy link", Network, Harm::Link("lossy"), (5.0, 30.0), Healed(45.0)),
-    kind("PostgreSQL: switchover", Database, Harm::Switchover, MOMENTARY, Begun(30.0)),
+    kind("PostgreSQL: switchover", Database, Harm::Switchover, MOMENTARY, Healed(45.0)),
     kind("PostgreSQL: kill -9 primary", Database, Harm::KillPrimary(&["postgres"]), MOMENTARY, Begun(FAILOVER)),
     kind("PostgreSQL: kill -9 Patroni of the primary", Database, Harm::KillPrimary(&["patroni"]), (0.0, 10.0), Healed(45.0)),
     kind("primary's host lost", Database, Harm::KillPrimary(HOST), (0.0, 10.0), Begun(FAILOVER)),

@@ -161,7 +161,8 @@ impl Servers {
             .password(self.get("POSTGRES_PASSWORD"))
             .database(database)
             .disable_statement_logging();
-        Ok(timeout(ANSWER_WITHIN, options.connect()).await??)
+        let connecting = timeout(ANSWER_WITHIN, options.connect()).await;
+        Ok(connecting.map_err(|_| format!("PostgreSQL on host {host} does not answer"))??)
     }
 
     /// A connection to the primary.
@@ -170,9 +171,21 @@ impl Servers {
         self.sql_on(primary, database).await
     }
 
+    /// A connection to the primary, as soon as there is one.
+    pub async fn sql_at_last(&self, database: &str) -> Result<PgConnection> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.sql(database).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => sleep(Duration::from_millis(300)).await,
+            }
+        }
+    }
+
     /// Runs statements without parameters on the primary, on a connection of their own.
     pub async fn execute(&self, database: &str, statements: &str) -> Result<()> {
-        let mut connection = self.sql_on(self.primary().await?, database).await?;
+        let mut connection = self.sql_at_last(database).await?;
         let run = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection);
         timeout(PATIENCE, run).await??;
         connection.close().await?;
@@ -237,7 +250,8 @@ impl Servers {
             ["USER", "PASSWORD"].map(|name| self.get(&format!("RABBITMQ_{name}")));
         let uri = format!("amqp://{user}:{password}@{}:5672/%2f?heartbeat=5", address(host));
         let connecting = Connection::connect(&uri, ConnectionProperties::default());
-        Ok(timeout(ANSWER_WITHIN, connecting).await??)
+        let connected = timeout(ANSWER_WITHIN, connecting).await;
+        Ok(connected.map_err(|_| format!("RabbitMQ on host {host} does not answer"))??)
     }
 
     /// Messages ready in a queue, and its consumers, by one of the nodes that answers.
@@ -336,5 +350,5 @@ pub async fn get(host: &str, port: u16, path: &str) -> Result<(u16, String)> {
         let status = head.split(' ').nth(1).ok_or("no status")?.parse()?;
         Ok::<_, Box<dyn Error + Send + Sync>>((status, body.to_owned()))
     };
-    timeout(ANSWER_WITHIN, asking).await?
+    timeout(ANSWER_WITHIN, asking).await.map_err(|_| format!("{host}:{port} does not answer"))?
 }
