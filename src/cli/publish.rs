@@ -69,7 +69,7 @@ pub(super) struct Arguments {
     /// Record in this file how far --file is published, and resume from there if it exists
     #[arg(long, value_name = "FILE", requires = "file", conflicts_with_all = OF_SAMPLES)]
     checkpoint: Option<PathBuf>,
-    /// Publish to the queues of this many cells, by the CRC-32 of vote_hash; CELL=crc32:... implies it
+    /// Publish to the queues of this many crc32: cells, by the CRC-32 of vote_hash; CELL=crc32:... implies it
     #[arg(long, value_name = "NUMBER", value_parser = cells(), conflicts_with_all = ["exchange", "dry_run"])]
     cells: Option<u16>,
     /// Publish to this exchange with vote_hash as the routing key, instead of a queue
@@ -133,7 +133,12 @@ pub(super) async fn publish(config: &Config, arguments: &Arguments) -> Outcome {
 /// Returns where to publish. With cells a vote must not get into another one than its own.
 fn route(config: &Config, arguments: &Arguments) -> Result<Route, String> {
     if let Some(exchange) = &arguments.exchange {
-        return Ok(Route::Exchange(exchange.clone()));
+        return match config.rabbitmq.cell {
+            Some(cell) if cell.router == Router::Publishers => {
+                Err(format!("CELL={cell}: publishers route by CRC-32; leave out --exchange"))
+            }
+            _ => Ok(Route::Exchange(exchange.clone())),
+        };
     }
     let (queue, cells) = (&config.rabbitmq.queue, arguments.cells);
     let (queue, cells) = match (config.rabbitmq.cell, cells) {

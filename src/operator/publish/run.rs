@@ -21,7 +21,7 @@ const MAX_AGE: Duration = Duration::from_secs(2);
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// How long confirms that are on their way are waited for after a stop or an error.
 const DRAIN: Duration = Duration::from_secs(2);
-/// From the first byte to a channel in confirm mode.
+/// From the first byte to a channel in confirm mode, for each queue.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Without an answer from the broker for so long, a warning is logged.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -131,10 +131,11 @@ impl Run<'_> {
 
     async fn connect(&mut self) -> Result<Publisher, PublishError> {
         let queues = self.route.queues(self.rabbitmq.config());
+        let limit = OPEN_TIMEOUT * u32::try_from(queues.len().max(1)).unwrap_or(u32::MAX);
         let opened = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(PublishError::Stopped),
-            opened = timeout(OPEN_TIMEOUT, self.rabbitmq.publisher_to(&queues)) => opened,
+            opened = timeout(limit, self.rabbitmq.publisher_to(&queues)) => opened,
         };
         let publisher = match opened {
             Ok(Ok(publisher)) => publisher,
@@ -143,7 +144,7 @@ impl Run<'_> {
             }
             Ok(Err(error)) => return Err(PublishError::Lost(error.into())),
             Err(_) => {
-                let late = format!("no channel within {OPEN_TIMEOUT:?}");
+                let late = format!("no channel within {limit:?}");
                 return Err(PublishError::Lost(BrokerError::Timeout(late)));
             }
         };

@@ -47,6 +47,9 @@ async fn a_start_whose_queue_setting_and_database_disagree_is_refused() {
     publish.assert(2, &["--exchange"]);
     let publish = stage.run_with(&["publish", "--cells", "8"], &[("CELL", "crc32:1/4")]).await;
     publish.assert(2, &["--cells 8 contradicts CELL=crc32:1/4"]);
+    let around = ["publish", "--exchange", "votes", "--count", "1"];
+    let around = stage.run_with(&around, &[("CELL", "crc32:1/4")]).await;
+    around.assert(2, &["CELL=crc32:1/4: publishers route by CRC-32"]);
     service.stop().await;
 }
 
