@@ -41,7 +41,7 @@ pub use self::look::{Clocks, DatabaseFacts, Rehearsal, Server, Skipped, look};
 pub use self::migrate::{ForeignObject, SchemaState, Surroundings, init_script};
 pub use self::misfits::Misfits;
 pub use self::publication::{
-    History, Outcome, Publicity, PublishedCorrection, history, publicity, publish,
+    History, Outcome, PublicationStatus, PublishedCorrection, history, publication_status, publish,
 };
 pub use self::reconcile::{PAUSES, Reconciled, Shared};
 pub use self::recount::{Comparison, LawCounts};

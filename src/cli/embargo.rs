@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use clap::Args;
-use vote_aggregator::adapters::store::{self, Patience, Publicity};
+use vote_aggregator::adapters::store::{self, Patience, PublicationStatus};
 use vote_aggregator::model::publication::Published;
 use vote_aggregator::model::results::moment;
 use vote_aggregator::platform::config::Config;
@@ -30,38 +30,39 @@ impl Embargo {
         config: &Config,
         patience: Patience,
     ) -> Result<Option<Published>, Exit> {
-        let publicity = store::publicity(config, patience).await;
-        let publicity = publicity.map_err(exit::without_postgres("read what is published"))?;
-        if let Some(warning) = warning(&publicity) {
+        let publication_status = store::publication_status(config, patience).await;
+        let publication_status =
+            publication_status.map_err(exit::without_postgres("read what is published"))?;
+        if let Some(warning) = warning(&publication_status) {
             output::note(warning);
             if !self.under_embargo && !io::stdout().is_terminal() {
                 output::note(
-                    "standard output is not a terminal: if they may be written there, add \
-                     --under-embargo",
+                    "standard output is not a terminal; add --under-embargo to write embargoed results to \
+                     it",
                 );
-                let unknown = publicity == Publicity::Unknown;
+                let unknown = publication_status == PublicationStatus::Unknown;
                 return Err(Exit(if unknown { exit::CREDENTIALS } else { exit::USAGE }));
             }
         }
-        Ok(match publicity {
-            Publicity::As(published) => Some(published),
-            Publicity::Never | Publicity::Unknown => None,
+        Ok(match publication_status {
+            PublicationStatus::As(published) => Some(published),
+            PublicationStatus::Never | PublicationStatus::Unknown => None,
         })
     }
 }
 
-fn warning(publicity: &Publicity) -> Option<String> {
-    match publicity {
-        Publicity::Never => None,
-        Publicity::As(published) if published.is_public() => None,
-        Publicity::As(Published { state: None, not_before, .. }) => {
+fn warning(publication_status: &PublicationStatus) -> Option<String> {
+    match publication_status {
+        PublicationStatus::Never => None,
+        PublicationStatus::As(published) if published.is_public() => None,
+        PublicationStatus::As(Published { state: None, not_before, .. }) => {
             let until = moment(Some(*not_before));
             Some(format!("EMBARGOED until {until}: these results are not for publication"))
         }
-        Publicity::As(_) => {
+        PublicationStatus::As(_) => {
             Some("WITHHELD from the public: these results are not for publication".to_owned())
         }
-        Publicity::Unknown => Some(
+        PublicationStatus::Unknown => Some(
             "these results may be EMBARGOED: this role may not read published_state. Run roles.sql, or \
              GRANT SELECT ON published_state"
                 .to_owned(),
@@ -82,16 +83,16 @@ mod tests {
             let not_before = datetime!(2026-11-29 20:00 +1);
             let (set_at, test, reason, sha256) = (not_before, false, None, None);
             let published = Published { id: 1, state, not_before, set_at, test, reason, sha256 };
-            warning(&Publicity::As(published))
+            warning(&PublicationStatus::As(published))
         };
         for state in State::PUBLIC {
             assert_eq!(published(Some(state)), None, "{state}");
         }
-        assert_eq!(warning(&Publicity::Never), None);
+        assert_eq!(warning(&PublicationStatus::Never), None);
         let embargoed = published(None).expect("a warning");
         assert!(embargoed.starts_with("EMBARGOED until 2026-11-29 19:00:00Z"), "{embargoed}");
         let withheld = published(Some(State::Withheld)).expect("a warning");
         assert!(withheld.starts_with("WITHHELD"), "{withheld}");
-        assert!(warning(&Publicity::Unknown).is_some_and(|it| it.contains("roles.sql")));
+        assert!(warning(&PublicationStatus::Unknown).is_some_and(|it| it.contains("roles.sql")));
     }
 }

@@ -19,13 +19,13 @@ use super::exit::{self, Exit, Outcome};
 use super::recount;
 use super::{RETRY_FOR, output, seconds};
 
-/// What `withhold` records when nobody had the time to say more.
-const AT_ONCE: &str = "withheld at once; no reason was given";
+/// What `withhold` records without a reason.
+const DEFAULT_REASON: &str = "withheld at once; no reason was given";
 
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  vote-aggregator publication withhold          takes every number off, at once
+  vote-aggregator publication withhold          hides all published counts immediately
   vote-aggregator publication show              what the public sees, and from when on
   vote-aggregator publication history           who changed that, when and why
   vote-aggregator publication set counting --not-before 2026-11-29T20:00:00+01:00 --reason decree
@@ -55,10 +55,10 @@ enum Command {
     History(Format),
     /// Change what the public sees: exit code 0, or 1 where the change is not allowed
     Set(Set),
-    /// Take every number off, whatever the state, without asking
+    /// Withhold all results, in any state, without a prompt
     Withhold {
         /// Why, for the record and for the page
-        #[arg(value_name = "REASON", default_value = AT_ONCE, value_parser = reason)]
+        #[arg(value_name = "REASON", default_value = DEFAULT_REASON, value_parser = reason)]
         reason: String,
     },
 }
@@ -110,11 +110,18 @@ pub(super) async fn publication(config: &Config, arguments: Arguments) -> Outcom
                 output::need_terminal(
                     "set asks before it publishes, and standard input is not a terminal: add --yes",
                 )?;
-                let when = match not_before {
-                    Some(time) => format!("{} at the earliest", moment(Some(time))),
-                    None => "the time that was set before at the earliest".to_owned(),
+                let time = match not_before {
+                    Some(time) => Some(time),
+                    None => {
+                        let last = history(config, patience).await?.publications.pop();
+                        last.map(|last| last.not_before)
+                    }
                 };
-                output::ask(&format!("Publish {state} results of database {database:?}, {when}?"))?;
+                // Without a time it is refused below.
+                if let Some(time) = time {
+                    let when = when(time, OffsetDateTime::now_utc());
+                    output::ask(&format!("Publish {state} results of {database:?} {when}?"))?;
+                }
             }
             let change = Change { state, not_before, earlier, reason, test };
             publish(config, patience, &change).await
@@ -125,6 +132,12 @@ pub(super) async fn publication(config: &Config, arguments: Arguments) -> Outcom
             publish(config, patience, &change).await
         }
     }
+}
+
+/// When results are public that may be so from `not_before` on.
+fn when(not_before: OffsetDateTime, now: OffsetDateTime) -> String {
+    let time = moment(Some(not_before));
+    if not_before <= now { format!("now (the embargo ended {time})") } else { format!("at {time}") }
 }
 
 async fn history(config: &Config, patience: Patience) -> Result<History, Exit> {
@@ -150,7 +163,7 @@ async fn publish(config: &Config, patience: Patience, change: &Change) -> Outcom
             refused(refusal.to_string(), exit::USAGE)
         }
         store::Outcome::Refused(refusal) => refused(refusal.to_string(), exit::FINDINGS),
-        store::Outcome::Overtaken => {
+        store::Outcome::Conflict => {
             let why = "another publication was made meanwhile; look at it (publication history), and \
                        repeat the command if it is still right";
             refused(why.to_owned(), exit::FINDINGS)
@@ -175,8 +188,8 @@ fn done(publication: &Publication) -> String {
     let test = if *test { ", a test" } else { "" };
     let mut text = match state {
         State::Withheld => format!(
-            "publication {id}: withheld{test}. From now on nobody reads a number from what is \
-             published; for pages and caches see docs/runbook.md, \"Pulling the plug\"\n"
+            "publication {id}: withheld{test}. The published views now contain no counts; for pages \
+             and caches see docs/runbook.md, \"Pulling the plug\"\n"
         ),
         state => {
             let time = moment(Some(*not_before));

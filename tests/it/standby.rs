@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use vote_aggregator::model::ports::{Store, Votes};
 
-use crate::support::{Servers, Service, Stage, eventually, votes};
+use crate::support::{BINARY, Servers, Service, Stage, ended, eventually, votes};
 
 /// A pair of servers of which the primary waits for its standby at each COMMIT.
 pub fn replicated(name: &str) -> Servers {
@@ -61,6 +61,26 @@ async fn a_rerun_is_not_acknowledged_before_the_standby_has_its_votes() {
     stage.until_counted(580).await;
     service.until_ready().await;
     stage.finish([service], &all).await;
+}
+
+/// The same of a publication: found made, it is not reported before the standby has it.
+#[tokio::test]
+async fn a_publication_is_not_reported_before_the_standby_has_it() {
+    let servers = replicated("publishstandby");
+    let stage = Stage::migrated(&servers, "publishstandby").await;
+    servers.script(&["standby", "stop"]);
+    let time = ["--not-before", "2026-11-29T20:00:00+01:00", "--reason", "r", "--yes"];
+    let set = [&["publication", "set", "counting"][..], &time].concat();
+    let set = tokio::spawn(ended(stage.command(BINARY, &set)));
+    until_a_commit_waits(&stage, "the COMMIT waits for the standby").await;
+    stage.terminate(COMMIT_WAITS).await;
+    let retry = format!("{COMMIT_WAITS} AND query LIKE '%pg_logical_emit_message%'");
+    stage.until_sessions(&retry, 1).await;
+    assert!(!set.is_finished(), "reported before the standby has it");
+    // The primary is lost, and with it the publication, which is made again.
+    servers.script(&["standby", "promote"]);
+    set.await.expect("no panic").assert(0, &["publication", "counting"]);
+    assert_eq!(stage.number("SELECT count(*) FROM result_publications").await, 1);
 }
 
 /// A failover to a standby that lagged: what was acknowledged and is gone raises an alarm, which ends

@@ -12,7 +12,7 @@ use super::durability::{Risk, risks, standbys};
 use super::error::StartError;
 use super::migrate::{Examined, SchemaState, Surroundings, examine, open_schema, rehearse_pending};
 use super::misfits::Misfits;
-use super::publication::{Publicity, read_publicity};
+use super::publication::{PublicationStatus, read_publication_status};
 use super::sessions::{Session, blockers};
 use super::start::{fits, not_applied};
 use super::{cell, transaction, within};
@@ -37,7 +37,7 @@ pub struct DatabaseFacts {
     pub misfits: Option<Misfits>,
     pub rehearsal: Option<Rehearsal>,
     /// `None` also where reading it could run another role's code.
-    pub publicity: Option<Publicity>,
+    pub publication_status: Option<PublicationStatus>,
     /// What ended the look.
     pub refused: Option<StartError>,
 }
@@ -144,7 +144,7 @@ async fn collect(
     let Examined { surroundings, state } = examined?;
     let surroundings = facts.surroundings.insert(surroundings);
     if surroundings.foreign.is_empty() {
-        facts.publicity = Some(read_publicity(&mut connection).await?);
+        facts.publication_status = Some(read_publication_status(&mut connection).await?);
     }
     if let Some(state) = state {
         let state = facts.schema.insert(state);

@@ -1,11 +1,14 @@
 //! What is published: the history of publications, the next one, and what the public may see.
 
+mod since;
+
 use std::str::FromStr;
 
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Error, FromRow, Row as _};
 use time::OffsetDateTime;
 
+use self::since::Since;
 use super::connection::Address;
 use super::error::{StartError, failed};
 use super::recount::{Comparison, STATEMENT_TIMEOUT};
@@ -20,6 +23,7 @@ const HISTORY: &str = include_str!("publications.sql");
 const PUBLISH: &str = include_str!("publish.sql");
 const PUBLISH_FINAL: &str = include_str!("publish_final.sql");
 const MAY_READ: &str = "SELECT has_table_privilege(to_regclass('published_state'), 'SELECT')";
+const WAIT_FOR_STANDBYS: &str = include_str!("wait_for_standbys.sql");
 const PUBLISHED: &str = include_str!("published.sql");
 
 /// The keys by which a second change at the same time is refused.
@@ -52,7 +56,7 @@ pub enum Outcome {
     Done(Publication),
     Refused(Refusal),
     /// Another change was made meanwhile, so this one may no longer be meant.
-    Overtaken,
+    Conflict,
     /// Results and audit differ: nothing is final.
     Differ(Comparison),
     /// No law has a result.
@@ -63,7 +67,7 @@ pub enum Outcome {
 
 /// What is known of a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Publicity {
+pub enum PublicationStatus {
     /// Nothing was ever published, and no embargo is set.
     Never,
     /// This role may not read it.
@@ -75,27 +79,34 @@ pub enum Publicity {
 ///
 /// # Errors
 /// [`StartError`]: what is not retried, and what was retried for too long.
-pub async fn publicity(config: &Config, patience: Patience) -> Result<Publicity, StartError> {
+pub async fn publication_status(
+    config: &Config,
+    patience: Patience,
+) -> Result<PublicationStatus, StartError> {
     let address = Address::limited(&config.postgres, config.postgres.statement_timeout);
     let address = address.named("vote-aggregator publication").read_only();
     retry(config, patience, async || {
         within(config.postgres.transaction_deadline(), async {
             let mut connection = address.connect().await?;
-            read_publicity(&mut connection).await.map_err(|fault| reading(config, fault))
+            read_publication_status(&mut connection).await.map_err(|fault| reading(config, fault))
         })
         .await
     })
     .await
 }
 
-/// As [`publicity`], on a connection.
-pub(super) async fn read_publicity(connection: &mut PgConnection) -> Result<Publicity, Fault> {
+/// As [`publication_status`], on a connection.
+pub(super) async fn read_publication_status(
+    connection: &mut PgConnection,
+) -> Result<PublicationStatus, Fault> {
     // Null where a schema from before publications has no such view.
     let may_read: Option<bool> = sqlx::query_scalar(MAY_READ).fetch_one(&mut *connection).await?;
     Ok(match may_read {
-        None => Publicity::Never,
-        Some(false) => Publicity::Unknown,
-        Some(true) => published(connection).await?.map_or(Publicity::Never, Publicity::As),
+        None => PublicationStatus::Never,
+        Some(false) => PublicationStatus::Unknown,
+        Some(true) => {
+            published(connection).await?.map_or(PublicationStatus::Never, PublicationStatus::As)
+        }
     })
 }
 
@@ -146,27 +157,27 @@ pub async fn publish(
     let timeout = if is_final { STATEMENT_TIMEOUT } else { config.postgres.statement_timeout };
     let address = Address::limited(&config.postgres, timeout).named("vote-aggregator publication");
     let deadline = config.postgres.transaction_deadline();
-    // What an attempt of unknown outcome would have followed.
-    let mut tried = None;
+    // The last row that the attempt before saw; `None`: this is the first.
+    let mut seen = None;
     retry(config, patience, async || {
         let mut connection = address.connect().await?;
         loop {
             let made = async {
-                let deciding = decide(&mut connection, config, change, &mut tried);
+                let deciding = decide(&mut connection, config, change, &mut seen);
                 let (follows, permitted) = match within::<_, Fault>(deadline, deciding).await? {
                     Ok(decided) => decided,
                     Err(outcome) => return Ok(outcome),
                 };
                 let row = Row { change, follows, permitted };
                 if is_final {
-                    return freeze(&mut connection, &row, &mut tried, &progress).await;
+                    return freeze(&mut connection, &row, &progress).await;
                 }
-                tried = Some(follows);
                 within(deadline, row.insert(&mut connection, PUBLISH)).await
             };
             match made.await.map_err(|fault| failed(config, fault, "publishing"))? {
-                // Whatever the other change was.
-                Outcome::Overtaken if change.state == State::Withheld => tried = None,
+                // Decided anew: withholding comes behind every other change, and the other one may be an attempt
+                // of this one.
+                Outcome::Conflict if !is_final => {}
                 outcome => {
                     connection.close().await.ok();
                     return Ok(outcome);
@@ -177,13 +188,13 @@ pub async fn publish(
     .await
 }
 
-/// The row that this change would follow and what it may be, or its outcome: it is refused, or the
-/// attempt before this one, which would have followed `tried`, has made it.
+/// The row that this change would follow and what it may be, or its outcome: it is refused, another change
+/// was made since the first attempt, or an attempt of unknown outcome has made it.
 async fn decide(
     connection: &mut PgConnection,
     config: &Config,
     change: &Change,
-    tried: &mut Option<Option<i64>>,
+    seen: &mut Option<Option<i64>>,
 ) -> Result<Result<(Option<i64>, Permitted), Outcome>, Fault> {
     // To withhold, nothing but the one table is needed.
     if change.state != State::Withheld && is_cell(connection).await? {
@@ -192,21 +203,26 @@ async fn decide(
     let user = sqlx::query_scalar("SELECT session_user::text").fetch_one(&mut *connection);
     let user: String = user.await?;
     let last = publications(connection, true).await?.pop();
-    if let (Some(follows), Some(last)) = (*tried, &last)
-        && (last.follows, last.state, &last.set_by) == (follows, change.state, &user)
-        && last.reason == change.reason
-    {
-        return Ok(Err(Outcome::Done(last.clone())));
+    match (Since::of(change, &user, *seen, last.as_ref()), last) {
+        (Since::Made, Some(made)) => {
+            // The attempt's COMMIT may still have been waiting for the standbys, as classify.sql explains.
+            sqlx::query(WAIT_FOR_STANDBYS).execute(connection).await?;
+            Ok(Err(Outcome::Done(made)))
+        }
+        (Since::Conflict, _) => Ok(Err(Outcome::Conflict)),
+        (_, last) => {
+            let follows = last.as_ref().map(|last| last.id);
+            *seen = Some(follows);
+            let permitted = change.after(last.as_ref(), &user, config.publication.four_eyes);
+            Ok(permitted.map(|permitted| (follows, permitted)).map_err(Outcome::Refused))
+        }
     }
-    let permitted = change.after(last.as_ref(), &user, config.publication.four_eyes);
-    Ok(permitted.map(|permitted| (last.map(|last| last.id), permitted)).map_err(Outcome::Refused))
 }
 
 /// Recounts, copies and publishes in one snapshot.
 async fn freeze(
     connection: &mut PgConnection,
     row: &Row<'_>,
-    tried: &mut Option<Option<i64>>,
     progress: &impl Fn(Progress),
 ) -> Result<Outcome, Fault> {
     // The locks before the snapshot: a table that is rewritten in between would look empty to it.
@@ -225,7 +241,6 @@ async fn freeze(
     }
     let outcome = row.insert(connection, PUBLISH_FINAL).await?;
     if matches!(outcome, Outcome::Done(_)) {
-        *tried = Some(row.follows);
         run(connection, "COMMIT").await?;
     }
     Ok(outcome)
@@ -234,8 +249,7 @@ async fn freeze(
 /// Whether these are the results of one cell of several. Where a view sums them there is no audit to
 /// recount, and none of these tables, so that nothing is published from there either.
 async fn is_cell(connection: &mut PgConnection) -> Result<bool, Error> {
-    let cell = "SELECT EXISTS (SELECT FROM vote_cell WHERE split_part(setting, '/', 2) <> '1')";
-    sqlx::query_scalar(cell).fetch_one(connection).await
+    sqlx::query_scalar("SELECT EXISTS (SELECT FROM vote_cell)").fetch_one(connection).await
 }
 
 /// A row to be inserted.
@@ -259,7 +273,7 @@ impl Row<'_> {
                 Err(Error::Database(error))
                     if error.constraint().is_some_and(|key| KEYS.contains(&key)) =>
                 {
-                    Ok(Outcome::Overtaken)
+                    Ok(Outcome::Conflict)
                 }
                 made => made.map(Outcome::Done),
             }

@@ -7,7 +7,7 @@ mod server;
 use std::time::Duration;
 
 use crate::adapters::store::{
-    Clocks, DatabaseFacts, ForeignObject, Misfits, Publicity, Rehearsal, Risk, SchemaState,
+    Clocks, DatabaseFacts, ForeignObject, Misfits, PublicationStatus, Rehearsal, Risk, SchemaState,
     StartError, Surroundings, describe, look,
 };
 use crate::model::publication::rfc3339;
@@ -60,7 +60,12 @@ fn findings(config: &Config, facts: DatabaseFacts) -> Vec<Finding> {
         found.extend(blockers.iter().map(|session| blockers::finding(config, standbys, session)));
     }
     found.extend(clocks.and_then(clock));
-    found.extend(facts.publicity.as_ref().and_then(|publicity| leak(config, publicity)));
+    found.extend(
+        facts
+            .publication_status
+            .as_ref()
+            .and_then(|publication_status| metrics_exposure(config, publication_status)),
+    );
     if let Some(surroundings) = &surroundings {
         let foreign = |object| foreign(config, surroundings, object);
         found.extend(surroundings.foreign.iter().map(foreign));
@@ -187,10 +192,10 @@ fn subject(config: &Config) -> String {
     format!("database {:?}", config.postgres.database)
 }
 
-/// Whether whoever reaches the port of the metrics sees results that are not public.
-fn leak(config: &Config, publicity: &Publicity) -> Option<Finding> {
+/// A warning if the port of the metrics shows results that are not public.
+fn metrics_exposure(config: &Config, publication_status: &PublicationStatus) -> Option<Finding> {
     let monitoring = &config.monitoring;
-    let Publicity::As(published) = publicity else { return None };
+    let PublicationStatus::As(published) = publication_status else { return None };
     if published.is_public()
         || monitoring.totals == ShownTotals::Sums
         || monitoring.host.is_loopback()
@@ -202,8 +207,8 @@ fn leak(config: &Config, publicity: &Publicity) -> Option<Finding> {
         Some(_) => "for now".to_owned(),
     };
     let meaning = format!(
-        "results may not be public {until}, and whoever reaches {}:{} sees each law's oui and non at \
-         /metrics",
+        "results may not be public {until}, and http://{}:{}/metrics shows each law's oui and non without \
+         authentication",
         monitoring.host, monitoring.port
     );
     let remedy = "set METRICS_TOTALS=sums on every instance before votes are counted, or \
