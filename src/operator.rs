@@ -3,4 +3,5 @@
 pub mod board;
 pub mod check;
 pub mod dlq;
+pub mod files;
 pub mod publish;

@@ -14,7 +14,7 @@ use vote_aggregator::platform::config::Config;
 use super::exit::{self, Outcome};
 use super::signals::Signals;
 
-/// How long one reading may take: whoever withholds the results waits for no more than this and --every.
+/// How long one reading may take: withheld results are shown for no longer than this and --every.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Args)]
@@ -22,10 +22,13 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 Examples:
   vote-aggregator board --out /var/www/board    for the web server that serves this folder
 
-It writes results.json and results.csv, and shows what `vote-aggregator publication` publishes, and nothing before its time: log in as a role of the
-group vote_board, which can read nothing else. Each file is replaced as a whole, and only where it
-changes. After a stop, and while PostgreSQL is away, the last files stay; after 15 s they say that they
-are stale. SIGINT or SIGTERM stops it.")]
+It writes results.json and results.csv, and shows what `vote-aggregator publication` publishes, and
+nothing before its time: log in as a role of the group vote_board, which can read nothing else, on the
+server that takes writes. Each file is replaced as a whole, and only where it changes.
+
+While PostgreSQL is away the last files stay; after 15 s they say that they are stale. A board that is
+stopped, or starts while PostgreSQL is away, cannot mark them: compare checked_at with the time. After
+a start the first reading is shown whatever --min-new-votes says. SIGINT or SIGTERM stops it.")]
 pub(super) struct Arguments {
     /// The folder that a web server serves; nothing else may write into it
     #[arg(long, value_name = "DIR")]

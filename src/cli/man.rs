@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Command};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
-use vote_aggregator::operator::publish::files;
+use vote_aggregator::operator::files;
 
 use super::exit::{self, Exit, Outcome};
 use super::output;

@@ -11,9 +11,10 @@ use indicatif::HumanCount;
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::adapters::broker::RabbitMq;
 use vote_aggregator::model::cell::{CELLS, Router};
+use vote_aggregator::operator::files;
 use vote_aggregator::operator::publish::{
     self, Check, Checkpoint, CheckpointError, Expected, Pace, Position, PublishError, Report,
-    Route, Samples, Shape, Source, files,
+    Route, Samples, Shape, Source,
 };
 use vote_aggregator::platform::config::Config;
 

@@ -35,7 +35,7 @@ pub enum Stale {
 #[derive(Debug)]
 pub struct Board {
     /// While results are public, a law's counts change by so many votes at least: an update by one vote
-    /// would tell the vote of whoever is known to have voted at that moment.
+    /// would reveal the vote of a citizen who is known to have voted at that moment.
     min_new_votes: u64,
     shown: Option<Snapshot>,
     stale: Option<Stale>,
@@ -69,7 +69,9 @@ impl Board {
         {
             *published = Published { state: None, reason: None, sha256: None, ..published.clone() };
         }
-        if !read.published.as_ref().is_some_and(Published::is_public) {
+        let is_public =
+            |snapshot: &Snapshot| snapshot.published.as_ref().is_some_and(Published::is_public);
+        if !is_public(&read) {
             read.laws.clear();
             read.corrections.clear();
         }
@@ -82,8 +84,9 @@ impl Board {
         let state = |snapshot: &Snapshot| {
             snapshot.published.as_ref().map(|published| (published.id, published.state))
         };
-        let older = order(&read) < order(&shown)
-            || (order(&read) == order(&shown) && read.as_of < shown.as_of);
+        // What is not public is always shown: after a failover or a restore that lost publications, withholding
+        // has a lower id than what is shown.
+        let older = is_public(&read) && (order(&read), read.as_of) < (order(&shown), shown.as_of);
         (self.shown, self.stale) = if older {
             (Some(shown), Some(Stale::Older))
         } else if state(&read) != state(&shown) {

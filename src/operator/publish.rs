@@ -4,7 +4,6 @@
 mod batch;
 mod check;
 mod checkpoint;
-pub mod files;
 mod format;
 mod lines;
 pub mod progress;

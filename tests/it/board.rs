@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use vote_aggregator::model::ports::{Store, Votes};
 
+use crate::standby::replicated;
 use crate::support::{Files, Servers, Service, Stage, eventually, login, votes};
 
 const FILES: [&str; 2] = ["results.json", "results.csv"];
@@ -138,4 +139,18 @@ async fn an_outage_is_told_and_ends() {
     servers.script(&["start", "postgres"]);
     board.until("back", |json| json["stale"] == false).await;
     board.service.stop().await;
+}
+
+/// A standby that is cut off would show what is withheld by now.
+#[tokio::test]
+async fn a_standby_is_not_shown() {
+    let servers = replicated("boardstandby");
+    let stage = Stage::with_roles(&servers, "boardstandby").await;
+    let files = Files::new("boardstandby");
+    let environment = stage.environment_with(&[("POSTGRES_HOST", "127.0.0.2")]);
+    let arguments = ["board", "--every", "2", "--out", &files.path()];
+    let service = Service::spawn(&stage.queue, &arguments, &environment).await;
+    service.until_logged("it takes no writes: a standby").await;
+    service.stop().await;
+    assert!(!files.join("results.json").exists());
 }

@@ -8,11 +8,12 @@ use super::connection::Address;
 use super::error::{StartError, failed};
 use super::publication::{PublishedCorrection, published};
 use super::within;
+use super::writer::takes_no_writes;
 use crate::model::publication::Published;
 use crate::model::results::LawResult;
 use crate::platform::config::Config;
 
-const MOMENT: &str = include_str!("snapshot.sql");
+const MOMENT: &str = "SELECT now(), pg_is_in_recovery()";
 const RESULTS: &str = include_str!("snapshot_results.sql");
 const CORRECTIONS: &str = "SELECT * FROM published_corrections ORDER BY id";
 
@@ -28,8 +29,8 @@ pub struct Snapshot {
     pub as_of: OffsetDateTime,
 }
 
-/// Reads snapshots, again and again on one connection. The group vote_board is all it needs; a standby
-/// will do.
+/// Reads snapshots, again and again on one connection, of the server that takes writes: a standby that
+/// lags or is cut off shows what is withheld by now. The group vote_board is all it needs.
 pub struct Snapshots<'c> {
     config: &'c Config,
     address: Address,
@@ -60,6 +61,7 @@ impl<'c> Snapshots<'c> {
             let snapshot = snapshot(&mut connection).await;
             let snapshot = snapshot
                 .map_err(|error| failed(config, error.into(), "reading what is published"))?;
+            let snapshot = snapshot.ok_or_else(|| takes_no_writes("a standby, which may lag"))?;
             self.connection = Some(connection);
             Ok(snapshot)
         };
@@ -69,17 +71,23 @@ impl<'c> Snapshots<'c> {
     }
 }
 
-async fn snapshot(connection: &mut PgConnection) -> Result<Snapshot, Error> {
+/// `None`: a standby answers.
+async fn snapshot(connection: &mut PgConnection) -> Result<Option<Snapshot>, Error> {
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     let mut transaction = connection.begin_with(begin).await?;
+    let moment = sqlx::query_as(MOMENT).fetch_one(&mut *transaction);
+    let (as_of, is_standby) = moment.await?;
+    if is_standby {
+        return Ok(None);
+    }
     let snapshot = Snapshot {
         published: published(&mut transaction).await?,
         laws: laws(&mut transaction).await?,
         corrections: sqlx::query_as(CORRECTIONS).fetch_all(&mut *transaction).await?,
-        as_of: sqlx::query_scalar(MOMENT).fetch_one(&mut *transaction).await?,
+        as_of,
     };
     transaction.commit().await?;
-    Ok(snapshot)
+    Ok(Some(snapshot))
 }
 
 async fn laws(connection: &mut PgConnection) -> Result<Vec<LawResult>, Error> {

@@ -1,4 +1,4 @@
--- As results.sql: a time that no calendar has is as good as none.
+-- As results.sql: times outside 1970-9999 are returned as NULL.
 SELECT law_id, oui_count, non_count,
        CASE
            WHEN updated_at BETWEEN timestamptz '1970-01-01 00:00+00' AND timestamptz '9999-12-31 00:00+00'

@@ -76,8 +76,8 @@ impl Address {
                     }
                     return Ok(connection);
                 }
-                Ok((_, Role::Standby)) => read_only("a standby"),
-                Ok((_, Role::ReadOnly)) => read_only("default_transaction_read_only is on"),
+                Ok((_, Role::Standby)) => takes_no_writes("a standby"),
+                Ok((_, Role::ReadOnly)) => takes_no_writes("default_transaction_read_only is on"),
                 Err(error) => error,
             };
             refusals.push((address.config.address(), refusal));
@@ -107,7 +107,7 @@ impl Address {
     }
 }
 
-fn read_only(what: &str) -> StartError {
+pub(super) fn takes_no_writes(what: &str) -> StartError {
     let fault = Fault::new(Class::Reconnect, format!("it takes no writes: {what}"));
     Fault { sqlstate: Some(READ_ONLY.to_owned()), ..fault }.into()
 }
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_list_is_waited_for_unless_every_address_is_refused_for_good() {
-        let standby = refused([login(), read_only("a standby")]);
+        let standby = refused([login(), takes_no_writes("a standby")]);
         let StartError::Unavailable(fault) = &standby else { panic!("{standby}") };
         assert_eq!(fault.sqlstate.as_deref(), Some(READ_ONLY));
         for reason in ["a:5432: password", "b:5432: it takes no writes: a standby"] {

@@ -8,8 +8,7 @@ use crate::adapters::store::{PublishedCorrection, Snapshot};
 use crate::model::publication::{Published, State, rfc3339};
 use crate::model::results::{LawResult, Reading, csv, percent, percentages};
 
-/// How often the time of the last look is renewed, in seconds: whoever has the file knows by it that the
-/// board is alive.
+/// How often the time of the last look is renewed, in seconds: it shows that the board is running.
 const CHECKED_EVERY: i64 = 10;
 
 /// A file that the public gets.
@@ -63,7 +62,7 @@ fn publication(published: &Published) -> Value {
 fn law(law: &LawResult, is_final: bool) -> Value {
     let LawResult { law_id, oui, non, updated_at } = law;
     let [oui_shown, non_shown] = percentages(*oui, *non);
-    // Nobody is leading: there is an outcome, or there is none yet.
+    // Not who leads: there is an outcome, or there is none yet.
     let outcome = is_final.then(|| match oui.cmp(non) {
         std::cmp::Ordering::Greater => "accepted",
         std::cmp::Ordering::Less => "rejected",

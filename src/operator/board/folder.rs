@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::File;
-use crate::operator::publish::files::{READABLE, replace};
+use crate::operator::files::{READABLE, replace};
 
 /// The file whose lock keeps a second board away.
 const LOCK: &str = ".board.lock";
 /// nginx makes its ETag of a file's length and of the whole seconds of its last change, and two versions
 /// may have the same length.
-const APART: Duration = Duration::from_secs(1);
+const MIN_MTIME_STEP: Duration = Duration::from_secs(1);
 
 /// Why nothing can be written into a folder.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +35,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The folder at `path`, which exists. Leaves its files as they are.
+    /// The folder at `path`, which exists. Removes temporary files, and leaves the others as they are.
     ///
     /// # Errors
     /// [`FolderError`].
@@ -52,7 +52,17 @@ impl Folder {
         }
         let mut modified = SystemTime::UNIX_EPOCH;
         for entry in fs::read_dir(path).map_err(failed)? {
-            let entry = entry.and_then(|entry| entry.metadata()?.modified()).map_err(failed)?;
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            // Of a board that was killed: the web server would serve it.
+            if let Some(name) = name.to_str()
+                && name.starts_with("results.")
+                && name.ends_with(".new")
+            {
+                fs::remove_file(entry.path()).map_err(failed)?;
+                continue;
+            }
+            let entry = entry.metadata().and_then(|entry| entry.modified()).map_err(failed)?;
             modified = modified.max(entry);
         }
         Ok(Self { path: path.to_owned(), _lock: lock, written: BTreeMap::new(), modified })
@@ -64,7 +74,7 @@ impl Folder {
     /// # Errors
     /// [`FolderError`], for the first one; the files from before are still there.
     pub fn write(&mut self, files: &[File]) -> Result<(), FolderError> {
-        self.modified = SystemTime::now().max(self.modified + APART);
+        self.modified = SystemTime::now().max(self.modified + MIN_MTIME_STEP);
         let mut outcome = Ok(());
         for File { name, content } in files {
             if self.written.get(name) == Some(content) {
@@ -84,7 +94,7 @@ impl Folder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::publish::files::tests::Directory;
+    use crate::operator::files::tests::Directory;
 
     fn file(content: &str) -> [File; 1] {
         [File { name: "results.json", content: content.to_owned() }]
@@ -100,7 +110,7 @@ mod tests {
         let first = modified();
         folder.write(&file("2")).expect("written");
         let second = modified();
-        assert!(second >= first + APART, "{first:?} and {second:?}");
+        assert!(second >= first + MIN_MTIME_STEP, "{first:?} and {second:?}");
         folder.write(&file("2")).expect("unchanged");
         assert_eq!(modified(), second);
 
@@ -109,8 +119,18 @@ mod tests {
         // Also those of a board that ran before this one.
         let mut folder = Folder::open(&directory.path("")).expect("free again");
         folder.write(&file("3")).expect("written");
-        assert!(modified() >= second + APART);
+        assert!(modified() >= second + MIN_MTIME_STEP);
         assert!(Folder::open(&directory.path("missing")).is_err());
+    }
+
+    #[test]
+    fn what_a_killed_board_left_half_written_is_removed() {
+        let directory = Directory::new("boardkilled");
+        let half = directory.write("results.json.0123abcd.new", "{");
+        let others = ["results.json", "index.html.new"].map(|name| directory.write(name, "x"));
+        Folder::open(&directory.path("")).expect("a folder of its own");
+        assert!(!half.exists());
+        assert!(others.iter().all(|other| other.exists()));
     }
 
     #[test]

@@ -109,6 +109,13 @@ fn what_is_older_is_not_shown_and_an_outage_is_told() {
     assert_eq!(board.stale(), Some(Stale::Older));
     assert_eq!(json(&board, after(20))["laws"], json!([]));
 
+    // As after a failover or a restore that lost publications.
+    for id in [2, 3] {
+        let lost = snapshot(3, State::Counting, 10, &[law("a", 30, 1)]);
+        board = self::board([lost, snapshot(id, State::Withheld, 5, &[])]);
+        assert_eq!((board.stale(), board.shown().expect("read").laws.len()), (None, 0), "{id}");
+    }
+
     board = self::board([counting(10, &[law("a", 30, 1)]), counting(5, &[law("a", 50, 1)])]);
     assert_eq!(board.stale(), Some(Stale::Older));
 
@@ -183,7 +190,7 @@ proptest! {
         prop_assert_eq!(files(&board, now), files(&other, now));
     }
 
-    /// Nobody's vote shows as the one that came.
+    /// No single vote shows as a change.
     #[test]
     fn counts_never_go_down_and_move_by_ten_at_least(
         added in prop::collection::vec((0_i64..8, 0_i64..8), 1..40),

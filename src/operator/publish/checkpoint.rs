@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::files;
 use super::lines::Position;
+use crate::operator::files;
 
 /// Bytes at the beginning, and before the position reached, that identify a file.
 const SAMPLE: u64 = 64 * 1_024;
@@ -165,8 +165,8 @@ impl Checkpoint {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::Directory;
     use super::*;
+    use crate::operator::files::tests::Directory;
 
     fn lines(count: usize) -> String {
         (0..count).map(|number| format!("line {number}\n")).collect()
