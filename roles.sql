@@ -58,9 +58,8 @@ GRANT INSERT ON certified_results TO vote_publisher;
 -- A board shows what is published, and can read nothing else.
 GRANT SELECT ON published_results, published_corrections TO vote_publisher, vote_board;
 
--- Whether the results are published: `results`, `recount` and `check` warn while they are not.
-GRANT SELECT ON published_state
-    TO vote_service, vote_results_reader, vote_auditor, vote_publisher, vote_board;
+-- Whether the results are published is no secret: `results`, `recount` and `check` warn while they are not.
+GRANT SELECT ON published_state TO PUBLIC;
 
 DO $$
 DECLARE
