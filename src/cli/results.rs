@@ -8,6 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use comfy_table::Table;
 use indicatif::HumanCount;
 use vote_aggregator::adapters::store::{self, Patience};
+use vote_aggregator::model::publication::State;
 use vote_aggregator::model::results::{
     self, LawResult, Order, Reading, grouped, moment, percentages, printable,
 };
@@ -31,10 +32,13 @@ Examples:
 
 Reading needs SELECT on vote_results and published_state (roles.sql: vote_results_reader), and works on
 a standby. While the results are not public (vote-aggregator publication), standard error says so, and
---under-embargo is needed to write them to a file or a pipe. Times are in UTC. In the table, shares have one decimal and come to 100.0; what is not
-exactly nothing or all is expected as <0.1 or >99.9. JSON and CSV have them unrounded. In CSV a law whose
-name a spreadsheet could take for a formula has an apostrophe in front; control characters are
-written as escapes there and in the table.
+--under-embargo is needed to write them to a file or a pipe. It shows the live counts, also behind a
+final publication.
+
+Times are in UTC. In the table, shares have one decimal and come to 100.0; what is not exactly nothing
+or all is expected as <0.1 or >99.9. JSON and CSV have them unrounded. In CSV a law whose name a
+spreadsheet could take for a formula has an apostrophe in front; control characters are written as
+escapes there and in the table.
 
 A spreadsheet that opens a CSV file by itself changes law ids such as 0012 and 1E5, which are named on
 standard error then. Import it, and make the column law_id text: in Excel by Data, From Text/CSV,
@@ -67,6 +71,9 @@ pub(super) async fn results(config: &Config, arguments: &Arguments) -> Outcome {
     let top = arguments.top.map_or(usize::MAX, NonZeroUsize::get);
     let patience = Patience::new(*retry_for);
     let published = embargo.guard(config, patience).await?;
+    if published.as_ref().is_some_and(|published| published.state == Some(State::Final)) {
+        output::note("these are the live counts; the published copy is in published_results");
+    }
     let read = store::results(config, law, patience).await;
     let mut reading = read.map_err(exit::without_postgres("read the results"))?;
     reading.sort(*sort);

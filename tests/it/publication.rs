@@ -120,6 +120,11 @@ async fn a_night_from_the_embargo_to_the_final_copy_and_the_plug() {
     assert_eq!(alice.states().await, [""; 0]);
 
     alice.set("counting", &["--not-before", &evening]).await.assert(0, &["counting, public from"]);
+    let set = "publication set counting --reason r";
+    stage
+        .on_terminal(set, "no")
+        .await
+        .assert(1, &["Publish counting results of", "\" at 20", "[y/N]"]);
     alice.run(&["show"]).await.assert(0, &["the public sees nothing before that time"]);
     for command in ["results", "recount"] {
         let refused =
@@ -134,6 +139,7 @@ async fn a_night_from_the_embargo_to_the_final_copy_and_the_plug() {
     alice.set("counting", &["--not-before", &past]).await.assert(1, &["--earlier"]);
     alice.set("counting", &["--not-before", &past, "--earlier", &evening]).await.assert(1, &[]);
     alice.set("counting", &["--not-before", &past, "--earlier", &past]).await.assert(0, &[]);
+    stage.on_terminal(set, "no").await.assert(1, &["\" now (the embargo ended 20"]);
     let read = stage.run("results", &["--json"]).await.assert(0, &[]).json();
     assert_eq!(read["publication"]["state"], "counting");
 
@@ -153,6 +159,7 @@ async fn a_night_from_the_embargo_to_the_final_copy_and_the_plug() {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     alice.set("final", &[]).await.assert(0, &[&sha256]);
+    stage.run("results", &[]).await.assert(0, &["these are the live counts"]);
     let frozen = public(&stage).await;
     stage.store().await.count(Votes::new(votes(50, 50))).await.expect("counted");
     assert_eq!(public(&stage).await, frozen, "late votes");
@@ -229,9 +236,9 @@ async fn corrections_are_shown_and_those_behind_a_final_copy_are_not() {
     assert_eq!(shown().await, [Value::Null; 0]);
 }
 
-/// Whoever pulls the plug wins against whatever else is under way.
+/// Withholding wins against every other change at the same time.
 #[tokio::test]
-async fn a_change_that_was_overtaken_is_not_made_and_withholding_is() {
+async fn of_two_changes_at_once_one_is_made_and_withholding_always() {
     let stage = counted("overtaken").await;
     let alice = Publisher::new(&stage, "alice").await;
     alice.set("counting", &["--not-before", &hours(-1)]).await.assert(0, &[]);

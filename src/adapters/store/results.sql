@@ -1,6 +1,5 @@
 -- The totals of all laws, or of those named in $1: one statement, so one snapshot. The clock's row is
--- there without any law, too. A time that no calendar has (infinity, or beyond the year 9999) is as
--- good as none.
+-- there without any law, too. Times outside 1970-9999 are returned as NULL.
 SELECT clock.at,
        r.law_id::text                          AS law_id,
        coalesce(r.oui_count, 0)::bigint        AS oui_count,
