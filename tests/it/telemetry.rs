@@ -88,7 +88,7 @@ async fn series_stay_bounded_whatever_law_ids_arrive() {
     service.stop().await;
 }
 
-/// What whoever reaches the port can see before the polls close.
+/// What the port of the metrics shows before the polls close.
 #[tokio::test]
 async fn sums_show_how_many_votes_are_counted_and_not_on_what_or_for_which_choice() {
     let (stage, service) = Stage::started("sums", &[("METRICS_TOTALS", "sums")]).await;

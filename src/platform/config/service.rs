@@ -102,7 +102,7 @@ pub enum LogLevel {
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase", ascii_case_insensitive)]
 pub enum ShownTotals {
-    /// Each law's, by choice: partial results, for whoever can read them.
+    /// Each law's, by choice: partial results, for everybody who can read them.
     Full,
     /// How many votes are counted, on all laws and for both choices together: turnout.
     Sums,

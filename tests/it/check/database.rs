@@ -51,7 +51,7 @@ async fn a_missing_or_other_schema_is_reported_and_left_alone() {
     }
 }
 
-/// Whoever reaches the port would see partial results; until then it is nobody's business.
+/// The port of the metrics would show partial results.
 #[tokio::test]
 async fn results_that_are_not_public_are_not_to_be_at_a_port_that_others_reach() {
     let stage = Stage::with_roles(Servers::shared(), "checkleak").await;
