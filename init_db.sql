@@ -197,7 +197,7 @@ ON CONFLICT (version) DO NOTHING;
 
 -- What the public may see of the results, and from when on.
 
--- One row a change; the last one holds. Append only: roles.sql grants nobody UPDATE or DELETE. `follows` is the row
+-- One row a change; the last one holds. Append only: roles.sql grants no UPDATE or DELETE. `follows` is the row
 -- before, and unique, so that of two changes at the same time one is refused, whatever its snapshot shows. A database
 -- is for a test, or it is not, from its first row on.
 CREATE TABLE IF NOT EXISTS result_publications (
@@ -225,7 +225,7 @@ CREATE TABLE IF NOT EXISTS certified_results (
     PRIMARY KEY (publication_id, law_id)
 );
 
--- What the public may see. The views run with their owner's rights: whoever may read them alone can learn nothing
+-- What the public may see. The views run with their owner's rights: a role that may read only them learns nothing
 -- before the time. now() is when the transaction began, so that all three are of one moment, and never too early.
 
 -- One row once there is a publication. Before its time it says only when that is: reason and hash may tell results.
@@ -262,7 +262,7 @@ WHERE p.state IN ('counting', 'provisional')
 -- Whether and when results are public is no secret, and every role that reads results has to know it.
 GRANT SELECT ON published_state TO PUBLIC;
 INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-VALUES (5, 'publication', true, '\x8f5eed9a5d5cbcb963aa64859897d92ab439def4d45cd58a8ad99f55b0336139d6b027fab9c10827d9cc9927195cac3b', 0)
+VALUES (5, 'publication', true, '\x8a56ebab6f14631b8256678f9525063d324a9d72261ce16c4c6f64c37df3a35be395581482b9f47b86d68d6a79ea16d5', 0)
 ON CONFLICT (version) DO NOTHING;
 
 COMMIT;

@@ -1,6 +1,6 @@
 -- What the public may see of the results, and from when on.
 
--- One row a change; the last one holds. Append only: roles.sql grants nobody UPDATE or DELETE. `follows` is the row
+-- One row a change; the last one holds. Append only: roles.sql grants no UPDATE or DELETE. `follows` is the row
 -- before, and unique, so that of two changes at the same time one is refused, whatever its snapshot shows. A database
 -- is for a test, or it is not, from its first row on.
 CREATE TABLE IF NOT EXISTS result_publications (
@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS certified_results (
     PRIMARY KEY (publication_id, law_id)
 );
 
--- What the public may see. The views run with their owner's rights: whoever may read them alone can learn nothing
+-- What the public may see. The views run with their owner's rights: a role that may read only them learns nothing
 -- before the time. now() is when the transaction began, so that all three are of one moment, and never too early.
 
 -- One row once there is a publication. Before its time it says only when that is: reason and hash may tell results.

@@ -1,7 +1,7 @@
 //! The publication of results: its states, and which change may follow which.
 //!
-//! Architecture invariant: pure. Whoever reads the table gives a [`Publication`]; nothing here looks at a
-//! clock.
+//! Architecture invariant: pure. The caller reads the table and gives a [`Publication`]; nothing here
+//! looks at a clock.
 
 use serde_json::{Value, json};
 use strum::{Display, EnumString, IntoStaticStr, VariantArray};

@@ -84,8 +84,8 @@ impl Board {
         let state = |snapshot: &Snapshot| {
             snapshot.published.as_ref().map(|published| (published.id, published.state))
         };
-        // What is not public is always shown: after a failover or a restore that lost publications, withholding
-        // has a lower id than what is shown.
+        // What is not public is always shown: after a failover or a restore that lost publications, a
+        // withhold has a lower id than what is shown.
         let older = is_public(&read) && (order(&read), read.as_of) < (order(&shown), shown.as_of);
         (self.shown, self.stale) = if older {
             (Some(shown), Some(Stale::Older))

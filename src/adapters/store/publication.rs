@@ -175,7 +175,7 @@ pub async fn publish(
                 within(deadline, row.insert(&mut connection, PUBLISH)).await
             };
             match made.await.map_err(|fault| failed(config, fault, "publishing"))? {
-                // Decided anew: withholding comes behind every other change, and the other one may be an attempt
+                // Decided anew: withholding comes behind every other change, which may also be an attempt
                 // of this one.
                 Outcome::Conflict if !is_final => {}
                 outcome => {
