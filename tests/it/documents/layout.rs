@@ -1,6 +1,9 @@
-//! The layout of ARCHITECTURE.md: which folder uses which, and which invariant each seeded mutant breaks.
+//! The layout of ARCHITECTURE.md: which folder uses which, and which invariant each seeded mutant breaks; and that
+//! the settings named in texts exist.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use vote_aggregator::platform::config::keys;
 
 use crate::support::repository::{files_below, read, run};
 
@@ -102,6 +105,25 @@ fn modules_do_not_use_each_other_in_a_circle() {
 }
 
 /// Running them takes half an hour (`script/seeded-mutants`); that they fit the code takes a moment.
+/// Messages and help name settings as they read best. `config` also names what is none, to say so.
+#[test]
+fn every_setting_that_a_text_names_exists() {
+    let known: BTreeSet<&str> = keys::ALL.iter().map(|key| key.variable).collect();
+    let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
+    let prefixes = ["RABBITMQ_", "POSTGRES_", "PROMETHEUS_", "METRICS_", "SHUTDOWN_"];
+    let mut named = 0;
+    let is_text = |file: &&String| !file.contains("/config/") && !file.ends_with("tests.rs");
+    for file in files_below("src").iter().filter(is_text) {
+        for name in read(file).split(|c| !is_name(c)) {
+            if prefixes.iter().any(|prefix| name.starts_with(prefix) && name.len() > prefix.len()) {
+                assert!(known.contains(name), "{file}: {name}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 100, "only {named}");
+}
+
 #[test]
 fn every_seeded_mutant_applies_and_stands_behind_an_invariant() {
     let (_, invariants) = ARCHITECTURE.split_once("\n## What must hold\n").expect("such a part");
