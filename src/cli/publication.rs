@@ -269,20 +269,9 @@ fn shown_object(history: &History) -> String {
 }
 
 fn history_object(history: &History) -> String {
-    let correction = |correction: &PublishedCorrection| {
-        json!({
-            "at": rfc3339(correction.corrected_at),
-            "law_id": correction.law_id,
-            "oui_before": correction.oui_before,
-            "non_before": correction.non_before,
-            "oui_after": correction.oui_after,
-            "non_after": correction.non_after,
-            "reason": correction.reason,
-        })
-    };
     let object = json!({
         "publications": history.publications.iter().map(object).collect::<Vec<_>>(),
-        "corrections": history.corrections.iter().map(correction).collect::<Vec<_>>(),
+        "corrections": history.corrections.iter().map(PublishedCorrection::json).collect::<Vec<_>>(),
     });
     format!("{object}\n")
 }

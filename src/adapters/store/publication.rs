@@ -4,11 +4,13 @@ mod since;
 
 use std::str::FromStr;
 
+use serde_json::{Value, json};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Error, FromRow, Row as _};
 use time::OffsetDateTime;
 
 use self::since::Since;
+use super::cell;
 use super::connection::Address;
 use super::error::{StartError, failed};
 use super::recount::{Comparison, STATEMENT_TIMEOUT};
@@ -16,7 +18,9 @@ use super::repair::{Progress, answered, compare, run};
 use super::start::{Patience, retry};
 use super::within;
 use crate::model::ports::Fault;
-use crate::model::publication::{Change, Permitted, Publication, Published, Refusal, State};
+use crate::model::publication::{
+    Change, Permitted, Publication, Published, Refusal, State, rfc3339,
+};
 use crate::platform::config::Config;
 
 const HISTORY: &str = include_str!("publications.sql");
@@ -39,6 +43,21 @@ pub struct PublishedCorrection {
     pub oui_after: i64,
     pub non_after: i64,
     pub reason: Option<String>,
+}
+
+impl PublishedCorrection {
+    /// For programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "at": rfc3339(self.corrected_at),
+            "law_id": self.law_id,
+            "oui_before": self.oui_before,
+            "non_before": self.non_before,
+            "oui_after": self.oui_after,
+            "non_after": self.non_after,
+            "reason": self.reason,
+        })
+    }
 }
 
 /// All publications, and what the public may see of it, as one snapshot has them.
@@ -196,8 +215,9 @@ async fn decide(
     change: &Change,
     seen: &mut Option<Option<i64>>,
 ) -> Result<Result<(Option<i64>, Permitted), Outcome>, Fault> {
-    // To withhold, nothing but the one table is needed.
-    if change.state != State::Withheld && is_cell(connection).await? {
+    // A cell has a part of the results. Where a view sums them there is no audit to recount, and none of these
+    // tables, so that nothing is published from there either. To withhold, nothing but the one table is needed.
+    if change.state != State::Withheld && cell::read(connection).await?.is_some() {
         return Ok(Err(Outcome::Cell));
     }
     let user = sqlx::query_scalar("SELECT session_user::text").fetch_one(&mut *connection);
@@ -244,12 +264,6 @@ async fn freeze(
         run(connection, "COMMIT").await?;
     }
     Ok(outcome)
-}
-
-/// Whether these are the results of one cell of several. Where a view sums them there is no audit to
-/// recount, and none of these tables, so that nothing is published from there either.
-async fn is_cell(connection: &mut PgConnection) -> Result<bool, Error> {
-    sqlx::query_scalar("SELECT EXISTS (SELECT FROM vote_cell)").fetch_one(connection).await
 }
 
 /// A row to be inserted.

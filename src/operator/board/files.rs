@@ -45,7 +45,7 @@ fn results(board: &Board, shown: &Snapshot, now: OffsetDateTime) -> String {
         "stale": stale.is_some(),
         "stale_reason": stale,
         "laws": shown.laws.iter().map(|it| law(it, is_final)).collect::<Vec<_>>(),
-        "corrections": shown.corrections.iter().map(correction).collect::<Vec<_>>(),
+        "corrections": shown.corrections.iter().map(PublishedCorrection::json).collect::<Vec<_>>(),
         "min_new_votes": board.min_new_votes(),
     });
     format!("{object}\n")
@@ -79,17 +79,5 @@ fn law(law: &LawResult, is_final: bool) -> Value {
         "non_shown": non_shown,
         "outcome": outcome,
         "updated_at": updated_at.map(rfc3339),
-    })
-}
-
-fn correction(correction: &PublishedCorrection) -> Value {
-    json!({
-        "at": rfc3339(correction.corrected_at),
-        "law_id": correction.law_id,
-        "oui_before": correction.oui_before,
-        "non_before": correction.non_before,
-        "oui_after": correction.oui_after,
-        "non_after": correction.non_after,
-        "reason": correction.reason,
     })
 }
