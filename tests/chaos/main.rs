@@ -10,6 +10,7 @@
 //! With no arguments a short run. Not part of a plain `cargo test`: `script/chaos` runs it, and
 //! `script/test` does as its last part. Servers: `script/services`.
 
+mod common;
 mod disk;
 mod faults;
 mod instances;

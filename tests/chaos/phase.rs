@@ -8,12 +8,12 @@ use std::time::Duration;
 use indicatif::HumanCount;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use tokio::process::Command;
 use tokio::sync::Mutex as Lock;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::common::{drain, environment, migrate, refuse_poison};
 use crate::disk::Disk;
 use crate::faults::inflict;
 use crate::invariants::{self, Evidence};
@@ -22,14 +22,10 @@ use crate::links::Linked;
 use crate::plan::{Harm, Planned};
 use crate::publisher::Publisher;
 use crate::report::QueueReport;
-use crate::servers::{Environment, Server, Servers};
+use crate::servers::{Server, Servers};
 use crate::tables::{self, ATTEMPTS, AUDIT, RECOUNT, RESULTS};
-use crate::traffic::POISONOUS;
 use crate::watch::{Watched, watch};
 use crate::{PATIENCE, QueueType, Result, lock};
-
-/// Waiting longer is useless: the verdict is no by then.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a run of one queue type needs.
 pub struct Setup {
@@ -75,12 +71,15 @@ pub async fn run(setup: Setup) -> Result<QueueReport> {
     let queue_type: &str = setup.queue_type.into();
     let (database, queue) = (format!("chaos_{queue_type}"), format!("chaos.{queue_type}"));
     let servers = setup.servers;
-    let environment = |index| environment(servers, &database, &queue, index);
-    migrate(&setup, environment(0)).await?;
+    // The link reads along: no encryption.
+    let settings = format!(
+        "RABBITMQ_QUEUE={queue} POSTGRES_DB={database} POSTGRES_SSLMODE=disable PROMETHEUS_HOST=127.0.0.1 \
+         PROMETHEUS_PORT=0"
+    );
+    let environment = |index| environment(servers, index, &settings);
+    migrate(&setup, &environment(0)).await?;
     setup.disk.take_in(servers, &database).await?;
-    let no_poison = format!("CHECK (citizen_id NOT LIKE '{POISONOUS}%')");
-    let constraint = format!("ALTER TABLE vote_audit ADD CONSTRAINT no_poison {no_poison}");
-    servers.execute(&database, &constraint).await?;
+    refuse_poison(servers, &database).await?;
     if setup.queue_type == QueueType::Classic {
         declare_classic(servers, &queue).await?;
     }
@@ -132,7 +131,7 @@ pub async fn run(setup: Setup) -> Result<QueueReport> {
     while let Some(published) = publishing.join_next().await {
         published??;
     }
-    let drained_after = phase.drain().await?;
+    let drained_after = drain(async || phase.messages().await).await?;
     let seconds = phase.began.elapsed().as_secs_f64();
     over.cancel();
     let watched = watching.join_next().await.ok_or("the watch is gone")??;
@@ -170,39 +169,6 @@ pub async fn run(setup: Setup) -> Result<QueueReport> {
         broker_revivals: phase.revivals.load(Ordering::Relaxed),
         outcomes: phase.outcomes(&struck),
     })
-}
-
-/// Of the three, one has the defaults, one tries again quickly with several batches in flight, one
-/// has large batches.
-fn environment(servers: &Servers, database: &str, queue: &str, index: usize) -> Environment {
-    let own = match index % 3 {
-        1 => "RETRY_DELAY_SECONDS=0.2 RABBITMQ_PREFETCH_COUNT=400 BATCH_TIMEOUT_SECONDS=0.2",
-        2 => "PIPELINE_PROFILE=throughput",
-        _ => "",
-    };
-    // The link reads along: no encryption.
-    let settings = format!(
-        "RABBITMQ_QUEUE={queue} POSTGRES_DB={database} POSTGRES_SSLMODE=disable \
-         PROMETHEUS_HOST=127.0.0.1 PROMETHEUS_PORT=0 LOG_FORMAT=json {own}"
-    );
-    let settings = settings.split_whitespace().filter_map(|setting| setting.split_once('='));
-    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    servers.env.clone().into_iter().chain(settings).collect()
-}
-
-/// Creates the database that these settings name, with its tables.
-async fn migrate(setup: &Setup, environment: Environment) -> Result<()> {
-    let Setup { servers, binary, directory, .. } = setup;
-    let create = format!("CREATE DATABASE {}", environment["POSTGRES_DB"]);
-    servers.execute(servers.get("POSTGRES_DB"), &create).await?;
-    let mut migrate = Command::new(binary);
-    migrate.arg("migrate").env_clear().envs(&environment).current_dir(directory).kill_on_drop(true);
-    let migrated = timeout(PATIENCE, migrate.output()).await??;
-    if !migrated.status.success() {
-        let stderr = String::from_utf8_lossy(&migrated.stderr);
-        return Err(format!("{} migrate: {stderr}", binary.display()).into());
-    }
-    Ok(())
 }
 
 /// The service would create a quorum queue.
@@ -244,19 +210,6 @@ impl Phase {
                 HumanCount(self.counted.load(Ordering::Relaxed)),
             );
         }
-    }
-
-    /// Seconds until the queue had nothing ready and nothing unacked.
-    async fn drain(&self) -> Result<Option<f64>> {
-        let healed = Instant::now();
-        while healed.elapsed() < DRAIN_PATIENCE {
-            let asked = healed.elapsed();
-            if self.messages().await? == 0 {
-                return Ok(Some(asked.as_secs_f64()));
-            }
-            sleep(Duration::from_millis(200)).await;
-        }
-        Ok(None)
     }
 
     async fn messages(&self) -> Result<u64> {

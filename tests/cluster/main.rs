@@ -13,6 +13,8 @@
 //! Publisher, ledger, watch and invariants are those of chaos.
 
 mod census;
+#[path = "../chaos/common.rs"]
+mod common;
 mod faults;
 #[path = "../chaos/instances.rs"]
 mod instances;

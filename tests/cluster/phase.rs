@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use indicatif::HumanCount;
-use tokio::process::Command;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::census::Census;
+use crate::common::{drain, environment, migrate, refuse_poison};
 use crate::faults::Outcome;
 use crate::instances::Instance;
 use crate::invariants::{self, Evidence};
@@ -23,12 +23,9 @@ use crate::publisher::Publisher;
 use crate::report::Report;
 use crate::servers::{Environment, SCRIPT, Servers, address};
 use crate::tables::{self, ATTEMPTS, AUDIT, RECOUNT, RESULTS};
-use crate::traffic::POISONOUS;
 use crate::watch::{Watched, watch};
 use crate::{PATIENCE, Result, lock};
 
-/// Waiting longer is useless: the verdict is no by then.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
 /// Where the instances run. The one on host 4 after the first reaches both servers through HAProxy.
 const PLACES: [u8; 5] = [4, 4, 1, 2, 3];
 const HAPROXY: usize = 1;
@@ -71,17 +68,8 @@ pub struct Phase {
 pub async fn prepare(setup: Setup) -> Result<&'static Phase> {
     let servers = setup.servers;
     let database = servers.env["POSTGRES_DB"].clone();
-    servers.execute("postgres", &format!("CREATE DATABASE {database}")).await?;
-    let mut migrate = Command::new(&setup.binary);
-    migrate.arg("migrate").env_clear().envs(environment(servers, 0));
-    let migrated = timeout(PATIENCE, migrate.current_dir(&setup.directory).output()).await??;
-    if !migrated.status.success() {
-        let stderr = String::from_utf8_lossy(&migrated.stderr);
-        return Err(format!("{} migrate: {stderr}", setup.binary.display()).into());
-    }
-    let no_poison = format!("CHECK (citizen_id NOT LIKE '{POISONOUS}%')");
-    let constraint = format!("ALTER TABLE vote_audit ADD CONSTRAINT no_poison {no_poison}");
-    servers.execute(&database, &constraint).await?;
+    migrate(&setup, &variables(servers, 0)).await?;
+    refuse_poison(servers, &database).await?;
 
     // Leaked, since tasks use them until the process ends.
     let (mut members, mut keepers) = (Vec::new(), JoinSet::new());
@@ -90,7 +78,7 @@ pub async fn prepare(setup: Setup) -> Result<&'static Phase> {
         let host_number = host.to_string();
         let command = [SCRIPT, "exec", "--dir", &dir, &host_number, "--", &binary, "run"];
         let command = Vec::from(command.map(str::to_owned));
-        let environment = environment(servers, index);
+        let environment = variables(servers, index);
         let directory = setup.directory.clone();
         let instance = Instance::new(index, command, directory, environment);
         let member: &Member =
@@ -113,26 +101,18 @@ pub async fn prepare(setup: Setup) -> Result<&'static Phase> {
     })))
 }
 
-/// Of three, one has the defaults, one tries again quickly with several batches in flight, one has large
-/// batches.
-fn environment(servers: &Servers, index: usize) -> Environment {
-    let own = match index % 3 {
-        1 => "RETRY_DELAY_SECONDS=0.2 RABBITMQ_PREFETCH_COUNT=400 BATCH_TIMEOUT_SECONDS=0.2",
-        2 => "PIPELINE_PROFILE=throughput",
-        _ => "",
-    };
+/// The variables of an instance.
+fn variables(servers: &Servers, index: usize) -> Environment {
     let haproxy = match (index, address(PLACES[HAPROXY])) {
         (HAPROXY, host) => format!("RABBITMQ_HOST={host} POSTGRES_HOST={host}"),
         _ => String::new(),
     };
-    let settings = format!(
-        "RABBITMQ_QUEUE={QUEUE} PROMETHEUS_HOST=0.0.0.0 PROMETHEUS_PORT={} LOG_FORMAT=json {own} {haproxy}",
-        usize::from(METRICS) + index,
-    );
-    let settings = settings.split_whitespace().filter_map(|setting| setting.split_once('='));
-    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let path = ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default());
-    servers.env.clone().into_iter().chain(settings).chain([path]).collect()
+    let port = usize::from(METRICS) + index;
+    let settings =
+        format!("RABBITMQ_QUEUE={QUEUE} PROMETHEUS_HOST=0.0.0.0 PROMETHEUS_PORT={port} {haproxy}");
+    let mut variables = environment(servers, index, &settings);
+    variables.insert("PATH".to_owned(), std::env::var("PATH").unwrap_or_default());
+    variables
 }
 
 /// Runs faults until the deck is empty.
@@ -214,17 +194,8 @@ impl Phase {
         }
     }
 
-    /// Seconds until the queue had nothing ready and nothing unacked.
     pub async fn drain(&self) -> Result<Option<f64>> {
-        let ended = Instant::now();
-        while ended.elapsed() < DRAIN_PATIENCE {
-            let asked = ended.elapsed();
-            if self.setup.servers.messages(&self.queue).await? == 0 {
-                return Ok(Some(asked.as_secs_f64()));
-            }
-            sleep(Duration::from_millis(200)).await;
-        }
-        Ok(None)
+        drain(async || self.setup.servers.messages(&self.queue).await).await
     }
 
     /// Has every instance end by SIGTERM.
