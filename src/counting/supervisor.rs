@@ -31,7 +31,7 @@ use crate::platform::telemetry::{
 /// First delay before another session is opened, and before a store that failed is probed.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// Longest such delay.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+pub const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Shown by health while the breaker is open.
 const COMMITS_NO_VOTES: &str = "PostgreSQL does not commit votes";
@@ -43,6 +43,9 @@ pub struct Supervisor<'a, B, T> {
     pub limits: &'a Limits,
     /// Unsettled deliveries at most, when all is well.
     pub prefetch: u16,
+    /// Longest delay between two probe writes, at most [`LONGEST_WAIT`]. After a batch that failed it is
+    /// that, since each further try requeues votes.
+    pub probe_wait: Duration,
     pub jitter: &'a Jitter,
     pub instruments: &'a Instruments,
     pub health: &'a Health,
@@ -246,9 +249,11 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         stop: &CancellationToken,
     ) -> bool {
         let mut attempt = 0;
+        let mut delay = probing.next_delay();
         loop {
             attempt += 1;
-            self.pause(probing.next_delay(), stop).await;
+            self.pause(delay, stop).await;
+            delay = probing.next_delay().min(self.probe_wait);
             let Some(probed) = stop.run_until_cancelled(self.store.probe()).await else {
                 return false;
             };

@@ -97,9 +97,9 @@ const fn kind(name: &'static str, lane: Lane, harm: Harm, hold: (f64, f64), boun
     Kind { name, lane, harm, hold, bound }
 }
 
-/// Patroni's `ttl`, after which a primary that is gone is replaced; what a promotion takes; and the longest
-/// wait of an instance between two tries.
-const FAILOVER: f64 = 20.0 + 10.0 + 30.0;
+/// Patroni's `ttl`, after which a primary that is gone is replaced; what a promotion takes; and twice the
+/// longest wait of an instance between two probe writes, since a first server may be found too early.
+const FAILOVER: f64 = 20.0 + 10.0 + 2.0 * 6.25;
 /// Over as soon as it has begun, or when what it struck has started again.
 const MOMENTARY: (f64, f64) = (0.0, 0.0);
 const HOST: &[&str] = &["rabbitmq", "etcd", "patroni", "postgres"];

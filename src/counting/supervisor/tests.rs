@@ -134,6 +134,7 @@ impl Store for Refusing {
 
 const BATCH_SIZE: u16 = 10;
 const PREFETCH: u16 = 40;
+const PROBE_WAIT: Duration = Duration::from_secs(5);
 
 const LIMITS: Limits = Limits {
     batch_size: BATCH_SIZE as usize,
@@ -175,6 +176,7 @@ async fn supervise_with(
         store,
         limits: &LIMITS,
         prefetch: PREFETCH,
+        probe_wait: PROBE_WAIT,
         jitter: &Jitter::seeded(1),
         instruments: &metrics.instruments,
         health,
@@ -304,6 +306,31 @@ async fn what_fails_again_is_tried_batch_by_batch_and_seldom() {
     let trials = opened[1].0;
     assert!(tried.iter().any(|(at, running)| *at < trials && *running == 4), "flowing: {tried:?}");
     assert!(tried.iter().all(|(at, running)| *at < trials || *running == 1), "trial: {tried:?}");
+}
+
+/// Takes nothing, and says when it was asked.
+#[derive(Default)]
+struct Away(Mutex<Vec<Instant>>);
+
+impl Store for Away {
+    async fn count(&self, _: Votes) -> Result<Counted, Fault> {
+        self.probe().await.map(|()| Counted::default())
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        self.0.lock().expect("no panic while held").push(Instant::now());
+        Err(Fault { class: Class::Pause, sqlstate: None, message: "away".to_owned() })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_is_probed_at_least_every_so_many_seconds() {
+    let broker = Scripted { deliveries: vec![vote(1)], ..Scripted::default() };
+    let store = Away::default();
+    supervise(&broker, &store, Duration::from_secs(25)).await.expect("never refused");
+    let asked = store.0.into_inner().expect("no panic while held");
+    let waits: Vec<u64> = asked.windows(2).map(|two| (two[1] - two[0]).as_secs()).collect();
+    assert_delays(&waits, &[1, 2, 4, 5, 5]);
 }
 
 /// Semantics, section 6: a probe write proves nothing about the votes that failed.
