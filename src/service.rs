@@ -22,7 +22,7 @@ use self::reconciler::Reconciler;
 use crate::adapters::broker::{QueueWatch, RabbitMq};
 use crate::adapters::store::{self, PgStore, StartError, Totals};
 use crate::counting::pipeline::{Acknowledged, Limits, PLAIN_AFTER, RetryPolicy};
-use crate::counting::supervisor::{LONGEST_WAIT, Supervisor};
+use crate::counting::supervisor::Supervisor;
 use crate::model::ports::{Fault, OpenError};
 use crate::platform::config::Config;
 use crate::platform::http;
@@ -43,8 +43,6 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
 /// Most deliveries that one ack covers. The broker sends as many again at once, and where they are
 /// on disk, behind a queue of millions, 1,000 cost it more than 500 (docs/performance.md).
 const MOST_ACKED: u64 = 500;
-/// Longest delay between two probe writes while a failover of PostgreSQL is possible.
-const FAILOVER_PROBE_WAIT: Duration = Duration::from_secs(5);
 /// The log message of an outage that no batch meets; it is rate-limited.
 const NO_ANSWER: &str = "PostgreSQL does not answer";
 /// How long closing the pool may take: by then nothing is in a transaction.
@@ -189,7 +187,6 @@ async fn count(
         store: &store,
         limits: &limits(config),
         prefetch: config.rabbitmq.prefetch,
-        probe_wait: probe_wait(config),
         jitter: &jitter,
         instruments: &instruments,
         health: &health,
@@ -222,11 +219,6 @@ impl Drop for ShutdownSummary {
 fn log_suppressed(suppressed: &Suppressed) {
     let Suppressed { reason, lines, elapsed, .. } = *suppressed;
     tracing::warn!(reason, suppressed = lines, elapsed = seconds(elapsed), "{suppressed}");
-}
-
-/// With several addresses, another server may take writes within seconds.
-fn probe_wait(config: &Config) -> Duration {
-    if config.postgres.addresses().len() > 1 { FAILOVER_PROBE_WAIT } else { LONGEST_WAIT }
 }
 
 fn limits(config: &Config) -> Limits {

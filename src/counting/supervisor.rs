@@ -31,7 +31,10 @@ use crate::platform::telemetry::{
 /// First delay before another session is opened, and before a store that failed is probed.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// Longest such delay.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(30);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Longest delay after a probe write that failed: it requeues no votes, and after a failover the new primary takes
+/// writes within seconds, behind another address or behind the same one.
+const LONGEST_PROBE_WAIT: Duration = Duration::from_secs(5);
 
 /// Shown by health while the breaker is open.
 const COMMITS_NO_VOTES: &str = "PostgreSQL does not commit votes";
@@ -43,9 +46,6 @@ pub struct Supervisor<'a, B, T> {
     pub limits: &'a Limits,
     /// Unsettled deliveries at most, when all is well.
     pub prefetch: u16,
-    /// Longest delay between two probe writes, at most [`LONGEST_WAIT`]. After a batch that failed it is
-    /// that, since each further try requeues votes.
-    pub probe_wait: Duration,
     pub jitter: &'a Jitter,
     pub instruments: &'a Instruments,
     pub health: &'a Health,
@@ -253,7 +253,7 @@ impl<B: Broker, T: Store> Supervisor<'_, B, T> {
         loop {
             attempt += 1;
             self.pause(delay, stop).await;
-            delay = probing.next_delay().min(self.probe_wait);
+            delay = probing.next_delay().min(LONGEST_PROBE_WAIT);
             let Some(probed) = stop.run_until_cancelled(self.store.probe()).await else {
                 return false;
             };

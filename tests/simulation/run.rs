@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use vote_aggregator::counting::pipeline::Acknowledged;
-use vote_aggregator::counting::supervisor::{LONGEST_WAIT, Supervisor};
+use vote_aggregator::counting::supervisor::Supervisor;
 use vote_aggregator::platform::retry::Jitter;
 use vote_aggregator::platform::telemetry::{Health, Instruments};
 
@@ -194,7 +194,6 @@ impl Simulation {
             store: &SimStore(Arc::clone(process)),
             limits: &world.plan.limits,
             prefetch: world.plan.prefetch,
-            probe_wait: LONGEST_WAIT,
             jitter: &Jitter::seeded(world.number()),
             instruments: &self.instruments,
             health: &Health::default(),

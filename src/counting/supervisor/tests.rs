@@ -134,7 +134,6 @@ impl Store for Refusing {
 
 const BATCH_SIZE: u16 = 10;
 const PREFETCH: u16 = 40;
-const PROBE_WAIT: Duration = Duration::from_secs(5);
 
 const LIMITS: Limits = Limits {
     batch_size: BATCH_SIZE as usize,
@@ -176,7 +175,6 @@ async fn supervise_with(
         store,
         limits: &LIMITS,
         prefetch: PREFETCH,
-        probe_wait: PROBE_WAIT,
         jitter: &Jitter::seeded(1),
         instruments: &metrics.instruments,
         health,
@@ -324,7 +322,7 @@ impl Store for Away {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_away_is_probed_at_least_every_so_many_seconds() {
+async fn a_store_that_is_away_is_probed_every_5_seconds_at_least() {
     let broker = Scripted { deliveries: vec![vote(1)], ..Scripted::default() };
     let store = Away::default();
     supervise(&broker, &store, Duration::from_secs(25)).await.expect("never refused");
