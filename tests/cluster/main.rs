@@ -136,7 +136,8 @@ async fn run(arguments: Arguments) -> Result<u8> {
     let report = if arguments.asynchronous {
         loss::run(setup).await?
     } else {
-        let deck = Deck::new(seed, arguments.only.as_deref(), arguments.minutes)?;
+        let (only, links) = (arguments.only.as_deref(), servers.has_links());
+        let deck = Deck::new(seed, only, arguments.minutes, links)?;
         phase::run(setup, deck).await?
     };
     let path = directory.join("report.json");

@@ -103,13 +103,14 @@ pub async fn prepare(setup: Setup) -> Result<&'static Phase> {
 
 /// The variables of an instance.
 fn variables(servers: &Servers, index: usize) -> Environment {
-    let haproxy = match (index, address(PLACES[HAPROXY])) {
-        (HAPROXY, host) => format!("RABBITMQ_HOST={host} POSTGRES_HOST={host}"),
+    let host = address(PLACES[index]);
+    let haproxy = match index {
+        HAPROXY => format!("RABBITMQ_HOST={host} POSTGRES_HOST={host}"),
         _ => String::new(),
     };
     let port = usize::from(METRICS) + index;
     let settings =
-        format!("RABBITMQ_QUEUE={QUEUE} PROMETHEUS_HOST=0.0.0.0 PROMETHEUS_PORT={port} {haproxy}");
+        format!("RABBITMQ_QUEUE={QUEUE} PROMETHEUS_HOST={host} PROMETHEUS_PORT={port} {haproxy}");
     let mut variables = environment(servers, index, &settings);
     variables.insert("PATH".to_owned(), std::env::var("PATH").unwrap_or_default());
     variables

@@ -82,6 +82,10 @@ pub struct Kind {
 }
 
 impl Kind {
+    fn needs_links(&self) -> bool {
+        matches!(self.harm, Harm::Isolate(_) | Harm::Apart(_) | Harm::Link(_))
+    }
+
     /// Whether another PostgreSQL is the primary afterwards.
     pub fn fails_over(&self) -> bool {
         match self.harm {
@@ -163,12 +167,14 @@ pub struct Deck {
 }
 
 impl Deck {
-    pub fn new(seed: u64, only: Option<&str>, minutes: Option<f64>) -> Result<Self> {
+    /// `links`: whether those of hosts can fail.
+    pub fn new(seed: u64, only: Option<&str>, minutes: Option<f64>, links: bool) -> Result<Self> {
         let wanted = |kind: &Kind| match only {
             Some(part) => kind.name.contains(part),
             None => minutes.is_some() || is_short(kind),
         };
-        let kinds = Vec::from_iter(ALL.into_iter().filter(wanted));
+        let possible = |kind: &Kind| links || !kind.needs_links();
+        let kinds = Vec::from_iter(ALL.into_iter().filter(|kind| wanted(kind) && possible(kind)));
         if kinds.is_empty() {
             let names = ALL.map(|kind| kind.name).join("\n  ");
             return Err(format!("no such fault; there are:\n  {names}").into());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -37,8 +38,11 @@ pub struct Servers {
     next: AtomicU8,
 }
 
+/// What the addresses of all hosts begin with.
+static NETWORK: OnceLock<String> = OnceLock::new();
+
 pub fn address(host: u8) -> String {
-    format!("10.77.0.{host}")
+    format!("{}.{host}", NETWORK.get().map_or("", String::as_str))
 }
 
 impl Servers {
@@ -47,6 +51,9 @@ impl Servers {
         let lines = servers.script(&["env"]).await?;
         let exports = lines.split_whitespace().filter_map(|word| word.split_once('='));
         servers.env = exports.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let first = servers.get("POSTGRES_HOST").split(',').next();
+        let network = first.and_then(|first| first.rsplit_once('.')).ok_or("no addresses")?.0;
+        NETWORK.set(network.to_owned())?;
         Ok(servers)
     }
 
@@ -73,6 +80,11 @@ impl Servers {
 
     pub async fn link(&self, host: u8, state: &str) -> Result<()> {
         self.script(&["link", &host.to_string(), state]).await.map(drop)
+    }
+
+    /// Whether each host has links that can fail.
+    pub fn has_links(&self) -> bool {
+        !address(1).starts_with("127.")
     }
 
     fn get(&self, name: &str) -> &str {
