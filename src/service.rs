@@ -38,8 +38,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often the database is asked for something, at least.
 const PING_EVERY: Duration = Duration::from_secs(5);
 /// How often the broker is asked for the depths of its queues, and how long it may take.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
-const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
+const POLL_EVERY: Duration = Duration::from_secs(10);
+const POLL_TIMEOUT: Duration = Duration::from_secs(8);
 /// Most deliveries that one ack covers. The broker sends as many again at once, and where they are
 /// on disk, behind a queue of millions, 1,000 cost it more than 500 (docs/performance.md).
 const MOST_ACKED: u64 = 500;
@@ -159,7 +159,7 @@ async fn count(
     // Before the first vote is counted, so that the gauges are right from the first scrape on.
     watch.refresh_totals().await;
     // With an open alarm the service must not be ready even for a moment.
-    watch.look().await;
+    watch.check_acknowledged().await;
     background.spawn("totals and database health", watch.run());
     if let Some(interval) = config.monitoring.reconcile_interval {
         let reconciler = Reconciler {
@@ -262,13 +262,13 @@ async fn send_heartbeats(beat: watch::Sender<()>) {
 /// Keeps the depths of the queues up to date, until it is dropped.
 async fn watch_queues(mut queues: QueueWatch, instruments: Instruments) {
     loop {
-        let looked = tokio::time::timeout(LOOK_TIMEOUT, queues.look()).await;
-        if let Ok(Err(error)) = &looked {
+        let polled = tokio::time::timeout(POLL_TIMEOUT, queues.poll()).await;
+        if let Ok(Err(error)) = &polled {
             // The session meets the same and warns of it.
             tracing::debug!("the depth of the queues is not known: {error}");
         }
-        instruments.queue_depths(looked.ok().and_then(Result::ok).unwrap_or_default());
-        tokio::time::sleep(LOOK_EVERY).await;
+        instruments.queue_depths(polled.ok().and_then(Result::ok).unwrap_or_default());
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }
 
@@ -299,13 +299,13 @@ impl Watch {
                 self.refresh_totals().await;
                 refreshed = Instant::now();
             }
-            self.look().await;
+            self.check_acknowledged().await;
         }
     }
 
-    async fn look(&mut self) {
-        let looked = self.look_up_acknowledged().await;
-        self.note(looked);
+    async fn check_acknowledged(&mut self) {
+        let found = self.look_up_acknowledged().await;
+        self.note(found);
     }
 
     async fn refresh_totals(&mut self) {

@@ -9,7 +9,7 @@ mod connect;
 mod dead_letters;
 mod depth;
 mod headers;
-mod look;
+mod inspect;
 mod management;
 mod permissions;
 mod publisher;
@@ -40,7 +40,7 @@ pub use self::dead_letters::{
     Confirmed, DeadLetterMessage, DeadLetterQueue, DeliveryLimit, Republisher, RequeueReport,
 };
 pub use self::depth::QueueWatch;
-pub use self::look::{BrokerFacts, Publishing, QueueLook, QueueState, look, reach};
+pub use self::inspect::{BrokerFacts, InspectedQueue, Publishing, QueueState, inspect, reach};
 pub use self::publisher::{Confirm, Publisher};
 pub use self::refusal::grant;
 use self::returns::Returns;

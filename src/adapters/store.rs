@@ -10,7 +10,7 @@ mod connection;
 mod durability;
 mod error;
 mod fault;
-mod look;
+mod inspect;
 mod migrate;
 mod misfits;
 mod publication;
@@ -37,7 +37,7 @@ pub use self::connection::options;
 use self::connection::{Address, Generation};
 pub use self::durability::Risk;
 pub use self::error::{StartError, describe};
-pub use self::look::{Clocks, DatabaseFacts, Rehearsal, Server, Skipped, look};
+pub use self::inspect::{Clocks, DatabaseFacts, Rehearsal, Server, Skipped, inspect};
 pub use self::migrate::{ForeignObject, SchemaState, Surroundings, init_script};
 pub use self::misfits::Misfits;
 pub use self::publication::{

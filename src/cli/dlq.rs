@@ -1,7 +1,7 @@
 //! `dlq`: showing what is in the dead-letter queue, replaying, purging.
 
 mod act;
-mod look;
+mod list;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
@@ -38,9 +38,9 @@ pub(super) struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Show what is in the dead-letter queue, and how much of it for which reason
-    List(look::List),
+    List(list::List),
     /// Show everything about single messages: why, what to do, headers, body without the citizen
-    Show(look::Show),
+    Show(list::Show),
     /// Put messages back into the votes queue: exit code 0 when all that match were confirmed
     Replay(act::Replay),
     /// Remove messages for good
@@ -102,8 +102,8 @@ enum Failed {
 
 pub(super) async fn dlq(config: &Config, arguments: Arguments) -> Outcome {
     let ended = match arguments.command {
-        Command::List(arguments) => look::list(config, &arguments).await,
-        Command::Show(arguments) => look::show(config, &arguments).await,
+        Command::List(arguments) => list::list(config, &arguments).await,
+        Command::Show(arguments) => list::show(config, &arguments).await,
         Command::Replay(arguments) => act::replay(config, &arguments).await,
         Command::Purge(arguments) => act::purge(config, &arguments).await,
     };

@@ -48,7 +48,7 @@ pub fn of_hash(vote_hash: &str, cells: u16) -> u16 {
 
 impl Cell {
     /// Whether a vote with this hash belongs to another cell, as far as that can be known.
-    pub fn excludes(self, vote_hash: &str) -> bool {
+    pub fn is_foreign(self, vote_hash: &str) -> bool {
         self.router == Router::Publishers && of_hash(vote_hash, self.of) != self.number
     }
 }
@@ -123,9 +123,9 @@ mod tests {
         let cells = |router| (0..16).map(move |number| Cell { number, of: 16, router });
         for number in 0..1_000 {
             let hash = format!("hash-{number}");
-            let counting = cells(Router::Publishers).filter(|cell| !cell.excludes(&hash));
+            let counting = cells(Router::Publishers).filter(|cell| !cell.is_foreign(&hash));
             assert_eq!(counting.count(), 1, "{hash}");
-            assert!(!cells(Router::Exchange).any(|cell| cell.excludes(&hash)), "{hash}");
+            assert!(!cells(Router::Exchange).any(|cell| cell.is_foreign(&hash)), "{hash}");
         }
     }
 }

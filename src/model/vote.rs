@@ -164,7 +164,7 @@ pub fn decode_message(
         return Err(Rejection { vote_hash, ..Rejection::of_message(Reason::Properties) });
     }
     match (decoded, cell) {
-        (Ok(vote), Some(cell)) if cell.excludes(&vote.vote_hash) => Err(Rejection {
+        (Ok(vote), Some(cell)) if cell.is_foreign(&vote.vote_hash) => Err(Rejection {
             field: Some("vote_hash"),
             vote_hash: Some(vote.vote_hash.into()),
             ..Rejection::of_message(Reason::WrongCell)

@@ -6,7 +6,7 @@ use futures::FutureExt;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 
-/// A background task ended, which none may do while the service runs.
+/// A background task ended while the service was running.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the background task \"{name}\" {how}, and the service cannot continue without it")]
 pub struct TaskEnded {

@@ -18,7 +18,7 @@ const NAMED: usize = 10;
 /// The shortest pause after a connection was lost or refused, which costs hardly any time.
 const AFTER_A_LOSS: Duration = Duration::from_secs(1);
 /// Longest pause before looking for the result of another instance, which is comparing.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+const RECHECK_AFTER: Duration = Duration::from_secs(10);
 
 /// The task that compares; dropped at any point, it leaves nothing behind.
 pub(super) struct Reconciler {
@@ -64,7 +64,7 @@ impl Reconciler {
             }
             Ok(Reconciled::Busy(last)) => {
                 last.iter().for_each(|last| self.show(last));
-                self.interval.min(LOOK_AGAIN)
+                self.interval.min(RECHECK_AFTER)
             }
             // Counting goes on; when it fails, too, it logs that itself.
             Err(fault) => {

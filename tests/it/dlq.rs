@@ -1,6 +1,6 @@
 //! `dlq`: what an operator reads, replays and removes, and that no message is lost.
 
-mod look;
+mod list;
 mod purge;
 mod replay;
 

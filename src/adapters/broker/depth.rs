@@ -50,7 +50,7 @@ impl PollState {
         Instant::now() >= self.not_before
     }
 
-    fn looked(&mut self, seen: bool) {
+    fn polled(&mut self, seen: bool) {
         self.seen = seen;
         if seen {
             self.pauses.reset();
@@ -70,7 +70,7 @@ impl QueueWatch {
     ///
     /// # Errors
     /// [`OpenError`] when the broker does not answer; the next look connects anew.
-    pub async fn look(&mut self) -> Result<QueueDepths, OpenError> {
+    pub async fn poll(&mut self) -> Result<QueueDepths, OpenError> {
         let (connection, config) = self.connected().await?;
         let queues = [&config.queue, &config.dead_letter_queue];
         let mut depths = [None; 2];
@@ -86,7 +86,7 @@ impl QueueWatch {
             if depth.is_none() && poll.seen && *queue == config.dead_letter_queue {
                 restore(&config, &connection).await;
             }
-            poll.looked(depth.is_some());
+            poll.polled(depth.is_some());
         }
         self.connection = Some((connection, config));
         let [queue, dead_letters] = depths;
@@ -147,19 +147,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_missing_queue_is_looked_for_less_and_less_often() {
         let mut poll = PollState::new();
-        let mut looks = 0;
+        let mut polls = 0;
         for _ in 0..360 {
             if poll.is_due() {
-                looks += 1;
-                poll.looked(false);
+                polls += 1;
+                poll.polled(false);
             }
             tokio::time::advance(Duration::from_secs(10)).await;
         }
-        assert!((12..=20).contains(&looks), "{looks} looks in an hour");
+        assert!((12..=20).contains(&polls), "{polls} polls in an hour");
         tokio::time::advance(LONGEST_PAUSE).await;
-        poll.looked(true);
-        assert!(poll.is_due(), "one that is seen is looked at each time");
-        poll.looked(false);
+        poll.polled(true);
+        assert!(poll.is_due(), "one that is seen is polled each time");
+        poll.polled(false);
         tokio::time::advance(FIRST_PAUSE).await;
         assert!(poll.is_due(), "and soon again when it goes");
     }

@@ -31,8 +31,8 @@ pub(super) async fn lost(
     delivered: Arc<AtomicBool>,
 ) -> BrokerError {
     let gets = AtomicBool::new(true);
-    let look = || look_at(&connection, &config.queue, &gets);
-    let what = until_out_of_reach(look, &delivered).await;
+    let ask = || ask_about(&connection, &config.queue, &gets);
+    let what = until_out_of_reach(ask, &delivered).await;
     let place = describe(&config);
     BrokerError::OutOfReach(format!(
         "the queue {:?} is out of reach: {what}; {place}",
@@ -44,7 +44,7 @@ pub(super) async fn lost(
 /// declare out of what it knows, also where it was cut off, and a get only with the majority's consent.
 /// Without consumers it is no leader that answered: a get would then end the whole connection (541), or
 /// take a vote that is ready after all. `gets` is cleared where a get is refused.
-async fn look_at(
+async fn ask_about(
     connection: &Connection,
     queue: &str,
     gets: &AtomicBool,
@@ -71,7 +71,7 @@ async fn look_at(
     Ok(status)
 }
 
-async fn until_out_of_reach<L>(mut look: impl FnMut() -> L, delivered: &AtomicBool) -> String
+async fn until_out_of_reach<L>(mut ask: impl FnMut() -> L, delivered: &AtomicBool) -> String
 where
     L: Future<Output = Result<Option<QueueStatus>, Error>>,
 {
@@ -84,8 +84,8 @@ where
             continue;
         }
         let began = *since.get_or_insert_with(Instant::now);
-        let what = match timeout_at(began + OUT_OF_REACH_FOR, look()).await {
-            Err(_) => "a look at it was not answered",
+        let what = match timeout_at(began + OUT_OF_REACH_FOR, ask()).await {
+            Err(_) => "a request about it was not answered",
             // RabbitMQ's answer for a quorum queue whose leader it cannot ask. This session consumes.
             Ok(Ok(Some(QueueStatus { consumers: 0, .. }))) => "it has no leader",
             Ok(Err(error)) if is_out_of_reach(&error) => return error.to_string(),
@@ -120,14 +120,14 @@ mod tests {
     /// The answers to the looks, the last one again and again, for an hour; after how many seconds the
     /// queue is taken to be out of reach.
     async fn after(answers: &[Result<Option<QueueStatus>, Error>]) -> Option<u64> {
-        let (began, mut looks) = (Instant::now(), 0);
-        let look = || {
-            looks += 1;
-            ready(answers[answers.len().min(looks) - 1].clone())
+        let (began, mut asked) = (Instant::now(), 0);
+        let ask = || {
+            asked += 1;
+            ready(answers[answers.len().min(asked) - 1].clone())
         };
         let delivered = AtomicBool::new(false);
         let lost =
-            tokio::time::timeout(Duration::from_secs(3600), until_out_of_reach(look, &delivered));
+            tokio::time::timeout(Duration::from_secs(3600), until_out_of_reach(ask, &delivered));
         lost.await.ok().map(|_| began.elapsed().as_secs())
     }
 
@@ -167,9 +167,9 @@ mod tests {
                 sleep(Duration::from_secs(15)).await;
             }
         };
-        let look = || ready(consumers(0));
+        let ask = || ready(consumers(0));
         tokio::select! {
-            what = until_out_of_reach(look, &delivered) => panic!("{what}"),
+            what = until_out_of_reach(ask, &delivered) => panic!("{what}"),
             () = delivering => {}
             () = sleep(Duration::from_secs(3600)) => {}
         }

@@ -155,7 +155,7 @@ impl Stream for Deliveries {
             Poll::Pending if self.cancelled.load(Ordering::Relaxed) => return Poll::Pending,
             Poll::Pending => Some(match ready!(self.out_of_reach.poll_unpin(cx)) {
                 Ok(error) => error,
-                Err(panicked) => BrokerError::disconnected("look at the queue", panicked),
+                Err(panicked) => BrokerError::disconnected("watch the queue", panicked),
             }),
         };
         self.consumer = None;

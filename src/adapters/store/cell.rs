@@ -20,7 +20,7 @@ pub(super) async fn read(connection: &mut PgConnection) -> Result<Option<String>
 }
 
 /// Whether the database is the cell that CELL names.
-pub(super) fn agrees(config: &Config, database: Option<&str>) -> Result<(), StartError> {
+pub(super) fn verify(config: &Config, database: Option<&str>) -> Result<(), StartError> {
     let setting = config.rabbitmq.cell.map(|cell| cell.to_string());
     let queue = &config.rabbitmq.queue;
     let reason = match (setting, database) {

@@ -41,7 +41,7 @@ pub async fn prepare(
             let risks = risks(&mut connection).await?;
             let standbys = standbys(&mut connection).await?;
             let misfits = Misfits::of(&mut connection).await?;
-            cell::agrees(config, cell::read(&mut connection).await?.as_deref())?;
+            cell::verify(config, cell::read(&mut connection).await?.as_deref())?;
             Ok((risks, standbys, misfits, rehearse(&mut connection).await))
         };
         let (risks, standbys, misfits, rehearsed) =

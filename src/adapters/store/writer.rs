@@ -44,11 +44,11 @@ pub enum Role {
 pub async fn roles(config: &Postgres) -> Vec<(ServerAddress, Result<Role, StartError>)> {
     let address = Address::limited(config, config.statement_timeout);
     let address = address.named("vote-aggregator check");
-    let look = async |index: usize| {
-        let looked = address.at(index).connect_with_role().await;
-        (config.at(index).address(), looked.map(|(_, role)| role))
+    let probe = async |index: usize| {
+        let connected = address.at(index).connect_with_role().await;
+        (config.at(index).address(), connected.map(|(_, role)| role))
     };
-    join_all((0..config.host.count()).map(look)).await
+    join_all((0..config.host.count()).map(probe)).await
 }
 
 impl Address {

@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 
-use super::broker::{LOOK_TIMEOUT, place, refused};
+use super::broker::{INSPECT_TIMEOUT, place, refused};
 use super::{Finding, Report, Severity};
 use crate::adapters::broker::{self, QueueStatus};
 use crate::adapters::store::{self, Role, StartError};
@@ -18,7 +18,7 @@ pub(super) async fn rabbitmq(config: &Config) -> Report {
         return Report::default();
     }
     let nodes: Vec<RabbitMq> = (0..hosts.count()).map(|n| config.rabbitmq.at(n)).collect();
-    let reached = join_all(nodes.iter().map(|node| broker::reach(node, LOOK_TIMEOUT))).await;
+    let reached = join_all(nodes.iter().map(|node| broker::reach(node, INSPECT_TIMEOUT))).await;
     let used = reached.iter().position(Result::is_ok);
     hosts.set_in_use(used.unwrap_or_default());
     of_nodes(config, &nodes, &reached)

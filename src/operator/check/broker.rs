@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use super::queue::{of_dead_letter_queue, of_queue, subject};
 use super::{Finding, Report, Severity, addresses};
 use crate::adapters::broker::{
-    self, BrokerFacts, DeadLetterTarget, Publishing, QueueFacts, QueueLook, QueueState,
+    self, BrokerFacts, DeadLetterTarget, InspectedQueue, Publishing, QueueFacts, QueueState,
     QueueStatus, ServerVersion,
 };
 use crate::model::ports::OpenError;
@@ -17,7 +17,7 @@ use Severity::{Error, Info, Warning};
 
 /// For everything together. A broker that answers needs a fraction of a second; examining costs some
 /// forty round trips.
-pub(super) const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const INSPECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// What RabbitMQ gives to a consumer of a quorum queue that sets no limit: large, to its makers.
 const LARGE_PREFETCH: u16 = 2000;
 
@@ -27,16 +27,16 @@ pub async fn broker(config: &Config) -> Report {
     let others = addresses::rabbitmq(config).await;
     let rabbitmq = config.rabbitmq.at(config.rabbitmq.host.in_use());
     let mut facts = BrokerFacts::default();
-    let looked = timeout(LOOK_TIMEOUT, broker::look(&rabbitmq, &mut facts)).await;
+    let inspected = timeout(INSPECT_TIMEOUT, broker::inspect(&rabbitmq, &mut facts)).await;
     let mut report = report(config, &facts);
     report.absorb(others);
-    report.findings.extend(match looked {
+    report.findings.extend(match inspected {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(refused(config, &error)),
         Err(_) => {
             let meaning = format!(
                 "RabbitMQ accepted the connection, but did not answer every request within \
-                 {LOOK_TIMEOUT:?}"
+                 {INSPECT_TIMEOUT:?}"
             );
             let remedy = "look at its log and at rabbitmqctl status; a node that pauses, or queues \
                           without a majority of their nodes, answer nothing";
@@ -54,23 +54,23 @@ fn report(config: &Config, facts: &BrokerFacts) -> Report {
     findings.extend(facts.server.map(|version| of_version(&config.rabbitmq, version)));
     findings.extend(facts.management_error.as_deref().map(no_management));
     let mut route_is_missing = false;
-    if let Some(look) = &facts.queue {
+    if let Some(inspected) = &facts.queue {
         checked.push(subject(queue));
         let unreadable = (Error, "the service can't consume: it ends with 77");
-        findings.extend(of_either(config, queue, look, unreadable));
-        if let QueueState::Exists(status, facts) = &look.state {
+        findings.extend(of_either(config, queue, inspected, unreadable));
+        if let QueueState::Exists(status, facts) = &inspected.state {
             route_is_missing = matches!(facts.target, Some(DeadLetterTarget::MissingQueue(_)));
             findings.extend(of_votes(config, *status, facts));
         }
     }
-    if let Some(look) = &facts.dead_letter_queue {
+    if let Some(inspected) = &facts.dead_letter_queue {
         checked.push(subject(dead_letter_queue));
         let unreadable = (Warning, "`dlq` commands of this user can't read dead letters");
-        let mut found = of_either(config, dead_letter_queue, look, unreadable);
+        let mut found = of_either(config, dead_letter_queue, inspected, unreadable);
         // That its route leads nowhere is an error already.
         found.retain(|finding| finding.severity != Info || !route_is_missing);
         findings.extend(found);
-        if let QueueState::Exists(status, facts) = &look.state {
+        if let QueueState::Exists(status, facts) = &inspected.state {
             findings.push(dead_letters(dead_letter_queue, status.ready));
             let found = of_dead_letter_queue(dead_letter_queue, facts).into_iter();
             findings.extend(found.map(|found| found.finding));
@@ -149,13 +149,13 @@ fn no_management(error: &str) -> Finding {
 fn of_either(
     config: &Config,
     queue: &str,
-    look: &QueueLook,
+    inspected: &InspectedQueue,
     unreadable: (Severity, &str),
 ) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut lack =
         (Error, "permission to create", "it does not exist, and the service ends with 77");
-    match look.state {
+    match inspected.state {
         QueueState::Exists(..) => lack = (unreadable.0, "read permission on", unreadable.1),
         QueueState::Missing => {
             let meaning = "it does not exist: the service creates it, a quorum queue, when it starts. \
@@ -173,7 +173,7 @@ fn of_either(
                 .push(Finding::new(Error, subject(queue), meaning, remedy).with_value("exclusive"));
         }
     }
-    if !look.permitted {
+    if !inspected.permitted {
         let (severity, permission, meaning) = lack;
         found.push(lacks(config, severity, &format!("{permission} the queue {queue:?}"), meaning));
     }

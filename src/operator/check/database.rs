@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::adapters::store::{
     Clocks, DatabaseFacts, ForeignObject, Misfits, PublicationStatus, Rehearsal, Risk, SchemaState,
-    StartError, Surroundings, describe, look,
+    StartError, Surroundings, describe, inspect,
 };
 use crate::model::publication::rfc3339;
 use crate::operator::check::{Finding, Report, Severity, addresses};
@@ -23,7 +23,7 @@ const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(5);
 /// Checks the database that `config` names, as [`look`] does; `limit` bounds the rehearsal of pending
 /// migrations.
 pub async fn database(config: &Config, limit: Duration) -> Report {
-    let (facts, others) = tokio::join!(look(config, limit), addresses::postgres(config));
+    let (facts, others) = tokio::join!(inspect(config, limit), addresses::postgres(config));
     let mut checked = vec![format!("PostgreSQL, {}", describe(&config.postgres))];
     if facts.blockers.is_some() {
         checked.push("sessions that hold locks on the tables".to_owned());
@@ -176,8 +176,8 @@ fn standby(config: &Config, standbys: Standbys) -> Option<Finding> {
 }
 
 /// An object of another role, which a migration refuses to touch.
-fn foreign(config: &Config, looked: &Surroundings, object: &ForeignObject) -> Finding {
-    let enforced = config.postgres.migrate_on_start && looked.may_create && object.ownership;
+fn foreign(config: &Config, surroundings: &Surroundings, object: &ForeignObject) -> Finding {
+    let enforced = config.postgres.migrate_on_start && surroundings.may_create && object.ownership;
     let (severity, consequence) = match enforced || object.unreadable {
         true => (Error, "the service would not start"),
         false => (Warning, "a migration refuses it"),

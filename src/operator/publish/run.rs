@@ -24,7 +24,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// From the first byte to a channel in confirm mode, for each queue.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Without an answer from the broker for so long, a warning is logged.
-const SILENCE: Duration = Duration::from_secs(30);
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two tries to connect.
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(15);
@@ -292,11 +292,11 @@ impl Run<'_> {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Err(PublishError::Stopped),
-                answer = timeout(SILENCE, &mut answer) => match answer {
+                answer = timeout(CONFIRM_TIMEOUT, &mut answer) => match answer {
                     Ok(answer) => return Ok(answer),
                     Err(_) => self.bar.suspend(|| {
                         tracing::warn!(
-                            "RabbitMQ has confirmed nothing for {SILENCE:?}; is it blocked by a \
+                            "RabbitMQ has confirmed nothing for {CONFIRM_TIMEOUT:?}; is it blocked by a \
                              memory or disk alarm, or has the queue lost its majority?"
                         );
                     }),

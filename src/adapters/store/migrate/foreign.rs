@@ -52,7 +52,7 @@ impl Surroundings {
 }
 
 /// Looks in the transaction that is open, so that a pooler cannot change the connection in between.
-pub(super) async fn look(connection: &mut PgConnection) -> Result<Surroundings, Error> {
+pub(super) async fn inspect(connection: &mut PgConnection) -> Result<Surroundings, Error> {
     let place = sqlx::raw_sql(PLACE).fetch_one(&mut *connection).await?;
     let (schema, path, may_create, tables_owner): (Option<String>, String, _, _) =
         FromRow::from_row(&place)?;
@@ -61,10 +61,12 @@ pub(super) async fn look(connection: &mut PgConnection) -> Result<Surroundings, 
     let mut foreign = Vec::new();
     if let Some(schema) = &schema {
         // The savepoint brings back the search path.
-        connection.execute("SAVEPOINT look; SET LOCAL search_path = pg_catalog, pg_temp").await?;
+        connection
+            .execute("SAVEPOINT inspect; SET LOCAL search_path = pg_catalog, pg_temp")
+            .await?;
         let objects = sqlx::query_as(FOREIGN).persistent(false).bind(path).bind(schema);
         foreign = objects.fetch_all(&mut *connection).await?;
-        connection.execute("ROLLBACK TO SAVEPOINT look").await?;
+        connection.execute("ROLLBACK TO SAVEPOINT inspect").await?;
     }
     Ok(Surroundings { schema, may_create, tables_owner, foreign })
 }

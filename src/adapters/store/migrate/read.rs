@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Error, Executor, FromRow};
 
-use super::foreign::{Surroundings, look};
+use super::foreign::{Surroundings, inspect};
 use super::{SchemaState, compare, execute, newest};
 
 const TABLES: &str = include_str!("tables.sql");
@@ -37,7 +37,7 @@ pub(super) async fn examine_in_transaction(
     may_migrate: bool,
 ) -> Result<Examined, Error> {
     let locked = lock(connection).await?;
-    let surroundings = look(connection).await?;
+    let surroundings = inspect(connection).await?;
     if !surroundings.refused(may_migrate).is_empty() {
         return Ok(Examined { surroundings, state: None });
     }

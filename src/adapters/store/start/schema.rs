@@ -95,11 +95,11 @@ pub(super) async fn migrated(
 async fn apply(
     connection: &mut PgConnection,
     config: &Config,
-    looked: &Surroundings,
+    surroundings: &Surroundings,
     applied: &mut usize,
 ) -> Result<(), StartError> {
-    if !looked.foreign.is_empty() {
-        return Err(StartError::foreign(config, &looked.foreign));
+    if !surroundings.foreign.is_empty() {
+        return Err(StartError::foreign(config, &surroundings.foreign));
     }
     let deadline = config.postgres.transaction_deadline();
     close_schema(connection, deadline).await?;
@@ -113,16 +113,16 @@ async fn apply(
 /// This role creates nothing in the schema, and migrations are pending.
 fn may_not_create(
     config: &Config,
-    looked: &Surroundings,
+    surroundings: &Surroundings,
     versions: &[i64],
     caller: Caller,
 ) -> StartError {
     let role = &config.postgres.user;
-    let message = match &looked.schema {
+    let message = match &surroundings.schema {
         None => "no schema of this role's search_path exists".to_owned(),
         Some(schema) => format!("this role may not create tables in schema {schema}"),
     };
-    let advice = match (&looked.schema, &looked.tables_owner) {
+    let advice = match (&surroundings.schema, &surroundings.tables_owner) {
         (None, _) => "Create the schema, or set the role's search_path".to_owned(),
         // A role with what it takes to count alone, after an upgrade.
         (_, owner) if caller == Caller::Start => format!(

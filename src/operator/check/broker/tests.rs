@@ -59,8 +59,8 @@ fn a_report_has_all_that_was_found_before_the_look_ended() {
     assert_eq!((checked.len(), findings), (1, vec![]));
     let target = DeadLetterTarget::MissingQueue("votes.aggregation.dlq".to_owned());
     let state = QueueState::Exists(QueueStatus::default(), facts(&[], Some(target)));
-    found.queue = Some(QueueLook { state, permitted: false });
-    found.dead_letter_queue = Some(QueueLook { state: QueueState::Missing, permitted: false });
+    found.queue = Some(InspectedQueue { state, permitted: false });
+    found.dead_letter_queue = Some(InspectedQueue { state: QueueState::Missing, permitted: false });
     found.publishing = Some(Publishing::Refused);
     let Report { checked, findings } = report(&config, &found);
     assert_eq!(checked.len(), 4);

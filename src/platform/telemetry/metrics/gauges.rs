@@ -28,7 +28,7 @@ pub(super) enum Gauge {
     CurrentVoteTotals,
     /// Always 1; version and git revision of this program
     BuildInfo,
-    /// Cells that votes are divided into; 1 without cells
+    /// Number of cells; 1 without cells
     Cells,
     /// Batches being committed now, retries and their delays included
     BatchesInFlight,

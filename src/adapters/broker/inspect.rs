@@ -19,15 +19,15 @@ pub struct BrokerFacts {
     pub server: Option<ServerVersion>,
     /// Why the management API does not answer, when it was asked.
     pub management_error: Option<String>,
-    pub queue: Option<QueueLook>,
-    pub dead_letter_queue: Option<QueueLook>,
+    pub queue: Option<InspectedQueue>,
+    pub dead_letter_queue: Option<InspectedQueue>,
     pub publishing: Option<Publishing>,
 }
 
 /// One queue, and whether the user may do with it what the service needs: read it, or create it when it
 /// is missing.
 #[derive(Debug)]
-pub struct QueueLook {
+pub struct InspectedQueue {
     pub state: QueueState,
     pub permitted: bool,
 }
@@ -55,7 +55,7 @@ pub enum Publishing {
 ///
 /// # Errors
 /// [`OpenError`] with what was refused.
-pub async fn look(config: &Config, facts: &mut BrokerFacts) -> Result<(), OpenError> {
+pub async fn inspect(config: &Config, facts: &mut BrokerFacts) -> Result<(), OpenError> {
     let Opened { connection, version: server, .. } = connect::open(config, "check").await?;
     facts.server = server;
     if let Some(url) = &config.management_url {
@@ -63,11 +63,11 @@ pub async fn look(config: &Config, facts: &mut BrokerFacts) -> Result<(), OpenEr
     }
     let refused = |error: Error| connect::refused(config, &error);
     let examining = topology::examine(&connection, server, config, arguments::FOR_A_COMMAND);
-    let looking = look_at(&connection, &config.queue, Some(""), examining, &mut facts.queue);
+    let looking = inspect_queue(&connection, &config.queue, Some(""), examining, &mut facts.queue);
     looking.await.map_err(refused)?;
     let examining = topology::examine_dead_letters(&connection, config);
-    let (queue, look) = (&config.dead_letter_queue, &mut facts.dead_letter_queue);
-    look_at(&connection, queue, None, examining, look).await.map_err(refused)?;
+    let (queue, inspected) = (&config.dead_letter_queue, &mut facts.dead_letter_queue);
+    inspect_queue(&connection, queue, None, examining, inspected).await.map_err(refused)?;
     close(&connection).await;
 
     // On a connection of its own: see `permissions::write`.
@@ -102,12 +102,12 @@ pub async fn reach(config: &Config, limit: Duration) -> Result<Option<QueueStatu
     connect::within(config, limit, "answer", reaching).await
 }
 
-async fn look_at(
+async fn inspect_queue(
     connection: &Connection,
     queue: &str,
     dead_letter_exchange: Option<&str>,
     examining: impl Future<Output = QueueFacts>,
-    look: &mut Option<QueueLook>,
+    inspected: &mut Option<InspectedQueue>,
 ) -> Result<(), Error> {
     let state = match topology::status(connection, queue).await {
         Ok(Some(status)) => QueueState::Exists(status, examining.await),
@@ -115,7 +115,8 @@ async fn look_at(
         Err(error) if amqp_code(&error) == Some(405) => QueueState::Exclusive,
         Err(error) => return Err(error),
     };
-    let QueueLook { state, permitted } = look.insert(QueueLook { state, permitted: true });
+    let InspectedQueue { state, permitted } =
+        inspected.insert(InspectedQueue { state, permitted: true });
     *permitted = match state {
         QueueState::Exists(..) => permissions::may_read(connection, queue).await?,
         QueueState::Missing => {

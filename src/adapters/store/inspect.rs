@@ -118,11 +118,11 @@ pub enum Skipped {
 /// schema, and lets this role count. Never waits for one that is down. A batch is counted as at start,
 /// and rolled back, and so are pending migrations before it: no statement of theirs runs, or waits for a
 /// lock, for longer than `limit`, and with zero they are not rehearsed.
-pub async fn look(config: &Config, limit: Duration) -> DatabaseFacts {
+pub async fn inspect(config: &Config, limit: Duration) -> DatabaseFacts {
     let mut facts = DatabaseFacts::default();
     let deadline = config.postgres.transaction_deadline() + 4 * limit;
-    let looked = within(deadline, collect(config, limit, &mut facts)).await;
-    facts.refused = looked.err();
+    let collected = within(deadline, collect(config, limit, &mut facts)).await;
+    facts.refused = collected.err();
     facts
 }
 
@@ -149,8 +149,8 @@ async fn collect(
     if let Some(state) = state {
         let state = facts.schema.insert(state);
         facts.misfits = Some(Misfits::of(&mut connection).await?);
-        let looked = (&*server, &*surroundings);
-        facts.rehearsal = Some(rehearse(&mut connection, config, looked, state, limit).await?);
+        let examined = (&*server, &*surroundings);
+        facts.rehearsal = Some(rehearse(&mut connection, config, examined, state, limit).await?);
     }
     connection.close().await.ok();
     Ok(())
@@ -172,7 +172,7 @@ async fn rehearse(
             let database = cell::read(connection).await?;
             let rehearsed = transaction::rehearse(connection).await;
             let fits = fits(config, rehearsed);
-            return Ok(Rehearsal::Done(fits.and(cell::agrees(config, database.as_deref()))));
+            return Ok(Rehearsal::Done(fits.and(cell::verify(config, database.as_deref()))));
         }
         SchemaState::Pending(_) if !server.may_migrate() => Some(Skipped::NotOwner),
         SchemaState::Pending(_) if limit.is_zero() => Some(Skipped::Disabled),
