@@ -319,8 +319,8 @@ impl Servers {
 
     // --- all of it ---
 
-    /// Waits until every server is back where it belongs: a primary with two standbys, and a queue that
-    /// answers by each node.
+    /// Waits until every server is back where it belongs: a primary with two standbys, and on each host
+    /// a queue that answers and an etcd with a leader.
     pub async fn until_healthy(&self, queue: &str) -> Result<()> {
         let deadline = Instant::now() + HEALTHY_WITHIN;
         loop {
@@ -345,6 +345,11 @@ impl Servers {
         }
         for host in HOSTS {
             timeout(ANSWER_WITHIN, self.queue_on(host, queue)).await??;
+            // Whether etcd has a leader there.
+            let (status, body) = get(&address(host), 2379, "/health").await?;
+            if status != 200 {
+                return Err(format!("etcd on host {host}: {body}").into());
+            }
         }
         Ok(())
     }
