@@ -345,10 +345,13 @@ impl Servers {
         }
         for host in HOSTS {
             timeout(ANSWER_WITHIN, self.queue_on(host, queue)).await??;
-            // Whether etcd has a leader there.
-            let (status, body) = get(&address(host), 2379, "/health").await?;
-            if status != 200 {
-                return Err(format!("etcd on host {host}: {body}").into());
+            // Whether etcd has a leader there; and Patroni promotes none that the primary has not yet listed since
+            // it came back.
+            let (_, etcd) = get(&address(host), 2379, "/health").await?;
+            let (_, listed) = get(&address(host), 8008, "/failsafe").await?;
+            let all_listed = HOSTS.iter().all(|host| listed.contains(&format!("host{host}")));
+            if !etcd.contains("true") || !all_listed {
+                return Err(format!("host {host}: etcd {etcd}, Patroni lists {listed}").into());
             }
         }
         Ok(())
