@@ -265,4 +265,40 @@ INSERT INTO _sqlx_migrations (version, description, success, checksum, execution
 VALUES (5, 'publication', true, '\x8a56ebab6f14631b8256678f9525063d324a9d72261ce16c4c6f64c37df3a35be395581482b9f47b86d68d6a79ea16d5', 0)
 ON CONFLICT (version) DO NOTHING;
 
+-- 0006 count batch
+
+-- One row a transaction that counted new votes: its id, and where its rows lie in vote_audit, so that these can be read
+-- batch by batch without another index on vote_audit. `first_row` and `last_row` are hints: VACUUM FULL and a dump move
+-- rows, and then fewer than `row_count` rows with this xmin lie between them.
+CREATE TABLE IF NOT EXISTS count_batch (
+    xid       xid8    NOT NULL,
+    first_row tid     NOT NULL,
+    last_row  tid     NOT NULL,
+    row_count integer NOT NULL CHECK (row_count > 0)
+);
+
+-- Not unique: a dump restored on another server contains ids that this server assigns again, and counting must not stop
+-- at them. Rows that were counted here have xmin = xid::xid; restored ones do not.
+CREATE INDEX IF NOT EXISTS count_batch_xid ON count_batch (xid);
+
+-- Roles that count write it with every batch: an update of the service must not fail with 42501 until somebody runs
+-- roles.sql.
+DO $$
+DECLARE
+    grantee oid;
+BEGIN
+    FOR grantee IN
+        SELECT DISTINCT acl.grantee
+        FROM pg_class, aclexplode(relacl) AS acl
+        WHERE oid = 'vote_audit'::regclass
+          AND acl.privilege_type = 'INSERT' AND acl.grantee NOT IN (0, relowner)
+    LOOP
+        EXECUTE 'GRANT INSERT ON count_batch TO ' || quote_ident(pg_get_userbyid(grantee));
+    END LOOP;
+END
+$$;
+INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+VALUES (6, 'count batch', true, '\x6f2059b73629319d14cf90f6e61e0ee8cae64ed27998de09320ba87796944420b621c6cac287e668599de32d63f3758b', 0)
+ON CONFLICT (version) DO NOTHING;
+
 COMMIT;

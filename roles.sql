@@ -30,13 +30,14 @@ $$;
 -- Revoke earlier grants first, so that only the grants below remain.
 REVOKE ALL ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
     schema_compatibility, reconciliation, lost_votes, vote_cell, vote_statistics, citizens_with_multiple_votes,
-    result_publications, certified_results, published_state, published_results, published_corrections
+    result_publications, certified_results, published_state, published_results, published_corrections, count_batch
     FROM PUBLIC, vote_service, vote_results_reader, vote_auditor, vote_publisher, vote_board;
 
 -- The service: counts, records attempts, reads which migrations are applied and which cell this is, and shares
 -- findings with other instances.
 GRANT SELECT ON _sqlx_migrations, schema_compatibility, vote_cell TO vote_service;
 GRANT SELECT, INSERT ON vote_audit, duplicate_attempts, lost_votes TO vote_service;
+GRANT INSERT ON count_batch TO vote_service;
 GRANT SELECT, INSERT, UPDATE ON vote_results, reconciliation TO vote_service;
 
 -- Results, which contain no citizens, also before they are published, and the cell that they are of.
@@ -45,7 +46,7 @@ GRANT SELECT ON vote_results, vote_statistics, vote_cell TO vote_results_reader;
 -- Auditors read everything, including who voted what. Only the owner may correct results.
 GRANT SELECT ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
     schema_compatibility, reconciliation, lost_votes, vote_cell, vote_statistics, citizens_with_multiple_votes,
-    result_publications, certified_results, published_results, published_corrections
+    result_publications, certified_results, published_results, published_corrections, count_batch
     TO vote_auditor;
 
 -- Publishers decide what the public sees, and cannot take back that they did; the server writes who and when. For

@@ -5,6 +5,7 @@ mod board;
 mod broker;
 mod cells;
 mod check;
+mod count_batches;
 mod counting;
 mod delivery_limit;
 mod demo;

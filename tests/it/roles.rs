@@ -19,7 +19,7 @@ const RELATIONS: &str = "_sqlx_migrations vote_results vote_audit duplicate_atte
                          result_corrections schema_compatibility reconciliation lost_votes vote_cell \
                          vote_statistics citizens_with_multiple_votes result_publications \
                          certified_results published_state published_results \
-                         published_corrections";
+                         published_corrections count_batch";
 /// What a publisher may write of a publication: not who and when.
 const PUBLISHED_COLUMNS: [&str; 6] =
     ["follows", "not_before", "reason", "results_sha256", "state", "test"];
@@ -31,6 +31,7 @@ fn allowed(group: &str, relation: &str) -> &'static [&'static str] {
         ("vote_service", "vote_audit" | "duplicate_attempts" | "lost_votes") => {
             &["SELECT", "INSERT"]
         }
+        ("vote_service", "count_batch") => &["INSERT"],
         ("vote_service", "vote_results" | "reconciliation") => &["SELECT", "INSERT", "UPDATE"],
         ("vote_results_reader", "vote_results" | "vote_statistics" | "vote_cell") => &["SELECT"],
         ("PUBLIC", "published_state") => &["SELECT"],
@@ -165,6 +166,7 @@ async fn a_missing_grant_is_a_clear_refusal_at_start() {
     stage.prepare(&login(&role)).await.expect("enough");
     for grant in [
         "INSERT ON duplicate_attempts",
+        "INSERT ON count_batch",
         "UPDATE ON vote_results",
         "SELECT ON vote_audit",
         "SELECT ON _sqlx_migrations",

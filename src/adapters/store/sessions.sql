@@ -12,7 +12,8 @@ WITH RECURSIVE lock AS MATERIALIZED (
           SELECT oid FROM pg_class
           WHERE relname IN ('_sqlx_migrations', 'vote_results', 'vote_audit', 'duplicate_attempts',
                             'result_corrections', 'schema_compatibility', 'reconciliation',
-                            'lost_votes', 'vote_cell', 'vote_statistics', 'citizens_with_multiple_votes'))
+                            'lost_votes', 'vote_cell', 'count_batch', 'vote_statistics',
+                            'citizens_with_multiple_votes'))
     UNION ALL
     SELECT pid, virtualtransaction, 'migrations', mode, granted
     FROM pg_locks

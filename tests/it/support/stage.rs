@@ -84,7 +84,7 @@ impl<'s> Stage<'s> {
 
     /// Empties the tables.
     pub async fn empty(&self) {
-        let emptied = "TRUNCATE vote_results, vote_audit, duplicate_attempts";
+        let emptied = "TRUNCATE vote_results, vote_audit, duplicate_attempts, count_batch";
         sqlx::raw_sql(emptied).execute(&self.sql).await.expect("emptied");
     }
 

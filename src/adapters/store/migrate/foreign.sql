@@ -15,6 +15,7 @@ ours (name, kind) AS (VALUES
     ('vote_cell', 'table'),
     ('result_publications', 'table'),
     ('certified_results', 'table'),
+    ('count_batch', 'table'),
     ('vote_statistics', 'view'),
     ('citizens_with_multiple_votes', 'view'),
     ('published_state', 'view'),
@@ -36,6 +37,7 @@ ours (name, kind) AS (VALUES
     ('result_publications_id_test_key', 'index'),
     ('result_publications_first', 'index'),
     ('certified_results_pkey', 'index'),
+    ('count_batch_xid', 'index'),
     -- The predecessor's, where it created the audit.
     ('vote_audit_vote_hash_key', 'index')
 ),
