@@ -16,6 +16,7 @@ mod recount;
 mod results;
 mod run;
 mod signals;
+mod verify;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -103,6 +104,8 @@ enum Command {
     Publication(publication::Arguments),
     /// Write what is published into the folder of a web server, until SIGINT or SIGTERM
     Board(board::Arguments),
+    /// Verify a log of counted votes by its files alone: exit code 0 or 1
+    Verify(verify::Arguments),
     /// List dead letters, replay them, remove them
     Dlq(dlq::Arguments),
     /// Ask the service on this host whether it is ready: exit code 0 or 1
@@ -139,6 +142,7 @@ fn run_command() -> Outcome {
             return completions::completions(Arguments::command(), arguments);
         }
         Command::Man(arguments) => return man::man(Arguments::command(), arguments),
+        Command::Verify(arguments) => return verify::verify(arguments),
         _ => {}
     }
     let flags = Overrides { config, profile, set };
@@ -188,7 +192,10 @@ async fn run_async(command: Command, config: Config) -> Outcome {
             traces.flush(FLUSH_TIMEOUT).await;
             ended
         }
-        Command::HealthCheck(_) | Command::Completions(_) | Command::Man(_) => {
+        Command::HealthCheck(_)
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::Verify(_) => {
             unreachable!("these commands end before the runtime starts")
         }
     }

@@ -1,7 +1,8 @@
-//! Tools beside the counting: the public board, checks, dead letters, publishing.
+//! Tools beside the counting: the public board, checks, dead letters, publishing, verification.
 
 pub mod board;
 pub mod check;
 pub mod dlq;
 pub mod files;
 pub mod publish;
+pub mod verify;

@@ -1,0 +1,123 @@
+//! The folder of an exported log: `checkpoint`, `checkpoints/SIZE`, `tile/LEVEL/...` and, once the votes are opened,
+//! `tile/entries/...` (c2sp.org/tlog-tiles).
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::{Findings, VerifyError, bytes};
+use crate::model::tlog::note::Note;
+use crate::model::tlog::policy::{Policy, Signed};
+use crate::model::tlog::tree::{Hash, TILE_WIDTH, entries_path, tile_path};
+
+/// The longest file of entries, in bytes: each has a length of two bytes before it.
+const MAX_ENTRIES: u64 = TILE_WIDTH as u64 * (2 + u16::MAX as u64);
+
+pub(super) struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// The newest checkpoint, which has to be signed as the policy says. A finding, and `None`, where it is not.
+    pub fn newest(
+        &self,
+        policy: &Policy,
+        findings: &mut Findings,
+    ) -> Result<Option<Signed>, VerifyError> {
+        let signed = signed(&self.path.join("checkpoint"), policy, findings)?;
+        if signed.as_ref().is_some_and(|it| !it.quorum) {
+            findings.add("checkpoint: too few witnesses of the policy signed it");
+        }
+        Ok(signed)
+    }
+
+    /// All checkpoints that the log kept, by their sizes. Each has to be signed by a log of the policy.
+    pub fn checkpoints(
+        &self,
+        policy: &Policy,
+        findings: &mut Findings,
+    ) -> Result<BTreeMap<u64, Signed>, VerifyError> {
+        let (mut found, path) = (BTreeMap::new(), self.path.join("checkpoints"));
+        let entries = match fs::read_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
+        };
+        for entry in entries.map_err(|error| VerifyError::Unreadable { path, error })? {
+            let (name, path) = (entry.file_name(), entry.path());
+            let Some(signed) = signed(&path, policy, findings)? else { continue };
+            let size = signed.checkpoint.size;
+            if name.to_str() == Some(size.to_string().as_str()) {
+                found.insert(size, signed);
+            } else {
+                findings.add(format_args!("{} is of {size} entries", path.display()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The hashes of a tile.
+    pub fn tile(&self, level: u8, number: u64, width: u32) -> Result<Vec<Hash>, String> {
+        let path = tile_path(level, number, width);
+        let content = self.read(&path, u64::from(width) * 32)?;
+        let (hashes, rest) = content.as_chunks();
+        if hashes.len() == width as usize && rest.is_empty() {
+            Ok(hashes.to_vec())
+        } else {
+            Err(format!("{path} has {} bytes instead of {}", content.len(), width * 32))
+        }
+    }
+
+    /// Whether the log's entries were exported, too.
+    pub fn is_opened(&self) -> bool {
+        self.path.join("tile/entries").exists()
+    }
+
+    /// The entries below a tile of leaves.
+    pub fn entries(&self, number: u64, width: u32) -> Result<Vec<Vec<u8>>, String> {
+        let path = entries_path(number, width);
+        let content = self.read(&path, MAX_ENTRIES)?;
+        let (mut rest, mut entries) = (content.as_slice(), Vec::new());
+        while let Some((length, more)) = rest.split_first_chunk() {
+            let entry = more.split_at_checked(u16::from_be_bytes(*length).into());
+            let (entry, more) = entry.ok_or_else(|| format!("{path} ends within an entry"))?;
+            entries.push(entry.to_vec());
+            rest = more;
+        }
+        if rest.is_empty() && entries.len() == width as usize {
+            Ok(entries)
+        } else {
+            Err(format!("{path} has {} entries instead of {width}", entries.len()))
+        }
+    }
+
+    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, String> {
+        let mut content = Vec::new();
+        File::open(self.path.join(path))
+            // One more, so that a longer file is not taken for one of the right length.
+            .and_then(|file| file.take(limit + 1).read_to_end(&mut content))
+            .map_err(|error| format!("cannot read {path}: {error}"))?;
+        Ok(content)
+    }
+}
+
+/// The checkpoint in a file. A finding, and `None`, where no log of the policy signed it.
+pub(super) fn signed(
+    path: &Path,
+    policy: &Policy,
+    findings: &mut Findings,
+) -> Result<Option<Signed>, VerifyError> {
+    let content = bytes(path)?;
+    let read = Note::parse(&content).map_err(Into::into).and_then(|note| policy.read(&note));
+    match read {
+        Ok(signed) => Ok(Some(signed)),
+        Err(error) => {
+            findings.add(format_args!("{}: {error}", path.display()));
+            Ok(None)
+        }
+    }
+}

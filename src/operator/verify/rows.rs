@@ -1,0 +1,297 @@
+//! `verify rows`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Lines};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::contents::votes;
+use super::folder::Folder;
+use super::{Findings, VerifyError, text};
+use crate::model::tlog::entry::{VoteEntry, Withdrawn};
+use crate::model::tlog::policy::{Policy, Signed};
+use crate::model::tlog::row::{Nonce, Row};
+use crate::model::vote::Choice;
+
+/// Bytes of a line, at most: a row has some 400.
+const MAX_LINE: usize = 8_192;
+/// How much a witness's clock and the database's may differ, in microseconds.
+const CLOCKS_DIFFER: i64 = 60_000_000;
+
+/// What was verified of exported rows.
+#[derive(Debug)]
+pub struct Rows {
+    /// Rows whose entries they are.
+    pub rows: u64,
+    /// Rows without a citizen_id, which can no longer be verified.
+    pub erased: u64,
+    /// Rows whose recorded_at lies between two witnessed checkpoints.
+    pub timed: u64,
+    pub findings: Findings,
+}
+
+/// A line of the export: the row of an entry, and the nonce that hid it.
+#[derive(Deserialize)]
+struct Line {
+    index: u64,
+    #[serde(flatten)]
+    row: Content,
+}
+
+/// Times are microseconds since 1970.
+#[derive(Deserialize)]
+pub(super) struct Content {
+    pub vote_hash: String,
+    /// Null once it is erased.
+    pub citizen_id: Option<String>,
+    pub law_id: String,
+    pub choice: String,
+    pub timestamp: i64,
+    pub recorded_at: Option<i64>,
+    /// In hexadecimal.
+    pub nonce: String,
+}
+
+impl Content {
+    /// The entry that this row makes; `None` for what no row is.
+    pub fn entry(&self) -> Option<VoteEntry> {
+        let choice = Choice::ALL.into_iter().find(|choice| choice.as_str() == self.choice)?;
+        let row = Row {
+            vote_hash: self.vote_hash.clone(),
+            citizen_id: self.citizen_id.clone()?,
+            law_id: self.law_id.clone(),
+            choice,
+            timestamp: self.timestamp,
+            recorded_at: self.recorded_at,
+        };
+        VoteEntry::of(&row, &Nonce(from_hex(&self.nonce)?)).ok()
+    }
+}
+
+fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes = pairs.iter().map(byte).collect::<Option<Vec<u8>>>()?;
+    bytes.try_into().ok().filter(|_| rest.is_empty() && !text.contains('+'))
+}
+
+/// Compares exported rows, in the order of their entries, with an opened log, in both directions; and, if there is a
+/// register of citizen ids, one a line, the rows with it. Memory: 16 bytes for each row and each line of the register.
+///
+/// # Errors
+/// [`VerifyError`]: files that cannot be read.
+pub fn rows(
+    dir: &Path,
+    policy: &Policy,
+    path: &Path,
+    register: Option<&Path>,
+) -> Result<Rows, VerifyError> {
+    let register = register.map(read_register).transpose()?;
+    let (folder, mut findings) = (Folder::new(dir), Findings::default());
+    let mut verified = Verified {
+        export: Export::open(path)?,
+        ahead: None,
+        register,
+        hashes: Vec::new(),
+        times: BTreeMap::new(),
+        rows: Rows { rows: 0, erased: 0, timed: 0, findings: Findings::default() },
+    };
+    if let Some(newest) = folder.newest(policy, &mut findings)? {
+        let checkpoints = folder.checkpoints(policy, &mut findings)?;
+        let boundaries: BTreeSet<u64> = checkpoints.keys().copied().collect();
+        verified.times = times(checkpoints.values().chain([&newest]));
+        let contents = votes(
+            &folder,
+            &newest,
+            &boundaries,
+            &mut findings,
+            |index, vote, contents, findings| {
+                verified.entry(index, vote, contents.withdrawn.get(&index).copied(), findings);
+            },
+        );
+        if contents.is_some() {
+            verified.finish(&mut findings);
+        }
+    }
+    match verified.export.failed {
+        Some(error) => Err(VerifyError::Unreadable { path: path.to_owned(), error }),
+        None => Ok(Rows { findings, ..verified.rows }),
+    }
+}
+
+/// By the size of each witnessed checkpoint: the earliest and the latest time at which a witness saw it.
+fn times<'a>(signed: impl Iterator<Item = &'a Signed>) -> BTreeMap<u64, (u64, u64)> {
+    let witnessed = signed.filter_map(|signed| {
+        let times = signed.witnessed.values();
+        let seen = (*times.clone().min()?, *times.max()?);
+        Some((signed.checkpoint.size, seen))
+    });
+    witnessed.collect()
+}
+
+struct Verified {
+    export: Export,
+    /// A row that was read and whose entry did not come yet.
+    ahead: Option<Line>,
+    register: Option<BTreeSet<[u8; 16]>>,
+    hashes: Vec<[u8; 16]>,
+    times: BTreeMap<u64, (u64, u64)>,
+    rows: Rows,
+}
+
+impl Verified {
+    fn next(&mut self, findings: &mut Findings) -> Option<Line> {
+        self.ahead.take().or_else(|| self.export.next(findings))
+    }
+
+    /// An entry, for which a row has to be there unless it is withdrawn.
+    fn entry(
+        &mut self,
+        index: u64,
+        vote: &VoteEntry,
+        withdrawn: Option<Withdrawn>,
+        findings: &mut Findings,
+    ) {
+        while let Some(line) = self.next(findings) {
+            if line.index > index {
+                self.ahead = Some(line);
+                break;
+            }
+            if line.index == index {
+                return self.row(&line, vote, withdrawn, findings);
+            }
+            stray(&line, findings);
+        }
+        if withdrawn.is_none() {
+            findings.add(format_args!("entry {index}: no row is exported for it"));
+        }
+    }
+
+    fn row(
+        &mut self,
+        line: &Line,
+        vote: &VoteEntry,
+        withdrawn: Option<Withdrawn>,
+        findings: &mut Findings,
+    ) {
+        let Line { index, row } = line;
+        self.hashes.push(digest(&row.vote_hash));
+        if withdrawn == Some(Withdrawn::Lost) {
+            findings
+                .add(format_args!("entry {index}: its row is there, and it is withdrawn as lost"));
+        }
+        let Some(citizen) = &row.citizen_id else {
+            if withdrawn != Some(Withdrawn::Erased) {
+                findings.add(format_args!(
+                    "entry {index}: its row has no citizen_id, and no entry erases it"
+                ));
+            }
+            self.rows.erased += 1;
+            return;
+        };
+        if self.register.as_ref().is_some_and(|register| !register.contains(&digest(citizen))) {
+            findings.add(format_args!("entry {index}: its citizen_id is not in the register"));
+        }
+        if row.entry().as_ref() == Some(vote) {
+            self.rows.rows += 1;
+        } else {
+            findings.add(format_args!("entry {index}: its row is not the one that was sealed"));
+        }
+        if let Some(recorded_at) = row.recorded_at {
+            self.time(*index, recorded_at, findings);
+        }
+    }
+
+    /// A row was recorded after the checkpoint before it, and before its own, by the clocks of witnesses.
+    fn time(&mut self, index: u64, recorded_at: i64, findings: &mut Findings) {
+        let micros =
+            |seconds: u64| i64::try_from(seconds.saturating_mul(1_000_000)).unwrap_or(i64::MAX);
+        let before = self.times.range(..=index).next_back();
+        let behind = self.times.range(index + 1..).next();
+        let early = before.is_some_and(|(_, (first, _))| {
+            recorded_at < micros(*first).saturating_sub(CLOCKS_DIFFER)
+        });
+        let late = behind.is_some_and(|(_, (_, last))| {
+            recorded_at > micros(*last).saturating_add(CLOCKS_DIFFER)
+        });
+        if early || late {
+            let side = if early {
+                "earlier than the checkpoint before it"
+            } else {
+                "later than its checkpoint"
+            };
+            findings.add(format_args!("entry {index}: its recorded_at is {side} was witnessed"));
+        }
+        self.rows.timed += u64::from(before.is_some() && behind.is_some());
+    }
+
+    fn finish(&mut self, findings: &mut Findings) {
+        while let Some(line) = self.next(findings) {
+            stray(&line, findings);
+        }
+        self.hashes.sort_unstable();
+        let repeated = self.hashes.windows(2).filter(|pair| pair[0] == pair[1]).count();
+        if repeated > 0 {
+            findings.add(format_args!("{repeated} rows have the vote_hash of another row"));
+        }
+    }
+}
+
+fn stray(line: &Line, findings: &mut Findings) {
+    findings.add(format_args!(
+        "a row is exported for entry {}, which is no vote, or has a row already",
+        line.index
+    ));
+}
+
+fn digest(text: &str) -> [u8; 16] {
+    let digest: [u8; 32] = Sha256::digest(text).into();
+    digest.first_chunk().copied().unwrap_or_default()
+}
+
+fn read_register(path: &Path) -> Result<BTreeSet<[u8; 16]>, VerifyError> {
+    let text = text(path)?;
+    Ok(text.lines().filter(|line| !line.is_empty()).map(digest).collect())
+}
+
+/// The lines of an export.
+struct Export {
+    path: PathBuf,
+    lines: Lines<BufReader<File>>,
+    number: u64,
+    failed: Option<io::Error>,
+}
+
+impl Export {
+    fn open(path: &Path) -> Result<Self, VerifyError> {
+        let file = File::open(path)
+            .map_err(|error| VerifyError::Unreadable { path: path.to_owned(), error })?;
+        let lines = BufReader::new(file).lines();
+        Ok(Self { path: path.to_owned(), lines, number: 0, failed: None })
+    }
+
+    /// The next line that is a row; a finding for each that is none. It shows nothing of them.
+    fn next(&mut self, findings: &mut Findings) -> Option<Line> {
+        loop {
+            let line = match self.lines.next()? {
+                Ok(line) => line,
+                Err(error) => {
+                    self.failed = Some(error);
+                    return None;
+                }
+            };
+            self.number += 1;
+            match serde_json::from_str(&line) {
+                Ok(row) if line.len() <= MAX_LINE => return Some(row),
+                _ => findings.add(format_args!(
+                    "{}: line {} is no row of an export",
+                    self.path.display(),
+                    self.number
+                )),
+            }
+        }
+    }
+}
