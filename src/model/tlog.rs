@@ -11,3 +11,6 @@ pub mod policy;
 pub mod proof;
 pub mod row;
 pub mod tree;
+
+#[cfg(test)]
+mod tests;

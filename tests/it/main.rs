@@ -43,3 +43,4 @@ mod support;
 mod telemetry;
 mod tls;
 mod traces;
+mod verify;
