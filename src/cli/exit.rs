@@ -14,7 +14,8 @@ pub type Outcome = Result<u8, Exit>;
 pub struct Exit(pub u8);
 
 /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no;
-/// for `dlq`: not everything that matches was put back or removed; for `publication`: not allowed.
+/// for `dlq`: not everything that matches was put back or removed; for `publication`: not allowed; for
+/// `verify`: not verified.
 pub const FINDINGS: u8 = 1;
 /// Arguments that make no sense, as clap itself ends with.
 pub const USAGE: u8 = 2;
@@ -37,7 +38,7 @@ pub const TABLE: [(Option<u8>, &str); 8] = [
         Some(FINDINGS),
         "findings or differences; publish: not everything was confirmed, --dry-run: not every line \
          is a vote; health-check: no; dlq: not everything that matches was put back or removed; \
-         publication: not allowed, or results and audit differ",
+         publication: not allowed, or results and audit differ; verify: not verified",
     ),
     (Some(USAGE), "wrong usage"),
     (Some(INTERNAL), "internal error; standard output or a file could not be written"),

@@ -79,6 +79,30 @@ fn each_folder_uses_only_those_below_it() {
     }
 }
 
+/// Whoever does not trust this service builds the verification from these files, without broker and database.
+#[test]
+fn a_log_is_verified_without_broker_database_and_network() {
+    let files: Vec<String> = files_below("src").into_iter().collect();
+    let below = |folder: &'static str| {
+        let of = move |file: &&String| file.starts_with(&format!("{folder}/")) || **file == format!("{folder}.rs");
+        files.iter().filter(of).cloned().collect::<Vec<_>>()
+    };
+    let (pure, reads) = (below("src/model/tlog"), below("src/operator/verify"));
+    assert!(pure.len() > 5 && reads.len() > 5, "{pure:?} {reads:?}");
+    for file in &reads {
+        let code = code(file);
+        let only_model = used(&code, 1).iter().all(|used| used == "model");
+        assert!(only_model && !code.contains("std::net") && !code.contains("tokio"), "{file}");
+    }
+    for file in &pure {
+        let code = code(file);
+        let impure = ["std::fs", "std::io", "std::net", "std::time", "std::env", "tokio", "fastrand", "SystemRandom"];
+        assert!(impure.iter().all(|name| !code.contains(name)), "{file}");
+        let used = used(&code, 2);
+        assert!(used.iter().all(|used| ["model::vote", "model::tlog"].contains(&used.as_str())), "{file}: {used:?}");
+    }
+}
+
 #[test]
 fn modules_do_not_use_each_other_in_a_circle() {
     let modules = FOLDERS.iter().flat_map(|(folder, _)| {
