@@ -92,4 +92,3 @@ fn text(path: &Path) -> Result<String, VerifyError> {
     String::from_utf8(bytes(path)?)
         .map_err(|_| VerifyError::Input { path: path.to_owned(), problem: "not UTF-8".to_owned() })
 }
-

@@ -52,7 +52,8 @@ impl Export {
     fn python(&self) -> Ended {
         let policy = std::fs::read_to_string(self.path("policy")).expect("a policy");
         let key = policy.split_whitespace().nth(1).expect("a key").to_owned();
-        let (dir, rows, totals) = (self.files.path(), self.path("rows.ndjson"), self.path("results.json"));
+        let (dir, rows, totals) =
+            (self.files.path(), self.path("rows.ndjson"), self.path("results.json"));
         run("python3", &["tests/log/verify.py", &dir, &key, "--rows", &rows, "--totals", &totals])
     }
 }
@@ -175,7 +176,8 @@ fn a_row_that_was_changed_after_it_was_sealed_is_found() {
 fn two_choices_that_were_exchanged_are_found_although_all_sums_agree() {
     let export = with_rows(|rows| {
         let same_law = |choice: &str| {
-            let found = rows.iter().position(|row| row["law_id"] == "law-001" && row["choice"] == choice);
+            let found =
+                rows.iter().position(|row| row["law_id"] == "law-001" && row["choice"] == choice);
             found.expect("such a row")
         };
         let (oui, non) = (same_law("oui"), same_law("non"));
@@ -207,7 +209,9 @@ fn rows_that_were_removed_added_or_repeated_are_found() {
 
 #[test]
 fn a_row_with_a_time_at_which_it_was_not_there_is_found() {
-    for (second, side) in [(60, "earlier than the checkpoint before it"), (5_000, "later than its checkpoint")] {
+    for (second, side) in
+        [(60, "earlier than the checkpoint before it"), (5_000, "later than its checkpoint")]
+    {
         let mut log = Written::open(1);
         log.segment(&[row(1, 60)], &[], 70);
         log.segment(&[row(2, 660)], &[], 670);
@@ -222,7 +226,8 @@ fn a_citizen_who_is_not_in_the_register_is_found_and_not_named() {
     let all: String = (0..300).map(|number| format!("{}\n", row(number, 0).citizen_id)).collect();
     export.files.write("register", &all);
     let rows = export.path("rows.ndjson");
-    let verify = || export.verify("rows", &["--rows", &rows, "--register", &export.path("register")]);
+    let verify =
+        || export.verify("rows", &["--rows", &rows, "--register", &export.path("register")]);
     verify().is_good();
     export.files.write("register", all.replace("citoyen-00000123-é\n", ""));
     let ended = verify();
@@ -253,7 +258,8 @@ fn another_log_of_the_same_key_is_found_by_an_older_checkpoint_alone() {
     let ended = export.log();
     assert_eq!(ended.json()["since"], 0);
     ended.is_good();
-    let text = run(BINARY, &["verify", "log", &export.files.path(), "--policy", &export.path("policy")]);
+    let text =
+        run(BINARY, &["verify", "log", &export.files.path(), "--policy", &export.path("policy")]);
     text.assert(0, &["no checkpoint from elsewhere is given (--since)"]);
 
     export.files.write("first", &seen["checkpoints/1"]);
@@ -277,7 +283,8 @@ fn a_log_that_other_keys_or_too_few_witnesses_signed_is_not_accepted() {
 
     let mut files = Written::closed().export();
     let text = String::from_utf8(files["checkpoint"].clone()).expect("text");
-    let without: Vec<&str> = text.lines().filter(|line| !line.contains("witness.example")).collect();
+    let without: Vec<&str> =
+        text.lines().filter(|line| !line.contains("witness.example")).collect();
     files.insert("checkpoint".into(), format!("{}\n", without.join("\n")).into_bytes());
     Export::of(&files).log().finds("too few witnesses");
 }
@@ -347,7 +354,8 @@ fn a_proof_shows_a_vote_to_its_owner_and_no_other() {
 
     let proof = log.proof(123, false);
     let other = log.proof(124, false);
-    let (index, extra) = (proof.lines().nth(2).expect("index"), proof.lines().nth(1).expect("extra"));
+    let (index, extra) =
+        (proof.lines().nth(2).expect("index"), proof.lines().nth(1).expect("extra"));
     let exchanged = [
         proof.replace(index, other.lines().nth(2).expect("index")),
         proof.replace(extra, other.lines().nth(1).expect("extra")),

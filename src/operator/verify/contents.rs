@@ -65,7 +65,7 @@ impl Contents {
                 if opening.format != FORMAT {
                     findings.add(format_args!("entry {index}: its format is {}", opening.format));
                 }
-                if opening.origin != origin || key.is_ok_and(|key| key.name() != origin) {
+                if opening.origin != origin || !key.is_ok_and(|key| key.name() == origin) {
                     findings
                         .add(format_args!("entry {index}: it opens the log {}", opening.origin));
                 }

@@ -61,6 +61,11 @@ pub fn log(dir: &Path, policy: &Policy, since: &[PathBuf]) -> Result<Log, Verify
     }
     if let Some(newest) = &result.newest {
         let size = newest.checkpoint.size;
+        if !boundaries.contains(&size) {
+            findings.add(format_args!(
+                "checkpoints/{size}: it is not there, and each one ends a segment"
+            ));
+        }
         for (beyond, longer) in expected.range(size + 1..) {
             for Expected { source, .. } in longer {
                 findings.add(format_args!(

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Lines};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -17,7 +17,7 @@ use crate::model::tlog::row::{Nonce, Row};
 use crate::model::vote::Choice;
 
 /// Bytes of a line, at most: a row has some 400.
-const MAX_LINE: usize = 8_192;
+const MAX_LINE: u64 = 8_192;
 /// How much a witness's clock and the database's may differ, in microseconds.
 const CLOCKS_DIFFER: i64 = 60_000_000;
 
@@ -92,7 +92,7 @@ pub fn rows(
     let register = register.map(read_register).transpose()?;
     let (folder, mut findings) = (Folder::new(dir), Findings::default());
     let mut verified = Verified {
-        export: Export::open(path)?,
+        export: Lines::open(path)?,
         ahead: None,
         register,
         hashes: Vec::new(),
@@ -116,10 +116,8 @@ pub fn rows(
             verified.finish(&mut findings);
         }
     }
-    match verified.export.failed {
-        Some(error) => Err(VerifyError::Unreadable { path: path.to_owned(), error }),
-        None => Ok(Rows { findings, ..verified.rows }),
-    }
+    verified.export.end()?;
+    Ok(Rows { findings, ..verified.rows })
 }
 
 /// By the size of each witnessed checkpoint: the earliest and the latest time at which a witness saw it.
@@ -133,7 +131,7 @@ fn times<'a>(signed: impl Iterator<Item = &'a Signed>) -> BTreeMap<u64, (u64, u6
 }
 
 struct Verified {
-    export: Export,
+    export: Lines,
     /// A row that was read and whose entry did not come yet.
     ahead: Option<Line>,
     register: Option<BTreeSet<[u8; 16]>>,
@@ -144,7 +142,7 @@ struct Verified {
 
 impl Verified {
     fn next(&mut self, findings: &mut Findings) -> Option<Line> {
-        self.ahead.take().or_else(|| self.export.next(findings))
+        self.ahead.take().or_else(|| self.export.row(findings))
     }
 
     /// An entry, for which a row has to be there unless it is withdrawn.
@@ -253,40 +251,66 @@ fn digest(text: &str) -> [u8; 16] {
 }
 
 fn read_register(path: &Path) -> Result<BTreeSet<[u8; 16]>, VerifyError> {
-    let text = text(path)?;
-    Ok(text.lines().filter(|line| !line.is_empty()).map(digest).collect())
+    let (mut lines, mut register) = (Lines::open(path)?, BTreeSet::new());
+    while let Some(line) = lines.next() {
+        match line.as_deref().map(str::trim_end) {
+            Some("") => {}
+            Some(citizen) => drop(register.insert(digest(citizen))),
+            None => {
+                let problem = format!("line {} is no citizen_id", lines.number);
+                return Err(VerifyError::Input { path: path.to_owned(), problem });
+            }
+        }
+    }
+    lines.end()?;
+    Ok(register)
 }
 
-/// The lines of an export.
-struct Export {
+/// The lines of a file that may be longer than memory.
+struct Lines {
     path: PathBuf,
-    lines: Lines<BufReader<File>>,
+    reader: BufReader<File>,
     number: u64,
     failed: Option<io::Error>,
 }
 
-impl Export {
+impl Lines {
     fn open(path: &Path) -> Result<Self, VerifyError> {
         let file = File::open(path)
             .map_err(|error| VerifyError::Unreadable { path: path.to_owned(), error })?;
-        let lines = BufReader::new(file).lines();
-        Ok(Self { path: path.to_owned(), lines, number: 0, failed: None })
+        let reader = BufReader::new(file);
+        Ok(Self { path: path.to_owned(), reader, number: 0, failed: None })
+    }
+
+    /// The next line; `Some(None)` for one that is too long or not UTF-8. None follows what cannot be read.
+    fn next(&mut self) -> Option<Option<String>> {
+        let mut line = Vec::new();
+        let read = (&mut self.reader).take(MAX_LINE).read_until(b'\n', &mut line);
+        self.number += 1;
+        match read {
+            Ok(0) => None,
+            Ok(_) if line.len() as u64 == MAX_LINE => Some(None),
+            Ok(_) => Some(String::from_utf8(line).ok()),
+            Err(error) => {
+                self.failed = Some(error);
+                None
+            }
+        }
+    }
+
+    /// Behind the last line.
+    fn end(self) -> Result<(), VerifyError> {
+        let Self { path, failed, .. } = self;
+        failed.map_or(Ok(()), |error| Err(VerifyError::Unreadable { path, error }))
     }
 
     /// The next line that is a row; a finding for each that is none. It shows nothing of them.
-    fn next(&mut self, findings: &mut Findings) -> Option<Line> {
+    fn row(&mut self, findings: &mut Findings) -> Option<Line> {
         loop {
-            let line = match self.lines.next()? {
-                Ok(line) => line,
-                Err(error) => {
-                    self.failed = Some(error);
-                    return None;
-                }
-            };
-            self.number += 1;
-            match serde_json::from_str(&line) {
-                Ok(row) if line.len() <= MAX_LINE => return Some(row),
-                _ => findings.add(format_args!(
+            let line = self.next()?;
+            match line.and_then(|line| serde_json::from_str(&line).ok()) {
+                Some(row) => return Some(row),
+                None => findings.add(format_args!(
                     "{}: line {} is no row of an export",
                     self.path.display(),
                     self.number

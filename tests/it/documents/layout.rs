@@ -84,7 +84,9 @@ fn each_folder_uses_only_those_below_it() {
 fn a_log_is_verified_without_broker_database_and_network() {
     let files: Vec<String> = files_below("src").into_iter().collect();
     let below = |folder: &'static str| {
-        let of = move |file: &&String| file.starts_with(&format!("{folder}/")) || **file == format!("{folder}.rs");
+        let of = move |file: &&String| {
+            file.starts_with(&format!("{folder}/")) || **file == format!("{folder}.rs")
+        };
         files.iter().filter(of).cloned().collect::<Vec<_>>()
     };
     let (pure, reads) = (below("src/model/tlog"), below("src/operator/verify"));
@@ -96,10 +98,22 @@ fn a_log_is_verified_without_broker_database_and_network() {
     }
     for file in &pure {
         let code = code(file);
-        let impure = ["std::fs", "std::io", "std::net", "std::time", "std::env", "tokio", "fastrand", "SystemRandom"];
+        let impure = [
+            "std::fs",
+            "std::io",
+            "std::net",
+            "std::time",
+            "std::env",
+            "tokio",
+            "fastrand",
+            "SystemRandom",
+        ];
         assert!(impure.iter().all(|name| !code.contains(name)), "{file}");
         let used = used(&code, 2);
-        assert!(used.iter().all(|used| ["model::vote", "model::tlog"].contains(&used.as_str())), "{file}: {used:?}");
+        assert!(
+            used.iter().all(|used| ["model::vote", "model::tlog"].contains(&used.as_str())),
+            "{file}: {used:?}"
+        );
     }
 }
 

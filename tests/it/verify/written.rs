@@ -77,7 +77,8 @@ impl Written {
         let mut log = Self::open(1);
         for segment in 0..3_u64 {
             let second = 60 + 600 * segment as i64;
-            let rows: Vec<Row> = (100 * segment..100 * (segment + 1)).map(|n| row(n, second)).collect();
+            let rows: Vec<Row> =
+                (100 * segment..100 * (segment + 1)).map(|n| row(n, second)).collect();
             log.segment(&rows, &[], second + 10);
         }
         log.close(&[]);
@@ -109,7 +110,8 @@ impl Written {
     pub fn close(&mut self, lost: &[usize]) {
         let mut laws: BTreeMap<String, Counts> = BTreeMap::new();
         let counted = self.rows.iter().filter(|(index, _)| !lost.contains(index));
-        counted.for_each(|(_, row)| *laws.entry(row.law_id.clone()).or_default().of(row.choice) += 1);
+        counted
+            .for_each(|(_, row)| *laws.entry(row.law_id.clone()).or_default().of(row.choice) += 1);
         let rows = laws.values().map(|law| law.oui + law.non).sum();
         let withdrawals = lost.len() as u64;
         let close = Close { rows, laws, corrections: 0, withdrawals };
