@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::contents::votes;
 use super::folder::Folder;
-use super::{Findings, VerifyError, text};
+use super::{Findings, VerifyError};
 use crate::model::tlog::entry::{VoteEntry, Withdrawn};
 use crate::model::tlog::policy::{Policy, Signed};
 use crate::model::tlog::row::{Nonce, Row};
