@@ -59,13 +59,13 @@ impl Export {
 }
 
 trait Verdict {
-    fn is_good(self) -> Value;
+    fn passes(self) -> Value;
     fn finds(self, text: &str);
 }
 
 impl Verdict for Ended {
     #[track_caller]
-    fn is_good(self) -> Value {
+    fn passes(self) -> Value {
         assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
         self.json()
     }
@@ -98,15 +98,15 @@ fn the_formats_are_those_of_the_log_in_the_repository() {
 #[test]
 fn two_implementations_agree_about_a_log_that_is_right() {
     let export = Export::of(&Written::closed().export());
-    let log = export.log().is_good();
+    let log = export.log().passes();
     assert_eq!(log["checkpoint"]["size"], 302);
     assert_eq!(log["checkpoints"], 5);
-    let python = export.python().is_good();
+    let python = export.python().passes();
     assert_eq!(python["root"], log["checkpoint"]["root"]);
-    let sums = export.sums().is_good();
+    let sums = export.sums().passes();
     assert_eq!(sums["laws"], python["laws"]);
     assert_eq!(sums["closed"], true);
-    let rows = export.rows().is_good();
+    let rows = export.rows().passes();
     assert_eq!((&rows["rows"], &rows["timed"]), (&300.into(), &297.into()));
 }
 
@@ -184,7 +184,7 @@ fn two_choices_that_were_exchanged_are_found_although_all_sums_agree() {
         rows[oui]["choice"] = "non".into();
         rows[non]["choice"] = "oui".into();
     });
-    export.sums().is_good();
+    export.sums().passes();
     let ended = export.rows();
     assert_eq!(ended.json()["findings_total"], 2);
     ended.finds("its row is not the one that was sealed");
@@ -228,7 +228,7 @@ fn a_citizen_who_is_not_in_the_register_is_found_and_not_named() {
     let rows = export.path("rows.ndjson");
     let verify =
         || export.verify("rows", &["--rows", &rows, "--register", &export.path("register")]);
-    verify().is_good();
+    verify().passes();
     export.files.write("register", all.replace("citoyen-00000123-é\n", ""));
     let ended = verify();
     assert!(!format!("{}{}", ended.stdout, ended.stderr).contains("citoyen"), "{}", ended.stdout);
@@ -257,7 +257,7 @@ fn another_log_of_the_same_key_is_found_by_an_older_checkpoint_alone() {
     let export = Export::of(&fork.export());
     let ended = export.log();
     assert_eq!(ended.json()["since"], 0);
-    ended.is_good();
+    ended.passes();
     let text =
         run(BINARY, &["verify", "log", &export.files.path(), "--policy", &export.path("policy")]);
     text.assert(0, &["no checkpoint from elsewhere is given (--since)"]);
@@ -265,7 +265,7 @@ fn another_log_of_the_same_key_is_found_by_an_older_checkpoint_alone() {
     export.files.write("first", &seen["checkpoints/1"]);
     export.files.write("longer", &seen["checkpoint"]);
     let since = |name: &str| export.verify("log", &["--since", &export.path(name)]);
-    assert_eq!(since("first").is_good()["since"], 1, "both begin in the same way");
+    assert_eq!(since("first").passes()["since"], 1, "both begin in the same way");
     since("longer").finds("the log had 302 entries, and its newest checkpoint has 3");
 
     let mut longer = Written::open(1);
@@ -325,8 +325,8 @@ fn a_lost_vote_is_taken_off_the_sums_and_an_erased_one_is_not() {
     let kept = kept.join("\n").replace("\"citoyen-00000006-é\"", "null");
     files.insert("rows.ndjson".into(), kept.into_bytes());
     let export = Export::of(&files);
-    export.log().is_good();
-    let rows = export.rows().is_good();
+    export.log().passes();
+    let rows = export.rows().passes();
     assert_eq!((&rows["rows"], &rows["erased"]), (&48.into(), &1.into()));
     export.sums().finds("law-002: the log has");
     let results = String::from_utf8(files["results.json"].clone()).expect("text");
@@ -334,7 +334,7 @@ fn a_lost_vote_is_taken_off_the_sums_and_an_erased_one_is_not() {
     let oui = results["laws"][2]["oui"].as_i64().expect("a number");
     results["laws"][2]["oui"] = (oui - 1).into();
     export.files.write("results.json", results.to_string());
-    export.sums().is_good();
+    export.sums().passes();
 }
 
 #[test]
@@ -345,11 +345,11 @@ fn a_proof_shows_a_vote_to_its_owner_and_no_other() {
         let file = export.files.write("vote.tlog-proof", text);
         run(BINARY, &["verify", "proof", &file, "--policy", &export.path("policy"), "--json"])
     };
-    let opened = verify(&log.proof(123, true)).is_good();
+    let opened = verify(&log.proof(123, true)).passes();
     assert_eq!(opened["opened"]["vote_hash"], "hash-00000123");
     assert_eq!(opened["opened"]["choice"], "oui");
     assert!(!opened.to_string().contains("citoyen"));
-    let closed = verify(&log.proof(123, false)).is_good();
+    let closed = verify(&log.proof(123, false)).passes();
     assert_eq!((&closed["index"], &closed["opened"]), (&opened["index"], &Value::Null));
 
     let proof = log.proof(123, false);
