@@ -290,18 +290,18 @@ fn a_log_that_other_keys_or_too_few_witnesses_signed_is_not_accepted() {
 }
 
 #[test]
-fn entries_out_of_order_and_votes_behind_the_end_are_found() {
+fn entries_out_of_order_and_votes_after_the_close_are_found() {
     let mut log = Written::closed();
     log.segment(&[row(900, 3_700)], &[], 3_710);
     let export = Export::of(&log.export());
-    export.log().finds("a vote behind the end of the vote");
+    export.log().finds("a vote after the close");
 
     let mut log = Written::open(1);
     let lost = Withdrawal { index: 0, kind: Withdrawn::Lost, reason: "test".into() };
     log.segment(&[row(1, 60)], &[Entry::Withdrawal(lost)], 70);
     Export::of(&log.export()).log().finds("it withdraws entry 0, which is no vote");
 
-    // One segment in place of three: nobody can tell where each ended.
+    // Two segments become one, whose votes are not in order.
     let mut files = Written::closed().export();
     files.remove("checkpoints/101");
     Export::of(&files).log().finds("not in the order of its segment");

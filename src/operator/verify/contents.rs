@@ -102,7 +102,7 @@ impl Contents {
     fn vote(&mut self, index: u64, hash: Hash, findings: &mut Findings) {
         self.votes += 1;
         if self.close.is_some() {
-            findings.add(format_args!("entry {index}: a vote behind the end of the vote"));
+            findings.add(format_args!("entry {index}: a vote after the close"));
         }
         // Equal ones would be one row twice.
         if self.ended || self.last.is_some_and(|last| last >= hash) {

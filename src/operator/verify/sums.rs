@@ -79,7 +79,7 @@ pub fn sums(dir: &Path, policy: &Policy, totals: &Path) -> Result<Sums, VerifyEr
         let rows = laws.values().map(|law| law.oui + law.non).sum::<u64>();
         // Corrections and erasures may follow; votes may not.
         if close.laws != laws || close.rows != rows {
-            findings.add("the log's last sums, at its end, are not those of its votes");
+            findings.add("the sums in the log's close entry are not those of its votes");
         }
     }
     Ok(Sums { laws: Some(laws), closed: contents.close.is_some(), findings })
