@@ -226,7 +226,7 @@ CREATE TABLE IF NOT EXISTS certified_results (
 );
 
 -- What the public may see. The views run with their owner's rights: a role that may read only them learns nothing
--- before the time. now() is when the transaction began, so that all three are of one moment, and never too early.
+-- before the time. now() is when the transaction began, so that all of them are of one moment, and never too early.
 
 -- One row once there is a publication. Before its time it says only when that is: reason and hash may tell results.
 CREATE OR REPLACE VIEW published_state WITH (security_barrier) AS
@@ -259,10 +259,36 @@ FROM published_state AS p, result_corrections AS c
 WHERE p.state IN ('counting', 'provisional')
    OR (p.state = 'final' AND c.corrected_at <= p.set_at);
 
+-- Every publication, without who made it. Nothing before the time. The hash of a frozen copy only while results are
+-- public, and not before the copy's own time: it may tell results.
+CREATE OR REPLACE VIEW published_history WITH (security_barrier) AS
+SELECT h.id, h.set_at, h.state, h.not_before, h.reason,
+       CASE
+           WHEN p.state IN ('counting', 'provisional', 'final') AND now() >= h.not_before THEN h.results_sha256
+       END AS results_sha256
+FROM published_state AS p, result_publications AS h
+WHERE p.state <> 'embargoed';
+
+-- The frozen copies of those publications whose hash is shown above.
+CREATE OR REPLACE VIEW published_finals WITH (security_barrier) AS
+SELECT c.publication_id, c.law_id::text COLLATE "C" AS law_id, c.oui_count, c.non_count
+FROM published_history AS h
+JOIN certified_results AS c ON c.publication_id = h.id
+WHERE h.results_sha256 IS NOT NULL;
+
+-- How many votes were counted after the frozen copy that is shown; no row in any other state.
+CREATE OR REPLACE VIEW published_since_final WITH (security_barrier) AS
+SELECT (
+           (SELECT coalesce(sum(oui_count::numeric + non_count), 0) FROM vote_results)
+           - (SELECT coalesce(sum(oui_count::numeric + non_count), 0) FROM published_results)
+       )::bigint AS votes
+FROM published_state AS p
+WHERE p.state = 'final';
+
 -- Whether and when results are public is no secret, and every role that reads results has to know it.
 GRANT SELECT ON published_state TO PUBLIC;
 INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-VALUES (5, 'publication', true, '\x8a56ebab6f14631b8256678f9525063d324a9d72261ce16c4c6f64c37df3a35be395581482b9f47b86d68d6a79ea16d5', 0)
+VALUES (5, 'publication', true, '\xf1b27a92eed5b902cb438445cb608b98f183975b5f77916c18c1c0c4e5e10a7c8c42bca00b6e3146861446a0cadf4376', 0)
 ON CONFLICT (version) DO NOTHING;
 
 -- 0006 count batch

@@ -30,7 +30,8 @@ $$;
 -- Revoke earlier grants first, so that only the grants below remain.
 REVOKE ALL ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
     schema_compatibility, reconciliation, lost_votes, vote_cell, vote_statistics, citizens_with_multiple_votes,
-    result_publications, certified_results, published_state, published_results, published_corrections, count_batch
+    result_publications, certified_results, published_state, published_results, published_corrections,
+    published_history, published_finals, published_since_final, count_batch
     FROM PUBLIC, vote_service, vote_results_reader, vote_auditor, vote_publisher, vote_board;
 
 -- The service: counts, records attempts, reads which migrations are applied and which cell this is, and shares
@@ -46,7 +47,8 @@ GRANT SELECT ON vote_results, vote_statistics, vote_cell TO vote_results_reader;
 -- Auditors read everything, including who voted what. Only the owner may correct results.
 GRANT SELECT ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, result_corrections,
     schema_compatibility, reconciliation, lost_votes, vote_cell, vote_statistics, citizens_with_multiple_votes,
-    result_publications, certified_results, published_results, published_corrections, count_batch
+    result_publications, certified_results, published_results, published_corrections, published_history,
+    published_finals, published_since_final, count_batch
     TO vote_auditor;
 
 -- Publishers decide what the public sees, and cannot take back that they did; the server writes who and when. For
@@ -57,7 +59,8 @@ GRANT SELECT, INSERT (follows, state, not_before, reason, test, results_sha256) 
 GRANT INSERT ON certified_results TO vote_publisher;
 
 -- A board shows what is published, and can read nothing else.
-GRANT SELECT ON published_results, published_corrections TO vote_publisher, vote_board;
+GRANT SELECT ON published_results, published_corrections, published_history, published_finals, published_since_final
+    TO vote_publisher, vote_board;
 
 -- Whether the results are published is no secret: `results`, `recount` and `check` warn while they are not.
 GRANT SELECT ON published_state TO PUBLIC;

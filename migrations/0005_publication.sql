@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS certified_results (
 );
 
 -- What the public may see. The views run with their owner's rights: a role that may read only them learns nothing
--- before the time. now() is when the transaction began, so that all three are of one moment, and never too early.
+-- before the time. now() is when the transaction began, so that all of them are of one moment, and never too early.
 
 -- One row once there is a publication. Before its time it says only when that is: reason and hash may tell results.
 CREATE OR REPLACE VIEW published_state WITH (security_barrier) AS
@@ -61,6 +61,32 @@ SELECT c.id, c.corrected_at, c.law_id, c.oui_before, c.non_before, c.oui_after, 
 FROM published_state AS p, result_corrections AS c
 WHERE p.state IN ('counting', 'provisional')
    OR (p.state = 'final' AND c.corrected_at <= p.set_at);
+
+-- Every publication, without who made it. Nothing before the time. The hash of a frozen copy only while results are
+-- public, and not before the copy's own time: it may tell results.
+CREATE OR REPLACE VIEW published_history WITH (security_barrier) AS
+SELECT h.id, h.set_at, h.state, h.not_before, h.reason,
+       CASE
+           WHEN p.state IN ('counting', 'provisional', 'final') AND now() >= h.not_before THEN h.results_sha256
+       END AS results_sha256
+FROM published_state AS p, result_publications AS h
+WHERE p.state <> 'embargoed';
+
+-- The frozen copies of those publications whose hash is shown above.
+CREATE OR REPLACE VIEW published_finals WITH (security_barrier) AS
+SELECT c.publication_id, c.law_id::text COLLATE "C" AS law_id, c.oui_count, c.non_count
+FROM published_history AS h
+JOIN certified_results AS c ON c.publication_id = h.id
+WHERE h.results_sha256 IS NOT NULL;
+
+-- How many votes were counted after the frozen copy that is shown; no row in any other state.
+CREATE OR REPLACE VIEW published_since_final WITH (security_barrier) AS
+SELECT (
+           (SELECT coalesce(sum(oui_count::numeric + non_count), 0) FROM vote_results)
+           - (SELECT coalesce(sum(oui_count::numeric + non_count), 0) FROM published_results)
+       )::bigint AS votes
+FROM published_state AS p
+WHERE p.state = 'final';
 
 -- Whether and when results are public is no secret, and every role that reads results has to know it.
 GRANT SELECT ON published_state TO PUBLIC;

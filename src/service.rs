@@ -128,7 +128,7 @@ async fn count(
     let jitter = Jitter::from_entropy();
 
     let address = SocketAddr::new(config.monitoring.host, config.monitoring.port);
-    let listener = http::bind(address)?;
+    let listener = http::bind(address, http::METRICS)?;
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "metrics and health");
     }

@@ -50,7 +50,7 @@ pub use self::results::results;
 #[cfg(test)]
 pub(crate) use self::sessions::tests::session;
 pub use self::sessions::{Session, pids};
-pub use self::snapshot::{Snapshot, Snapshots};
+pub use self::snapshot::{Finals, Snapshot, Snapshots};
 pub use self::sqlstate::{classify, fatal_at_start};
 pub use self::start::{Migrated, Patience, migrate, prepare};
 use self::writer::Search;

@@ -8,6 +8,9 @@ use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+/// What the public sees before the time, whatever the state.
+pub const EMBARGOED: &str = "embargoed";
+
 /// What the public sees of the results, once the time has come.
 #[derive(Clone, Copy, Debug, Display, EnumString, IntoStaticStr, PartialEq, Eq, VariantArray)]
 #[strum(serialize_all = "lowercase")]
@@ -79,7 +82,7 @@ impl Published {
     }
 
     pub fn state_name(&self) -> &'static str {
-        self.state.map_or("embargoed", Into::into)
+        self.state.map_or(EMBARGOED, Into::into)
     }
 
     /// For programs.
@@ -89,6 +92,32 @@ impl Published {
             "state": self.state_name(),
             "not_before": rfc3339(self.not_before),
             "test": self.test,
+        })
+    }
+}
+
+/// One of all publications, as the public may see it: a row of published_history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedChange {
+    pub id: i64,
+    pub set_at: OffsetDateTime,
+    pub state: State,
+    pub not_before: OffsetDateTime,
+    pub reason: String,
+    /// Of a frozen copy that is public, in hexadecimal digits.
+    pub sha256: Option<String>,
+}
+
+impl PublishedChange {
+    /// For programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "id": self.id,
+            "set_at": rfc3339(self.set_at),
+            "state": self.state.to_string(),
+            "not_before": rfc3339(self.not_before),
+            "reason": self.reason,
+            "results_sha256": self.sha256,
         })
     }
 }

@@ -11,7 +11,7 @@ use std::fmt::Write;
 use indicatif::HumanCount;
 use time::OffsetDateTime;
 
-pub use self::formats::{csv, json, looks_like_a_value};
+pub use self::formats::{csv, field, json, looks_like_a_value};
 
 /// One row of vote_results.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

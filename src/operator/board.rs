@@ -2,16 +2,26 @@
 //!
 //! Architecture invariant: reads nothing but those views, so that what is not published cannot be shown.
 
+mod admin;
+mod ballot;
 mod files;
 mod folder;
+mod language;
+mod page;
+mod public;
+mod view;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
-pub use self::files::{File, files};
+pub use self::admin::{Admin, Monitor};
+pub use self::ballot::{Ballot, BallotError};
+pub use self::files::{File, Kind, Site, files};
 pub use self::folder::{Folder, FolderError};
+pub use self::language::Language;
+pub use self::public::Public;
 use crate::adapters::store::Snapshot;
 use crate::model::publication::Published;
 use crate::model::results::LawResult;
@@ -20,7 +30,7 @@ use crate::model::results::LawResult;
 const STALE_AFTER: Duration = Duration::from_secs(15);
 
 /// Why the numbers shown are not the newest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Stale {
     /// The database cannot be read.
@@ -38,7 +48,8 @@ pub struct Board {
     /// would reveal the vote of a citizen who is known to have voted at that moment.
     min_new_votes: u64,
     shown: Option<Snapshot>,
-    stale: Option<Stale>,
+    /// With the time since when.
+    stale: Option<(Stale, OffsetDateTime)>,
     /// Since when reading fails.
     failing: Option<OffsetDateTime>,
 }
@@ -53,8 +64,8 @@ impl Board {
         self.shown.as_ref()
     }
 
-    pub const fn stale(&self) -> Option<Stale> {
-        self.stale
+    pub fn stale(&self) -> Option<Stale> {
+        self.stale.map(|(why, _)| why)
     }
 
     pub const fn min_new_votes(&self) -> u64 {
@@ -64,17 +75,7 @@ impl Board {
     /// Takes in what was read at `now`, by this machine's clock: the later of the two clocks opens.
     pub fn read(&mut self, mut read: Snapshot, now: OffsetDateTime) {
         self.failing = None;
-        if let Some(published) = &mut read.published
-            && now < published.not_before
-        {
-            *published = Published { state: None, reason: None, sha256: None, ..published.clone() };
-        }
-        let is_public =
-            |snapshot: &Snapshot| snapshot.published.as_ref().is_some_and(Published::is_public);
-        if !is_public(&read) {
-            read.laws.clear();
-            read.corrections.clear();
-        }
+        mask(&mut read, now);
         let Some(shown) = self.shown.take() else {
             self.stale = None;
             self.shown = Some(read);
@@ -87,22 +88,31 @@ impl Board {
         // What is not public is always shown: after a failover or a restore that lost publications, a
         // withhold has a lower id than what is shown.
         let older = is_public(&read) && (order(&read), read.as_of) < (order(&shown), shown.as_of);
-        (self.shown, self.stale) = if older {
-            (Some(shown), Some(Stale::Older))
+        let (shown, stale) = if older {
+            (shown, Some(Stale::Older))
         } else if state(&read) != state(&shown) {
-            (Some(read), None)
+            (read, None)
         } else if decreased(&shown, &read) {
-            (Some(shown), Some(Stale::Decrease))
+            (shown, Some(Stale::Decrease))
         } else {
-            (Some(self.advanced(shown, read)), None)
+            (self.advanced(shown, read), None)
         };
+        self.shown = Some(shown);
+        self.mark(stale, now);
     }
 
     /// Takes in that a reading that `began` then had failed at `now`.
     pub fn failed(&mut self, began: OffsetDateTime, now: OffsetDateTime) {
         let since = *self.failing.get_or_insert(began);
         if now - since >= STALE_AFTER {
-            self.stale = Some(Stale::Database);
+            self.mark(Some(Stale::Database), since);
+        }
+    }
+
+    /// Keeps the time since when the numbers are stale for the same reason.
+    fn mark(&mut self, stale: Option<Stale>, since: OffsetDateTime) {
+        if stale != self.stale() {
+            self.stale = stale.map(|why| (why, since));
         }
     }
 
@@ -127,6 +137,28 @@ impl Board {
         // The time of the numbers, which is not that of the last look.
         let as_of = if changed { read.as_of } else { shown.as_of };
         Snapshot { laws, as_of, ..read }
+    }
+}
+
+fn is_public(snapshot: &Snapshot) -> bool {
+    snapshot.published.as_ref().is_some_and(Published::is_public)
+}
+
+/// Removes what may not be shown at `now`, by this machine's clock. The views have none of it by the
+/// server's.
+fn mask(read: &mut Snapshot, now: OffsetDateTime) {
+    if let Some(published) = &mut read.published
+        && now < published.not_before
+    {
+        *published = Published { state: None, reason: None, sha256: None, ..published.clone() };
+        read.history.clear();
+    }
+    if !is_public(read) {
+        read.laws.clear();
+        read.corrections.clear();
+        read.finals.clear();
+        read.history.iter_mut().for_each(|change| change.sha256 = None);
+        read.since_final = None;
     }
 }
 

@@ -1,10 +1,13 @@
-//! `/metrics`, `/livez`, `/readyz`, `/startupz` on one port, answered by a thread of their own.
+//! `/metrics`, `/livez`, `/readyz`, `/startupz` on one port, answered by a thread of their own; and what the ports
+//! of other commands share with it.
 //!
 //! Architecture invariant: no client takes time from the thread that counts. The only work that
 //! grows with the number of laws, rendering the metrics, happens at most once a second, and the
 //! result is shared (`scrape.rs`). Connections are bounded in number and in time (`connections.rs`).
 
 mod connections;
+mod descriptors;
+mod keep_alive;
 mod liveness;
 mod scrape;
 
@@ -24,8 +27,10 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use self::connections::serve as serve_router;
+pub use self::keep_alive::KeepAlive;
 use self::liveness::Liveness;
-use self::scrape::Scrape;
+pub use self::scrape::Scrape;
 use crate::platform::telemetry::{Health, Metrics};
 
 /// The name of the thread, as `ps -L` and `/proc` show it.
@@ -45,11 +50,24 @@ pub struct Sources {
     pub heartbeat: watch::Receiver<()>,
 }
 
+/// What a port is for, and how to choose another one.
+#[derive(Clone, Copy, Debug)]
+pub struct Purpose {
+    pub name: &'static str,
+    pub advice: &'static str,
+}
+
+/// The port of the counting service.
+pub const METRICS: Purpose = Purpose {
+    name: "metrics and health",
+    advice: "Set PROMETHEUS_PORT (0 takes a free one) or PROMETHEUS_HOST",
+};
+
 /// Binds `address` on the current runtime; port 0 takes a free one.
 ///
 /// # Errors
 /// The address and what the system said.
-pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+pub fn bind(address: SocketAddr, purpose: Purpose) -> Result<TcpListener, BindError> {
     let listen = || {
         let socket = match address {
             SocketAddr::V4(_) => TcpSocket::new_v4(),
@@ -59,17 +77,18 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    listen().map_err(|source| BindError { address, source })
+    listen().map_err(|source| BindError { address, purpose, source })
 }
 
-/// The metrics port could not be bound.
+/// A port could not be bound.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot listen on {address} for metrics and health: {source}. Is another instance running? \
-     Set PROMETHEUS_PORT (0 takes a free one) or PROMETHEUS_HOST"
+    "cannot listen on {address} for {}: {source}. Is another instance running? {}",
+    purpose.name, purpose.advice
 )]
 pub struct BindError {
     address: SocketAddr,
+    purpose: Purpose,
     source: io::Error,
 }
 
@@ -143,7 +162,7 @@ fn router(sources: Sources, liveness: &Liveness) -> Router {
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
-    shared.scrape.answer(&shared.sources.metrics)
+    shared.scrape.answer(|| shared.sources.metrics.scrape())
 }
 
 /// Answers whether the process runs and its counting runtime runs its tasks.
@@ -172,7 +191,8 @@ async fn startupz(State(Shared { sources, .. }): State<Shared>) -> Response {
     answer(false, json!({ "status": "starting", "checks": sources.health.report().checks }))
 }
 
-fn answer(ok: bool, body: impl Serialize) -> Response {
+/// 200 or 503, with a JSON body.
+pub fn answer(ok: bool, body: impl Serialize) -> Response {
     let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(body)).into_response()
 }

@@ -18,8 +18,8 @@ pub use self::logs::{
     SUMMARISED, dropped_lines, flush as flush_logs, init as init_logs, seconds, with_priority,
 };
 pub use self::metrics::{
-    BreakerState, Deliveries, InFlight, Instruments, Metrics, MetricsError, PlainInsert, PoolUse,
-    QueueDepths, SessionState, Standbys, metrics_wanted,
+    BoardLabels, BoardMetrics, BreakerState, Deliveries, InFlight, Instruments, Metrics,
+    MetricsError, PlainInsert, PoolUse, QueueDepths, SessionState, Standbys, metrics_wanted,
 };
 pub use self::reason::Reason;
 pub use self::spans::Spans;

@@ -13,7 +13,14 @@ use crate::support::{
     BINARY, Ended, Interceptor, Pass, Servers, Stage, WAITS, assert_lacks, ended, login, votes,
 };
 
-const VIEWS: [&str; 3] = ["published_state", "published_results", "published_corrections"];
+const VIEWS: [&str; 6] = [
+    "published_state",
+    "published_history",
+    "published_results",
+    "published_corrections",
+    "published_finals",
+    "published_since_final",
+];
 
 /// The tables, the roles, and fifty counted votes on five laws.
 async fn counted(name: &str) -> Stage<'static> {

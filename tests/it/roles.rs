@@ -19,7 +19,8 @@ const RELATIONS: &str = "_sqlx_migrations vote_results vote_audit duplicate_atte
                          result_corrections schema_compatibility reconciliation lost_votes vote_cell \
                          vote_statistics citizens_with_multiple_votes result_publications \
                          certified_results published_state published_results \
-                         published_corrections count_batch";
+                         published_corrections published_history published_finals \
+                         published_since_final count_batch";
 /// What a publisher may write of a publication: not who and when.
 const PUBLISHED_COLUMNS: [&str; 6] =
     ["follows", "not_before", "reason", "results_sha256", "state", "test"];
@@ -39,9 +40,7 @@ fn allowed(group: &str, relation: &str) -> &'static [&'static str] {
         ("vote_auditor", _) => &["SELECT"],
         ("vote_publisher", "result_publications" | "vote_cell") => &["SELECT"],
         ("vote_publisher", "certified_results") => &["INSERT"],
-        ("vote_publisher" | "vote_board", "published_results" | "published_corrections") => {
-            &["SELECT"]
-        }
+        ("vote_publisher" | "vote_board", view) if view.starts_with("published_") => &["SELECT"],
         _ => &[],
     }
 }

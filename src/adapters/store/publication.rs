@@ -19,7 +19,7 @@ use super::start::{Patience, retry};
 use super::within;
 use crate::model::ports::Fault;
 use crate::model::publication::{
-    Change, Permitted, Publication, Published, Refusal, State, rfc3339,
+    Change, Permitted, Publication, Published, PublishedChange, Refusal, State, rfc3339,
 };
 use crate::platform::config::Config;
 
@@ -332,6 +332,19 @@ impl<'r> FromRow<'r, PgRow> for Published {
             not_before: row.try_get("not_before")?,
             set_at: row.try_get("set_at")?,
             test: row.try_get("test")?,
+            reason: row.try_get("reason")?,
+            sha256: row.try_get("sha256")?,
+        })
+    }
+}
+
+impl<'r> FromRow<'r, PgRow> for PublishedChange {
+    fn from_row(row: &'r PgRow) -> Result<Self, Error> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            set_at: row.try_get("set_at")?,
+            state: state(row.try_get("state")?)?,
+            not_before: row.try_get("not_before")?,
             reason: row.try_get("reason")?,
             sha256: row.try_get("sha256")?,
         })

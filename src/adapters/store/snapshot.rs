@@ -1,4 +1,6 @@
-//! What a public page shows: the three views of what is published, in one snapshot.
+//! What a public page shows: the views of what is published, in one snapshot.
+
+use std::collections::BTreeMap;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Error};
@@ -9,13 +11,20 @@ use super::error::{StartError, failed};
 use super::publication::{PublishedCorrection, published};
 use super::within;
 use super::writer::takes_no_writes;
-use crate::model::publication::Published;
+use crate::model::publication::{Published, PublishedChange};
 use crate::model::results::LawResult;
 use crate::platform::config::Config;
 
 const MOMENT: &str = "SELECT now(), pg_is_in_recovery()";
 const RESULTS: &str = include_str!("snapshot_results.sql");
 const CORRECTIONS: &str = "SELECT * FROM published_corrections ORDER BY id";
+const HISTORY: &str = include_str!("snapshot_history.sql");
+const FINALS: &str = "SELECT publication_id, law_id, oui_count, non_count FROM published_finals \
+                      WHERE publication_id = ANY($1) ORDER BY law_id";
+const SINCE_FINAL: &str = "SELECT votes FROM published_since_final";
+
+/// The frozen copies by publication.
+pub type Finals = BTreeMap<i64, Vec<LawResult>>;
 
 /// Everything that is public at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +35,12 @@ pub struct Snapshot {
     pub laws: Vec<LawResult>,
     /// Oldest first.
     pub corrections: Vec<PublishedCorrection>,
+    /// Oldest first; none before the time.
+    pub history: Vec<PublishedChange>,
+    /// Those of the history that are public.
+    pub finals: Finals,
+    /// Votes counted after the frozen copy that is shown; `None` in any other state.
+    pub since_final: Option<i64>,
     pub as_of: OffsetDateTime,
 }
 
@@ -35,6 +50,8 @@ pub struct Snapshots<'c> {
     config: &'c Config,
     address: Address,
     connection: Option<PgConnection>,
+    /// Those that were read: they do not change.
+    finals: Finals,
 }
 
 impl<'c> Snapshots<'c> {
@@ -42,7 +59,7 @@ impl<'c> Snapshots<'c> {
     pub fn new(config: &'c Config) -> Self {
         let limited = Address::limited(&config.postgres, config.postgres.statement_timeout);
         let address = limited.named("vote-aggregator board").read_only();
-        Self { config, address, connection: None }
+        Self { config, address, connection: None, finals: Finals::new() }
     }
 
     /// Everything that is public now.
@@ -58,7 +75,7 @@ impl<'c> Snapshots<'c> {
                 Some(connection) => connection,
                 None => self.address.connect().await?,
             };
-            let snapshot = snapshot(&mut connection).await;
+            let snapshot = snapshot(&mut connection, &mut self.finals).await;
             let snapshot = snapshot
                 .map_err(|error| failed(config, error.into(), "reading what is published"))?;
             let snapshot = snapshot.ok_or_else(|| takes_no_writes("a standby, which may lag"))?;
@@ -71,8 +88,11 @@ impl<'c> Snapshots<'c> {
     }
 }
 
-/// `None`: a standby answers.
-async fn snapshot(connection: &mut PgConnection) -> Result<Option<Snapshot>, Error> {
+/// `None`: a standby answers. `finals` are those that were read before, and then those that are public.
+async fn snapshot(
+    connection: &mut PgConnection,
+    finals: &mut Finals,
+) -> Result<Option<Snapshot>, Error> {
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     let mut transaction = connection.begin_with(begin).await?;
     let moment = sqlx::query_as(MOMENT).fetch_one(&mut *transaction);
@@ -80,14 +100,44 @@ async fn snapshot(connection: &mut PgConnection) -> Result<Option<Snapshot>, Err
     if is_standby {
         return Ok(None);
     }
+    let published = published(&mut transaction).await?;
+    let mut history: Vec<PublishedChange> =
+        sqlx::query_as(HISTORY).fetch_all(&mut *transaction).await?;
+    history.reverse();
+    read_finals(&mut transaction, &history, finals).await?;
     let snapshot = Snapshot {
-        published: published(&mut transaction).await?,
+        published,
         laws: laws(&mut transaction).await?,
         corrections: sqlx::query_as(CORRECTIONS).fetch_all(&mut *transaction).await?,
+        history,
+        finals: finals.clone(),
+        since_final: sqlx::query_scalar(SINCE_FINAL).fetch_optional(&mut *transaction).await?,
         as_of,
     };
     transaction.commit().await?;
     Ok(Some(snapshot))
+}
+
+/// Makes `finals` the frozen copies of `history`; reads only those that are new.
+async fn read_finals(
+    connection: &mut PgConnection,
+    history: &[PublishedChange],
+    finals: &mut Finals,
+) -> Result<(), Error> {
+    let public = history.iter().filter(|it| it.sha256.is_some());
+    let public: BTreeMap<i64, OffsetDateTime> = public.map(|it| (it.id, it.set_at)).collect();
+    finals.retain(|id, _| public.contains_key(id));
+    let new: Vec<i64> = public.keys().copied().filter(|id| !finals.contains_key(id)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<(i64, String, i64, i64)> =
+        sqlx::query_as(FINALS).bind(new).fetch_all(connection).await?;
+    for (id, law_id, oui, non) in rows {
+        let updated_at = public.get(&id).copied();
+        finals.entry(id).or_default().push(LawResult { law_id, oui, non, updated_at });
+    }
+    Ok(())
 }
 
 async fn laws(connection: &mut PgConnection) -> Result<Vec<LawResult>, Error> {

@@ -73,7 +73,7 @@ pub fn csv(reading: &Reading, top: usize) -> String {
 /// Text as a field. A control character, a line break too, is written as an escape, so that a law is
 /// a line; what a spreadsheet would take for a formula gets an apostrophe in front of it, which a
 /// spreadsheet takes for "this is text".
-fn field(text: &str) -> String {
+pub fn field(text: &str) -> String {
     let mut text = printable(text);
     // A full-width sign counts as the sign in some of them, and so does one behind spaces.
     let first = text.trim_start().chars().next().map(|first| match first {

@@ -1,83 +1,136 @@
-//! The files of what is shown.
+//! The files of what is shown: the same bytes for a folder and for `--listen`.
 
-use serde_json::{Value, json};
-use time::OffsetDateTime;
+mod csv;
+mod json;
 
-use super::Board;
-use crate::adapters::store::{PublishedCorrection, Snapshot};
-use crate::model::publication::{Published, State, rfc3339};
-use crate::model::results::{LawResult, Reading, csv, percent, percentages};
+use bytes::Bytes;
+use time::{OffsetDateTime, UtcOffset};
 
-/// How often the time of the last look is renewed, in seconds: it shows that the board is running.
-const CHECKED_EVERY: i64 = 10;
+use super::ballot::Ballot;
+use super::page::{self, Assets, Place};
+use super::view::View;
+use super::{Board, Language};
+use crate::adapters::store::{Finals, Snapshot};
+use crate::model::publication::{Published, State};
+
+/// What officials and operators say about the site, besides the numbers.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// `None`: the laws are those of the database, by their ids.
+    pub ballot: Option<Ballot>,
+    /// Of the page without a language in its address.
+    pub language: Language,
+    /// Of the times on the page.
+    pub offset: UtcOffset,
+}
+
+impl Site {
+    /// How many laws with votes the officials' file does not list.
+    pub fn unlisted(&self, board: &Board) -> usize {
+        let (Some(shown), Some(ballot)) = (board.shown(), &self.ballot) else { return 0 };
+        shown.laws.iter().filter(|law| !ballot.lists(&law.law_id)).count()
+    }
+}
 
 /// A file that the public gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
-    pub name: &'static str,
-    pub content: String,
+    /// Its path below the folder.
+    pub name: String,
+    pub kind: Kind,
+    pub content: Bytes,
 }
 
-/// The files of what `board` shows at `now`; none before the first reading.
-pub fn files(board: &Board, now: OffsetDateTime) -> Option<[File; 2]> {
-    let shown = board.shown()?;
-    let reading = Reading { laws: shown.laws.clone(), at: shown.as_of };
-    Some([
-        File { name: "results.json", content: results(board, shown, now) },
-        File { name: "results.csv", content: csv(&reading, usize::MAX) },
-    ])
+/// The format of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Html,
+    Json,
+    Csv,
+    Css,
+    JavaScript,
 }
 
-/// Everything in one object. While results are not public it is the same whatever is counted.
-fn results(board: &Board, shown: &Snapshot, now: OffsetDateTime) -> String {
-    let published = shown.published.as_ref();
-    let is_final = published.is_some_and(|it| it.state == Some(State::Final));
-    let as_of = published.filter(|it| it.is_public()).map(|_| rfc3339(shown.as_of));
-    let seconds = now.unix_timestamp().div_euclid(CHECKED_EVERY) * CHECKED_EVERY;
-    let checked_at = OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(now);
-    let stale: Option<&'static str> = board.stale().map(Into::into);
-    let object = json!({
-        "format": "vote-aggregator-results/1",
-        "test": published.is_some_and(|it| it.test),
-        "publication": published.map(publication),
-        "as_of": as_of,
-        "checked_at": rfc3339(checked_at),
-        "stale": stale.is_some(),
-        "stale_reason": stale,
-        "laws": shown.laws.iter().map(|it| law(it, is_final)).collect::<Vec<_>>(),
-        "corrections": shown.corrections.iter().map(PublishedCorrection::json).collect::<Vec<_>>(),
-        "min_new_votes": board.min_new_votes(),
-    });
-    format!("{object}\n")
+impl Kind {
+    pub const fn media_type(self) -> &'static str {
+        match self {
+            Self::Html => "text/html; charset=utf-8",
+            Self::Json => "application/json",
+            Self::Csv => "text/csv; charset=utf-8",
+            Self::Css => "text/css; charset=utf-8",
+            Self::JavaScript => "text/javascript; charset=utf-8",
+        }
+    }
+
+    /// Whether it is for programs, also those of other sites.
+    pub const fn is_data(self) -> bool {
+        matches!(self, Self::Json | Self::Csv)
+    }
 }
 
-fn publication(published: &Published) -> Value {
-    let mut object = published.json();
-    object["since"] = rfc3339(published.set_at.max(published.not_before)).into();
-    object["reason"] = published.reason.as_deref().into();
-    object["results_sha256"] = published.sha256.as_deref().into();
-    object
+impl File {
+    fn new(name: impl Into<String>, kind: Kind, content: impl Into<Bytes>) -> Self {
+        Self { name: name.into(), kind, content: content.into() }
+    }
 }
 
-fn law(law: &LawResult, is_final: bool) -> Value {
-    let LawResult { law_id, oui, non, updated_at } = law;
-    let [oui_shown, non_shown] = percentages(*oui, *non);
-    // Not who leads: there is an outcome, or there is none yet.
-    let outcome = is_final.then(|| match oui.cmp(non) {
-        std::cmp::Ordering::Greater => "accepted",
-        std::cmp::Ordering::Less => "rejected",
-        std::cmp::Ordering::Equal => "tie",
-    });
-    json!({
-        "law_id": law_id,
-        "oui": oui,
-        "non": non,
-        "total": law.total(),
-        "oui_percent": percent(*oui, law.total()),
-        "non_percent": percent(*non, law.total()),
-        "oui_shown": oui_shown,
-        "non_shown": non_shown,
-        "outcome": outcome,
-        "updated_at": updated_at.map(rfc3339),
+/// The files of what `board` shows at `now`; none before the first reading. Assets come first, and pages before data,
+/// so that a page finds its style, and what is withheld disappears from the page first.
+pub fn files(board: &Board, site: &Site, now: OffsetDateTime) -> Vec<File> {
+    let Some(shown) = board.shown() else { return Vec::new() };
+    let ballot = site.ballot.as_ref();
+    let view = View::of(shown, board, ballot, now);
+    let assets = Assets::new();
+    let page = |name: &str, language, place| {
+        let page = page::page(&view, site, &assets, language, place);
+        File::new(name, Kind::Html, page)
+    };
+    let mut files = vec![
+        File::new(assets.style_name(), Kind::Css, page::STYLE),
+        File::new(assets.script_name(), Kind::JavaScript, page::SCRIPT),
+        page("index.html", site.language, Place::Root),
+        page("fr/index.html", Language::Fr, Place::Below),
+        page("en/index.html", Language::En, Place::Below),
+        File::new("results.json", Kind::Json, json::results(&view)),
+        File::new("results.csv", Kind::Csv, csv::results(&view)),
+        File::new("results-fr.csv", Kind::Csv, csv::french(&view)),
+        File::new("history.json", Kind::Json, json::history(&view, &shown.history)),
+    ];
+    for copy in frozen(shown) {
+        let view = View::of(&copy, board, ballot, now).frozen(copy.as_of);
+        if let Some(Published { id, .. }) = copy.published {
+            files.extend([
+                File::new(format!("final/{id}/results.json"), Kind::Json, json::results(&view)),
+                File::new(format!("final/{id}/results.csv"), Kind::Csv, csv::results(&view)),
+            ]);
+        }
+    }
+    files
+}
+
+/// What was shown when each frozen copy was published.
+fn frozen(shown: &Snapshot) -> impl Iterator<Item = Snapshot> + '_ {
+    shown.history.iter().filter_map(|change| {
+        let laws = shown.finals.get(&change.id)?.clone();
+        let before = |at: OffsetDateTime| at <= change.set_at;
+        let corrections = shown.corrections.iter().filter(|it| before(it.corrected_at));
+        let published = Published {
+            id: change.id,
+            state: Some(State::Final),
+            not_before: change.not_before,
+            set_at: change.set_at,
+            test: shown.published.as_ref().is_some_and(|it| it.test),
+            reason: Some(change.reason.clone()),
+            sha256: change.sha256.clone(),
+        };
+        Some(Snapshot {
+            published: Some(published),
+            laws,
+            corrections: corrections.cloned().collect(),
+            history: Vec::new(),
+            finals: Finals::new(),
+            since_final: None,
+            as_of: change.set_at,
+        })
     })
 }

@@ -1,16 +1,22 @@
 //! The folder of a web server that the files are written into.
 
-use std::collections::BTreeMap;
-use std::fs::{self, TryLockError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirEntry, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
 
 use super::File;
 use crate::operator::files::{READABLE, replace};
 
 /// The file whose lock keeps a second board away.
 const LOCK: &str = ".board.lock";
+/// The frozen copies: those that are not public any longer are removed.
+const FINALS: &str = "final";
+/// The subfolders that a board writes into.
+const SUBFOLDERS: [&str; 4] = ["assets", "en", "fr", FINALS];
 /// nginx makes its ETag of a file's length and of the whole seconds of its last change, and two versions
 /// may have the same length.
 const MIN_MTIME_STEP: Duration = Duration::from_secs(1);
@@ -29,7 +35,9 @@ pub enum FolderError {
 pub struct Folder {
     path: PathBuf,
     _lock: fs::File,
-    written: BTreeMap<&'static str, String>,
+    written: BTreeMap<String, Bytes>,
+    /// The frozen copies in the folder.
+    finals: BTreeSet<String>,
     /// When the files were last changed; only ever later.
     modified: SystemTime,
 }
@@ -50,54 +58,111 @@ impl Folder {
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        let mut modified = SystemTime::UNIX_EPOCH;
-        for entry in fs::read_dir(path).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            // Of a board that was killed: the web server would serve it.
-            if let Some(name) = name.to_str()
-                && name.starts_with("results.")
-                && name.ends_with(".new")
-            {
-                fs::remove_file(entry.path()).map_err(failed)?;
-                continue;
-            }
-            let entry = entry.metadata().and_then(|entry| entry.modified()).map_err(failed)?;
-            modified = modified.max(entry);
+        let mut folder = Self {
+            path: path.to_owned(),
+            _lock: lock,
+            written: BTreeMap::new(),
+            finals: BTreeSet::new(),
+            modified: SystemTime::UNIX_EPOCH,
+        };
+        folder.take_in("").map_err(failed)?;
+        for name in SUBFOLDERS.map(|name| format!("{name}/")) {
+            folder.take_in(&name).map_err(failed)?;
         }
-        Ok(Self { path: path.to_owned(), _lock: lock, written: BTreeMap::new(), modified })
+        Ok(folder)
     }
 
-    /// Writes those files that have changed, each as a whole. What could not be written is tried again
-    /// the next time.
+    /// Takes in the files that a board before this one wrote into a subfolder.
+    fn take_in(&mut self, below: &str) -> io::Result<()> {
+        let entries = match fs::read_dir(self.path.join(below)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !below.is_empty() => {
+                return Ok(());
+            }
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if is_temporary(&entry) {
+                // Of a board that was killed: the web server would serve it.
+                fs::remove_file(entry.path())?;
+                continue;
+            }
+            let found = entry.metadata()?;
+            self.modified = self.modified.max(found.modified()?);
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let is_final = below.starts_with(FINALS);
+            if found.is_dir() && is_final && name.bytes().all(|byte| byte.is_ascii_digit()) {
+                self.take_in(&format!("{below}{name}/"))?;
+            } else if found.is_file() && is_final {
+                self.finals.insert(format!("{below}{name}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes those files that have changed, each as a whole, and removes the frozen copies that are not
+    /// among `files`. What could not be written is tried again the next time.
     ///
     /// # Errors
     /// [`FolderError`], for the first one; the files from before are still there.
     pub fn write(&mut self, files: &[File]) -> Result<(), FolderError> {
         self.modified = SystemTime::now().max(self.modified + MIN_MTIME_STEP);
         let mut outcome = Ok(());
-        for File { name, content } in files {
+        for File { name, content, .. } in files {
             if self.written.get(name) == Some(content) {
                 continue;
             }
             let path = self.path.join(name);
-            match replace(&path, content.as_bytes(), READABLE, Some(self.modified)) {
-                Ok(()) => _ = self.written.insert(name, content.clone()),
+            let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+            match folder.and_then(|()| replace(&path, content, READABLE, Some(self.modified))) {
+                Ok(()) => {
+                    self.written.insert(name.clone(), content.clone());
+                    if name.starts_with(FINALS) {
+                        self.finals.insert(name.clone());
+                    }
+                }
                 // The others may hold what must not be shown any longer.
                 Err(source) => outcome = outcome.and(Err(FolderError::Io { path, source })),
+            }
+        }
+        let kept = |name: &str| files.iter().any(|file| file.name == name);
+        for name in self.finals.clone().into_iter().filter(|name| !kept(name)) {
+            let path = self.path.join(&name);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    outcome = outcome.and(Err(FolderError::Io { path, source }));
+                }
+                _ => {
+                    self.finals.remove(&name);
+                    self.written.remove(&name);
+                }
             }
         }
         outcome
     }
 }
 
+/// Whether it is a file that was being written: its name ends as `replace` makes it.
+fn is_temporary(entry: &DirEntry) -> bool {
+    let name = entry.file_name();
+    let parts = name.to_str().and_then(|name| name.strip_suffix(".new")?.rsplit_once('.'));
+    parts.is_some_and(|(_, digits)| {
+        digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operator::board::Kind;
     use crate::operator::files::tests::Directory;
 
+    fn named(name: &str, content: &str) -> File {
+        File { name: name.to_owned(), kind: Kind::Json, content: Bytes::from(content.to_owned()) }
+    }
+
     fn file(content: &str) -> [File; 1] {
-        [File { name: "results.json", content: content.to_owned() }]
+        [named("results.json", content)]
     }
 
     #[test]
@@ -126,10 +191,12 @@ mod tests {
     #[test]
     fn what_a_killed_board_left_half_written_is_removed() {
         let directory = Directory::new("boardkilled");
-        let half = directory.write("results.json.0123abcd.new", "{");
+        fs::create_dir_all(directory.path("fr")).expect("created");
+        let half = ["results.json.0123abcd.new", "fr/index.html.01234567.new"];
+        let half = half.map(|name| directory.write(name, "{"));
         let others = ["results.json", "index.html.new"].map(|name| directory.write(name, "x"));
         Folder::open(&directory.path("")).expect("a folder of its own");
-        assert!(!half.exists());
+        assert!(!half.iter().any(|half| half.exists()));
         assert!(others.iter().all(|other| other.exists()));
     }
 
@@ -138,10 +205,28 @@ mod tests {
         let directory = Directory::new("boardfull");
         fs::create_dir_all(directory.path("results.json")).expect("in its way");
         let mut folder = Folder::open(&directory.path("")).expect("a folder of its own");
-        let csv = File { name: "results.csv", content: "withheld".to_owned() };
         let [json] = file("withheld");
-        assert!(folder.write(&[json, csv]).is_err());
+        assert!(folder.write(&[json, named("results.csv", "withheld")]).is_err());
         let csv = fs::read_to_string(directory.path("results.csv"));
         assert_eq!(csv.expect("written"), "withheld");
+    }
+
+    #[test]
+    fn a_frozen_copy_that_is_not_public_any_longer_is_removed() {
+        let directory = Directory::new("boardfinal");
+        let mut folder = Folder::open(&directory.path("")).expect("a folder of its own");
+        let copies = ["final/7/results.json", "final/9/results.json"].map(|name| named(name, "{}"));
+        folder.write(&copies).expect("written");
+        folder.write(&copies[1..]).expect("written");
+        let exists = |name: &str| directory.path(name).exists();
+        assert!(!exists("final/7/results.json") && exists("final/9/results.json"));
+        drop(folder);
+        // Also one of a board that ran before this one, and not before something was read.
+        let mut folder = Folder::open(&directory.path("")).expect("free again");
+        assert!(exists("final/9/results.json"));
+        folder.write(&file("withheld")).expect("written");
+        assert!(!exists("final/9/results.json"));
+        folder.write(&copies).expect("written");
+        assert!(exists("final/7/results.json"));
     }
 }

@@ -22,11 +22,11 @@ use tokio::time::{sleep, timeout};
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 512;
 /// From accept to the end of a request's headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// From accept to the last byte of the answer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest request line and headers, in bytes. hyper accepts no less than 8 KiB.
-const MAX_HEADER_BYTES: usize = 16 * 1024;
+pub(super) const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Pause after an error of accept, which is most likely a lack of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -80,21 +80,27 @@ impl Drop for Entry {
 }
 
 /// Answers with `router`, one request a connection, until it is dropped.
-pub(super) async fn serve(listener: TcpListener, router: Router) {
+pub async fn serve(listener: TcpListener, router: Router) {
     let open = Arc::new(Open::default());
     for number in 0.. {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection on the metrics port");
-                sleep(ACCEPT_RETRY).await;
-                continue;
-            }
-        };
+        let stream = accept(&listener, "metrics").await;
         let entry = Entry { open: Arc::clone(&open), number };
         let task = tokio::spawn(answer(stream, router.clone(), entry));
         // Before the task runs: this thread is the only one of its runtime.
         open.add(number, task.abort_handle());
+    }
+}
+
+/// The next connection on the port of this name.
+pub(super) async fn accept(listener: &TcpListener, port: &str) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection on the {port} port");
+                sleep(ACCEPT_RETRY).await;
+            }
+        }
     }
 }
 

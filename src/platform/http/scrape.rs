@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::platform::telemetry::{Metrics, MetricsError};
+use crate::platform::telemetry::MetricsError;
 
 /// How long a rendering is served: with 1,000 laws it takes 10 ms.
 const MAX_AGE: Duration = Duration::from_secs(1);
@@ -18,7 +18,7 @@ const FULL_ANSWERS: u32 = 50;
 
 /// The last rendering of the metrics.
 #[derive(Debug, Default)]
-pub(super) struct Scrape(Mutex<Option<Rendered>>);
+pub struct Scrape(Mutex<Option<Rendered>>);
 
 #[derive(Debug)]
 struct Rendered {
@@ -30,8 +30,8 @@ struct Rendered {
 
 impl Scrape {
     /// The metrics, not older than a second; 503 when too many asked for them in this second.
-    pub(super) fn answer(&self, metrics: &Metrics) -> Response {
-        match self.text(|| metrics.scrape()) {
+    pub fn answer(&self, render: impl FnOnce() -> Result<String, MetricsError>) -> Response {
+        match self.text(render) {
             Ok(Some(text)) => {
                 let text_format = "text/plain; version=0.0.4; charset=utf-8";
                 ([(header::CONTENT_TYPE, text_format)], text).into_response()

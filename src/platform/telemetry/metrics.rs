@@ -1,6 +1,7 @@
 //! The instruments: OpenTelemetry meters, exported in Prometheus' text format. Name, unit, help text
 //! and buckets of each metric are in `metrics/series.rs` or `metrics/gauges.rs`, once.
 
+mod board;
 mod exporter;
 mod gauges;
 mod labels;
@@ -15,6 +16,7 @@ use opentelemetry::metrics::{Counter, Histogram, Meter};
 use strum::VariantArray;
 use tokio::time::Instant;
 
+pub use self::board::{BoardLabels, BoardMetrics};
 pub use self::exporter::{Metrics, MetricsError, metrics_wanted};
 pub use self::labels::{BreakerState, PlainInsert, SessionState};
 use self::labels::{ErrorType, OUTCOMES, SIDES, SQLSTATE_CLASSES, sqlstate_class};

@@ -67,7 +67,11 @@ async fn what_is_public_is_the_same_whatever_is_counted() {
         let public = super::public(&few).await;
         assert_eq!(public, super::public(&many).await, "{state}");
         assert!(
-            public.contains(shown) && public.ends_with("results: \npublished_corrections: \n"),
+            public.contains(shown)
+                && public.ends_with(
+                    "results: \npublished_corrections: \npublished_finals: \n\
+                     published_since_final: \n"
+                ),
             "{public}"
         );
     }

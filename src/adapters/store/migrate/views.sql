@@ -12,7 +12,8 @@ WITH RECURSIVE uses (oid) AS (
 ),
 view (name, ours) AS (
     SELECT oid::pg_catalog.regclass::pg_catalog.text,
-           relname IN ('vote_statistics', 'citizens_with_multiple_votes', 'published_results')
+           relname IN ('vote_statistics', 'citizens_with_multiple_votes', 'published_results',
+                       'published_since_final')
     FROM uses JOIN pg_catalog.pg_class AS class USING (oid)
     WHERE relkind IN ('v', 'm')
 )

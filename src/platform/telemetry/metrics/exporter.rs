@@ -36,7 +36,7 @@ impl Metrics {
     ) -> Result<Self, MetricsError> {
         let label = cell.map(|cell| [("cell".to_owned(), cell.number.to_string())].into());
         let registry =
-            Registry::new_custom(None, label).map_err(|error| MetricsError(error.to_string()))?;
+            Registry::new_custom(None, label).map_err(|error| MetricsError::new(&error))?;
         let exporter = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
             .scope_info_enabled(false)
@@ -81,7 +81,7 @@ impl Metrics {
     pub fn scrape(&self) -> Result<String, MetricsError> {
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
-            .map_err(|error| MetricsError(error.to_string()))
+            .map_err(|error| MetricsError::new(&error))
     }
 }
 
@@ -89,6 +89,12 @@ impl Metrics {
 #[derive(Debug, thiserror::Error)]
 #[error("metrics: {0}")]
 pub struct MetricsError(String);
+
+impl MetricsError {
+    pub(super) fn new(error: &prometheus::Error) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// False when `OTEL_METRICS_EXPORTER` says `none`. Any other value leaves `/metrics` as it is: a
 /// platform may set `otlp` for all its programs, and Prometheus goes on scraping this one.

@@ -1,0 +1,117 @@
+//! Reads what is published, again and again, and puts the files where they belong.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use vote_aggregator::adapters::store::{Snapshots, StartError};
+use vote_aggregator::model::publication::{Published, State};
+use vote_aggregator::operator::board::{Board, Folder, Monitor, Public, Site, Stale, files};
+use vote_aggregator::platform::config::Config;
+
+use crate::cli::exit::{self, Outcome};
+
+/// How long one reading may take: withheld results are shown for no longer than this and --every.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A board at work.
+pub(super) struct Show {
+    pub site: Site,
+    pub board: Board,
+    pub target: Target,
+    pub monitor: Monitor,
+    pub every: Duration,
+}
+
+/// Where the files go.
+pub(super) enum Target {
+    Folder(Folder),
+    Port(Public),
+}
+
+impl Show {
+    /// Goes on until an error that lasts, before anything was shown. Between two awaits it writes, so that
+    /// a stop leaves whole files.
+    pub async fn run(mut self, config: &Config) -> Outcome {
+        let mut snapshots = Snapshots::new(config);
+        let mut ticks = interval(self.every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut logged, mut failing) = (None, false);
+        loop {
+            ticks.tick().await;
+            let began = OffsetDateTime::now_utc();
+            let failure = match timeout(READ_TIMEOUT, snapshots.read()).await {
+                Ok(Ok(snapshot)) => {
+                    let ended = OffsetDateTime::now_utc();
+                    self.monitor.read(&snapshot, began, ended);
+                    self.board.read(snapshot, ended);
+                    None
+                }
+                Ok(Err(error @ StartError::Unavailable(_))) => Some(error.to_string()),
+                // Later an operator may be fixing it.
+                Ok(Err(error)) if self.board.shown().is_some() => Some(error.to_string()),
+                Ok(Err(error)) => {
+                    return Err(exit::without_postgres("read what is published")(error));
+                }
+                Err(_) => Some(format!("no answer from PostgreSQL within {READ_TIMEOUT:?}")),
+            };
+            let now = OffsetDateTime::now_utc();
+            if let Some(failure) = &failure {
+                self.board.failed(began, now);
+                self.monitor.read_failed(failure);
+                if !failing {
+                    tracing::warn!("what is published cannot be read: {failure}");
+                }
+            }
+            failing = failure.is_some();
+            let summary = self.summary();
+            if summary != logged {
+                self.log();
+                logged = summary;
+            }
+            self.publish(now);
+            self.monitor.shown(&self.board);
+        }
+    }
+
+    fn publish(&mut self, now: OffsetDateTime) {
+        let files = files(&self.board, &self.site, now);
+        if files.is_empty() {
+            return;
+        }
+        let written = match &mut self.target {
+            Target::Folder(folder) => folder.write(&files),
+            Target::Port(public) => {
+                let published = self.board.shown().and_then(|shown| shown.published.as_ref());
+                public.show(files, published.map(|it| it.not_before));
+                Ok(())
+            }
+        };
+        let failure = written.err().map(|error| error.to_string());
+        if let Some(failure) = self.monitor.written(failure) {
+            tracing::error!("the files from before stay: {failure}");
+        }
+    }
+
+    /// What is worth a log line when it changes.
+    fn summary(&self) -> Option<(Option<(i64, Option<State>)>, Option<Stale>, usize)> {
+        let published = self.board.shown()?.published.as_ref();
+        let publication = published.map(|it| (it.id, it.state));
+        Some((publication, self.board.stale(), self.site.unlisted(&self.board)))
+    }
+
+    fn log(&self) {
+        let published = self.board.shown().and_then(|shown| shown.published.as_ref());
+        let state = published.map_or("nothing was ever published", Published::state_name);
+        let stale: Option<&str> = self.board.stale().map(Into::into);
+        tracing::info!(publication = published.map(|it| it.id), stale, "shown: {state}");
+        let unlisted = self.site.unlisted(&self.board);
+        if unlisted > 0 {
+            tracing::warn!(
+                unlisted,
+                "laws with votes that --laws does not list: they are not shown by name. Add them, or correct \
+                 their ids"
+            );
+        }
+    }
+}

@@ -1,0 +1,83 @@
+const element = (id) => document.getElementById(id);
+const [status, pause] = [element("status"), element("pause")];
+const now = () => performance.now();
+const key = ({ dataset: d }) => [d.publication, d.state, d.asOf, d.stale].join();
+let main = element("results");
+let timer, busy, paused, interrupted, clock, began = now(), failures = 0;
+
+// What is withheld is always taken over.
+const isOlder = ({ dataset: next }, { dataset: shown }) =>
+  next.asOf && (+next.publication < +shown.publication
+    || next.publication === shown.publication && Date.parse(next.asOf) < Date.parse(shown.asOf));
+
+const show = (page) => {
+  const next = page.getElementById("results");
+  if (isOlder(next, main)) return;
+  if (key(next) === key(main)) {
+    // A selection and a reader's place in the text stay.
+    main.dataset.checked = next.dataset.checked;
+    main.querySelector(".checked").textContent = next.querySelector(".checked").textContent;
+    return;
+  }
+  const { state, stale } = main.dataset;
+  main.replaceWith(next);
+  main = next;
+  document.title = page.title;
+  if (next.dataset.state !== state || next.dataset.stale !== stale) {
+    status.textContent = next.querySelector(".stale, h2").textContent;
+  }
+};
+
+// By the answer's Date and Age, not by the visitor's clock.
+const check = () => {
+  if (paused || document.hidden) return;
+  const age = clock ? clock + now() - Date.parse(main.dataset.checked) : now() - began;
+  if (age > 60000 === !!interrupted) return;
+  interrupted = !interrupted;
+  status.classList.toggle("interrupted", interrupted);
+  status.textContent = status.dataset[interrupted ? "interrupted" : "restored"];
+};
+
+const plan = (wait) => {
+  clearTimeout(timer);
+  if (paused || document.hidden) return;
+  wait ??= (failures ? Math.min(5 * 2 ** failures, 40) : 5) * 1000 + Math.random() * 3000;
+  // Not everybody at the moment of the opening.
+  const left = Date.parse(main.dataset.opens) - clock - now();
+  if (left > 0 && left < wait) wait = left + Math.random() * 10000;
+  timer = setTimeout(poll, wait);
+};
+
+const poll = async () => {
+  if (busy) return;
+  busy = true;
+  try {
+    const answer = await fetch(location.pathname, { cache: "no-cache", signal: AbortSignal.timeout(10000) });
+    if (!answer.ok) throw answer;
+    const { headers } = answer;
+    show(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    clock = Date.parse(headers.get("date")) + 1000 * headers.get("age") - now();
+    failures = 0;
+  } catch {
+    failures++;
+  }
+  busy = false;
+  check();
+  plan();
+};
+
+const resume = () => {
+  [clock, began] = [undefined, now()];
+  plan(Math.random() * 1000);
+};
+
+pause.hidden = false;
+pause.onclick = () => {
+  paused = !paused;
+  pause.setAttribute("aria-pressed", paused);
+  resume();
+};
+document.onvisibilitychange = resume;
+element("address").textContent = location.href;
+setInterval(check, 5000);
+plan();
