@@ -102,7 +102,7 @@ enum Command {
     Recount(recount::Arguments),
     /// Decide what the public sees of the results, and from when on
     Publication(publication::Arguments),
-    /// Write what is published into the folder of a web server, until SIGINT or SIGTERM
+    /// Make the public page of what is published, in a folder or on a port, until SIGINT or SIGTERM
     Board(board::Arguments),
     /// Verify a log of counted votes by its files alone: exit code 0 or 1
     Verify(verify::Arguments),

@@ -1,7 +1,11 @@
 //! `board`: the files that the public gets, from the embargo to the plug, and without PostgreSQL.
 
+mod http;
+mod metrics;
+
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use vote_aggregator::model::ports::{Store, Votes};
@@ -9,7 +13,16 @@ use vote_aggregator::model::ports::{Store, Votes};
 use crate::standby::replicated;
 use crate::support::{Files, Servers, Service, Stage, eventually, login, votes};
 
-const FILES: [&str; 2] = ["results.json", "results.csv"];
+/// What every board serves, besides the assets.
+const FILES: [&str; 7] = [
+    "index.html",
+    "fr/index.html",
+    "en/index.html",
+    "results.json",
+    "results.csv",
+    "results-fr.csv",
+    "history.json",
+];
 
 /// A board on a stage, with the role for it, and its folder.
 struct Board {
@@ -19,30 +32,46 @@ struct Board {
 
 impl Board {
     async fn start(stage: &Stage<'_>) -> Self {
-        let role = stage.role("board", "IN ROLE vote_board").await;
         let files = Files::new("board");
-        let environment = stage.environment_with(&login(&role));
-        let arguments = ["board", "--every", "2", "--out", &files.path()];
-        let service = Service::spawn(&stage.queue, &arguments, &environment).await;
+        let service = board(stage, &["--out", &files.path()]).await;
         Self { files, service }
     }
 
-    /// Each file, without the time of the last look.
-    fn read(&self) -> Option<[String; 2]> {
-        let [json, csv] = FILES.map(|name| fs::read_to_string(self.files.join(name)).ok());
-        let mut object: Value = serde_json::from_str(&json?).expect("whole at any time");
-        object["checked_at"].take();
-        Some([object.to_string(), csv?])
+    /// Every file by its name.
+    fn all(&self) -> BTreeMap<String, String> {
+        let root = PathBuf::from(self.files.path());
+        let (mut all, mut folders) = (BTreeMap::new(), vec![root.clone()]);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).expect("a folder") {
+                let path = entry.expect("an entry").path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    let name = path.strip_prefix(&root).expect("below it").display().to_string();
+                    // It may be replaced at any time.
+                    all.insert(name, fs::read_to_string(path).unwrap_or_default());
+                }
+            }
+        }
+        all
     }
 
-    fn json(&self) -> Value {
-        let [json, _] = self.read().expect("written");
-        serde_json::from_str(&json).expect("JSON")
+    /// `results.json`, whole at any time.
+    fn json(&self) -> Option<Value> {
+        let text = fs::read_to_string(self.files.join("results.json")).ok()?;
+        Some(serde_json::from_str(&text).expect("JSON"))
     }
 
     async fn until(&self, what: &str, mut holds: impl FnMut(&Value) -> bool) {
-        eventually(what, async || self.read().is_some() && holds(&self.json())).await;
+        eventually(what, async || self.json().is_some_and(|json| holds(&json))).await;
     }
+}
+
+/// A board that logs in as a role of the group for it, on a stage with roles.
+async fn board(stage: &Stage<'_>, arguments: &[&str]) -> Service {
+    let role = stage.role("board", "IN ROLE vote_board").await;
+    let arguments = [&["board", "--every", "2"], arguments].concat();
+    Service::spawn(&stage.queue, &arguments, &stage.environment_with(&login(&role))).await
 }
 
 async fn publish(stage: &Stage<'_>, state: &str, not_before: &str) {
@@ -67,9 +96,11 @@ async fn the_files_are_the_same_whatever_is_counted_until_the_results_are_public
     for board in &boards {
         board.until("embargoed", |json| json["publication"]["state"] == "embargoed").await;
     }
-    // On a busy machine one of them may be stale for a moment.
-    eventually("the same", async || boards[0].read() == boards[1].read()).await;
-    let object = boards[0].json();
+    // The time of the last look is in steps of ten seconds, and on a busy machine one of them may be stale
+    // for a moment.
+    eventually("the same", async || boards[0].all() == boards[1].all()).await;
+    let (all, object) = (boards[0].all(), boards[0].json().expect("written"));
+    assert!(FILES.iter().all(|name| all[*name].len() > 30), "{all:?}");
     assert_eq!((&object["laws"], &object["as_of"]), (&json!([]), &Value::Null));
 
     for stage in [&few, &many] {
@@ -77,12 +108,12 @@ async fn the_files_are_the_same_whatever_is_counted_until_the_results_are_public
     }
     for (board, stage) in boards.iter().zip([&few, &many]) {
         board.until("public", |json| json["publication"]["state"] == "counting").await;
-        for law in board.json()["laws"].as_array().expect("laws") {
+        for law in board.json().expect("written")["laws"].as_array().expect("laws") {
             let results = &stage.results().await[law["law_id"].as_str().expect("a law")];
             assert_eq!((&law["oui"], &law["non"]), (&json!(results[0]), &json!(results[1])));
         }
     }
-    assert_ne!(boards[0].read(), boards[1].read());
+    assert_ne!(boards[0].all(), boards[1].all());
 
     // One vote more shows nothing, fifty do.
     let store = few.store().await;
@@ -94,16 +125,58 @@ async fn the_files_are_the_same_whatever_is_counted_until_the_results_are_public
     store.count(Votes::new(votes(51, 50))).await.expect("counted");
     boards[0].until("fifty more", |json| total(json) >= 100).await;
 
-    // The plug.
-    publish(&few, "withheld", "'2020-01-01 00:00Z'").await;
+    // The plug. The files are replaced one by one, and then nothing tells the two apart again.
+    for stage in [&few, &many] {
+        publish(stage, "withheld", "'2020-01-01 00:00Z'").await;
+    }
     boards[0].until("withheld", |json| json["publication"]["state"] == "withheld").await;
-    assert_eq!(boards[0].json()["laws"], json!([]));
-    // The files are replaced one by one.
-    let no_line = async || boards[0].read().is_some_and(|[_, csv]| csv.lines().count() == 1);
-    eventually("no law in the other file", no_line).await;
+    eventually("the same again", async || boards[0].all() == boards[1].all()).await;
+    let all = boards[0].all();
+    assert!(all.values().all(|content| !content.contains("law-001")), "{all:?}");
     for Board { service, .. } in boards {
         service.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_final_copy_is_served_beside_what_follows_and_disappears_when_all_is_withheld() {
+    let stage = Stage::with_roles(Servers::shared(), "boardfinal").await;
+    stage.store().await.count(Votes::new(votes(0, 50))).await.expect("counted");
+    let official = stage.role("official", "IN ROLE vote_publisher, vote_auditor").await;
+    let publication = async |arguments: &[&str]| {
+        let arguments = [&["publication"], arguments].concat();
+        stage.run_with(&arguments, &login(&official)).await.assert(0, &[]);
+    };
+    publish(&stage, "provisional", "'2020-01-01 00:00Z'").await;
+    publication(&["set", "final", "--reason", "decision 7", "--yes"]).await;
+    let laws = deploy("laws.toml");
+    let files = Files::new("board");
+    let service = board(&stage, &["--out", &files.path(), "--laws", &laws]).await;
+    let board = Board { files, service };
+    board.until("final", |json| json["publication"]["state"] == "final").await;
+    let copy = board.files.join("final/2/results.json");
+    eventually("the copy, which is written last", async || copy.exists()).await;
+    let first = fs::read_to_string(&copy).expect("whole");
+    // law-001 and law-002 are listed, and three more laws have votes.
+    let object: Value = serde_json::from_str(&first).expect("JSON");
+    assert_eq!((&object["unlisted"]["laws"], &object["publication"]["id"]), (&json!(3), &json!(2)));
+    board.service.until_logged("that --laws does not list").await;
+
+    publication(&["set", "provisional", "--reason", "a recount", "--yes"]).await;
+    stage.store().await.count(Votes::new(votes(50, 50))).await.expect("counted");
+    board.until("provisional", |json| json["publication"]["state"] == "provisional").await;
+    assert_eq!(fs::read_to_string(&copy).expect("kept"), first);
+    let history = &board.all()["history.json"];
+    assert!(history.contains("decision 7") && !history.contains(&official), "{history}");
+
+    publication(&["withhold", "two laws were exchanged"]).await;
+    eventually("removed", async || !copy.exists()).await;
+    board.service.stop().await;
+}
+
+/// A file that is shipped.
+fn deploy(name: &str) -> String {
+    format!("{}/deploy/board/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 #[tokio::test]
@@ -114,6 +187,10 @@ async fn a_folder_has_one_board_and_a_board_needs_its_grants() {
     let second = ["--out", &board.files.path()];
     stage.run("board", &second).await.assert(78, &["another board writes into"]);
     stage.run("board", &["--out", "/nowhere/at/all"]).await.assert(78, &["/nowhere/at/all"]);
+    stage.run("board", &[]).await.assert(2, &["--out <DIR>|--listen <ADDRESS>"]);
+    let laws = board.files.write("laws.toml", "[election]\nname = 1\n");
+    let wrong = ["--out", "/nowhere", "--laws", &laws];
+    stage.run("board", &wrong).await.assert(78, &["laws.toml:2: "]);
     board.service.stop().await;
     assert!(Path::new(&board.files.path()).join("results.json").exists(), "files stay");
 
@@ -132,10 +209,10 @@ async fn an_outage_is_told_and_ends() {
     publish(&stage, "counting", "'2020-01-01 00:00Z'").await;
     let board = Board::start(&stage).await;
     board.until("public", |json| json["stale"] == false).await;
-    let laws = board.json()["laws"].clone();
+    let laws = board.json().expect("written")["laws"].clone();
     servers.script(&["stop", "postgres"]);
     board.until("stale", |json| json["stale_reason"] == "database").await;
-    assert_eq!(board.json()["laws"], laws);
+    assert_eq!(board.json().expect("written")["laws"], laws);
     servers.script(&["start", "postgres"]);
     board.until("back", |json| json["stale"] == false).await;
     board.service.stop().await;

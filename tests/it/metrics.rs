@@ -50,8 +50,9 @@ pub fn table(document: &str) -> impl Iterator<Item = Vec<&str>> {
     rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
 }
 
-fn documented() -> BTreeMap<String, Family> {
-    table(DOCUMENTATION)
+/// Every metric of a document's first table.
+pub fn documented(document: &str) -> BTreeMap<String, Family> {
+    table(document)
         .map(|row| {
             let [name, kind, labels, help] = row[..] else { panic!("four columns: {row:?}") };
             let labels = labels.split(", ").map(|label| label.trim_matches('`'));
@@ -71,7 +72,7 @@ pub fn promtool_path() -> PathBuf {
 }
 
 /// Whether promtool accepts a scrape, and what it prints.
-async fn promtool(scrape: &str) -> (bool, String) {
+pub async fn promtool(scrape: &str) -> (bool, String) {
     let files = Files::new("scrape");
     let scrape = File::open(files.write("scrape", scrape)).expect("just written");
     let mut command = Command::new(promtool_path());
@@ -87,11 +88,11 @@ async fn a_scrape_is_what_is_documented_and_promtool_finds_nothing_in_it() {
     stage.run("publish", &sample).await.assert(0, &[]);
     eventually("every metric has a series", async || {
         let scrape = service.get("/metrics").await.body;
-        documented().keys().all(|name| scrape.contains(&format!("# TYPE {name} ")))
+        documented(DOCUMENTATION).keys().all(|name| scrape.contains(&format!("# TYPE {name} ")))
     })
     .await;
     let scrape = service.get("/metrics").await.body;
-    let (scraped, documented) = (scraped(&scrape), documented());
+    let (scraped, documented) = (scraped(&scrape), documented(DOCUMENTATION));
     let names = |of: &BTreeMap<String, Family>| of.keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(names(&scraped), names(&documented));
     for (name, family) in &documented {

@@ -34,7 +34,7 @@ pub use self::command::{BINARY, Ended, bare, ended, ended_into, on_path};
 pub use self::files::Files;
 pub use self::interceptor::{Interceptor, Pass, contains};
 pub use self::pooler::Pooler;
-pub use self::process::{Frozen, Service, request, send};
+pub use self::process::{Answer, Frozen, Service, exchange, request, send};
 pub use self::raw::RawPublisher;
 pub use self::servers::Servers;
 pub use self::stage::{Stage, headers};

@@ -36,10 +36,18 @@ pub struct Service {
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
+    /// The status line and the headers.
+    pub head: String,
     pub body: String,
 }
 
 impl Answer {
+    /// The value of a header, by its name in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.into_iter().find(|(it, _)| it.to_ascii_lowercase() == name).map(|(_, value)| value)
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).expect("a JSON body")
     }
@@ -84,9 +92,14 @@ impl Service {
 
     /// The address of its HTTP port, once it has one.
     pub async fn address(&self) -> String {
-        self.until_logged("metrics and health").await;
+        self.listens_for("metrics and health").await
+    }
+
+    /// The address that it says to listen on for `purpose`.
+    pub async fn listens_for(&self, purpose: &str) -> String {
+        self.until_logged(purpose).await;
         let log = self.log();
-        let line = log.lines().find(|line| line.contains("metrics and health"));
+        let line = log.lines().find(|line| line.contains(purpose));
         let line: Value = serde_json::from_str(line.expect("just seen")).expect("a JSON log line");
         line["address"].as_str().expect("an address").to_owned()
     }
@@ -214,12 +227,18 @@ impl Drop for Frozen {
 }
 
 pub async fn request(address: &str, path: &str) -> std::io::Result<Answer> {
+    exchange(address, &format!("GET {path}"), "").await
+}
+
+/// As [`request`], with a method before the path, and headers that each end a line.
+pub async fn exchange(address: &str, asked: &str, headers: &str) -> std::io::Result<Answer> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("{asked} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-    Ok(Answer { status, body: body.to_owned() })
+    Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }
