@@ -5,7 +5,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use vote_aggregator::adapters::store::{Snapshots, StartError};
-use vote_aggregator::model::publication::{Published, State};
+use vote_aggregator::model::publication::Published;
 use vote_aggregator::operator::board::{Board, Folder, Monitor, Public, Site, Stale, files};
 use vote_aggregator::platform::config::Config;
 
@@ -65,9 +65,9 @@ impl Show {
             }
             failing = failure.is_some();
             let summary = self.summary();
-            if summary != logged {
-                self.log();
-                logged = summary;
+            if let Some(summary) = summary.filter(|it| logged != Some(*it)) {
+                summary.log();
+                logged = Some(summary);
             }
             self.publish(now);
             self.monitor.shown(&self.board);
@@ -93,19 +93,31 @@ impl Show {
         }
     }
 
-    /// What is worth a log line when it changes.
-    fn summary(&self) -> Option<(Option<(i64, Option<State>)>, Option<Stale>, usize)> {
+    fn summary(&self) -> Option<Summary> {
         let published = self.board.shown()?.published.as_ref();
-        let publication = published.map(|it| (it.id, it.state));
-        Some((publication, self.board.stale(), self.site.unlisted(&self.board)))
+        Some(Summary {
+            publication: published.map(|it| it.id),
+            state: published.map_or("nothing was ever published", Published::state_name),
+            stale: self.board.stale(),
+            unlisted: self.site.unlisted(&self.board),
+        })
     }
+}
 
-    fn log(&self) {
-        let published = self.board.shown().and_then(|shown| shown.published.as_ref());
-        let state = published.map_or("nothing was ever published", Published::state_name);
-        let stale: Option<&str> = self.board.stale().map(Into::into);
-        tracing::info!(publication = published.map(|it| it.id), stale, "shown: {state}");
-        let unlisted = self.site.unlisted(&self.board);
+/// What is worth a log line when it changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Summary {
+    publication: Option<i64>,
+    state: &'static str,
+    stale: Option<Stale>,
+    unlisted: usize,
+}
+
+impl Summary {
+    fn log(self) {
+        let Self { publication, state, stale, unlisted } = self;
+        let stale: Option<&str> = stale.map(Into::into);
+        tracing::info!(publication, stale, "shown: {state}");
         if unlisted > 0 {
             tracing::warn!(
                 unlisted,

@@ -168,7 +168,7 @@ impl Ballot {
 }
 
 fn texts(key: &str, Texts { fr, en }: Texts) -> Result<Text, Problem> {
-    Ok(Text { fr: line(&format!("{key}.fr"), fr)?, en: line(&format!("{key}.en"), en)? })
+    Ok(Text { fr: line(format!("{key}.fr"), fr)?, en: line(format!("{key}.en"), en)? })
 }
 
 /// One line of text that is not empty.

@@ -51,9 +51,9 @@ impl KeepAlive {
         A: Fn(&Request<Incoming>) -> Response<Body> + Clone + Send + Sync + 'static,
     {
         loop {
+            let stream = accept(&listener, "public").await;
             // The semaphore is never closed.
             let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else { return };
-            let stream = accept(&listener, "public").await;
             tokio::spawn(self.clone().connection(stream, answer.clone(), permit));
         }
     }

@@ -14,28 +14,28 @@ use tokio::time::Instant;
 use super::MetricsError;
 use super::series::help;
 
-/// A variant's name is the metric's, its documentation is the help text.
+/// A variant's name behind `board_` is the metric's, its documentation is the help text.
 #[derive(Clone, Copy, EnumMessage, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 enum Series {
     /// Time since the published views were last read, or since the start while they were not
-    BoardSnapshotAgeSeconds,
+    SnapshotAgeSeconds,
     /// Time since the files were last made and written, or since the start while they were not
-    BoardCheckedAgeSeconds,
+    CheckedAgeSeconds,
     /// What the public sees: 1 for the current state
-    BoardPublicationState,
+    PublicationState,
     /// Whether the numbers shown may not be the newest, by reason: 1 for the one that holds
-    BoardStale,
+    Stale,
     /// Answers on the public port, by status
-    BoardRequestsTotal,
+    RequestsTotal,
     /// Connections open on the public port
-    BoardConnections,
+    Connections,
     /// Times that a file could not be written
-    BoardWriteErrorsTotal,
+    WriteErrorsTotal,
     /// Votes counted after the frozen copy that is shown; 0 in any other state
-    BoardVotesSinceFinal,
+    VotesSinceFinal,
     /// How far the clock of this machine is ahead of PostgreSQL's; negative: behind
-    BoardClockSkewSeconds,
+    ClockSkewSeconds,
 }
 
 /// The label values that each scrape has.
@@ -128,17 +128,16 @@ impl Inner {
         let register = Registered(&registry);
         Ok(Self {
             labels,
-            snapshot_age: register.gauge(Series::BoardSnapshotAgeSeconds)?,
-            checked_age: register.gauge(Series::BoardCheckedAgeSeconds)?,
-            state: register.add(GaugeVec::new(opts(Series::BoardPublicationState), &["state"])?)?,
-            stale: register.add(GaugeVec::new(opts(Series::BoardStale), &["reason"])?)?,
+            snapshot_age: register.gauge(Series::SnapshotAgeSeconds)?,
+            checked_age: register.gauge(Series::CheckedAgeSeconds)?,
+            state: register.add(GaugeVec::new(opts(Series::PublicationState), &["state"])?)?,
+            stale: register.add(GaugeVec::new(opts(Series::Stale), &["reason"])?)?,
             requests: register
-                .add(IntCounterVec::new(opts(Series::BoardRequestsTotal), &["status"])?)?,
-            connections: register.add(IntGauge::with_opts(opts(Series::BoardConnections))?)?,
-            write_errors: register
-                .add(IntCounter::with_opts(opts(Series::BoardWriteErrorsTotal))?)?,
-            since_final: register.add(IntGauge::with_opts(opts(Series::BoardVotesSinceFinal))?)?,
-            clock_skew: register.gauge(Series::BoardClockSkewSeconds)?,
+                .add(IntCounterVec::new(opts(Series::RequestsTotal), &["status"])?)?,
+            connections: register.add(IntGauge::with_opts(opts(Series::Connections))?)?,
+            write_errors: register.add(IntCounter::with_opts(opts(Series::WriteErrorsTotal))?)?,
+            since_final: register.add(IntGauge::with_opts(opts(Series::VotesSinceFinal))?)?,
+            clock_skew: register.gauge(Series::ClockSkewSeconds)?,
             last: Mutex::new([now, now]),
             registry,
         })
@@ -174,7 +173,7 @@ impl Registered<'_> {
 
 fn opts(series: Series) -> Opts {
     let name: &str = series.into();
-    Opts::new(name, help(&series))
+    Opts::new(format!("board_{name}"), help(&series))
 }
 
 fn failed(error: prometheus::Error) -> MetricsError {
