@@ -20,6 +20,7 @@ mod http;
 mod logs;
 mod metrics;
 mod migrate;
+mod nginx;
 mod outage;
 mod output;
 mod passwords;

@@ -12,6 +12,7 @@ pub mod repository;
 mod servers;
 mod stage;
 mod steps;
+pub mod web;
 
 #[path = "../shared/messages.rs"]
 mod fields;

@@ -1,0 +1,176 @@
+//! The shipped files for nginx, in Debian's nginx: which headers and which page the public gets, also without a board.
+
+use std::fs::{self, File};
+use std::process::Stdio;
+
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use vote_aggregator::operator::board::{self, Folder};
+
+use crate::support::repository::{ROOT, read, run};
+use crate::support::web::{ask, get};
+use crate::support::{Authority, Files, Validity, assert_lacks, eventually, listen};
+
+const PAGES: [&str; 3] = ["/", "/fr/", "/en/"];
+const WITHHELD: &str = "Results not published";
+
+/// A web server with one of the shipped files, ended with this value.
+pub struct Nginx {
+    pub url: String,
+    /// The folder that it serves, and the file that takes everything off the page.
+    files: Files,
+    _child: Child,
+}
+
+impl Nginx {
+    /// With `deploy/nginx/NAME`; `board` is the address of what a proxy asks.
+    pub async fn start(name: &str, board: &str) -> Self {
+        let files = Files::new("nginx");
+        fs::create_dir_all(files.join("out")).expect("a folder");
+        let (listener, port) = listen().await;
+        drop(listener);
+        let shipped = shipped(name, &files, board);
+        let shipped = shipped.replacen("listen 443 ssl;", &format!("listen 127.0.0.1:{port};"), 1);
+        let is_tls = |line: &&str| line.contains("ssl_certificate") || line.contains("443");
+        let shipped: Vec<&str> = shipped.lines().filter(|line| !is_tls(line)).collect();
+        let mut command = Command::new(program());
+        command.args(arguments(&files, &shipped.join("\n"))).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(File::create(files.join("log")).expect("a log file"));
+        let child = command.spawn().expect("nginx runs");
+        let address = format!("127.0.0.1:{port}");
+        eventually("nginx listens", async || TcpStream::connect(&address).await.is_ok()).await;
+        Self { url: format!("http://{address}"), files, _child: child }
+    }
+
+    /// The folder that `board --out` writes into.
+    pub fn folder(&self) -> String {
+        self.files.file("out")
+    }
+
+    /// What an operator does to take the numbers off the page.
+    fn withhold(&self) {
+        self.files.write("board-withheld", "");
+    }
+}
+
+fn program() -> String {
+    run("script/services", &["nginx"]).assert(0, &[]).stdout.trim().to_owned()
+}
+
+/// A shipped file with the paths of a test.
+fn shipped(name: &str, files: &Files, board: &str) -> String {
+    let mut text = read(format!("deploy/nginx/{name}"));
+    for (path, here) in [
+        ("/usr/share/vote-aggregator/nginx", format!("{ROOT}/deploy/nginx")),
+        ("/etc/nginx/board", files.file("board")),
+        ("/var/www/board", files.file("out")),
+        ("/var/cache/nginx/board", files.file("cache")),
+        ("127.0.0.1:8080", board.to_owned()),
+    ] {
+        text = text.replace(path, &here);
+    }
+    text
+}
+
+/// The command line of an nginx whose files are all below a test's own.
+fn arguments(files: &Files, site: &str) -> [String; 4] {
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {};", files.file(name)));
+    let configuration = format!(
+        "daemon off; master_process off; error_log stderr; pid {};\nevents {{}}\nhttp {{\n{}\n{site}\n}}\n",
+        files.file("pid"),
+        temporary.join("\n")
+    );
+    let file = files.write("nginx.conf", configuration);
+    ["-c".to_owned(), file, "-p".to_owned(), files.path()]
+}
+
+/// As it is shipped, with TLS on the port for it.
+#[test]
+fn nginx_accepts_the_shipped_files() {
+    for name in ["board.conf", "board-proxy.conf"] {
+        let files = Files::new("nginxtest");
+        fs::create_dir_all(files.join("out")).expect("a folder");
+        let identity = Authority::new("web").issue("results.example.org", Validity::Today);
+        files.write("board.pem", identity.certificate);
+        files.write("board.key", identity.key);
+        let [c, file, p, prefix] = arguments(&files, &shipped(name, &files, "127.0.0.1:8080"));
+        let checked = run(program(), &["-t", &c, &file, &p, &prefix]);
+        let checked = checked.assert(0, &["test is successful"]);
+        assert_lacks(&checked.stderr, &["warn"]);
+        let packed = "[\"deploy/nginx/*\", \"usr/share/vote-aggregator/nginx/\"";
+        assert!(read("Cargo.toml").contains(packed), "{packed}");
+    }
+}
+
+#[tokio::test]
+async fn without_the_boards_files_a_page_says_so_and_a_file_is_missing() {
+    let nginx = Nginx::start("board.conf", "").await;
+    for page in PAGES {
+        let shown = get(&format!("{}{page}", nginx.url)).await;
+        assert_eq!(
+            shown.status, 200,
+            "{page}: clients go on asking, caches replace what they have"
+        );
+        assert!(shown.body.contains(WITHHELD) && shown.body.contains("lang=\"fr\""), "{page}");
+        assert_eq!(shown.header("content-type"), "text/html; charset=utf-8");
+        assert!(shown.header("content-security-policy").starts_with("default-src 'none'"));
+    }
+    for path in
+        ["/results.json", "/assets/0123456789ab.css", "/final/1/results.csv", "/.board.lock"]
+    {
+        let missing = get(&format!("{}{path}", nginx.url)).await;
+        assert_eq!(missing.status, 404, "{path}");
+        assert_lacks(missing.header("cache-control"), &["immutable", "86400"]);
+        assert_eq!(missing.header("x-content-type-options"), "nosniff", "{path}");
+    }
+    for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
+        let refused = ask(method, &nginx.url, &[]).await;
+        assert_eq!(refused.status, 405, "{method}");
+    }
+}
+
+/// In one command, whatever the board does.
+#[tokio::test]
+async fn a_file_takes_every_number_off_the_page() {
+    let nginx = Nginx::start("board.conf", "").await;
+    for name in ["index.html", "results.json"] {
+        fs::write(format!("{}/{name}", nginx.folder()), "4711 votes").expect("written");
+    }
+    let paths = ["/", "/results.json"].map(|path| format!("{}{path}", nginx.url));
+    for path in &paths {
+        assert_eq!(get(path).await.body, "4711 votes");
+    }
+    nginx.withhold();
+    let [page, json] = [get(&paths[0]).await, get(&paths[1]).await];
+    assert_eq!((page.status, json.status), (200, 404));
+    assert!(page.body.contains(WITHHELD), "{}", page.body);
+    assert_lacks(&(page.body + &json.body), &["4711"]);
+}
+
+/// nginx makes an ETag of a file's length and of the second of its last change.
+#[tokio::test]
+async fn two_versions_of_equal_length_within_a_second_never_share_an_etag() {
+    let nginx = Nginx::start("board.conf", "").await;
+    let mut folder = Folder::open(nginx.folder().as_ref()).expect("a folder of its own");
+    let url = format!("{}/results.csv", nginx.url);
+    let mut seen: Vec<(String, &str)> = Vec::new();
+    for version in ["11111", "22222", "33333"] {
+        folder.write(&[file("results.csv", version)]).expect("written");
+        let newest = get(&url).await;
+        assert_eq!(newest.body, version);
+        for (etag, old) in &seen {
+            let asked = ask("GET", &url, &[("If-None-Match", etag)]).await;
+            assert_eq!((asked.status, &*asked.body), (200, version), "not the answer to {old}");
+        }
+        let etag = newest.header("etag").to_owned();
+        let unchanged = ask("GET", &url, &[("If-None-Match", &etag)]).await;
+        assert_eq!((unchanged.status, &*unchanged.body), (304, ""));
+        seen.push((etag, version));
+    }
+}
+
+fn file(name: &'static str, content: &str) -> board::File {
+    board::File { name, content: content.to_owned() }
+}
