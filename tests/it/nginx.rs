@@ -64,7 +64,7 @@ fn shipped(name: &str, files: &Files, board: &str) -> String {
     for (path, here) in [
         ("/usr/share/vote-aggregator/nginx", format!("{ROOT}/deploy/nginx")),
         ("/etc/nginx/board", files.file("board")),
-        ("/var/www/board", files.file("out")),
+        ("/var/lib/vote-aggregator-board", files.file("out")),
         ("/var/cache/nginx/board", files.file("cache")),
         ("127.0.0.1:8080", board.to_owned()),
     ] {

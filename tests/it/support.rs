@@ -1,5 +1,6 @@
 //! Servers, a database and a queue for each test, and the service's binary as a process.
 
+pub mod browser;
 mod certificates;
 pub mod collector;
 mod command;
@@ -35,7 +36,7 @@ pub use self::command::{BINARY, Ended, bare, ended, ended_into, on_path};
 pub use self::files::Files;
 pub use self::interceptor::{Interceptor, Pass, contains};
 pub use self::pooler::Pooler;
-pub use self::process::{Answer, Frozen, Service, exchange, request, send};
+pub use self::process::{Answer, Environment, Frozen, Service, exchange, request, send};
 pub use self::raw::RawPublisher;
 pub use self::servers::Servers;
 pub use self::stage::{Stage, headers};

@@ -1,14 +1,16 @@
 //! compose.yaml.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{assert_pinned, document, entries, is_known, list, load, text};
+use super::{assert_pinned, document, entries, is_known, item, list, load, text};
 use crate::support::repository::{ROOT, read};
+use crate::support::{Files, Servers, Service, Stage, eventually};
 
 /// The keys of the Compose Specification that the services use; a misspelt key is not among them.
-const KEYS: &str = "build cap_drop command depends_on entrypoint environment healthcheck hostname \
+const KEYS: &str = "build cap_drop command cpu_shares depends_on entrypoint environment healthcheck hostname \
                     image mem_limit ports read_only restart secrets security_opt shm_size \
                     stop_grace_period volumes";
 
@@ -99,7 +101,7 @@ fn its_images_are_pinned_its_ports_local_its_secrets_files() {
             }
         }
     }
-    for ours in ["migrate", "aggregator"] {
+    for ours in ["migrate", "aggregator", "board"] {
         let service = &compose["services"][ours];
         assert_eq!(service["build"]["context"], ".", "{ours}");
         assert_eq!(service["read_only"], true, "{ours}");
@@ -117,12 +119,19 @@ fn prometheus_and_grafana_find_what_is_mounted() {
     let configuration = document(&format!("deploy/prometheus/{file}"));
     let shipped = document("deploy/prometheus/prometheus.yml");
     assert_eq!(configuration["rule_files"], shipped["rule_files"]);
-    let job = &configuration["scrape_configs"][0];
-    assert_eq!(job["job_name"], "vote-aggregator", "the job that the alerts name");
-    let discovered = &job["dns_sd_configs"][0];
-    assert!(services[text(&discovered["names"][0])].is_object());
-    let port = text(&services["aggregator"]["ports"][0]).rsplit(':').next().expect("a port");
-    assert_eq!(discovered["port"].to_string(), port);
+    let aggregator = text(&services["aggregator"]["ports"][0]).rsplit(':').next();
+    let board = &services["board"]["environment"]["PROMETHEUS_PORT"];
+    for (name, service, port) in [
+        ("vote-aggregator", "aggregator", aggregator.expect("a port")),
+        ("vote-aggregator-board", "board", text(board)),
+    ] {
+        // The jobs that the alerts name.
+        let job = item(&configuration["scrape_configs"], "job_name", name);
+        let discovered = &job["dns_sd_configs"][0];
+        assert!(services[service].is_object() && discovered["names"] == json!([service]), "{name}");
+        assert_eq!(discovered["port"].to_string(), port, "{name}");
+        item(&shipped["scrape_configs"], "job_name", name);
+    }
 
     let sources = document("deploy/grafana/provisioning/datasources/vote-aggregator.yml");
     for source in list(&sources["datasources"]) {
@@ -136,4 +145,45 @@ fn prometheus_and_grafana_find_what_is_mounted() {
     let mut mounts = list(&services["grafana"]["volumes"]);
     assert!(mounts.any(|mount| text(mount).starts_with(&dashboard)), "{dashboard}");
     assert!(is_known("RABBITMQ_HOST") && !is_known("RABBITMQ_HOTS"));
+}
+
+/// It reads as a login of its own, and asks itself where it listens.
+#[tokio::test]
+async fn the_boards_login_reads_what_is_published_and_nothing_else() {
+    let services = &compose()["services"];
+    let board = &services["board"];
+    let environment: BTreeMap<String, String> = entries(&board["environment"]).collect();
+    let config = load(&environment);
+    assert_eq!(config.postgres.host.to_string(), "postgres");
+    let admin = format!("0.0.0.0:{}", config.monitoring.port);
+    let words: Vec<&str> = list(&board["command"]).map(text).collect();
+    assert!(words.windows(2).any(|pair| pair == ["--admin", &admin]), "{words:?}");
+    let public = words.windows(2).find(|pair| pair[0] == "--listen").expect("an address")[1];
+    let port = public.rsplit(':').next().expect("a port");
+    assert!(text(&board["ports"][0]).ends_with(&format!(":{port}")), "only the public port");
+    assert_eq!(list(&board["ports"]).count(), 1);
+
+    // Roles belong to a whole server: this one's is of this test alone.
+    let servers = Servers::private("composeboard");
+    let stage = Stage::migrated(&servers, "composeboard").await;
+    let files = Files::new("composeboard");
+    let secret = files.write("password", "of the 'board'\n");
+    let login =
+        read("deploy/postgres/board-login.sql").replace("/run/secrets/board_password", &secret);
+    let login = files.write("login.sql", login);
+    let entrypoint = text(&services["roles"]["entrypoint"][2]);
+    assert!(entrypoint.contains("--file=/roles.sql --file=/board-login.sql"), "{entrypoint}");
+    for _ in 0..2 {
+        stage.grant_roles();
+        stage.psql(&["-f", &login]);
+    }
+    let user = text(&board["environment"]["POSTGRES_USER"]);
+    let settings = [("POSTGRES_USER", user), ("POSTGRES_PASSWORD", "of the 'board'")];
+    let folder = Files::new("composeboard");
+    let arguments = ["board", "--out", &folder.path()];
+    let service =
+        Service::spawn("composeboard", &arguments, &stage.environment_with(&settings)).await;
+    eventually("it reads", async || folder.join("results.json").exists()).await;
+    service.stop().await;
+    stage.run_with(&["results"], &settings).await.assert(77, &["42501"]);
 }
