@@ -3,6 +3,7 @@
 mod addresses;
 mod board;
 mod broker;
+mod browser;
 mod cells;
 mod check;
 mod count_batches;
