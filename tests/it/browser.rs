@@ -61,7 +61,11 @@ impl Board {
             "board --listen 127.0.0.1:0 --admin 127.0.0.1:0 --every 2 --utc-offset +01:00 --laws";
         let arguments: Vec<&str> = options.split(' ').chain([&*laws]).collect();
         let service = Service::spawn(&stage.queue, &arguments, &environment).await;
+<<<<<<< HEAD
         let url = format!("http://{}", service.listens_for("the board").await);
+=======
+        let url = format!("http://{}", service.listens_for("the board").await);
+>>>>>>> 5c5f177 (Alerts of the board, with cases; a Prometheus scrapes a board beside the service in the test)
         eventually("the first reading", async || get(&url).await.status == 200).await;
         Self { service, url, environment, _files: files }
     }

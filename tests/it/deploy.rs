@@ -10,7 +10,8 @@ use tokio::process::{Child, Command};
 use url::Url;
 
 use crate::metrics::promtool_path;
-use crate::support::{Files, PATIENCE, Service, Stage, eventually, repository};
+use crate::support::web::get;
+use crate::support::{Files, Service, Stage, eventually, login, repository};
 
 const RULES: &str = include_str!("../../deploy/prometheus/alerts.yml");
 const CASES: &str = include_str!("../../deploy/prometheus/alerts_test.yml");
@@ -82,7 +83,7 @@ fn names_in(expression: &str) -> impl Iterator<Item = &str> {
     names.map(move |word| word.trim_end_matches(is_end))
 }
 
-/// A Prometheus with the shipped configuration that scrapes one service, ended with this value.
+/// A Prometheus with the shipped configuration that scrapes one service and one board, ended with this value.
 struct Prometheus {
     address: String,
     _child: Child,
@@ -90,11 +91,12 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    async fn scraping(service: &Service) -> Self {
-        let target = service.address().await;
+    async fn scraping(service: &Service, board: &Service) -> Self {
+        let [target, board] = [service.address().await, board.address().await];
         let mut configuration = CONFIGURATION.to_owned();
         for (shipped, here) in [
             ("targets: [\"localhost:8001\"]", format!("targets: [\"{target}\"]")),
+            ("targets: [\"localhost:8002\"]", format!("targets: [\"{board}\"]")),
             ("scrape_interval: 15s", "scrape_interval: 1s".to_owned()),
             ("evaluation_interval: 15s", "evaluation_interval: 1s".to_owned()),
         ] {
@@ -128,13 +130,7 @@ impl Prometheus {
     async fn ask(&self, path: &str, query: &str) -> Value {
         let mut url: Url = format!("http://{}/api/v1/{path}", self.address).parse().expect("a URL");
         url.query_pairs_mut().append_pair("query", query);
-        let asked = tokio::task::spawn_blocking(move || {
-            let agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).proxy(None);
-            let agent = agent.http_status_as_error(false).build().new_agent();
-            let mut answer = agent.get(url.as_str()).call().expect("an answer");
-            answer.body_mut().read_json::<Value>().expect("JSON")
-        });
-        let mut answer = asked.await.expect("no panic");
+        let mut answer = get(url.as_str()).await.json();
         assert_eq!(answer["status"], "success", "{query}: {answer}");
         answer["data"].take()
     }
@@ -156,7 +152,12 @@ impl Prometheus {
 #[tokio::test]
 async fn a_prometheus_evaluates_every_rule_and_answers_every_panel_with_data() {
     let (stage, service) = Stage::started("deploy", &[]).await;
-    let prometheus = Prometheus::scraping(&service).await;
+    stage.grant_roles();
+    let (files, role) = (Files::new("deploy"), stage.role("board", "IN ROLE vote_board").await);
+    let arguments = ["board", "--out", &files.path(), "--admin", "127.0.0.1:0"];
+    let environment = stage.environment_with(&login(&role));
+    let board = Service::spawn("deployboard", &arguments, &environment).await;
+    let prometheus = Prometheus::scraping(&service, &board).await;
     let publish = async |seed| {
         let flawed = ["--count", "300", "--duplicates", "0.1", "--malformed", "0.1"];
         stage.run("publish", &[&flawed[..], &["--seed", seed]].concat()).await.assert(0, &[]);
@@ -189,7 +190,7 @@ async fn a_prometheus_evaluates_every_rule_and_answers_every_panel_with_data() {
     // A misspelt name would mean an alert that never fires.
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     queries.extend(rules.iter().map(|rule| (text(&rule["name"]), text(&rule["query"]))));
-    let scrape = service.get("/metrics").await.body;
+    let scrape = service.get("/metrics").await.body + &board.get("/metrics").await.body;
     for (title, query) in queries {
         for name in names_in(&query).filter(|name| !recorded.contains(name)) {
             let parts = ["_bucket", "_sum", "_count"].iter();
@@ -199,5 +200,7 @@ async fn a_prometheus_evaluates_every_rule_and_answers_every_panel_with_data() {
             assert!(is_metric || is_label, "{title}: the service does not show {name}");
         }
     }
-    service.stop().await;
+    for service in [service, board] {
+        service.stop().await;
+    }
 }
