@@ -21,7 +21,11 @@ fn manifest(name: &str) -> Value {
 }
 
 fn pod() -> Value {
-    manifest("deployment")["spec"]["template"]["spec"].take()
+    pod_of("deployment")
+}
+
+fn pod_of(deployment: &str) -> Value {
+    manifest(deployment)["spec"]["template"]["spec"].take()
 }
 
 fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
@@ -55,14 +59,21 @@ fn kubernetes_types_read_every_field_of_each_manifest() {
     assert_read_as::<NetworkPolicy>("networkpolicy");
     assert_read_as::<PodDisruptionBudget>("poddisruptionbudget");
     assert_read_as::<Service>("service");
+    assert_read_as::<Deployment>("board/deployment");
+    assert_read_as::<NetworkPolicy>("board/networkpolicy");
+    assert_read_as::<PodDisruptionBudget>("board/poddisruptionbudget");
+    assert_read_as::<Service>("board/service");
 }
 
 #[test]
 fn kustomize_has_every_manifest_and_no_other() {
     let mut listed = BTreeSet::new();
-    for (folder, kind) in
-        [("", "Kustomization"), ("keda/", "Component"), ("servicemonitor/", "Component")]
-    {
+    for (folder, kind) in [
+        ("", "Kustomization"),
+        ("board/", "Component"),
+        ("keda/", "Component"),
+        ("servicemonitor/", "Component"),
+    ] {
         let kustomization = manifest(&format!("{folder}kustomization"));
         assert_eq!(kustomization["kind"], kind);
         let resources = list(&kustomization["resources"]).map(text).chain(["kustomization.yaml"]);
@@ -159,22 +170,23 @@ fn the_network_policy_allows_the_services_own_traffic_and_no_other() {
 /// As the level "restricted" of the Pod Security Standards requires.
 #[test]
 fn every_container_is_pinned_bounded_and_restricted() {
-    let pod = pod();
-    assert_eq!(pod["automountServiceAccountToken"], false);
-    let account = &pod["securityContext"];
-    assert_eq!(account["runAsNonRoot"], true);
-    assert_eq!(account["runAsUser"], 65_532, "as in the image");
-    assert_eq!(account["seccompProfile"]["type"], "RuntimeDefault");
     let restricted = json!({
         "allowPrivilegeEscalation": false,
         "readOnlyRootFilesystem": true,
         "capabilities": {"drop": ["ALL"]},
     });
-    for container in containers(&pod) {
-        assert_pinned(text(&container["image"]));
-        assert_eq!(container["securityContext"], restricted, "{}", container["name"]);
-        for bound in ["/requests/cpu", "/requests/memory", "/limits/memory"] {
-            assert!(container["resources"].pointer(bound).is_some(), "{bound}");
+    for pod in ["deployment", "board/deployment"].map(pod_of) {
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        let account = &pod["securityContext"];
+        assert_eq!(account["runAsNonRoot"], true);
+        assert_eq!(account["runAsUser"], 65_532, "as in the image");
+        assert_eq!(account["seccompProfile"]["type"], "RuntimeDefault");
+        for container in containers(&pod) {
+            assert_pinned(text(&container["image"]));
+            assert_eq!(container["securityContext"], restricted, "{}", container["name"]);
+            for bound in ["/requests/cpu", "/requests/memory", "/limits/memory"] {
+                assert!(container["resources"].pointer(bound).is_some(), "{bound}");
+            }
         }
     }
     let labels = &manifest("namespace")["metadata"]["labels"];
@@ -207,4 +219,72 @@ fn the_largest_number_of_pods_fits_into_postgresql() {
     assert!(metadata.all(Value::is_string), "KEDA takes text only");
     let from = &authentication["spec"]["secretTargetRef"][0];
     assert!(made(&from["name"]).contains(&format!("--from-literal={}=", text(&from["key"]))));
+}
+
+/// It has a login of its own, its files exist, everybody reaches the page and only the monitoring the rest; without
+/// PostgreSQL its pods go on showing what they have.
+#[test]
+fn the_board_is_public_on_one_port_and_reads_as_a_login_of_its_own() {
+    let pod = pod_of("board/deployment");
+    assert_eq!(pod["enableServiceLinks"], false);
+    let container = &pod["containers"][0];
+    let environment: BTreeMap<String, String> = list(&container["env"])
+        .map(|it| (text(&it["name"]).to_owned(), text(&it["value"]).to_owned()))
+        .collect();
+    let config = load(&environment);
+    assert_ne!(config.postgres.user, load(&configured()).postgres.user);
+    let (folder, key) = environment["POSTGRES_PASSWORD_FILE"].rsplit_once('/').expect("a path");
+    let volume = |folder: &str| {
+        let mount = item(&container["volumeMounts"], "mountPath", folder);
+        item(&pod["volumes"], "name", text(&mount["name"])).clone()
+    };
+    let secret = &volume(folder)["secret"];
+    assert_eq!(secret["defaultMode"], 0o440);
+    assert!(made(&secret["secretName"]).contains(&format!("--from-file={key}=")), "{key}");
+
+    let arguments: Vec<&str> = list(&container["args"]).map(text).collect();
+    let argument = |name: &str| {
+        let found = arguments.iter().find_map(|it| it.strip_prefix(name)?.strip_prefix('='));
+        found.unwrap_or_else(|| panic!("no {name} in {arguments:?}"))
+    };
+    let (folder, file) = argument("--laws").rsplit_once('/').expect("a path");
+    let laws = text(&volume(folder)["configMap"]["name"]).to_owned();
+    let secrets = read(format!("{FOLDER}/secrets.md"));
+    assert!(secrets.contains(&format!("create configmap {laws} --from-file={file}")), "{laws}");
+
+    for (option, port) in [("--listen", "public"), ("--admin", "admin")] {
+        let address = argument(option).rsplit(':').next().expect("a port");
+        let port = item(&container["ports"], "name", port);
+        assert_eq!(port["containerPort"].to_string(), address, "{option}");
+    }
+    assert_eq!(container["livenessProbe"]["httpGet"], json!({"path": "/livez", "port": "admin"}));
+    assert_eq!(container["readinessProbe"]["httpGet"], json!({"path": "/", "port": "public"}));
+
+    let labels = &manifest("board/deployment")["spec"]["template"]["metadata"]["labels"];
+    assert_ne!(labels, &manifest("deployment")["spec"]["template"]["metadata"]["labels"]);
+    let service = manifest("board/service");
+    assert_eq!(service["metadata"]["name"], "vote-aggregator-board", "the job of the alerts");
+    assert_eq!(&service["spec"]["selector"], labels);
+    let monitor = document(&format!("{FOLDER}/servicemonitor/servicemonitor.yaml"));
+    let endpoint = item(&monitor["spec"]["endpoints"], "port", "admin");
+    assert_eq!(item(&service["spec"]["ports"], "name", "admin")["targetPort"], endpoint["port"]);
+    for (name, selector) in [
+        ("deployment", "selector"),
+        ("poddisruptionbudget", "selector"),
+        ("networkpolicy", "podSelector"),
+    ] {
+        assert_eq!(&manifest(&format!("board/{name}"))["spec"][selector]["matchLabels"], labels);
+    }
+
+    let policy = &manifest("board/networkpolicy")["spec"];
+    let own = &manifest("networkpolicy")["spec"];
+    let monitoring = &own["ingress"][0]["from"];
+    let ingress = json!([
+        {"ports": [{"protocol": "TCP", "port": "public"}]},
+        {"from": monitoring, "ports": [{"protocol": "TCP", "port": "admin"}]},
+    ]);
+    assert_eq!(policy["ingress"], ingress);
+    let ports = list(&policy["egress"]).flat_map(|rule| list(&rule["ports"]));
+    let ports: BTreeSet<u64> = ports.map(|port| port["port"].as_u64().expect("a port")).collect();
+    assert_eq!(ports, BTreeSet::from([u64::from(config.postgres.port), 53]), "never RabbitMQ");
 }
