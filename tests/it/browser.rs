@@ -39,20 +39,22 @@ title = { fr = "Loi <b onclick=alert(1)>relative</b> à l'air", en = "Act on <im
 id = "law-003"
 title = { fr = "Loi relative au sol", en = "Act on soil" }
 "#;
-const PAST: &str = "2020-01-01T00:00:00Z";
+/// A time at which results are public already.
+pub const PAST: &str = "2020-01-01T00:00:00Z";
 const TAB: char = '\u{e004}';
 const ENTER: char = '\u{e007}';
 
 /// A board on a port of its own, with the role for it.
-struct Board {
-    service: Service,
-    url: String,
+pub struct Board {
+    pub service: Service,
+    pub url: String,
+    name: String,
     environment: Environment,
-    _files: Files,
+    files: Files,
 }
 
 impl Board {
-    async fn start(stage: &Stage<'_>) -> Self {
+    pub async fn start(stage: &Stage<'_>) -> Self {
         let role = stage.role("board", "IN ROLE vote_board").await;
         let environment = stage.environment_with(&login(&role));
         let files = Files::new("laws");
@@ -61,24 +63,28 @@ impl Board {
             "board --listen 127.0.0.1:0 --admin 127.0.0.1:0 --every 2 --utc-offset +01:00 --laws";
         let arguments: Vec<&str> = options.split(' ').chain([&*laws]).collect();
         let service = Service::spawn(&stage.queue, &arguments, &environment).await;
-<<<<<<< HEAD
         let url = format!("http://{}", service.listens_for("the board").await);
-=======
-        let url = format!("http://{}", service.listens_for("the board").await);
->>>>>>> 5c5f177 (Alerts of the board, with cases; a Prometheus scrapes a board beside the service in the test)
         eventually("the first reading", async || get(&url).await.status == 200).await;
-        Self { service, url, environment, _files: files }
+        Self { service, url, name: stage.queue.clone(), environment, files }
+    }
+
+    /// Another one that makes the same files into a folder.
+    pub async fn also_writes(&self, folder: &str) -> Service {
+        let laws = self.files.file("laws.toml");
+        let arguments = "board --every 2 --utc-offset +01:00 --laws".split(' ');
+        let arguments: Vec<&str> = arguments.chain([&*laws, "--out", folder]).collect();
+        Service::spawn(&self.name, &arguments, &self.environment).await
     }
 
     /// Waits until its data say something.
-    async fn until(&self, what: &str) {
+    pub async fn until(&self, what: &str) {
         let data = format!("{}/results.json", self.url);
         eventually(what, async || get(&data).await.body.contains(what)).await;
     }
 }
 
 /// Votes on three laws of which the officials list all, and on one that they do not.
-async fn counted(stage: &Stage<'_>) {
+pub async fn counted(stage: &Stage<'_>) {
     let laws = ["law-001", HOSTILE, "law-003", "law-nowhere"];
     let choose = |n: u64| if n.is_multiple_of(3) { Choice::Non } else { Choice::Oui };
     let votes: Vec<Vote> =
@@ -87,7 +93,7 @@ async fn counted(stage: &Stage<'_>) {
 }
 
 /// Publishes as an official does.
-async fn publish(stage: &Stage<'_>, state: &str, more: &[&str]) {
+pub async fn publish(stage: &Stage<'_>, state: &str, more: &[&str]) {
     let arguments = ["set", state, "--reason", "décision no 1", "--yes"];
     stage.run("publication", &[&arguments[..], more].concat()).await.assert(0, &[]);
 }

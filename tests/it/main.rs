@@ -22,6 +22,7 @@ mod logs;
 mod metrics;
 mod migrate;
 mod nginx;
+mod night;
 mod outage;
 mod output;
 mod passwords;

@@ -1,15 +1,20 @@
 //! The shipped files for nginx, in Debian's nginx: which headers and which page the public gets, also without a board.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use vote_aggregator::operator::board::{self, Folder};
 
+use crate::browser::{Board, PAST, counted, publish};
 use crate::support::repository::{ROOT, read, run};
 use crate::support::web::{ask, get};
-use crate::support::{Authority, Files, Validity, assert_lacks, eventually, listen};
+use crate::support::{
+    Authority, Files, Servers, Stage, Validity, assert_lacks, eventually, eventually_within, listen,
+};
 
 const PAGES: [&str; 3] = ["/", "/fr/", "/en/"];
 const WITHHELD: &str = "Results not published";
@@ -174,4 +179,69 @@ async fn two_versions_of_equal_length_within_a_second_never_share_an_etag() {
 fn file(name: &str, content: &str) -> board::File {
     let content = content.to_owned().into();
     board::File { name: name.to_owned(), kind: board::Kind::Csv, content }
+}
+
+/// What differs by server, by moment, or by compression.
+const OWN_HEADERS: &str = "connection content-length date etag last-modified server vary";
+const ADDRESSES: &str = "/ /fr/ /en/ /results.json /results.csv /results-fr.csv /history.json \
+                         /final/3/results.json /final/3/results.csv /fr/index.html /final/4/results.csv";
+
+/// An answer's headers that everybody who serves the board has to send, and what it says.
+async fn answer(method: &str, base: &str, path: &str) -> (u16, BTreeMap<String, String>, String) {
+    let mut page = ask(method, &format!("{base}{path}"), &[]).await;
+    page.headers.retain(|name, _| OWN_HEADERS.split(' ').all(|own| own != name));
+    // Of the same ten seconds or not; and each server has its own words for what is missing.
+    let body = page.body.split("checked").next().unwrap_or_default().to_owned();
+    let body = if page.status == 200 { body } else { String::new() };
+    page.headers.retain(|name, _| page.status == 200 || name != "content-type");
+    (page.status, page.headers, body)
+}
+
+#[tokio::test]
+async fn files_and_a_proxy_answer_as_the_board_itself_also_for_a_minute_without_it() {
+    let stage = Stage::with_roles(Servers::shared(), "nginxlive").await;
+    counted(&stage).await;
+    publish(&stage, "counting", &["--not-before", PAST]).await;
+    publish(&stage, "provisional", &[]).await;
+    publish(&stage, "final", &[]).await;
+    let board = Board::start(&stage).await;
+    board.until("\"state\":\"final\"").await;
+    let files = Nginx::start("board.conf", "").await;
+    let proxy = Nginx::start("board-proxy.conf", board.url.trim_start_matches("http://")).await;
+    let writer = board.also_writes(&files.folder()).await;
+    let style = get(&board.url).await.body;
+    let style = style.split("href=\"").nth(1).and_then(|rest| rest.split('"').next());
+    let style = format!("/{}", style.expect("a style"));
+    assert!(style.ends_with(".css"), "{style}");
+    let results = format!("{}/results.json", files.url);
+    eventually("files", async || get(&results).await.status == 200).await;
+    for method in ["GET", "HEAD", "POST"] {
+        for path in ADDRESSES.split_whitespace().chain([&*style]) {
+            let live = answer(method, &board.url, path).await;
+            assert_eq!(answer(method, &files.url, path).await, live, "files: {method} {path}");
+            assert_eq!(answer(method, &proxy.url, path).await, live, "proxy: {method} {path}");
+        }
+    }
+    for base in [&files.url, &proxy.url] {
+        let page = ask("GET", &format!("{base}/?again"), &[("Accept-Encoding", "gzip")]).await;
+        assert_eq!(page.header("vary"), "Accept-Encoding", "compressed for those who ask");
+        let known = [("If-None-Match", page.header("etag"))];
+        assert_eq!(ask("GET", base, &known).await.status, 304, "{base}");
+    }
+
+    // Longer than a minute nobody may see what the board cannot withhold.
+    let headers = answer("GET", &board.url, "/").await.1;
+    board.service.stop().await;
+    let mut answers = 0;
+    eventually_within(Duration::from_secs(120), "the page without a board", async || {
+        let page = answer("GET", &proxy.url, "/").await;
+        answers += 1;
+        assert_eq!(page.0, 200);
+        let withheld = page.2.contains(WITHHELD);
+        assert!(withheld || page.2.contains("law-003"), "{}", page.2);
+        assert_eq!(page.1.keys().collect::<Vec<_>>(), headers.keys().collect::<Vec<_>>());
+        withheld && answers > 20
+    })
+    .await;
+    writer.stop().await;
 }

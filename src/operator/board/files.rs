@@ -49,6 +49,7 @@ pub enum Kind {
     Csv,
     Css,
     JavaScript,
+    Svg,
 }
 
 impl Kind {
@@ -59,6 +60,7 @@ impl Kind {
             Self::Csv => "text/csv; charset=utf-8",
             Self::Css => "text/css; charset=utf-8",
             Self::JavaScript => "text/javascript; charset=utf-8",
+            Self::Svg => "image/svg+xml",
         }
     }
 
@@ -88,6 +90,7 @@ pub fn files(board: &Board, site: &Site, now: OffsetDateTime) -> Vec<File> {
     let mut files = vec![
         File::new(assets.style_name(), Kind::Css, page::STYLE),
         File::new(assets.script_name(), Kind::JavaScript, page::SCRIPT),
+        File::new(assets.icon_name(), Kind::Svg, page::ICON),
         page("index.html", site.language, Place::Root),
         page("fr/index.html", Language::Fr, Place::Below),
         page("en/index.html", Language::En, Place::Below),

@@ -15,17 +15,19 @@ use super::view::View;
 
 pub(super) const STYLE: &str = include_str!("page/board.css");
 pub(super) const SCRIPT: &str = include_str!("page/board.js");
+pub(super) const ICON: &str = include_str!("page/icon.svg");
 
 /// The names of the assets, which change with their contents: a cache may keep them for ever.
 pub(super) struct Assets {
     style: String,
     script: String,
+    icon: String,
 }
 
 impl Assets {
     pub fn new() -> Self {
-        let [style, script] = [STYLE, SCRIPT].map(|asset| digest(asset.as_bytes(), 12));
-        Self { style, script }
+        let [style, script, icon] = [STYLE, SCRIPT, ICON].map(|asset| digest(asset.as_bytes(), 12));
+        Self { style, script, icon }
     }
 
     pub fn style_name(&self) -> String {
@@ -34,6 +36,10 @@ impl Assets {
 
     pub fn script_name(&self) -> String {
         format!("assets/{}.js", self.script)
+    }
+
+    pub fn icon_name(&self) -> String {
+        format!("assets/{}.svg", self.icon)
     }
 }
 
@@ -80,6 +86,8 @@ pub(super) fn page(
                 meta name="color-scheme" content="light dark";
                 title { (test) (heading(view, language, site.offset)) " – " (name) }
                 link rel="stylesheet" href={ (root) (assets.style_name()) };
+                // Without one, each browser asks for /favicon.ico.
+                link rel="icon" type="image/svg+xml" href={ (root) (assets.icon_name()) };
                 script type="module" src={ (root) (assets.script_name()) } {}
                 @for other in Language::VARIANTS {
                     link rel="alternate" hreflang=(other) href={ (root) (other) "/" };
@@ -96,7 +104,7 @@ pub(super) fn page(
                         }
                     }
                 }
-                div class="controls" {
+                nav class="controls" aria-label=(language.of("Mise à jour", "Updates")) {
                     button id="pause" type="button" aria-pressed="false" hidden {
                         (language.of("Suspendre la mise à jour", "Pause updates"))
                     }

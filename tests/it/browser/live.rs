@@ -108,8 +108,7 @@ async fn the_web_servers_plug_takes_the_numbers_off_open_pages() {
     publish(&stage, "counting", &["--not-before", PAST]).await;
     let board = Board::start(&stage).await;
     let nginx = Nginx::start("board.conf", "").await;
-    let arguments = ["board", "--every", "2", "--out", &nginx.folder()];
-    let files = Service::spawn(&stage.queue, &arguments, &board.environment).await;
+    let files = board.also_writes(&nginx.folder()).await;
     let browser = Browser::start().await;
     let url = format!("{}/fr/", nginx.url);
     eventually("files", async || get(&url).await.body.contains("law-003")).await;

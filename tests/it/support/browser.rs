@@ -24,7 +24,8 @@ pub struct Browser {
     driver: Child,
     /// The address of its session.
     session: String,
-    files: Files,
+    /// Its profile and log.
+    _files: Files,
 }
 
 impl Browser {
@@ -59,7 +60,7 @@ impl Browser {
         let server = format!("http://127.0.0.1:{port}/session");
         let session = value(post(&server, &capabilities).await);
         let id = session["sessionId"].as_str().expect("a session");
-        Self { driver, session: format!("{server}/{id}"), files }
+        Self { driver, session: format!("{server}/{id}"), _files: files }
     }
 
     async fn command(&self, name: &str, body: Value) -> Value {

@@ -108,6 +108,14 @@ impl Stage<'_> {
         self.execute(&format!("ALTER DATABASE {} SET {setting}", self.database)).await;
     }
 
+    /// PostgreSQL's time after an interval, as a publication's `--not-before`.
+    pub async fn soon(&self, interval: &str) -> String {
+        let format = "'YYYY-MM-DD\"T\"HH24:MI:SSZ'";
+        let time =
+            format!("SELECT to_char((now() + interval '{interval}') AT TIME ZONE 'UTC', {format})");
+        sqlx::query_scalar(AssertSqlSafe(time)).fetch_one(&self.sql).await.expect("a time")
+    }
+
     /// Creates a role of this stage's own with the password of [`login`], and with further `options`
     /// of CREATE ROLE. Returns its name.
     pub async fn role(&self, name: &str, options: &str) -> String {
