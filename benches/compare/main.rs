@@ -9,11 +9,13 @@ mod it {
     pub mod support;
 }
 
+mod board;
 mod chart;
 mod contender;
 mod figures;
 mod growth;
 mod latency;
+mod load;
 mod measure;
 mod meter;
 mod null_consumer;
@@ -40,7 +42,8 @@ Examples:
   script/bench --rounds 1 --votes 100000 --only null,throughput
   script/bench --statement                              the statement alone, by batch size
   script/bench --growth --rows 1000000,50000000         with an audit that has grown
-  script/bench --latency                                from publishing to commit, start and stop")]
+  script/bench --latency                                from publishing to commit, start and stop
+  script/bench --board                                  the public board, and counting beside it")]
 struct Arguments {
     /// How often each is measured
     #[arg(long, default_value_t = 5)]
@@ -63,6 +66,9 @@ struct Arguments {
     /// Measure the time from publishing to commit, from start to consuming, and of a stop
     #[arg(long)]
     latency: bool,
+    /// Measure the public board: its answers, and counting beside it
+    #[arg(long, conflicts_with_all = ["statement", "growth", "latency"])]
+    board: bool,
     /// PostgreSQL with these settings, one `name = value` a line; those of the servers' script when
     /// not given
     #[arg(long, value_name = "FILE")]
@@ -109,6 +115,13 @@ async fn measure(arguments: Arguments) {
         println!("{latencies}");
         if let Some(file) = &arguments.json {
             write(file, &latencies.json());
+        }
+        return;
+    } else if arguments.board {
+        let boards = board::run(&bench, arguments.rounds, arguments.votes).await;
+        println!("{boards}");
+        if let Some(file) = &arguments.json {
+            write(file, &boards.json());
         }
         return;
     } else {

@@ -93,7 +93,7 @@ async fn demo(arguments: &Arguments) -> Result<u8> {
 
     let title = format!("Counting: vote-aggregator --profile {} run", arguments.profile);
     let (mut service, metrics, elapsed) = step(&title, async {
-        let mut service = Service::start(&directory, &arguments.profile).await?;
+        let mut service = Service::count(&directory, &arguments.profile).await?;
         println!("  metrics: http://{}/metrics  log: target/demo/service.log", service.address);
         let (metrics, elapsed) = count(&mut service, &servers, report.confirmed).await?;
         Ok((service, metrics, elapsed))
@@ -101,7 +101,12 @@ async fn demo(arguments: &Arguments) -> Result<u8> {
     .await?;
 
     if !arguments.keep {
-        step("Stopping the service: SIGTERM", service.stop()).await?;
+        step("Stopping the service: SIGTERM", async {
+            service.stop().await?;
+            println!("  exit code 0");
+            Ok(())
+        })
+        .await?;
     }
     let evidence = step("Comparing counts, audit and publisher", async {
         Ok(Evidence {
@@ -118,12 +123,32 @@ async fn demo(arguments: &Arguments) -> Result<u8> {
     let in_order = arguments.profile == "default";
     let verdict = evidence.compare(&report, in_order);
     println!("\n{}", verdict.tables);
+    step(
+        "Publishing the results as a test: vote-aggregator publication, board",
+        publish(&directory),
+    )
+    .await?;
     if arguments.keep {
-        left_running(&servers, &service);
+        let board = Service::board(&directory, ["--listen", "127.0.0.1:0"], "the board").await?;
+        left_running(&servers, &service, &board);
         service.keep();
+        board.keep();
     }
     std::fs::write(directory.join("verdict"), format!("{}\n", verdict.line))?;
     Ok(u8::from(!verdict.agrees))
+}
+
+/// Makes the results public, as a rehearsal's, and the page of what the public sees then.
+async fn publish(directory: &Path) -> Result<()> {
+    let set =
+        "publication set counting --not-before 2020-01-01T00:00:00Z --test --reason demo --yes";
+    run(directory, &set.split(' ').collect::<Vec<_>>()).await?;
+    std::fs::create_dir_all(directory.join("board"))?;
+    let mut board = Service::board(directory, ["--out", "board"], "metrics and health").await?;
+    board.written(&directory.join("board/results.json"), "\"counting\"").await?;
+    board.stop().await?;
+    println!("  the page: target/demo/board/en/index.html");
+    Ok(())
 }
 
 /// Says what is done, does it, and says how long it took.
@@ -191,8 +216,8 @@ async fn count(
     }
 }
 
-fn left_running(servers: &Servers, service: &Service) {
-    let metrics = &service.address;
+fn left_running(servers: &Servers, service: &Service, board: &Service) {
+    let (metrics, page) = (&service.address, &board.address);
     println!(
         "Left running:
   RabbitMQ    {}
@@ -201,6 +226,7 @@ fn left_running(servers: &Servers, service: &Service) {
   metrics     http://{metrics}/metrics
   health      http://{metrics}/readyz
   service     process {}, log in target/demo/service.log
+  board       http://{page}/en/
 Publish more:
   RABBITMQ_URL={} target/debug/vote-aggregator publish --count 1000
 Stop it all:

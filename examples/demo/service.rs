@@ -1,4 +1,4 @@
-//! The service as its user runs it: the binary, its log, its metrics, its signals.
+//! The service and the board as their user runs them: the binary, its log, its metrics, its signals.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -40,11 +40,11 @@ pub fn command(directory: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// The running service; killed when dropped, unless it was stopped or is kept.
+/// A running command of the binary; killed when dropped, unless it was stopped or is kept.
 pub struct Service {
     child: Child,
     pub id: Pid,
-    /// Where metrics and health are served.
+    /// Where it listens.
     pub address: String,
     log: PathBuf,
     id_file: PathBuf,
@@ -52,12 +52,30 @@ pub struct Service {
 }
 
 impl Service {
-    /// Returns as soon as it serves metrics.
-    pub async fn start(directory: &Path, profile: &str) -> Result<Self> {
-        let log = directory.join("service.log");
-        // JSON, because its metrics address is read from there.
+    /// The service; returns as soon as it serves metrics.
+    pub async fn count(directory: &Path, profile: &str) -> Result<Self> {
+        let arguments = ["--profile", profile, "run"];
+        Self::start(directory, "service", &arguments, "metrics and health").await
+    }
+
+    /// A board whose files go where `target` says; returns as soon as it listens for `purpose`.
+    pub async fn board(directory: &Path, target: [&str; 2], purpose: &str) -> Result<Self> {
+        let arguments = ["board", "--every", "2", "--admin", "127.0.0.1:0"];
+        let arguments = [&arguments[..], &target].concat();
+        Self::start(directory, "board", &arguments, &format!("listening for {purpose}")).await
+    }
+
+    /// Its log and the file with its id begin with `name`; `listens` is its message with an address.
+    async fn start(
+        directory: &Path,
+        name: &str,
+        arguments: &[&str],
+        listens: &str,
+    ) -> Result<Self> {
+        let log = directory.join(format!("{name}.log"));
+        // JSON, because its address is read from there.
         let child = command(directory)?
-            .args(["--profile", profile, "run"])
+            .args(arguments)
             .envs([
                 ("PROMETHEUS_HOST", "127.0.0.1"),
                 ("PROMETHEUS_PORT", "0"),
@@ -70,13 +88,29 @@ impl Service {
             .process_group(0)
             .spawn()?;
         let id = child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)).ok_or("no id")?;
-        let id_file = directory.join("service.pid");
+        let id_file = directory.join(format!("{name}.pid"));
         let mut service = Self { child, id, address: String::new(), log, id_file, keep: false };
-        // For script/demo: to stop a kept service, and to end one that the demo's own death left.
+        // For script/demo: to stop a kept one, and to end one that the demo's own death left.
         std::fs::write(&service.id_file, format!("{id}\n"))?;
-        let line = service.logged("metrics and health").await?;
+        let line = service.logged(listens).await?;
         service.address = line["address"].as_str().ok_or("no address in the log")?.to_owned();
         Ok(service)
+    }
+
+    /// Waits until a file of its folder says something.
+    pub async fn written(&mut self, file: &Path, text: &str) -> Result<()> {
+        let began = Instant::now();
+        while !std::fs::read_to_string(file).is_ok_and(|content| content.contains(text)) {
+            self.still_runs()?;
+            if began.elapsed() > TIMEOUT {
+                let log = self.log.display();
+                return Err(
+                    format!("no {text} in {} for {TIMEOUT:?}; see {log}", file.display()).into()
+                );
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// The moment from which it takes votes.
@@ -105,9 +139,7 @@ impl Service {
     pub fn still_runs(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(ended) => {
-                Err(format!("the service ended with {ended}; see {}", self.log.display()).into())
-            }
+            Some(ended) => Err(format!("it ended with {ended}; see {}", self.log.display()).into()),
         }
     }
 
@@ -124,11 +156,11 @@ impl Service {
     pub async fn stop(&mut self) -> Result<()> {
         kill_process(self.id, Signal::TERM)?;
         let ended = timeout(TIMEOUT, self.child.wait()).await;
-        let ended = ended.map_err(|_| format!("the service did not end in {TIMEOUT:?}"))??;
+        let log = self.log.display();
+        let ended = ended.map_err(|_| format!("no end in {TIMEOUT:?}; see {log}"))??;
         if !ended.success() {
-            return Err(format!("after SIGTERM the service ended with {ended}").into());
+            return Err(format!("after SIGTERM it ended with {ended}; see {log}").into());
         }
-        println!("  exit code 0");
         Ok(())
     }
 

@@ -9,7 +9,8 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::support::{Ended, eventually, send};
+use crate::support::repository::read;
+use crate::support::{Ended, assert_contains, eventually, send};
 
 /// Builds when nothing is built yet: on two cores, some minutes.
 const DEMO_TIMEOUT: Duration = Duration::from_secs(10 * 60);
@@ -35,6 +36,8 @@ async fn the_demo_agrees_and_leaves_nothing_running() {
     let verdict = stdout.lines().rfind(|line| line.contains("AGREE")).unwrap_or_default();
     assert!(verdict.starts_with("AGREE"), "{stdout}");
     assert!(!kept.exists(), "it cleaned up");
+    let page = read("target/demo/board/en/index.html");
+    assert_contains(&page, &["<title>TEST – Partial results", "law-001"]);
 }
 
 /// As by `script/demo | less`, left early.
