@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
 use crate::browser::publish;
@@ -52,14 +54,14 @@ impl Night<'_> {
     }
 
     async fn check(&self, state: &str, before: &Totals, shown: &Totals, now: &Value) {
-        let as_of = now["as_of"].as_str().expect("a time");
-        let opens = now["publication"]["not_before"].as_str().expect("a time");
+        let as_of = time(&now["as_of"]);
+        let opens = time(&now["publication"]["not_before"]);
         assert!(as_of >= opens, "{as_of} is before {opens}");
         // A transaction that has ended by then began before it.
         let audit: Vec<(String, i64, i64)> = sqlx::query_as(
             "SELECT law_id, count(*) FILTER (WHERE choice = 'oui'), \
                  count(*) FILTER (WHERE choice = 'non') \
-             FROM vote_audit WHERE recorded_at <= $1::timestamptz + interval '1 millisecond' GROUP BY law_id",
+             FROM vote_audit WHERE recorded_at <= $1 GROUP BY law_id",
         )
         .bind(as_of)
         .fetch_all(&self.stage.sql)
@@ -103,6 +105,11 @@ impl Night<'_> {
         .await;
         found
     }
+}
+
+fn time(value: &Value) -> OffsetDateTime {
+    let text = value.as_str().expect("a time");
+    OffsetDateTime::parse(text, &Rfc3339).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
 /// The laws with numbers.

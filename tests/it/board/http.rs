@@ -39,7 +39,7 @@ fn path(name: &str) -> String {
     format!("/{}", name.trim_end_matches("index.html"))
 }
 
-/// The addresses of the page's style and script.
+/// The addresses of the page's style, script and icon.
 fn assets(page: &str) -> Vec<String> {
     let links = page.split('"').filter(|link| link.starts_with("assets/"));
     links.map(|link| format!("/{link}")).collect()
@@ -55,7 +55,7 @@ async fn every_address_has_the_headers_of_its_kind_and_a_tag_by_which_it_is_not_
 
     let page = ask(&address, "GET /", "").await.body;
     let assets = assets(&page);
-    assert_eq!(assets.len(), 2, "{page}");
+    assert_eq!(assets.len(), 3, "{page}");
     for path in FILES.map(path).into_iter().chain(assets.iter().cloned()) {
         let answer = ask(&address, &format!("GET {path}?v=1"), "Cookie: a=b\r\n").await;
         assert_eq!(answer.status, 200, "{path}");
@@ -64,6 +64,7 @@ async fn every_address_has_the_headers_of_its_kind_and_a_tag_by_which_it_is_not_
             Some("json") => ("application/json", true),
             Some("csv") => ("text/csv; charset=utf-8", true),
             Some("css") => ("text/css; charset=utf-8", false),
+            Some("svg") => ("image/svg+xml", false),
             _ => ("text/javascript; charset=utf-8", false),
         };
         let cached = if assets.contains(&path) {
