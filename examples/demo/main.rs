@@ -123,11 +123,8 @@ async fn demo(arguments: &Arguments) -> Result<u8> {
     let in_order = arguments.profile == "default";
     let verdict = evidence.compare(&report, in_order);
     println!("\n{}", verdict.tables);
-    step(
-        "Publishing the results as a test: vote-aggregator publication, board",
-        publish(&directory),
-    )
-    .await?;
+    step("Publishing the results as a test: vote-aggregator publication, board", show(&directory))
+        .await?;
     if arguments.keep {
         let board = Service::board(&directory, ["--listen", "127.0.0.1:0"], "the board").await?;
         left_running(&servers, &service, &board);
@@ -139,7 +136,7 @@ async fn demo(arguments: &Arguments) -> Result<u8> {
 }
 
 /// Makes the results public, as a rehearsal's, and the page of what the public sees then.
-async fn publish(directory: &Path) -> Result<()> {
+async fn show(directory: &Path) -> Result<()> {
     let set =
         "publication set counting --not-before 2020-01-01T00:00:00Z --test --reason demo --yes";
     run(directory, &set.split(' ').collect::<Vec<_>>()).await?;

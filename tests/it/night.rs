@@ -16,8 +16,8 @@ use crate::browser::publish;
 use crate::support::tables::Totals;
 use crate::support::{BINARY, Files, PATIENCE, Servers, Service, Stage, eventually_within, login};
 
-/// A build without optimisation counts them in half a minute.
-const VOTES: &str = "60000";
+/// A build without optimisation counts them in less than a minute.
+const VOTES: &str = "40000";
 const LATE: u64 = 30;
 const LAWS: i64 = 5;
 

@@ -55,7 +55,8 @@ async fn send(request: http::Request<String>) -> Page {
         });
         let (status, headers) = (answer.status().as_u16(), headers.collect());
         // A screenshot is larger than ureq's limit may be.
-        let body = answer.body_mut().with_config().limit(64 << 20).read_to_string()?;
+        let body = answer.body_mut().with_config().limit(64 << 20).read_to_vec()?;
+        let body = String::from_utf8_lossy(&body).into_owned();
         Ok::<_, ureq::Error>(Page { status, headers, body })
     });
     sent.await.expect("no panic").unwrap_or_else(|error| panic!("{what}: {error}"))
