@@ -159,7 +159,7 @@ async fn a_session_moves_on_from_a_node_that_does_not_answer_about_its_queue() {
     };
     assert_eq!(service.address_of("rabbitmq").await, json!(before));
     silent.store(number.parse().expect("a number"), Ordering::Relaxed);
-    service.until_logged("a look at it was not answered").await;
+    service.until_logged("a request about it was not answered").await;
     eventually("the session has moved", async || {
         service.address_of("rabbitmq").await == json!(after)
     })

@@ -24,13 +24,13 @@ const show = (page) => {
   main = next;
   document.title = page.title;
   if (next.dataset.state !== state || next.dataset.stale !== stale) {
-    status.textContent = next.querySelector(".stale, h2").textContent;
+    status.textContent = (next.querySelector(".stale") ?? next.querySelector("h2")).textContent;
   }
 };
 
 // By the answer's Date and Age, not by the visitor's clock.
 const check = () => {
-  if (paused || document.hidden) return;
+  if (paused || document.hidden || interrupted && !clock) return;
   const age = clock ? clock + now() - Date.parse(main.dataset.checked) : now() - began;
   if (age > 60000 === !!interrupted) return;
   interrupted = !interrupted;
