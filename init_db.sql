@@ -304,27 +304,34 @@ CREATE TABLE IF NOT EXISTS count_batch (
 );
 
 -- Not unique: a dump restored on another server contains ids that this server assigns again, and counting must not stop
--- at them. Rows that were counted here have xmin = xid::xid; restored ones do not.
+-- at them. Rows that were counted here have xmin = xid::xid; restored ones do not, except by chance.
 CREATE INDEX IF NOT EXISTS count_batch_xid ON count_batch (xid);
 
--- Roles that count write it with every batch: an update of the service must not fail with 42501 until somebody runs
--- roles.sql.
+-- Whoever may insert votes writes it with every batch, the owner of vote_audit included: an update of the service must
+-- not fail with 42501 until somebody runs roles.sql.
 DO $$
 DECLARE
-    grantee oid;
+    grantee text;
 BEGIN
     FOR grantee IN
-        SELECT DISTINCT acl.grantee
-        FROM pg_class, aclexplode(relacl) AS acl
-        WHERE oid = 'vote_audit'::regclass
-          AND acl.privilege_type = 'INSERT' AND acl.grantee NOT IN (0, relowner)
+        SELECT DISTINCT CASE role WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(role)) END
+        FROM (
+            SELECT relowner AS role FROM pg_class WHERE oid = 'vote_audit'::regclass
+            UNION ALL
+            SELECT acl.grantee FROM pg_class, aclexplode(relacl) AS acl
+            WHERE oid = 'vote_audit'::regclass AND acl.privilege_type = 'INSERT'
+            UNION ALL
+            SELECT acl.grantee FROM pg_attribute, aclexplode(attacl) AS acl
+            WHERE attrelid = 'vote_audit'::regclass AND acl.privilege_type = 'INSERT'
+        ) AS inserting
+        WHERE role <> (SELECT relowner FROM pg_class WHERE oid = 'count_batch'::regclass)
     LOOP
-        EXECUTE 'GRANT INSERT ON count_batch TO ' || quote_ident(pg_get_userbyid(grantee));
+        EXECUTE 'GRANT INSERT ON count_batch TO ' || grantee;
     END LOOP;
 END
 $$;
 INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-VALUES (6, 'count batch', true, '\x6f2059b73629319d14cf90f6e61e0ee8cae64ed27998de09320ba87796944420b621c6cac287e668599de32d63f3758b', 0)
+VALUES (6, 'count batch', true, '\x68b42806a779e454f3db4541ed1c0518497242fa8b0e16c4f0ebc66d908baa75527d4433cbcacd55864201871255fe04', 0)
 ON CONFLICT (version) DO NOTHING;
 
 COMMIT;

@@ -141,3 +141,42 @@ async fn the_migration_grants_what_counting_needs() {
     let delete = "SELECT has_table_privilege('vote_service', 'count_batch', 'DELETE')::int::int8";
     assert_eq!(stage.number(delete).await, 0);
 }
+
+/// The owner of the audit is not always the owner of what is added later.
+#[tokio::test]
+async fn the_migration_grants_it_to_each_role_that_may_insert_votes() {
+    let stage = Stage::with_roles(Servers::shared(), "batches_grants").await;
+    let (owner, inserting) = (stage.role("owner", "").await, stage.role("columns", "").await);
+    stage
+        .execute(&format!(
+            "DROP TABLE count_batch;
+             ALTER TABLE vote_audit OWNER TO {owner};
+             GRANT INSERT (vote_hash, citizen_id, law_id, choice, timestamp) ON vote_audit TO {inserting}"
+        ))
+        .await;
+    stage.execute(include_str!("../../migrations/0006_count_batch.sql")).await;
+    let may = async |role: &str| {
+        let may =
+            format!("SELECT has_table_privilege('{role}', 'count_batch', 'INSERT')::int::int8");
+        stage.number(&may).await
+    };
+    assert_eq!([may(&owner).await, may(&inserting).await, may("vote_auditor").await], [1, 1, 0]);
+    let everyone = "GRANT INSERT ON vote_audit TO PUBLIC; DROP TABLE count_batch";
+    stage.execute(everyone).await;
+    stage.execute(include_str!("../../migrations/0006_count_batch.sql")).await;
+    assert_eq!(may("vote_auditor").await, 1);
+}
+
+/// No vote is at fault: none is isolated and dead-lettered for it.
+#[tokio::test]
+async fn a_batch_that_is_refused_stops_counting() {
+    let (stage, store) = Stage::with_store("batches_refused").await;
+    stage.execute("ALTER TABLE count_batch ADD CONSTRAINT small CHECK (row_count < 10)").await;
+    for insert in [Insert::Plain, Insert::OnConflict] {
+        let batch = Votes::new(votes(0, 100)).inserted(insert);
+        let fault = store.count(batch).await.expect_err("refused");
+        assert_eq!(fault.class, Class::Pause, "{fault}");
+        assert!(fault.message.contains("constraint small"), "{fault}");
+    }
+    assert_batches(&stage, 0).await;
+}

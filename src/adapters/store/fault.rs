@@ -66,9 +66,17 @@ impl<'a> ServerError<'a> {
         }
     }
 
+    /// No vote is at fault where `count_batch` refuses a row, which holds nothing of one.
+    fn class(&self) -> Class {
+        match classify(self.sqlstate, self.constraint) {
+            Class::Isolate if self.table == Some("count_batch") => Class::Pause,
+            class => class,
+        }
+    }
+
     fn fault(&self) -> Fault {
         Fault {
-            class: classify(self.sqlstate, self.constraint),
+            class: self.class(),
             sqlstate: Some(self.sqlstate.to_owned()),
             message: self.message(),
         }
@@ -160,6 +168,14 @@ mod tests {
             ..ServerError::default()
         };
         assert_eq!(unique.message(), format!("{}; table vote_audit; constraint k", unique.message));
+    }
+
+    #[test]
+    fn a_constraint_of_the_batches_is_no_vote_s_fault() {
+        let class = |table| {
+            ServerError { sqlstate: "23514", table: Some(table), ..ServerError::default() }.class()
+        };
+        assert_eq!(["vote_audit", "count_batch"].map(class), [Class::Isolate, Class::Pause]);
     }
 
     #[test]
