@@ -45,6 +45,12 @@ impl Findings {
         }
     }
 
+    fn append(&mut self, further: Self) {
+        let free = DESCRIBED.saturating_sub(self.described.len());
+        self.total += further.total;
+        self.described.extend(further.described.into_iter().take(free));
+    }
+
     /// The first hundred.
     pub fn described(&self) -> &[String] {
         &self.described

@@ -328,6 +328,15 @@ fn a_lost_vote_is_taken_off_the_sums_and_an_erased_one_is_not() {
     export.log().passes();
     let rows = export.rows().passes();
     assert_eq!((&rows["rows"], &rows["erased"]), (&48.into(), &1.into()));
+    let exported = String::from_utf8(files["rows.ndjson"].clone()).expect("text");
+    let is_erased = |line: &&str| line.contains("\"citizen_id\":null");
+    let row = exported.lines().find(is_erased).expect("an erased row");
+    let changed = row.replace("law-", "lot-");
+    export.files.write("rows.ndjson", exported.replace(row, &changed));
+    export.rows().finds("its row is not the one that was sealed");
+    let without: Vec<&str> = exported.lines().filter(|line| !is_erased(line)).collect();
+    export.files.write("rows.ndjson", without.join("\n"));
+    export.rows().finds("no row is exported for it");
     export.sums().finds("law-002: the log has");
     let results = String::from_utf8(files["results.json"].clone()).expect("text");
     let mut results: Value = serde_json::from_str(&results).expect("JSON");

@@ -119,13 +119,14 @@ def widths(size):
 
 
 def entry_of(row):
-    """The bytes of a row's entry."""
-    vote_hash, citizen, law = (row[name].encode() for name in ("vote_hash", "citizen_id", "law_id"))
+    """The bytes of a row's entry; of one whose citizen_id was erased without its commitment."""
+    vote_hash, citizen, law = ((row[name] or "").encode() for name in ("vote_hash", "citizen_id", "law_id"))
     recorded = -(2**63) if row["recorded_at"] is None else row["recorded_at"]
     hidden = bytes([len(vote_hash)]) + vote_hash + struct.pack(">H", len(citizen)) + citizen
     hidden += struct.pack(">qq", row["timestamp"], recorded)
     commitment = hashlib.sha256(b"vote-aggregator/ballot/v1\n" + bytes.fromhex(row["nonce"]) + hidden).digest()
-    return b"\x01" + bytes([len(law)]) + law + bytes([{"non": 0, "oui": 1}[row["choice"]]]) + commitment
+    vote = b"\x01" + bytes([len(law)]) + law + bytes([{"non": 0, "oui": 1}[row["choice"]]])
+    return vote if row["citizen_id"] is None else vote + commitment
 
 
 def verify(folder, vkey, rows, totals):
@@ -153,10 +154,11 @@ def verify(folder, vkey, rows, totals):
             if (folder / path(level, number, width)).read_bytes() != b"".join(hashes[256 * number:][:width]):
                 raise ValueError(f"a tile of level {level} is another")
         level += 1
-    sums, lost = {}, set()
+    sums, lost, erased = {}, set(), set()
     for entry in entries:
-        if entry[0] == 4 and (withdrawal := json.loads(entry[1:]))["kind"] == "lost":
-            lost.add(withdrawal["index"])
+        if entry[0] == 4:
+            withdrawal = json.loads(entry[1:])
+            (lost if withdrawal["kind"] == "lost" else erased).add(withdrawal["index"])
     votes = {index: entry for index, entry in enumerate(entries) if entry[0] == 1 and index not in lost}
     for entry in votes.values():
         law = entry[2:2 + entry[1]].decode()
@@ -167,7 +169,8 @@ def verify(folder, vkey, rows, totals):
             raise ValueError("the results are others")
     if rows is not None:
         found = [json.loads(line) for line in rows.splitlines()]
-        if {row["index"]: entry_of(row) for row in found} != votes or len({row["vote_hash"] for row in found}) != len(votes):
+        hidden = {index: entry[:-32] if index in erased else entry for index, entry in votes.items()}
+        if {row["index"]: entry_of(row) for row in found} != hidden or len({row["vote_hash"] for row in found}) != len(votes):
             raise ValueError("the rows are others")
     return {"size": size, "root": base64.b64encode(root).decode(), "laws": sums}
 
@@ -182,7 +185,7 @@ def main():
     text = [file and file.read_text() for file in (given.rows, given.totals)]
     try:
         print(json.dumps(verify(given.folder, given.vkey, *text)))
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except (ValueError, KeyError, IndexError, OSError, TypeError, struct.error) as error:
         print(json.dumps({"wrong": str(error)}))
         sys.exit(1)
 

@@ -42,7 +42,7 @@ impl Proof {
         }
         let extra = lines.next_if(|(_, line)| line.starts_with("extra "));
         let extra = extra.map(|(number, line)| {
-            let encoded = line.trim_start_matches("extra ");
+            let encoded = line.strip_prefix("extra ").unwrap_or_default();
             BASE64_STANDARD.decode(encoded).map_err(|_| ProofError::Line(number + 1))
         });
         let index = lines.next().and_then(|(_, line)| line.strip_prefix("index "));

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Findings;
-use super::folder::Folder;
-use super::walk::{Expected, Leaf, walk};
+use super::folder::{Folder, named};
+use super::walk::{Leaf, expect, walk};
+use crate::model::tlog::checkpoint::Checkpoint;
 use crate::model::tlog::entry::{Close, Entry, FORMAT, Opening, VoteEntry, Withdrawn};
 use crate::model::tlog::note::VerifierKey;
 use crate::model::tlog::policy::Signed;
@@ -94,6 +95,14 @@ impl Contents {
                 if self.close.is_some() {
                     findings.add(format_args!("entry {index}: the log is closed already"));
                 }
+                let Close { corrections, withdrawals, .. } = close;
+                if (corrections, withdrawals) != (self.corrections, self.withdrawals) {
+                    findings.add(format_args!(
+                        "entry {index}: it closes the log with {corrections} corrections and {withdrawals} \
+                         withdrawals, and before it there are {} and {}",
+                        self.corrections, self.withdrawals
+                    ));
+                }
                 self.close = Some(close);
             }
         }
@@ -121,33 +130,37 @@ impl Contents {
 /// findings, where that cannot be.
 pub(super) fn votes(
     folder: &Folder,
-    newest: &Signed,
-    boundaries: &BTreeSet<u64>,
+    newest: &Checkpoint,
+    kept: &BTreeMap<u64, Signed>,
     findings: &mut Findings,
     mut each: impl FnMut(u64, &VoteEntry, &Contents, &mut Findings),
 ) -> Option<Contents> {
-    let checkpoint = &newest.checkpoint;
     if !folder.is_opened() {
         findings.add(
             "tile/entries: the log's entries are not there; they are published after the close",
         );
         return None;
     }
-    let (mut contents, nothing) = (Contents::default(), BTreeMap::<u64, Vec<Expected>>::new());
-    let add = |leaf: &Leaf<'_>, findings: &mut Findings| {
-        contents.add(leaf, &checkpoint.origin, boundaries, findings);
+    let expected = expect(named(kept), newest, findings);
+    let (mut contents, boundaries) = (Contents::default(), kept.keys().copied().collect());
+    // Of the files alone, and of what the entries say.
+    let (mut files, mut said) = (Findings::default(), Findings::default());
+    let add = |leaf: &Leaf<'_>, _: &mut Findings| {
+        contents.add(leaf, &newest.origin, &boundaries, &mut said);
     };
-    if !walk(folder, checkpoint, &nothing, findings, add) {
+    let complete = walk(folder, newest, &expected, &mut files, add);
+    findings.append(files.clone());
+    findings.append(said);
+    if !complete {
         return None;
     }
-    // What is wrong with the files is found already. If they change meanwhile, the root does, too.
     let mut again = Findings::default();
     let vote = |leaf: &Leaf<'_>, _: &mut Findings| {
         if let Some(Entry::Vote(vote)) = leaf.entry.and_then(|entry| Entry::decode(entry).ok()) {
             each(leaf.index, &vote, &contents, findings);
         }
     };
-    if !walk(folder, checkpoint, &nothing, &mut again, vote) {
+    if !walk(folder, newest, &expected, &mut again, vote) || again != files {
         findings.add("the files of the log change while they are read");
         return None;
     }

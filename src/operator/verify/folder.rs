@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::{Findings, VerifyError, bytes};
+use crate::model::tlog::checkpoint::Checkpoint;
 use crate::model::tlog::note::Note;
 use crate::model::tlog::policy::{Policy, Signed};
 use crate::model::tlog::tree::{Hash, TILE_WIDTH, entries_path, tile_path};
@@ -103,6 +104,11 @@ impl Folder {
             .map_err(|error| format!("cannot read {path}: {error}"))?;
         Ok(content)
     }
+}
+
+/// Checkpoints that the log kept, with their files.
+pub(super) fn named(kept: &BTreeMap<u64, Signed>) -> impl Iterator<Item = (String, &Checkpoint)> {
+    kept.iter().map(|(size, signed)| (format!("checkpoints/{size}"), &signed.checkpoint))
 }
 
 /// The checkpoint in a file. A finding, and `None`, where no log of the policy signed it.

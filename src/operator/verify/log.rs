@@ -1,11 +1,10 @@
 //! `verify log`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::contents::Contents;
-use super::folder::{Folder, signed};
-use super::walk::{Expected, Leaf, walk};
+use super::folder::{Folder, named, signed};
+use super::walk::{Leaf, expect, walk};
 use super::{Findings, VerifyError};
 use crate::model::tlog::policy::{Policy, Signed};
 
@@ -32,53 +31,26 @@ pub fn log(dir: &Path, policy: &Policy, since: &[PathBuf]) -> Result<Log, Verify
     let (folder, mut findings) = (Folder::new(dir), Findings::default());
     let newest = folder.newest(policy, &mut findings)?;
     let kept = folder.checkpoints(policy, &mut findings)?;
-    let mut expected: BTreeMap<u64, Vec<Expected>> = BTreeMap::new();
-    let mut expect = |signed: Signed, source: String| {
-        let root = signed.checkpoint.root;
-        expected.entry(signed.checkpoint.size).or_default().push(Expected { root, source });
-    };
-    let boundaries: BTreeSet<u64> = kept.keys().copied().collect();
-    let mut result = Log {
-        newest,
-        kept: kept.len(),
-        since: 0,
-        opened: folder.is_opened(),
-        findings: Findings::default(),
-    };
-    for (size, signed) in kept {
-        expect(signed, format!("checkpoints/{size}"));
-    }
+    let mut earlier = Vec::new();
     for path in since {
-        let Some(earlier) = signed(path, policy, &mut findings)? else { continue };
-        let ours = result.newest.as_ref().map(|newest| &newest.checkpoint.origin);
-        if ours.is_some_and(|origin| *origin != earlier.checkpoint.origin) {
-            let origin = &earlier.checkpoint.origin;
-            findings.add(format_args!("{}: it is of another log, {origin}", path.display()));
-            continue;
+        if let Some(signed) = signed(path, policy, &mut findings)? {
+            earlier.push((path.display().to_string(), signed.checkpoint));
         }
-        result.since += 1;
-        expect(earlier, path.display().to_string());
     }
-    if let Some(newest) = &result.newest {
-        let size = newest.checkpoint.size;
-        if !boundaries.contains(&size) {
+    if let Some(newest) = newest.as_ref().map(|newest| &newest.checkpoint) {
+        if !kept.contains_key(&newest.size) {
             findings.add(format_args!(
-                "checkpoints/{size}: it is not there, and each one ends a segment"
+                "checkpoints/{}: it is not there, and each one ends a segment",
+                newest.size
             ));
         }
-        for (beyond, longer) in expected.range(size + 1..) {
-            for Expected { source, .. } in longer {
-                findings.add(format_args!(
-                    "{source}: the log had {beyond} entries, and its newest checkpoint has {size}"
-                ));
-            }
-        }
-        let mut contents = Contents::default();
+        let earlier = earlier.iter().map(|(source, checkpoint)| (source.clone(), checkpoint));
+        let expected = expect(named(&kept).chain(earlier), newest, &mut findings);
+        let (mut contents, boundaries) = (Contents::default(), kept.keys().copied().collect());
         let each = |leaf: &Leaf<'_>, findings: &mut Findings| {
-            contents.add(leaf, &newest.checkpoint.origin, &boundaries, findings);
+            contents.add(leaf, &newest.origin, &boundaries, findings);
         };
-        walk(&folder, &newest.checkpoint, &expected, &mut findings, each);
+        walk(&folder, newest, &expected, &mut findings, each);
     }
-    result.findings = findings;
-    Ok(result)
+    Ok(Log { newest, kept: kept.len(), since: earlier.len(), opened: folder.is_opened(), findings })
 }

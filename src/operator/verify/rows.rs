@@ -100,13 +100,12 @@ pub fn rows(
         rows: Rows { rows: 0, erased: 0, timed: 0, findings: Findings::default() },
     };
     if let Some(newest) = folder.newest(policy, &mut findings)? {
-        let checkpoints = folder.checkpoints(policy, &mut findings)?;
-        let boundaries: BTreeSet<u64> = checkpoints.keys().copied().collect();
-        verified.times = times(checkpoints.values().chain([&newest]));
+        let kept = folder.checkpoints(policy, &mut findings)?;
+        verified.times = times(kept.values().chain([&newest]).filter(|signed| signed.quorum));
         let contents = votes(
             &folder,
-            &newest,
-            &boundaries,
+            &newest.checkpoint,
+            &kept,
             &mut findings,
             |index, vote, contents, findings| {
                 verified.entry(index, vote, contents.withdrawn.get(&index).copied(), findings);
@@ -145,7 +144,7 @@ impl Verified {
         self.ahead.take().or_else(|| self.export.row(findings))
     }
 
-    /// An entry, for which a row has to be there unless it is withdrawn.
+    /// An entry, for which a row has to be there unless it is lost.
     fn entry(
         &mut self,
         index: u64,
@@ -163,7 +162,7 @@ impl Verified {
             }
             stray(&line, findings);
         }
-        if withdrawn.is_none() {
+        if withdrawn != Some(Withdrawn::Lost) {
             findings.add(format_args!("entry {index}: no row is exported for it"));
         }
     }
@@ -186,6 +185,10 @@ impl Verified {
                 findings.add(format_args!(
                     "entry {index}: its row has no citizen_id, and no entry erases it"
                 ));
+            }
+            // Without the citizen_id the commitment cannot be opened.
+            if (row.law_id.as_str(), row.choice.as_str()) != (&*vote.law_id, vote.choice.as_str()) {
+                findings.add(format_args!("entry {index}: its row is not the one that was sealed"));
             }
             self.rows.erased += 1;
             return;

@@ -11,7 +11,7 @@ use super::{Findings, VerifyError, text};
 use crate::model::tlog::entry::Counts;
 use crate::model::tlog::policy::Policy;
 
-/// What a log's votes come to.
+/// The sums of a log's votes.
 #[derive(Debug)]
 pub struct Sums {
     /// By law, without lost votes; `None` where the log cannot be read.
@@ -47,10 +47,10 @@ pub fn sums(dir: &Path, policy: &Policy, totals: &Path) -> Result<Sums, VerifyEr
     let Some(newest) = folder.newest(policy, &mut findings)? else {
         return Ok(Sums { laws: None, closed: false, findings });
     };
-    let boundaries = folder.checkpoints(policy, &mut findings)?.into_keys().collect();
+    let kept = folder.checkpoints(policy, &mut findings)?;
     let mut laws: BTreeMap<String, Counts> = BTreeMap::new();
     let contents =
-        votes(&folder, &newest, &boundaries, &mut findings, |index, vote, contents, _| {
+        votes(&folder, &newest.checkpoint, &kept, &mut findings, |index, vote, contents, _| {
             if contents.counts(index) {
                 *laws.entry(vote.law_id.clone()).or_default().of(vote.choice) += 1;
             }

@@ -23,6 +23,28 @@ pub(super) struct Expected {
     pub source: String,
 }
 
+/// What checkpoints require of the tree below `newest`. Those of another log, and those that are longer, are findings.
+pub(super) fn expect<'a>(
+    checkpoints: impl IntoIterator<Item = (String, &'a Checkpoint)>,
+    newest: &Checkpoint,
+    findings: &mut Findings,
+) -> BTreeMap<u64, Vec<Expected>> {
+    let mut expected = BTreeMap::<u64, Vec<Expected>>::new();
+    for (source, Checkpoint { origin, size, root }) in checkpoints {
+        if *origin != newest.origin {
+            findings.add(format_args!("{source}: it is of another log, {origin}"));
+        } else if *size > newest.size {
+            findings.add(format_args!(
+                "{source}: the log had {size} entries, and its newest checkpoint has {}",
+                newest.size
+            ));
+        } else {
+            expected.entry(*size).or_default().push(Expected { root: *root, source });
+        }
+    }
+    expected
+}
+
 /// Reads all leaves below `newest` and recomputes its tree: the root, those of `expected` checkpoints by their sizes, and
 /// every tile. Gives each leaf to `each`. Whether all of them could be read and lead to the root.
 pub(super) fn walk(

@@ -113,7 +113,9 @@ impl Written {
         counted
             .for_each(|(_, row)| *laws.entry(row.law_id.clone()).or_default().of(row.choice) += 1);
         let rows = laws.values().map(|law| law.oui + law.non).sum();
-        let withdrawals = lost.len() as u64;
+        let is_withdrawal =
+            |entry: &&Vec<u8>| matches!(Entry::decode(entry), Ok(Entry::Withdrawal(_)));
+        let withdrawals = self.entries.iter().filter(is_withdrawal).count() as u64;
         let close = Close { rows, laws, corrections: 0, withdrawals };
         self.segment(&[], &[Entry::Close(close)], 3_600);
     }
