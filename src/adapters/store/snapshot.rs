@@ -15,7 +15,8 @@ use crate::model::publication::{Published, PublishedChange};
 use crate::model::results::LawResult;
 use crate::platform::config::Config;
 
-const MOMENT: &str = "SELECT now(), pg_is_in_recovery()";
+/// This statement takes the snapshot; `now()` would be the transaction's start, when less was committed.
+const MOMENT: &str = "SELECT clock_timestamp(), pg_is_in_recovery()";
 const RESULTS: &str = include_str!("snapshot_results.sql");
 const CORRECTIONS: &str = "SELECT * FROM published_corrections ORDER BY id";
 const HISTORY: &str = include_str!("snapshot_history.sql");
@@ -96,11 +97,14 @@ async fn snapshot(
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     let mut transaction = connection.begin_with(begin).await?;
     let moment = sqlx::query_as(MOMENT).fetch_one(&mut *transaction);
-    let (as_of, is_standby) = moment.await?;
+    let (as_of, is_standby): (OffsetDateTime, _) = moment.await?;
     if is_standby {
         return Ok(None);
     }
     let published = published(&mut transaction).await?;
+    // The views look at the clock once more: the opening may have come in between.
+    let opened = published.as_ref().filter(|it| it.is_public()).map(|it| it.not_before);
+    let as_of = opened.map_or(as_of, |opened| as_of.max(opened));
     let mut history: Vec<PublishedChange> =
         sqlx::query_as(HISTORY).fetch_all(&mut *transaction).await?;
     history.reverse();

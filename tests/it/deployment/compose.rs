@@ -163,13 +163,16 @@ async fn the_boards_login_reads_what_is_published_and_nothing_else() {
     assert!(text(&board["ports"][0]).ends_with(&format!(":{port}")), "only the public port");
     assert_eq!(list(&board["ports"]).count(), 1);
 
-    // Roles belong to a whole server: this one's is of this test alone.
-    let servers = Servers::private("composeboard");
-    let stage = Stage::migrated(&servers, "composeboard").await;
+    let stage = Stage::migrated(Servers::shared(), "composeboard").await;
     let files = Files::new("composeboard");
     let secret = files.write("password", "of the 'board'\n");
-    let login =
-        read("deploy/postgres/board-login.sql").replace("/run/secrets/board_password", &secret);
+    let login = read("deploy/postgres/board-login.sql");
+    let mut login = login.replace("/run/secrets/board_password", &secret);
+    // Roles belong to a whole server, which other tests use.
+    let user = format!("composed_{}", text(&board["environment"]["POSTGRES_USER"]));
+    for (before, after) in [("ROLE ", ""), ("TO ", ""), ("'", "'")] {
+        login = login.replace(&format!("{before}board{after}"), &format!("{before}{user}{after}"));
+    }
     let login = files.write("login.sql", login);
     let entrypoint = text(&services["roles"]["entrypoint"][2]);
     assert!(entrypoint.contains("--file=/roles.sql --file=/board-login.sql"), "{entrypoint}");
@@ -177,8 +180,7 @@ async fn the_boards_login_reads_what_is_published_and_nothing_else() {
         stage.grant_roles();
         stage.psql(&["-f", &login]);
     }
-    let user = text(&board["environment"]["POSTGRES_USER"]);
-    let settings = [("POSTGRES_USER", user), ("POSTGRES_PASSWORD", "of the 'board'")];
+    let settings = [("POSTGRES_USER", &*user), ("POSTGRES_PASSWORD", "of the 'board'")];
     let folder = Files::new("composeboard");
     let arguments = ["board", "--out", &folder.path()];
     let service =

@@ -82,7 +82,7 @@ fn the_times_and_names_of_the_units_are_those_of_the_service() {
         assert!(manifest.contains(&format!("\"/etc/default/{default}\"")), "a conffile");
     }
     assert!(manifest.contains("[\"pipeline.toml\", \"etc/vote-aggregator/\""));
-    assert!(manifest.contains("unit-name = \"vote-aggregator-board\""));
+    assert!(manifest.contains(&format!("[\"{BOARD}\", \"usr/lib/systemd/system/\"")));
     // Counting comes first, and what is public is another account's than what counts.
     assert_eq!((&*value(BOARD, "CPUWeight"), &*value(BOARD, "Nice")), ("20", "10"));
     assert_ne!(value(BOARD, "User"), value(UNIT, "User"));
