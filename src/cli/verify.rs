@@ -54,7 +54,7 @@ struct LogArguments {
     dir: PathBuf,
     #[command(flatten)]
     common: Common,
-    /// A checkpoint that somebody kept: the log has to begin with what it had then
+    /// A checkpoint that was kept elsewhere: the log has to begin with what it had then
     #[arg(long, value_name = "FILE")]
     since: Vec<PathBuf>,
 }

@@ -199,7 +199,7 @@ fn rows_that_were_removed_added_or_repeated_are_found() {
         "law_id": "law-001", "choice": "oui", "timestamp": 0, "recorded_at": 0, "nonce": "00".repeat(32)})))
     .rows()
     .finds("a row is exported for entry 900");
-    with_rows(|rows| rows[3] = "no row".into()).rows().finds("line 4 is no row of an export");
+    with_rows(|rows| rows[3] = "no row".into()).rows().finds("line 4 is not a row of an export");
 
     let mut log = Written::open(1);
     log.segment(&[row(1, 60)], &[], 70);
@@ -299,7 +299,7 @@ fn entries_out_of_order_and_votes_after_the_close_are_found() {
     let mut log = Written::open(1);
     let lost = Withdrawal { index: 0, kind: Withdrawn::Lost, reason: "test".into() };
     log.segment(&[row(1, 60)], &[Entry::Withdrawal(lost)], 70);
-    Export::of(&log.export()).log().finds("it withdraws entry 0, which is no vote");
+    Export::of(&log.export()).log().finds("it withdraws entry 0, which is not a vote");
 
     // Two segments become one, whose votes are not in order.
     let mut files = Written::closed().export();

@@ -120,7 +120,7 @@ pub struct Counts {
     pub non: u64,
 }
 
-/// Bytes that are no entry of this format.
+/// Bytes that are not an entry of this format.
 #[derive(Debug, thiserror::Error)]
 pub enum BadEntry {
     #[error("it is empty")]

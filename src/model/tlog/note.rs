@@ -58,7 +58,7 @@ pub struct SignerKey {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoteError {
-    #[error("it is no signed note: {0}")]
+    #[error("not a signed note: {0}")]
     Malformed(&'static str),
     #[error("the signature of {name} is wrong")]
     Forged { name: String },

@@ -156,7 +156,7 @@ impl Policy {
     /// The checkpoint of a note that a trusted log signed under the log's name, and who witnessed it.
     ///
     /// # Errors
-    /// [`Unsigned`]; also for a forged signature of a known key. A quorum that is missing is none.
+    /// [`Unsigned`]; also for a forged signature of a known key. A missing quorum is not an error.
     pub fn read(&self, note: &Note) -> Result<Signed, Unsigned> {
         let checkpoint = Checkpoint::parse(note.text())?;
         let mut signed = false;

@@ -21,9 +21,9 @@ pub(super) struct Contents {
     pub withdrawn: BTreeMap<u64, Withdrawn>,
     pub withdrawals: u64,
     pub close: Option<Close>,
-    /// Entries that are no votes, which are few.
+    /// Entries other than votes, which are few.
     others: BTreeSet<u64>,
-    /// Within the segment that is read: the vote before, and whether an entry that is no vote was there.
+    /// Within the segment that is read: the vote before, and whether another entry followed.
     last: Option<Hash>,
     ended: bool,
 }
@@ -83,7 +83,7 @@ impl Contents {
                 });
                 if !is_vote || again {
                     findings.add(format_args!(
-                        "entry {index}: it withdraws entry {}, which is no vote or is withdrawn",
+                        "entry {index}: it withdraws entry {}, which is not a vote or was withdrawn already",
                         withdrawal.index
                     ));
                 } else {

@@ -44,7 +44,7 @@ enum Extra {
 /// Verifies that an entry is in a log.
 ///
 /// # Errors
-/// [`VerifyError`]: a file that cannot be read or is no proof.
+/// [`VerifyError`]: a file that cannot be read or is not a proof.
 pub fn proof(path: &Path, policy: &Policy) -> Result<Proven, VerifyError> {
     let input = |problem: String| VerifyError::Input { path: path.to_owned(), problem };
     let proof = Proof::parse(&text(path)?).map_err(|error| input(error.to_string()))?;

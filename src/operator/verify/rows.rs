@@ -243,7 +243,7 @@ impl Verified {
 
 fn stray(line: &Line, findings: &mut Findings) {
     findings.add(format_args!(
-        "a row is exported for entry {}, which is no vote, or has a row already",
+        "a row is exported for entry {}, which is not a vote, or has a row already",
         line.index
     ));
 }
@@ -260,7 +260,7 @@ fn read_register(path: &Path) -> Result<BTreeSet<[u8; 16]>, VerifyError> {
             Some("") => {}
             Some(citizen) => drop(register.insert(digest(citizen))),
             None => {
-                let problem = format!("line {} is no citizen_id", lines.number);
+                let problem = format!("line {} is not a citizen_id", lines.number);
                 return Err(VerifyError::Input { path: path.to_owned(), problem });
             }
         }
@@ -314,7 +314,7 @@ impl Lines {
             match line.and_then(|line| serde_json::from_str(&line).ok()) {
                 Some(row) => return Some(row),
                 None => findings.add(format_args!(
-                    "{}: line {} is no row of an export",
+                    "{}: line {} is not a row of an export",
                     self.path.display(),
                     self.number
                 )),

@@ -13,7 +13,7 @@ use crate::model::tlog::tree::{Frontier, Hash, TILE_WIDTH, leaf_hash};
 pub(super) struct Leaf<'a> {
     pub index: u64,
     pub hash: Hash,
-    /// Its content, which has this hash; `None` where the log is not opened, or the content is not its.
+    /// Its content, which has this hash; `None` where the log is not opened, or the content has another hash.
     pub entry: Option<&'a [u8]>,
 }
 
