@@ -96,7 +96,7 @@ impl QueueWatch {
     /// Looks at the queue alone, whenever it is called; all zero where there is none.
     ///
     /// # Errors
-    /// As [`QueueWatch::look`].
+    /// As [`QueueWatch::poll`].
     pub async fn status(&mut self) -> Result<QueueStatus, OpenError> {
         let (connection, config) = self.connected().await?;
         let status = match topology::status(&connection, &config.queue).await {

@@ -12,7 +12,7 @@ use super::{ServerVersion, arguments, management};
 use crate::model::ports::OpenError;
 use crate::platform::config::RabbitMq as Config;
 
-/// What [`look`] found; `None` for what it did not reach.
+/// What [`inspect`] found; `None` for what it did not reach.
 #[derive(Debug, Default)]
 pub struct BrokerFacts {
     /// Which RabbitMQ it is, if it is one.

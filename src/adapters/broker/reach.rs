@@ -16,7 +16,7 @@ use crate::model::ports::BrokerError;
 use crate::platform::config::RabbitMq as Config;
 
 /// How often a session looks at its queue while nothing is delivered.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const ASK_EVERY: Duration = Duration::from_secs(10);
 /// How long a queue may be out of reach: an election, or a node that restarts, takes seconds.
 const OUT_OF_REACH_FOR: Duration = Duration::from_secs(30);
 
@@ -78,7 +78,7 @@ where
     // Since when no look has reached it.
     let mut since = None;
     loop {
-        sleep(LOOK_EVERY).await;
+        sleep(ASK_EVERY).await;
         if delivered.swap(false, Ordering::Relaxed) {
             since = None;
             continue;

@@ -20,7 +20,7 @@ use Severity::{Error, Warning};
 /// Clocks further apart than this make latencies and time stamps hard to believe.
 const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(5);
 
-/// Checks the database that `config` names, as [`look`] does; `limit` bounds the rehearsal of pending
+/// Checks the database that `config` names, as [`inspect`] does; `limit` bounds the rehearsal of pending
 /// migrations.
 pub async fn database(config: &Config, limit: Duration) -> Report {
     let (facts, others) = tokio::join!(inspect(config, limit), addresses::postgres(config));
