@@ -334,14 +334,19 @@ impl Servers {
 
     async fn healthy(&self, queue: &str) -> Result<()> {
         let primary = self.find_primary().await.ok_or("no primary")?;
-        let cluster = self.cluster(primary).await?;
-        let standbys = cluster["members"].as_array().into_iter().flatten().filter(|member| {
-            // Asynchronous ones are "replica".
-            matches!(member["role"].as_str(), Some("quorum_standby" | "replica"))
-                && member["state"] == "streaming"
-        });
-        if standbys.count() != 2 {
-            return Err(cluster.to_string().into());
+        let (_, config) = get(&address(primary), 8008, "/config").await?;
+        let is_synchronous =
+            serde_json::from_str::<Value>(&config)?["synchronous_mode"] == "quorum";
+        let role = if is_synchronous { "quorum_standby" } else { "replica" };
+        for host in HOSTS {
+            // By what each host sees: a standby promotes itself only if its Patroni knows it as a synchronous one.
+            let cluster = self.cluster(host).await?;
+            let members = cluster["members"].as_array().into_iter().flatten();
+            let standbys =
+                members.filter(|member| member["role"] == role && member["state"] == "streaming");
+            if standbys.count() != 2 {
+                return Err(format!("host {host}: {cluster}").into());
+            }
         }
         for host in HOSTS {
             timeout(ANSWER_WITHIN, self.queue_on(host, queue)).await??;
