@@ -144,26 +144,78 @@ async fn the_migration_grants_what_counting_needs() {
 
 /// The owner of the audit is not always the owner of what is added later.
 #[tokio::test]
-async fn the_migration_grants_it_to_each_role_that_may_insert_votes() {
+async fn migrations_grant_what_counting_needs_to_each_role_that_may_insert_votes() {
     let stage = Stage::with_roles(Servers::shared(), "batches_grants").await;
     let (owner, inserting) = (stage.role("owner", "").await, stage.role("columns", "").await);
+    let migrations = concat!(
+        include_str!("../../migrations/0004_cell.sql"),
+        include_str!("../../migrations/0006_count_batch.sql")
+    );
     stage
         .execute(&format!(
-            "DROP TABLE count_batch;
+            "DROP TABLE count_batch, vote_cell;
+             GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {owner};
              ALTER TABLE vote_audit OWNER TO {owner};
-             GRANT INSERT (vote_hash, citizen_id, law_id, choice, timestamp) ON vote_audit TO {inserting}"
+             GRANT INSERT (vote_hash, citizen_id, law_id, choice, timestamp) ON vote_audit TO {inserting};
+             {migrations}"
         ))
         .await;
-    stage.execute(include_str!("../../migrations/0006_count_batch.sql")).await;
     let granted = "SELECT count(*) FROM pg_roles
                    WHERE (rolname LIKE 'owner_batches_grants%' OR rolname LIKE 'columns_batches_grants%')
-                     AND has_table_privilege(oid, 'count_batch', 'INSERT')";
+                     AND has_table_privilege(oid, 'count_batch', 'INSERT')
+                     AND has_table_privilege(oid, 'vote_cell', 'SELECT')";
     assert_eq!(stage.number(granted).await, 2);
-    let others = "SELECT has_table_privilege('vote_auditor', 'count_batch', 'INSERT')::int::int8";
+    let store = stage.prepare(&login(&owner)).await.expect("enough");
+    assert_eq!(count(&store, &votes(0, 10), Insert::OnConflict).await, 10);
+
+    let others = "SELECT has_table_privilege('vote_auditor', 'count_batch', 'INSERT')::int
+                       + has_table_privilege('vote_auditor', 'vote_cell', 'SELECT')::int::int8";
     assert_eq!(stage.number(others).await, 0);
-    stage.execute("GRANT INSERT ON vote_audit TO PUBLIC; DROP TABLE count_batch").await;
-    stage.execute(include_str!("../../migrations/0006_count_batch.sql")).await;
-    assert_eq!(stage.number(others).await, 1);
+    stage
+        .execute(&format!(
+            "GRANT INSERT ON vote_audit TO PUBLIC; DROP TABLE count_batch, vote_cell; {migrations}"
+        ))
+        .await;
+    assert_eq!(stage.number(others).await, 2);
+}
+
+const TRIGGER: &str = "
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN IF NEW.row_count > 10 THEN RAISE 'not today'; END IF; RETURN NEW; END $$;
+    CREATE TRIGGER refuses BEFORE INSERT ON count_batch FOR EACH ROW EXECUTE FUNCTION refuse()";
+
+/// The error of a trigger names no table.
+#[tokio::test]
+async fn a_start_with_triggers_on_it_is_refused() {
+    let stage = Stage::migrated(Servers::shared(), "batches_trigger").await;
+    stage.execute(TRIGGER).await;
+    let refused = stage.prepare(&[]).await.err().expect("a trigger").to_string();
+    assert!(refused.contains("triggers on table count_batch (refuses)"), "{refused}");
+    stage.execute("ALTER TABLE count_batch DISABLE TRIGGER refuses").await;
+    stage.prepare(&[]).await.expect("it is disabled");
+}
+
+/// What is added while an instance counts gets no vote dead-lettered either, and counting goes on without it.
+#[tokio::test]
+async fn counting_pauses_while_a_batch_is_refused() {
+    const CONSTRAINT: &str = "ALTER TABLE count_batch ADD CONSTRAINT small CHECK (row_count <= 10)";
+    for (name, refuse, allow, reason) in [
+        ("check", CONSTRAINT, "ALTER TABLE count_batch DROP CONSTRAINT small", "constraint small"),
+        ("trigger", TRIGGER, "DROP TRIGGER refuses ON count_batch", "count_batch (refuses)"),
+    ] {
+        let (stage, service) = Stage::started(&format!("batches_{name}"), &[]).await;
+        stage.execute(refuse).await;
+        let all = stage.publish_new(0, 200).await;
+        service.until_logged("consuming stops until a write succeeds").await;
+        assert!(service.logged(reason) > 0, "{}", service.log());
+        service.until_not_ready().await;
+        assert_eq!(stage.number(BATCHES).await, 0);
+        stage.execute(allow).await;
+        stage.until_counted(all.len()).await;
+        service.until_ready().await;
+        stage.finish([service], &all).await;
+        assert_eq!(stage.ready(&stage.dead_letter_queue()).await, Some(0));
+    }
 }
 
 /// No vote is at fault: none is isolated and dead-lettered for it.

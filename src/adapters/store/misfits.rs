@@ -3,9 +3,10 @@
 use sqlx::postgres::PgConnection;
 use sqlx::{FromRow, raw_sql};
 
-use crate::model::ports::Fault;
+use crate::model::ports::{Class, Fault};
 
 const MISFITS: &str = include_str!("misfits.sql");
+const BATCH_TRIGGERS: &str = include_str!("batch_triggers.sql");
 
 /// What is wrong with columns and keys, by the catalogue. Names only, and no value of any row.
 #[derive(Debug, Default)]
@@ -54,6 +55,18 @@ impl Misfits {
         );
         Some((meaning, remedy))
     }
+}
+
+/// Why counting pauses while `count_batch` has triggers that fire on INSERT. The error of one names no table
+/// (P0001, say), so that it looks like the refusal of a vote; and a batch, which holds nothing of a vote, must
+/// get none dead-lettered.
+pub(super) async fn batch_triggers(connection: &mut PgConnection) -> Result<Option<Fault>, Fault> {
+    let names: String = sqlx::query_scalar(BATCH_TRIGGERS).fetch_one(connection).await?;
+    let message = format!(
+        "triggers on table count_batch ({names}) could refuse valid votes: DROP TRIGGER, or ALTER TABLE \
+         count_batch DISABLE TRIGGER"
+    );
+    Ok((!names.is_empty()).then(|| Fault::new(Class::Pause, message)))
 }
 
 /// `fault` with the columns that explain it, if tables can be its cause. PostgreSQL names no column where

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::Totals;
 use super::columns::DedupedBatch;
 use super::connection::Lease;
-use super::misfits::explained;
+use super::misfits::{batch_triggers, explained};
 use crate::model::ports::{Class, Counted, Fault, Insert, LawCount, Votes};
 use crate::model::vote::{Choice, MAX_CITIZEN_ID, MAX_LAW_ID, Vote};
 
@@ -49,13 +49,18 @@ pub(super) async fn count(pool: &PgPool, votes: &Votes) -> Result<Counted, Fault
         Err(fault) => {
             // Kept where the batch is tried again at once, since bisecting would open many. Otherwise
             // replaced: a prepared statement, for example, may no longer fit the tables.
-            if matches!(fault.class, Class::Isolate | Class::Split | Class::Retry)
-                && fault.sqlstate.is_some()
-                && run(lease.connection(), "ROLLBACK").await.is_ok()
+            if !matches!(fault.class, Class::Isolate | Class::Split | Class::Retry)
+                || fault.sqlstate.is_none()
+                || run(lease.connection(), "ROLLBACK").await.is_err()
             {
-                lease.release();
+                return Err(fault);
             }
-            Err(fault)
+            let by_trigger = match fault.class {
+                Class::Isolate => batch_triggers(lease.connection()).await?,
+                _ => None,
+            };
+            lease.release();
+            Err(by_trigger.unwrap_or(fault))
         }
     }
 }
@@ -71,7 +76,7 @@ pub(super) enum Rehearsed {
 
 /// Counts two made-up votes of one hash, each field as long as it may be, the way a batch is
 /// counted, and rolls back. Succeeds when the database takes writes: tables, columns, keys, grants and a
-/// writable disk are all there.
+/// writable disk are all there, and `count_batch` has no triggers.
 pub(super) async fn rehearse(connection: &mut PgConnection) -> Result<Rehearsed, Fault> {
     run(connection, BEGIN).await?;
     let rehearsed = rehearse_in_transaction(connection).await;
@@ -92,6 +97,9 @@ pub(super) async fn rehearse_in_transaction(
     };
     let citizen_id = format!("{:c<MAX_CITIZEN_ID$}", "probe-second").into();
     let second = Vote { citizen_id, ..first.clone() };
+    if let Some(fault) = batch_triggers(connection).await? {
+        return Err(fault);
+    }
     run(connection, "SAVEPOINT rehearsal").await?;
     let counted = count_batch(connection, &DedupedBatch::of(&[first, second])).await;
     let undone = run(connection, "ROLLBACK TO SAVEPOINT rehearsal").await;
