@@ -116,13 +116,21 @@ impl Report {
         )
     }
 
-    /// Every check; one that failed begins with `FAILED`.
+    /// Every check; one that failed begins with `FAILED`. Then what RabbitMQ did that none of them is about.
     pub fn verdicts(&self) -> String {
         let line = |verdict: &Verdict| {
             let word = if verdict.held { "holds" } else { "FAILED" };
             format!("{word} {}: {}", verdict.name, verdict.detail)
         };
-        self.verdicts.iter().map(line).collect::<Vec<_>>().join("\n")
+        let stale = self.censuses.iter().filter_map(|census| {
+            let consumers = census.stale_consumers.as_ref()?.trim();
+            Some(format!(
+                "RabbitMQ kept a consumer without a connection, after {}: {consumers}; it was gone once the \
+                 queue had another leader",
+                census.after
+            ))
+        });
+        self.verdicts.iter().map(line).chain(stale).collect::<Vec<_>>().join("\n")
     }
 }
 
