@@ -9,7 +9,7 @@ CREATE TABLE IF NOT EXISTS result_publications (
     set_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     set_by         text        NOT NULL DEFAULT session_user,
     state          text        NOT NULL CHECK (state IN ('withheld', 'counting', 'provisional', 'final')),
-    not_before     timestamptz NOT NULL CHECK (not_before < timestamptz '9999-01-01 00:00+00'),
+    not_before     timestamptz NOT NULL CHECK (not_before BETWEEN timestamptz '1970-01-01 00:00+00' AND timestamptz '9999-01-01 00:00+00'),
     reason         text        NOT NULL CHECK (reason <> ''),
     test           boolean     NOT NULL,
     results_sha256 bytea       CHECK ((results_sha256 IS NOT NULL) = (state = 'final')),
@@ -62,15 +62,17 @@ FROM published_state AS p, result_corrections AS c
 WHERE p.state IN ('counting', 'provisional')
    OR (p.state = 'final' AND c.corrected_at <= p.set_at);
 
--- Every publication, without who made it. Nothing before the time. The hash of a frozen copy only while results are
--- public, and not before the copy's own time: it may tell results.
+-- Every publication, without who made it. Nothing before the time. The reason, and the hash of a frozen copy, only while
+-- results are public, and not before the row's own time: both may tell results. The last row says why it is withheld.
 CREATE OR REPLACE VIEW published_history WITH (security_barrier) AS
-SELECT h.id, h.set_at, h.state, h.not_before, h.reason,
-       CASE
-           WHEN p.state IN ('counting', 'provisional', 'final') AND now() >= h.not_before THEN h.results_sha256
-       END AS results_sha256
-FROM published_state AS p, result_publications AS h
-WHERE p.state <> 'embargoed';
+SELECT h.id, h.set_at, h.state, h.not_before,
+       CASE WHEN h.shown OR h.id = h.last THEN h.reason END AS reason,
+       CASE WHEN h.shown THEN h.results_sha256 END AS results_sha256
+FROM (
+    SELECT r.*, p.id AS last, p.state IN ('counting', 'provisional', 'final') AND now() >= r.not_before AS shown
+    FROM published_state AS p, result_publications AS r
+    WHERE p.state <> 'embargoed'
+) AS h;
 
 -- The frozen copies of those publications whose hash is shown above.
 CREATE OR REPLACE VIEW published_finals WITH (security_barrier) AS

@@ -103,7 +103,8 @@ pub struct PublishedChange {
     pub set_at: OffsetDateTime,
     pub state: State,
     pub not_before: OffsetDateTime,
-    pub reason: String,
+    /// `None` while it may tell results.
+    pub reason: Option<String>,
     /// Of a frozen copy that is public, in hexadecimal digits.
     pub sha256: Option<String>,
 }

@@ -9,6 +9,7 @@ use std::cmp::{Ordering, Reverse};
 use std::fmt::Write;
 
 use indicatif::HumanCount;
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 pub use self::formats::{csv, field, json, looks_like_a_value};
@@ -122,6 +123,16 @@ pub fn printable(text: &str) -> String {
         }
     }
     shown
+}
+
+/// The SHA-256 of a frozen copy, in hexadecimal digits: of the lines `law_id,oui,non`, sorted bytewise, as
+/// publish_final.sql computes it.
+pub fn results_sha256(laws: &[LawResult]) -> String {
+    let line = |law: &LawResult| format!("{},{},{}\n", law.law_id, law.oui, law.non);
+    let mut laws = Vec::from_iter(laws);
+    laws.sort_by(|one, other| one.law_id.cmp(&other.law_id));
+    let hash = Sha256::digest(laws.into_iter().map(line).collect::<String>());
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// 1234567 as `1,234,567`.

@@ -166,14 +166,15 @@ fn by_id(laws: &[LawResult]) -> BTreeMap<&str, &LawResult> {
     laws.iter().map(|law| (law.law_id.as_str(), law)).collect()
 }
 
-/// Whether a count that is shown went down, or its law is gone, and no new correction says so.
+/// Whether a count is less than what is shown, or than what the last new correction made of it, or its law is
+/// gone.
 fn decreased(shown: &Snapshot, read: &Snapshot) -> bool {
     let corrected = &read.corrections[shown.corrections.len().min(read.corrections.len())..];
     let now = by_id(&read.laws);
     shown.laws.iter().any(|law| {
-        let less =
-            now.get(law.law_id.as_str()).is_none_or(|now| now.oui < law.oui || now.non < law.non);
-        less && !corrected.iter().any(|it| it.law_id == law.law_id)
+        let correction = corrected.iter().rfind(|it| it.law_id == law.law_id);
+        let (oui, non) = correction.map_or((law.oui, law.non), |it| (it.oui_after, it.non_after));
+        now.get(law.law_id.as_str()).is_none_or(|now| now.oui < oui || now.non < non)
     })
 }
 

@@ -162,6 +162,12 @@ async fn a_final_copy_is_served_beside_what_follows_and_disappears_when_all_is_w
     assert_eq!((&object["unlisted"]["laws"], &object["publication"]["id"]), (&json!(3), &json!(2)));
     board.service.until_logged("that --laws does not list").await;
 
+    // A publisher may add rows to a copy: those are not what was published.
+    stage.execute("INSERT INTO certified_results VALUES (2, 'law-late', 1, 1)").await;
+    board.service.until_logged("a frozen copy (certified_results) was changed").await;
+    assert_eq!(board.json().expect("written")["unlisted"]["laws"], 3);
+    stage.execute("DELETE FROM certified_results WHERE law_id = 'law-late'").await;
+
     publication(&["set", "provisional", "--reason", "a recount", "--yes"]).await;
     stage.store().await.count(Votes::new(votes(50, 50))).await.expect("counted");
     board.until("provisional", |json| json["publication"]["state"] == "provisional").await;
@@ -169,8 +175,15 @@ async fn a_final_copy_is_served_beside_what_follows_and_disappears_when_all_is_w
     let history = &board.all()["history.json"];
     assert!(history.contains("decision 7") && !history.contains(&official), "{history}");
 
+    // Whatever else is the matter.
+    let tables = "vote_results, certified_results, result_corrections, vote_audit";
+    let locked = stage.hold(&format!("LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")).await;
     publication(&["withhold", "two laws were exchanged"]).await;
+    board.until("withheld", |json| json["publication"]["state"] == "withheld").await;
     eventually("removed", async || !copy.exists()).await;
+    let all = board.all();
+    assert!(all.values().all(|content| !content.contains("decision 7")), "{all:?}");
+    drop(locked);
     board.service.stop().await;
 }
 

@@ -163,7 +163,7 @@ async fn two_versions_of_equal_length_within_a_second_never_share_an_etag() {
     let url = format!("{}/results.csv", nginx.url);
     let mut seen: Vec<(String, &str)> = Vec::new();
     for version in ["11111", "22222", "33333"] {
-        folder.write(&[file("results.csv", version)]).expect("written");
+        folder.write(&[file("results.csv", version)], true).expect("written");
         let newest = get(&url).await;
         assert_eq!(newest.body, version);
         for (etag, old) in &seen {

@@ -56,7 +56,9 @@ async fn public(stage: &Stage<'_>) -> String {
 async fn insert(stage: &Stage<'_>, state: &str, not_before: &str, sha256: &str) {
     let insert = format!(
         "INSERT INTO result_publications (follows, set_at, state, not_before, reason, test, results_sha256) \
-         SELECT max(id), '2026-11-29 12:00Z', '{state}', {not_before}, 'by decree', false, {sha256} \
+         SELECT max(id), '2026-11-29 12:00Z', '{state}', {not_before}, \
+                CASE '{state}' WHEN 'withheld' THEN 'by decree' ELSE \
+                (SELECT 'rejected by ' || sum(non_count) FROM vote_results) END, false, {sha256} \
          FROM result_publications"
     );
     stage.execute(&insert).await;
@@ -273,11 +275,18 @@ async fn of_two_changes_at_once_one_is_made_and_withholding_always() {
     assert_eq!(stage.number("SELECT count(*) FROM certified_results").await, 0);
 
     let counting = stage.hold(&other("counting")).await;
+    let second = arguments(&["set", "counting", "--reason", "r", "--yes"]);
+    stage.until_sessions(WAITS, 1).await;
+    counting.commit().await.expect("committed");
+    second.await.expect("no panic").assert(1, &["another publication was made meanwhile"]);
+    assert_eq!(alice.states().await[3..], ["counting"]);
+
+    let counting = stage.hold(&other("counting")).await;
     let withheld = arguments(&["withhold", "the plug"]);
     stage.until_sessions(WAITS, 1).await;
     counting.commit().await.expect("committed");
     withheld.await.expect("no panic").assert(0, &[]);
-    assert_eq!(alice.states().await[3..], ["counting", "withheld"]);
+    assert_eq!(alice.states().await[3..], ["counting", "counting", "withheld"]);
 }
 
 #[tokio::test]

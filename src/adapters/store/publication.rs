@@ -2,6 +2,7 @@
 
 mod since;
 
+use std::ops::ControlFlow::{Break, Continue};
 use std::str::FromStr;
 
 use serde_json::{Value, json};
@@ -185,22 +186,23 @@ pub async fn publish(
                 let deciding = decide(&mut connection, config, change, &mut seen);
                 let (follows, permitted) = match within::<_, Fault>(deadline, deciding).await? {
                     Ok(decided) => decided,
-                    Err(outcome) => return Ok(outcome),
+                    Err(outcome) => return Ok(Break(outcome)),
                 };
                 let row = Row { change, follows, permitted };
                 if is_final {
-                    return freeze(&mut connection, &row, &progress).await;
+                    return freeze(&mut connection, &row, &progress).await.map(Break);
                 }
-                within(deadline, row.insert(&mut connection, PUBLISH)).await
+                Ok(match within(deadline, row.insert(&mut connection, PUBLISH)).await? {
+                    // Decided anew: withholding comes behind every other change, which may also be an
+                    // attempt of this one.
+                    Outcome::Conflict => Continue(()),
+                    outcome => Break(outcome),
+                })
             };
-            match made.await.map_err(|fault| failed(config, fault, "publishing"))? {
-                // Decided anew: withholding comes behind every other change, which may also be an attempt
-                // of this one.
-                Outcome::Conflict if !is_final => {}
-                outcome => {
-                    connection.close().await.ok();
-                    return Ok(outcome);
-                }
+            let made = made.await.map_err(|fault| failed(config, fault, "publishing"))?;
+            if let Break(outcome) = made {
+                connection.close().await.ok();
+                return Ok(outcome);
             }
         }
     })

@@ -11,8 +11,8 @@ use super::error::{StartError, failed};
 use super::publication::{PublishedCorrection, published};
 use super::within;
 use super::writer::takes_no_writes;
-use crate::model::publication::{Published, PublishedChange};
-use crate::model::results::LawResult;
+use crate::model::publication::{Published, PublishedChange, State};
+use crate::model::results::{LawResult, results_sha256};
 use crate::platform::config::Config;
 
 /// This statement takes the snapshot; `now()` would be the transaction's start, when less was committed.
@@ -43,6 +43,18 @@ pub struct Snapshot {
     /// Votes counted after the frozen copy that is shown; `None` in any other state.
     pub since_final: Option<i64>,
     pub as_of: OffsetDateTime,
+}
+
+impl Snapshot {
+    /// One that shows no number.
+    pub fn without_results(
+        published: Option<Published>,
+        history: Vec<PublishedChange>,
+        as_of: OffsetDateTime,
+    ) -> Self {
+        let (laws, corrections, finals) = (Vec::new(), Vec::new(), Finals::new());
+        Self { published, laws, corrections, history, finals, since_final: None, as_of }
+    }
 }
 
 /// Reads snapshots, again and again on one connection, of the server that takes writes: a standby that
@@ -102,22 +114,23 @@ async fn snapshot(
         return Ok(None);
     }
     let published = published(&mut transaction).await?;
-    // The views look at the clock once more: the opening may have come in between.
-    let opened = published.as_ref().filter(|it| it.is_public()).map(|it| it.not_before);
-    let as_of = opened.map_or(as_of, |opened| as_of.max(opened));
     let mut history: Vec<PublishedChange> =
         sqlx::query_as(HISTORY).fetch_all(&mut *transaction).await?;
     history.reverse();
-    read_finals(&mut transaction, &history, finals).await?;
-    let snapshot = Snapshot {
-        published,
-        laws: laws(&mut transaction).await?,
-        corrections: sqlx::query_as(CORRECTIONS).fetch_all(&mut *transaction).await?,
-        history,
-        finals: finals.clone(),
-        since_final: sqlx::query_scalar(SINCE_FINAL).fetch_optional(&mut *transaction).await?,
-        as_of,
-    };
+    let is_public = published.as_ref().is_some_and(Published::is_public);
+    let mut snapshot = Snapshot::without_results(published, history, as_of);
+    // What is withheld must not depend on tables that may be locked, or gone.
+    if is_public {
+        read_finals(&mut transaction, &snapshot.history, finals).await?;
+        snapshot.finals.clone_from(finals);
+        snapshot.laws = laws(&mut transaction).await?;
+        if let Some(Published { state: Some(State::Final), sha256, .. }) = &snapshot.published {
+            verify_copy(&snapshot.laws, sha256.as_deref())?;
+        }
+        snapshot.corrections = sqlx::query_as(CORRECTIONS).fetch_all(&mut *transaction).await?;
+        let since_final = sqlx::query_scalar(SINCE_FINAL).fetch_optional(&mut *transaction);
+        snapshot.since_final = since_final.await?;
+    }
     transaction.commit().await?;
     Ok(Some(snapshot))
 }
@@ -136,12 +149,31 @@ async fn read_finals(
         return Ok(());
     }
     let rows: Vec<(i64, String, i64, i64)> =
-        sqlx::query_as(FINALS).bind(new).fetch_all(connection).await?;
+        sqlx::query_as(FINALS).bind(&new).fetch_all(connection).await?;
+    let mut copies = Finals::new();
     for (id, law_id, oui, non) in rows {
         let updated_at = public.get(&id).copied();
-        finals.entry(id).or_default().push(LawResult { law_id, oui, non, updated_at });
+        copies.entry(id).or_default().push(LawResult { law_id, oui, non, updated_at });
     }
+    for change in history.iter().filter(|change| new.contains(&change.id)) {
+        let copy = copies.get(&change.id).map_or(&[][..], Vec::as_slice);
+        verify_copy(copy, change.sha256.as_deref())?;
+    }
+    finals.append(&mut copies);
     Ok(())
+}
+
+/// Whether a frozen copy is the one that was published: a publisher may add rows to any copy.
+fn verify_copy(laws: &[LawResult], sha256: Option<&str>) -> Result<(), Error> {
+    let found = results_sha256(laws);
+    if sha256 == Some(found.as_str()) {
+        return Ok(());
+    }
+    let published = sha256.unwrap_or("none");
+    let message = format!(
+        "a frozen copy (certified_results) was changed: its SHA-256 is {found}, and {published} was published"
+    );
+    Err(Error::Decode(message.into()))
 }
 
 async fn laws(connection: &mut PgConnection) -> Result<Vec<LawResult>, Error> {

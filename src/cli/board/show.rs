@@ -79,17 +79,21 @@ impl Show {
         if files.is_empty() {
             return;
         }
+        let published = self.board.shown().and_then(|shown| shown.published.as_ref());
         let written = match &mut self.target {
-            Target::Folder(folder) => folder.write(&files),
+            Target::Folder(folder) => {
+                folder.write(&files, published.is_some_and(Published::is_public))
+            }
             Target::Port(public) => {
-                let published = self.board.shown().and_then(|shown| shown.published.as_ref());
                 public.show(files, published.map(|it| it.not_before));
                 Ok(())
             }
         };
         let failure = written.err().map(|error| error.to_string());
         if let Some(failure) = self.monitor.written(failure) {
-            tracing::error!("the files from before stay: {failure}");
+            tracing::error!(
+                "a file cannot be written: {failure}; the one from before stays, or is removed if nothing is public"
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use super::ballot::Ballot;
 use super::page::{self, Assets, Place};
 use super::view::View;
 use super::{Board, Language};
-use crate::adapters::store::{Finals, Snapshot};
+use crate::adapters::store::Snapshot;
 use crate::model::publication::{Published, State};
 
 /// What officials and operators say about the site, besides the numbers.
@@ -62,6 +62,11 @@ impl Kind {
             Self::JavaScript => "text/javascript; charset=utf-8",
             Self::Svg => "image/svg+xml",
         }
+    }
+
+    /// Whether such files show counts.
+    pub const fn has_numbers(self) -> bool {
+        matches!(self, Self::Html | Self::Json | Self::Csv)
     }
 
     /// Whether it is for programs, also those of other sites.
@@ -123,17 +128,11 @@ fn frozen(shown: &Snapshot) -> impl Iterator<Item = Snapshot> + '_ {
             not_before: change.not_before,
             set_at: change.set_at,
             test: shown.published.as_ref().is_some_and(|it| it.test),
-            reason: Some(change.reason.clone()),
+            reason: change.reason.clone(),
             sha256: change.sha256.clone(),
         };
-        Some(Snapshot {
-            published: Some(published),
-            laws,
-            corrections: corrections.cloned().collect(),
-            history: Vec::new(),
-            finals: Finals::new(),
-            since_final: None,
-            as_of: change.set_at,
-        })
+        let corrections = corrections.cloned().collect();
+        let none = Snapshot::without_results(Some(published), Vec::new(), change.set_at);
+        Some(Snapshot { laws, corrections, ..none })
     })
 }

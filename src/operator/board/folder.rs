@@ -104,11 +104,12 @@ impl Folder {
     /// among `files`. What could not be written is tried again the next time.
     ///
     /// # Errors
-    /// [`FolderError`], for the first one; the files from before are still there.
-    pub fn write(&mut self, files: &[File]) -> Result<(), FolderError> {
+    /// [`FolderError`], for the first one. The file from before is still there; without `numbers`, where the
+    /// files must show none, it is removed, which a full disk allows.
+    pub fn write(&mut self, files: &[File], numbers: bool) -> Result<(), FolderError> {
         self.modified = SystemTime::now().max(self.modified + MIN_MTIME_STEP);
         let mut outcome = Ok(());
-        for File { name, content, .. } in files {
+        for File { name, kind, content } in files {
             if self.written.get(name) == Some(content) {
                 continue;
             }
@@ -122,7 +123,12 @@ impl Folder {
                     }
                 }
                 // The others may hold what must not be shown any longer.
-                Err(source) => outcome = outcome.and(Err(FolderError::Io { path, source })),
+                Err(source) => {
+                    if !numbers && kind.has_numbers() && fs::remove_file(&path).is_ok() {
+                        self.written.remove(name);
+                    }
+                    outcome = outcome.and(Err(FolderError::Io { path, source }));
+                }
             }
         }
         let kept = |name: &str| files.iter().any(|file| file.name == name);
@@ -171,19 +177,19 @@ mod tests {
         let mut folder = Folder::open(&directory.path("")).expect("a folder of its own");
         let path = directory.path("results.json");
         let modified = || fs::metadata(&path).and_then(|it| it.modified()).expect("there");
-        folder.write(&file("1")).expect("written");
+        folder.write(&file("1"), true).expect("written");
         let first = modified();
-        folder.write(&file("2")).expect("written");
+        folder.write(&file("2"), true).expect("written");
         let second = modified();
         assert!(second >= first + MIN_MTIME_STEP, "{first:?} and {second:?}");
-        folder.write(&file("2")).expect("unchanged");
+        folder.write(&file("2"), true).expect("unchanged");
         assert_eq!(modified(), second);
 
         assert!(matches!(Folder::open(&directory.path("")), Err(FolderError::Occupied { .. })));
         drop(folder);
         // Also those of a board that ran before this one.
         let mut folder = Folder::open(&directory.path("")).expect("free again");
-        folder.write(&file("3")).expect("written");
+        folder.write(&file("3"), true).expect("written");
         assert!(modified() >= second + MIN_MTIME_STEP);
         assert!(Folder::open(&directory.path("missing")).is_err());
     }
@@ -206,9 +212,25 @@ mod tests {
         fs::create_dir_all(directory.path("results.json")).expect("in its way");
         let mut folder = Folder::open(&directory.path("")).expect("a folder of its own");
         let [json] = file("withheld");
-        assert!(folder.write(&[json, named("results.csv", "withheld")]).is_err());
+        assert!(folder.write(&[json, named("results.csv", "withheld")], true).is_err());
         let csv = fs::read_to_string(directory.path("results.csv"));
         assert_eq!(csv.expect("written"), "withheld");
+    }
+
+    /// As on a full disk, where nothing can be written and everything removed: here no longer name fits.
+    #[test]
+    fn a_file_with_numbers_that_cannot_be_replaced_is_removed_if_none_may_be_shown() {
+        let directory = Directory::new("boardremoved");
+        let mut folder = Folder::open(&directory.path("")).expect("a folder of its own");
+        let name = "a".repeat(250);
+        let path = directory.write(&name, "numbers");
+        assert!(folder.write(&[named(&name, "more")], true).is_err());
+        assert!(path.exists(), "numbers are public");
+        let style = File { kind: Kind::Css, ..named(&name, "p {}") };
+        assert!(folder.write(&[style], false).is_err());
+        assert!(path.exists(), "a style shows none");
+        assert!(folder.write(&[named(&name, "withheld")], false).is_err());
+        assert!(!path.exists());
     }
 
     #[test]
@@ -216,17 +238,17 @@ mod tests {
         let directory = Directory::new("boardfinal");
         let mut folder = Folder::open(&directory.path("")).expect("a folder of its own");
         let copies = ["final/7/results.json", "final/9/results.json"].map(|name| named(name, "{}"));
-        folder.write(&copies).expect("written");
-        folder.write(&copies[1..]).expect("written");
+        folder.write(&copies, true).expect("written");
+        folder.write(&copies[1..], true).expect("written");
         let exists = |name: &str| directory.path(name).exists();
         assert!(!exists("final/7/results.json") && exists("final/9/results.json"));
         drop(folder);
         // Also one of a board that ran before this one, and not before something was read.
         let mut folder = Folder::open(&directory.path("")).expect("free again");
         assert!(exists("final/9/results.json"));
-        folder.write(&file("withheld")).expect("written");
+        folder.write(&file("withheld"), true).expect("written");
         assert!(!exists("final/9/results.json"));
-        folder.write(&copies).expect("written");
+        folder.write(&copies, true).expect("written");
         assert!(exists("final/7/results.json"));
     }
 }

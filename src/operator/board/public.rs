@@ -65,8 +65,6 @@ struct Answer {
 enum Lifetime {
     /// It changes.
     Seconds,
-    /// A frozen copy.
-    Day,
     /// Its name changes with its content.
     Year,
 }
@@ -83,7 +81,6 @@ impl Public {
         let answers = files.into_iter().map(|File { name, kind, content }| {
             let lifetime = match name.split_once('/') {
                 Some(("assets", _)) => Lifetime::Year,
-                Some(("final", _)) => Lifetime::Day,
                 _ => Lifetime::Seconds,
             };
             // Quotation marks and digits only.
@@ -162,7 +159,6 @@ impl Lifetime {
     fn cache_control(self, left: Option<time::Duration>) -> HeaderValue {
         match (self, left.map(time::Duration::whole_seconds).filter(|left| *left >= 0)) {
             (Self::Year, _) => HeaderValue::from_static("public, max-age=31536000, immutable"),
-            (Self::Day, _) => HeaderValue::from_static("public, max-age=86400"),
             (Self::Seconds, None) => HeaderValue::from_static(
                 "public, max-age=2, s-maxage=2, stale-while-revalidate=5, stale-if-error=60",
             ),

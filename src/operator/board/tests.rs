@@ -7,7 +7,7 @@ use time::UtcOffset;
 use time::macros::{datetime, offset};
 
 use super::*;
-use crate::adapters::store::{Finals, PublishedCorrection};
+use crate::adapters::store::PublishedCorrection;
 use crate::model::publication::{PublishedChange, State};
 
 const EIGHT: OffsetDateTime = datetime!(2026-11-29 19:00 UTC);
@@ -32,15 +32,8 @@ fn snapshot(id: i64, state: State, seconds: i64, laws: &[LawResult]) -> Snapshot
         reason,
         sha256: None,
     };
-    Snapshot {
-        published: Some(published),
-        laws: laws.to_vec(),
-        corrections: Vec::new(),
-        history: Vec::new(),
-        finals: Finals::new(),
-        since_final: None,
-        as_of: after(seconds),
-    }
+    let none = Snapshot::without_results(Some(published), Vec::new(), after(seconds));
+    Snapshot { laws: laws.to_vec(), ..none }
 }
 
 fn counting(seconds: i64, laws: &[LawResult]) -> Snapshot {
@@ -107,6 +100,7 @@ fn what_goes_down_without_a_correction_is_not_shown() {
         ("a count", counting(5, &[law("a", 29, 100), law("b", 40, 0)])),
         ("a law", counting(5, &[law("a", 30, 1)])),
         ("another law than the corrected one", corrected(5, &[law("a", 29, 1), law("b", 39, 0)])),
+        ("more than was corrected", corrected(5, &[law("a", 5, 1), law("b", 40, 0)])),
     ] {
         let board = board([counting(0, &before), read]);
         assert_eq!(board.stale(), Some(Stale::Decrease), "{less}");
@@ -191,7 +185,7 @@ fn a_law_has_an_outcome_only_when_it_is_final() {
 
 fn change(id: i64, state: State, sha256: &str) -> PublishedChange {
     let sha256 = (state == State::Final).then(|| sha256.to_owned());
-    let reason = "decree".to_owned();
+    let reason = Some("decree".to_owned());
     PublishedChange { id, set_at: EIGHT, state, not_before: EIGHT, reason, sha256 }
 }
 
