@@ -81,20 +81,20 @@ pub fn policy(path: &Path) -> Result<Policy, VerifyError> {
         .map_err(|error| VerifyError::Policy { path: path.to_owned(), error })
 }
 
-/// A whole file, of limited length.
-fn bytes(path: &Path) -> Result<Vec<u8>, VerifyError> {
+/// A whole file, of at most `max` bytes.
+fn bytes(path: &Path, max: u64) -> Result<Vec<u8>, VerifyError> {
     let unreadable = |error| VerifyError::Unreadable { path: path.to_owned(), error };
     let mut content = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
-    file.take(MAX_FILE + 1).read_to_end(&mut content).map_err(unreadable)?;
-    if content.len() as u64 > MAX_FILE {
-        return Err(unreadable(io::Error::other("it is longer than 64 MiB")));
+    file.take(max + 1).read_to_end(&mut content).map_err(unreadable)?;
+    if content.len() as u64 > max {
+        return Err(unreadable(io::Error::other(format!("it is longer than {max} bytes"))));
     }
     Ok(content)
 }
 
 /// A whole file that has to be UTF-8.
 fn text(path: &Path) -> Result<String, VerifyError> {
-    String::from_utf8(bytes(path)?)
+    String::from_utf8(bytes(path, MAX_FILE)?)
         .map_err(|_| VerifyError::Input { path: path.to_owned(), problem: "not UTF-8".to_owned() })
 }

@@ -153,6 +153,11 @@ impl Policy {
         Ok(())
     }
 
+    /// Whether `vkey` is a key of the log `origin`.
+    pub fn trusts(&self, origin: &str, vkey: &str) -> bool {
+        self.logs.iter().any(|log| log.name() == origin && log.to_string() == vkey)
+    }
+
     /// The checkpoint of a note that a trusted log signed under the log's name, and who witnessed it.
     ///
     /// # Errors

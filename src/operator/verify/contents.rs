@@ -7,8 +7,7 @@ use super::folder::{Folder, named};
 use super::walk::{Leaf, expect, walk};
 use crate::model::tlog::checkpoint::Checkpoint;
 use crate::model::tlog::entry::{Close, Entry, FORMAT, Opening, VoteEntry, Withdrawn};
-use crate::model::tlog::note::VerifierKey;
-use crate::model::tlog::policy::Signed;
+use crate::model::tlog::policy::{Policy, Signed};
 use crate::model::tlog::tree::Hash;
 
 /// What a log says besides its votes.
@@ -28,12 +27,16 @@ pub(super) struct Contents {
     ended: bool,
 }
 
+/// Corrections, withdrawals and other entries that are no votes, of one log: those of ten million votes and a bad night
+/// are some thousands.
+const MAX_OTHERS: usize = 1_000_000;
+
 impl Contents {
     /// Reads all entries; `boundaries` are the sizes of the log's checkpoints, each of which ends a segment.
     pub fn add(
         &mut self,
         leaf: &Leaf<'_>,
-        origin: &str,
+        log: &LogIdentity<'_>,
         boundaries: &BTreeSet<u64>,
         findings: &mut Findings,
     ) {
@@ -55,6 +58,12 @@ impl Contents {
                 .add(format_args!("entry {index}: an opening is the first entry, and only that"));
         }
         if !matches!(entry, Entry::Vote(_)) {
+            if self.others.len() == MAX_OTHERS {
+                findings.add(format_args!(
+                    "entry {index}: more than {MAX_OTHERS} entries are no votes, and are not verified further"
+                ));
+                return;
+            }
             self.others.insert(index);
             // The opening stands before the first votes.
             self.ended = index > 0;
@@ -62,13 +71,14 @@ impl Contents {
         match entry {
             Entry::Vote(_) => self.vote(index, leaf.hash, findings),
             Entry::Opening(opening) => {
-                let key = VerifierKey::parse(&opening.vkey);
                 if opening.format != FORMAT {
                     findings.add(format_args!("entry {index}: its format is {}", opening.format));
                 }
-                if opening.origin != origin || !key.is_ok_and(|key| key.name() == origin) {
-                    findings
-                        .add(format_args!("entry {index}: it opens the log {}", opening.origin));
+                if opening.origin != log.origin || !log.policy.trusts(log.origin, &opening.vkey) {
+                    findings.add(format_args!(
+                        "entry {index}: it opens the log {} with the key {}, which is not that of {} in the policy",
+                        opening.origin, opening.vkey, log.origin
+                    ));
                 }
                 self.opening = Some(opening);
             }
@@ -126,11 +136,18 @@ impl Contents {
     }
 }
 
+/// What an opening has to say.
+pub(super) struct LogIdentity<'a> {
+    pub origin: &'a str,
+    /// Also with the keys that the log had before its present one.
+    pub policy: &'a Policy,
+}
+
 /// Reads a log that has to be opened, twice: what it says besides votes, then each vote for `each`. `None`, with
 /// findings, where that cannot be.
 pub(super) fn votes(
     folder: &Folder,
-    newest: &Checkpoint,
+    (policy, newest): (&Policy, &Checkpoint),
     kept: &BTreeMap<u64, Signed>,
     findings: &mut Findings,
     mut each: impl FnMut(u64, &VoteEntry, &Contents, &mut Findings),
@@ -145,8 +162,9 @@ pub(super) fn votes(
     let (mut contents, boundaries) = (Contents::default(), kept.keys().copied().collect());
     // Of the files alone, and of what the entries say.
     let (mut files, mut said) = (Findings::default(), Findings::default());
+    let identity = LogIdentity { origin: &newest.origin, policy };
     let add = |leaf: &Leaf<'_>, _: &mut Findings| {
-        contents.add(leaf, &newest.origin, &boundaries, &mut said);
+        contents.add(leaf, &identity, &boundaries, &mut said);
     };
     let complete = walk(folder, newest, &expected, &mut files, add);
     findings.append(files.clone());

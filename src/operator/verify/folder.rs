@@ -12,8 +12,16 @@ use crate::model::tlog::note::Note;
 use crate::model::tlog::policy::{Policy, Signed};
 use crate::model::tlog::tree::{Hash, TILE_WIDTH, entries_path, tile_path};
 
+/// The longest checkpoint, in bytes: its three lines and the signatures of a thousand witnesses.
+pub(super) const MAX_NOTE: u64 = 1 << 20;
 /// The longest file of entries, in bytes: each has a length of two bytes before it.
 const MAX_ENTRIES: u64 = TILE_WIDTH as u64 * (2 + u16::MAX as u64);
+
+/// How many hashes or entries of a file are wanted, and how many it has.
+struct Width {
+    needed: u32,
+    there: u32,
+}
 
 pub(super) struct Folder {
     path: PathBuf,
@@ -63,13 +71,13 @@ impl Folder {
 
     /// The hashes of a tile.
     pub fn tile(&self, level: u8, number: u64, width: u32) -> Result<Vec<Hash>, String> {
-        let path = tile_path(level, number, width);
-        let content = self.read(&path, u64::from(width) * 32)?;
+        let (path, width) = self.whole_or_part(width, |width| tile_path(level, number, width));
+        let content = self.read(&path, u64::from(width.there) * 32)?;
         let (hashes, rest) = content.as_chunks();
-        if hashes.len() == width as usize && rest.is_empty() {
-            Ok(hashes.to_vec())
+        if hashes.len() == width.there as usize && rest.is_empty() {
+            Ok(hashes[..width.needed as usize].to_vec())
         } else {
-            Err(format!("{path} has {} bytes instead of {}", content.len(), width * 32))
+            Err(format!("{path} has {} bytes instead of {}", content.len(), width.there * 32))
         }
     }
 
@@ -80,7 +88,7 @@ impl Folder {
 
     /// The entries below a tile of leaves.
     pub fn entries(&self, number: u64, width: u32) -> Result<Vec<Vec<u8>>, String> {
-        let path = entries_path(number, width);
+        let (path, width) = self.whole_or_part(width, |width| entries_path(number, width));
         let content = self.read(&path, MAX_ENTRIES)?;
         let (mut rest, mut entries) = (content.as_slice(), Vec::new());
         while let Some((length, more)) = rest.split_first_chunk() {
@@ -89,10 +97,23 @@ impl Folder {
             entries.push(entry.to_vec());
             rest = more;
         }
-        if rest.is_empty() && entries.len() == width as usize {
+        if rest.is_empty() && entries.len() == width.there as usize {
+            entries.truncate(width.needed as usize);
             Ok(entries)
         } else {
-            Err(format!("{path} has {} entries instead of {width}", entries.len()))
+            Err(format!("{path} has {} entries instead of {}", entries.len(), width.there))
+        }
+    }
+
+    /// The file of a tile of this width, or of the full one where that part is gone: a log may remove the parts of a
+    /// tile that has become full (c2sp.org/tlog-tiles, "Partial Tiles").
+    fn whole_or_part(&self, needed: u32, path: impl Fn(u32) -> String) -> (String, Width) {
+        let part = path(needed);
+        let whole = path(TILE_WIDTH);
+        if !self.path.join(&part).exists() && self.path.join(&whole).exists() {
+            (whole, Width { needed, there: TILE_WIDTH })
+        } else {
+            (part, Width { needed, there: needed })
         }
     }
 
@@ -117,7 +138,7 @@ pub(super) fn signed(
     policy: &Policy,
     findings: &mut Findings,
 ) -> Result<Option<Signed>, VerifyError> {
-    let content = bytes(path)?;
+    let content = bytes(path, MAX_NOTE)?;
     let read = Note::parse(&content).map_err(Into::into).and_then(|note| policy.read(&note));
     match read {
         Ok(signed) => Ok(Some(signed)),

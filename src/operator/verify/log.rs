@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::contents::Contents;
+use super::contents::{Contents, LogIdentity};
 use super::folder::{Folder, named, signed};
 use super::walk::{Leaf, expect, walk};
 use super::{Findings, VerifyError};
@@ -47,8 +47,9 @@ pub fn log(dir: &Path, policy: &Policy, since: &[PathBuf]) -> Result<Log, Verify
         let earlier = earlier.iter().map(|(source, checkpoint)| (source.clone(), checkpoint));
         let expected = expect(named(&kept).chain(earlier), newest, &mut findings);
         let (mut contents, boundaries) = (Contents::default(), kept.keys().copied().collect());
+        let identity = LogIdentity { origin: &newest.origin, policy };
         let each = |leaf: &Leaf<'_>, findings: &mut Findings| {
-            contents.add(leaf, &newest.origin, &boundaries, findings);
+            contents.add(leaf, &identity, &boundaries, findings);
         };
         walk(&folder, newest, &expected, &mut findings, each);
     }

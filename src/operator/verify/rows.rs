@@ -104,7 +104,7 @@ pub fn rows(
         verified.times = times(kept.values().chain([&newest]).filter(|signed| signed.quorum));
         let contents = votes(
             &folder,
-            &newest.checkpoint,
+            (policy, &newest.checkpoint),
             &kept,
             &mut findings,
             |index, vote, contents, findings| {

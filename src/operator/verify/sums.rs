@@ -49,12 +49,17 @@ pub fn sums(dir: &Path, policy: &Policy, totals: &Path) -> Result<Sums, VerifyEr
     };
     let kept = folder.checkpoints(policy, &mut findings)?;
     let mut laws: BTreeMap<String, Counts> = BTreeMap::new();
-    let contents =
-        votes(&folder, &newest.checkpoint, &kept, &mut findings, |index, vote, contents, _| {
+    let contents = votes(
+        &folder,
+        (policy, &newest.checkpoint),
+        &kept,
+        &mut findings,
+        |index, vote, contents, _| {
             if contents.counts(index) {
                 *laws.entry(vote.law_id.clone()).or_default().of(vote.choice) += 1;
             }
-        });
+        },
+    );
     let Some(contents) = contents else {
         return Ok(Sums { laws: None, closed: false, findings });
     };

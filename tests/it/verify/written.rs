@@ -72,6 +72,11 @@ impl Written {
         log
     }
 
+    /// Signs with another key from now on.
+    pub fn rotate(&mut self, seed: u8) {
+        self.key = SignerKey::new(ORIGIN, [seed; 32]).expect("a name");
+    }
+
     /// Three segments of votes, then the end: 302 entries.
     pub fn closed() -> Self {
         let mut log = Self::open(1);
