@@ -63,7 +63,7 @@ pub(super) struct Arguments {
     /// Seconds between two readings, 2 to 5
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = every())]
     every: Duration,
-    /// While votes are counted, a law's numbers change by so many votes at least
+    /// In counting and provisional, a law's numbers change only with so many new votes
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     min_new_votes: u64,
 }

@@ -8,7 +8,7 @@ use time::macros::{datetime, offset};
 
 use super::*;
 use crate::adapters::store::{Finals, PublishedCorrection};
-use crate::model::publication::{PublishedChange, State};
+use crate::model::publication::{NO_REASON, PublishedChange, State};
 
 const EIGHT: OffsetDateTime = datetime!(2026-11-29 19:00 UTC);
 
