@@ -1,5 +1,6 @@
 mod files;
 mod schema;
+mod style;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
