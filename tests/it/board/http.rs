@@ -70,7 +70,7 @@ async fn every_address_has_the_headers_of_its_kind_and_a_tag_by_which_it_is_not_
         let cached = if assets.contains(&path) {
             "public, max-age=31536000, immutable"
         } else {
-            "public, max-age=2, s-maxage=2, stale-while-revalidate=5, stale-if-error=60"
+            "public, max-age=2, s-maxage=2, stale-while-revalidate=1, stale-if-error=60"
         };
         let length = answer.body.len().to_string();
         for (name, value) in [
