@@ -111,8 +111,8 @@ pub(super) fn page(
                     a href="" { (language.of("Recharger la page", "Reload the page")) }
                 }
                 p id="status" role="status"
-                    data-interrupted=(words::INTERRUPTED.of(language))
-                    data-restored=(words::RESTORED.of(language)) {}
+                    data-lost=(words::INTERRUPTED.of(language))
+                    data-back=(words::RESTORED.of(language)) {}
                 (results::results(view, site, language))
                 (footer(view, site, language, root))
             }
