@@ -71,7 +71,7 @@ impl Board {
 /// A board that logs in as a role of the group for it, on a stage with roles.
 async fn board(stage: &Stage<'_>, arguments: &[&str]) -> Service {
     let role = stage.role("board", "IN ROLE vote_board").await;
-    let arguments = [&["board", "--every", "2"], arguments].concat();
+    let arguments = [&["board"], arguments].concat();
     Service::spawn(&stage.queue, &arguments, &stage.environment_with(&login(&role))).await
 }
 
@@ -232,7 +232,7 @@ async fn a_standby_is_not_shown() {
     let stage = Stage::with_roles(&servers, "boardstandby").await;
     let files = Files::new("boardstandby");
     let environment = stage.environment_with(&[("POSTGRES_HOST", "127.0.0.2")]);
-    let arguments = ["board", "--every", "2", "--out", &files.path()];
+    let arguments = ["board", "--out", &files.path()];
     let service = Service::spawn(&stage.queue, &arguments, &environment).await;
     service.until_logged("it takes no writes: a standby").await;
     service.stop().await;

@@ -59,8 +59,7 @@ impl Board {
         let environment = stage.environment_with(&login(&role));
         let files = Files::new("laws");
         let laws = files.write("laws.toml", LAWS);
-        let options =
-            "board --listen 127.0.0.1:0 --admin 127.0.0.1:0 --every 2 --utc-offset +01:00 --laws";
+        let options = "board --listen 127.0.0.1:0 --admin 127.0.0.1:0 --utc-offset +01:00 --laws";
         let arguments: Vec<&str> = options.split(' ').chain([&*laws]).collect();
         let service = Service::spawn(&stage.queue, &arguments, &environment).await;
         let url = format!("http://{}", service.listens_for("the board").await);
@@ -71,7 +70,7 @@ impl Board {
     /// Another one that makes the same files into a folder.
     pub async fn also_writes(&self, folder: &str) -> Service {
         let laws = self.files.file("laws.toml");
-        let arguments = "board --every 2 --utc-offset +01:00 --laws".split(' ');
+        let arguments = "board --utc-offset +01:00 --laws".split(' ');
         let arguments: Vec<&str> = arguments.chain([&*laws, "--out", folder]).collect();
         Service::spawn(&self.name, &arguments, &self.environment).await
     }

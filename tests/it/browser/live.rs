@@ -50,7 +50,7 @@ async fn an_open_page_follows_the_results_pauses_and_tells_an_interruption() {
     browser.open(&format!("{}/en/", board.url)).await;
     assert_eq!(total(&browser, "law-003").await, "500");
 
-    // The board reads every 2 s, the page asks after 7 s at most.
+    // By default the board reads every 2 s, and the page asks after 7 s at most.
     count_more(&stage, 5_000, 50).await;
     let follows = async || total(&browser, "law-003").await == "550";
     eventually_within(Duration::from_secs(10), "550", follows).await;
