@@ -60,7 +60,7 @@ impl Service {
 
     /// A board whose files go where `target` says; returns as soon as it listens for `purpose`.
     pub async fn board(directory: &Path, target: [&str; 2], purpose: &str) -> Result<Self> {
-        let arguments = ["board", "--every", "2", "--admin", "127.0.0.1:0"];
+        let arguments = ["board", "--admin", "127.0.0.1:0"];
         let arguments = [&arguments[..], &target].concat();
         Self::start(directory, "board", &arguments, &format!("listening for {purpose}")).await
     }

@@ -61,9 +61,9 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value = "10000", value_parser = connections())]
     max_connections: usize,
     /// Seconds between two readings, 2 to 5
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = every())]
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = every())]
     every: Duration,
-    /// Until results are final, a law's numbers change by so many votes at least
+    /// In counting and provisional, a law's numbers change only with so many new votes
     #[arg(long, value_name = "N", env = "BOARD_MIN_NEW_VOTES", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     min_new_votes: u64,
 }

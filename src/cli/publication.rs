@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use vote_aggregator::adapters::store::{self, Comparison, History, Patience, PublishedCorrection};
 use vote_aggregator::model::publication::{
-    Change, Publication, Published, Refusal, State, rfc3339,
+    Change, NO_REASON, Publication, Published, Refusal, State, rfc3339,
 };
 use vote_aggregator::model::results::{moment, printable};
 use vote_aggregator::platform::config::Config;
@@ -18,9 +18,6 @@ use vote_aggregator::platform::config::Config;
 use super::exit::{self, Exit, Outcome};
 use super::recount;
 use super::{RETRY_FOR, output, seconds};
-
-/// What `withhold` records without a reason.
-const DEFAULT_REASON: &str = "withheld at once; no reason was given";
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -58,7 +55,7 @@ enum Command {
     /// Withhold all results, in any state, without a prompt
     Withhold {
         /// Why, for the record and for the page
-        #[arg(value_name = "REASON", default_value = DEFAULT_REASON, value_parser = reason)]
+        #[arg(value_name = "REASON", default_value = NO_REASON, value_parser = reason)]
         reason: String,
     },
 }

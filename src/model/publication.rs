@@ -11,6 +11,9 @@ use time::format_description::well_known::Rfc3339;
 /// What the public sees before the time, whatever the state.
 pub const EMBARGOED: &str = "embargoed";
 
+/// The reason on record of a withhold without one. A page has its own words for that.
+pub const NO_REASON: &str = "withheld at once; no reason was given";
+
 /// What the public sees of the results, once the time has come.
 #[derive(Clone, Copy, Debug, Display, EnumString, IntoStaticStr, PartialEq, Eq, VariantArray)]
 #[strum(serialize_all = "lowercase")]

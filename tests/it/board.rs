@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use vote_aggregator::model::ports::{Store, Votes};
+use vote_aggregator::model::vote::Choice;
 
 use crate::standby::replicated;
-use crate::support::{Files, Servers, Service, Stage, eventually, login, votes};
+use crate::support::{Files, Servers, Service, Stage, eventually, login, vote, votes};
 
 /// What every board serves, besides the assets.
 const FILES: [&str; 7] = [
@@ -70,7 +71,7 @@ impl Board {
 /// A board that logs in as a role of the group for it, on a stage with roles.
 async fn board(stage: &Stage<'_>, arguments: &[&str]) -> Service {
     let role = stage.role("board", "IN ROLE vote_board").await;
-    let arguments = [&["board", "--every", "2"], arguments].concat();
+    let arguments = [&["board"], arguments].concat();
     Service::spawn(&stage.queue, &arguments, &stage.environment_with(&login(&role))).await
 }
 
@@ -115,15 +116,21 @@ async fn the_files_are_the_same_whatever_is_counted_until_the_results_are_public
     }
     assert_ne!(boards[0].all(), boards[1].all());
 
-    // One vote more shows nothing, fifty do.
-    let store = few.store().await;
-    let total = |json: &Value| {
-        let laws = json["laws"].as_array().expect("laws").iter();
-        laws.map(|law| law["total"].as_i64().expect("a total")).sum::<i64>()
+    // Nine votes more show nothing, also when those of another law that are counted with them do; ten do.
+    let total = |json: &Value, law: &str| {
+        let mut laws = json["laws"].as_array().expect("laws").iter();
+        laws.find(|it| it["law_id"] == law).expect(law)["total"].as_i64()
     };
-    store.count(Votes::new(votes(50, 1))).await.expect("counted");
-    store.count(Votes::new(votes(51, 50))).await.expect("counted");
-    boards[0].until("fifty more", |json| total(json) >= 100).await;
+    let store = few.store().await;
+    let one_each = |first, laws: &[&str]| {
+        Votes::new((first..).zip(laws).map(|(n, law)| vote(n, law, Choice::Oui)).collect())
+    };
+    let more = [["law-000"; 9], ["law-001"; 9], ["law-001"; 9]].concat();
+    store.count(one_each(1_000, &more)).await.expect("counted");
+    boards[0].until("the other law", |json| total(json, "law-001") == Some(28)).await;
+    assert_eq!(total(&boards[0].json().expect("written"), "law-000"), Some(10));
+    store.count(one_each(2_000, &["law-000"])).await.expect("counted");
+    boards[0].until("the tenth", |json| total(json, "law-000") == Some(20)).await;
 
     // The plug. The files are replaced one by one, and then nothing tells the two apart again.
     for stage in [&few, &many] {
@@ -238,7 +245,7 @@ async fn a_standby_is_not_shown() {
     let stage = Stage::with_roles(&servers, "boardstandby").await;
     let files = Files::new("boardstandby");
     let environment = stage.environment_with(&[("POSTGRES_HOST", "127.0.0.2")]);
-    let arguments = ["board", "--every", "2", "--out", &files.path()];
+    let arguments = ["board", "--out", &files.path()];
     let service = Service::spawn(&stage.queue, &arguments, &environment).await;
     service.until_logged("it takes no writes: a standby").await;
     service.stop().await;

@@ -59,8 +59,7 @@ impl Board {
         let environment = stage.environment_with(&login(&role));
         let files = Files::new("laws");
         let laws = files.write("laws.toml", LAWS);
-        let options =
-            "board --listen 127.0.0.1:0 --admin 127.0.0.1:0 --every 2 --utc-offset +01:00 --laws";
+        let options = "board --listen 127.0.0.1:0 --admin 127.0.0.1:0 --utc-offset +01:00 --laws";
         let arguments: Vec<&str> = options.split(' ').chain([&*laws]).collect();
         let service = Service::spawn(&stage.queue, &arguments, &environment).await;
         let url = format!("http://{}", service.listens_for("the board").await);
@@ -71,7 +70,7 @@ impl Board {
     /// Another one that makes the same files into a folder.
     pub async fn also_writes(&self, folder: &str) -> Service {
         let laws = self.files.file("laws.toml");
-        let arguments = "board --every 2 --utc-offset +01:00 --laws".split(' ');
+        let arguments = "board --utc-offset +01:00 --laws".split(' ');
         let arguments: Vec<&str> = arguments.chain([&*laws, "--out", folder]).collect();
         Service::spawn(&self.name, &arguments, &self.environment).await
     }
@@ -147,7 +146,6 @@ async fn every_state_is_accessible_in_both_languages_on_a_phone_on_paper_and_wit
             "20\u{a0}h\u{a0}00 (UTC+1)",
             "20:00 (UTC+1)",
         ),
-        ("withheld", Some(("withheld", &[][..])), "20\u{a0}h\u{a0}00 (UTC+1)", "20:00 (UTC+1)"),
         ("counting", Some(("counting", &public[..])), "Résultats partiels", "Partial results"),
         (
             "provisional",
@@ -156,12 +154,17 @@ async fn every_state_is_accessible_in_both_languages_on_a_phone_on_paper_and_wit
             "Provisional results",
         ),
         ("final", Some(("final", &[][..])), "Résultats définitifs", "Final results"),
+        (
+            "withheld",
+            Some(("withheld", &[][..])),
+            "Aucun chiffre n'est publié pour le moment.\n\nMotif : décision no 1",
+            "No figures are published for the time being.\n\nReason: décision no 1",
+        ),
     ] {
         if let Some((to, more)) = set {
             publish(&stage, to, more).await;
         }
-        let said = if state == "withheld" { "\"state\":\"embargoed\"" } else { state };
-        board.until(said).await;
+        board.until(state).await;
         let is_public = ["counting", "provisional", "final"].contains(&state);
         for (language, heading, share) in [("fr", french, "66,6\u{a0}%"), ("en", english, "66.6%")]
         {
@@ -181,6 +184,48 @@ async fn every_state_is_accessible_in_both_languages_on_a_phone_on_paper_and_wit
     );
     assert_ne!(browser.text("return document.title").await, "1");
     assert_eq!(browser.complaints().await, [""; 0]);
+    board.service.stop().await;
+}
+
+/// All that a page can have beside its laws, at once.
+#[tokio::test]
+async fn a_stale_page_of_a_rehearsal_with_corrections_is_accessible() {
+    let stage = Stage::with_roles(Servers::shared(), "browsertest").await;
+    counted(&stage).await;
+    let correct = "INSERT INTO result_corrections (law_id, oui_before, non_before, oui_after, non_after, reason) \
+                   VALUES ('law-001', 340, 166, 334, 166, 'procès-verbal no 12'), ('law-nowhere', 1, 0, 0, 0, NULL)";
+    stage.execute(correct).await;
+    publish(&stage, "counting", &["--not-before", PAST, "--test"]).await;
+    let board = Board::start(&stage).await;
+    board.until("procès-verbal").await;
+    stage.execute("UPDATE vote_results SET oui_count = 1 WHERE law_id = 'law-003'").await;
+    board.until("decrease").await;
+    let browser = Browser::start().await;
+    for (language, texts) in [
+        (
+            "fr",
+            [
+                "TEST – chiffres fictifs",
+                "un chiffre a baissé sans correction enregistrée",
+                "Corrections (2)",
+                "procès-verbal no 12",
+                "loi non répertoriée",
+            ],
+        ),
+        (
+            "en",
+            [
+                "TEST – fictitious figures",
+                "a count went down without a correction on record",
+                "Corrections (2)",
+                "procès-verbal no 12",
+                "law that is not listed",
+            ],
+        ),
+    ] {
+        let url = format!("{}/{language}/", board.url);
+        assert_good(&browser, &url, &format!("test-{language}"), &texts).await;
+    }
     board.service.stop().await;
 }
 

@@ -5,18 +5,25 @@ use std::fs::{self, File};
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde_json::json;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+use tokio::time::Instant;
 use vote_aggregator::operator::board::{self, Folder};
 
 use crate::browser::{Board, PAST, counted, publish};
 use crate::support::repository::{ROOT, read, run};
-use crate::support::web::{ask, get};
+use crate::support::web::{ask, get, post};
 use crate::support::{
     Authority, Files, Servers, Stage, Validity, assert_lacks, eventually, eventually_within, listen,
 };
 
 const PAGES: [&str; 3] = ["/", "/fr/", "/en/"];
+/// In the data.
+const PROVISIONAL: &str = "\"state\":\"provisional\"";
+/// What one answer takes on a busy machine.
+const A_STEP: Duration = Duration::from_secs(2);
 /// Also in a page without its digits.
 const WITHHELD: &str = "Results not published";
 
@@ -202,6 +209,28 @@ async fn answer(method: &str, base: &str, path: &str) -> (u16, BTreeMap<String, 
     (page.status, page.headers, page.body)
 }
 
+/// The board would wait for a body, and close the connection.
+#[tokio::test]
+async fn the_proxy_passes_a_request_on_without_a_body_or_its_length() {
+    let (listener, port) = listen().await;
+    let proxy = Nginx::start("board-proxy.conf", &format!("127.0.0.1:{port}")).await;
+    let asked = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("nginx connects");
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            head.push(stream.read_u8().await.expect("a head").into());
+        }
+        head.to_ascii_lowercase()
+    });
+    // It ends without an answer.
+    let answer = post(&format!("{}/results.json", proxy.url), &json!({"a": "body"})).await;
+    let head = asked.await.expect("a request");
+    assert!(head.starts_with("post /results.json"), "{head}");
+    assert_lacks(&head, &["content-length", "transfer-encoding"]);
+    assert_eq!((answer.status, answer.header("cache-control")), (502, "no-store"));
+    assert_eq!(answer.header("x-content-type-options"), "nosniff");
+}
+
 #[tokio::test]
 async fn files_and_a_proxy_answer_as_the_board_itself_also_for_a_minute_without_it() {
     let stage = Stage::with_roles(Servers::shared(), "nginxlive").await;
@@ -237,11 +266,29 @@ async fn files_and_a_proxy_answer_as_the_board_itself_also_for_a_minute_without_
         assert_eq!(ask("GET", &url, &known).await.status, 304, "{url}");
     }
 
+    // The only visitor, who asks every 5 to 7 s, gets no answer that the cache has from the last time: it may keep one
+    // for 2 s, and use it for one more second while it asks; nginx counts whole seconds.
+    publish(&stage, "provisional", &[]).await;
+    let data = format!("{}/results.json", proxy.url);
+    let mut asked = Instant::now();
+    eventually("provisional", async || {
+        get(&data).await;
+        asked = Instant::now();
+        get(&format!("{}/results.json", board.url)).await.body.contains(PROVISIONAL)
+    })
+    .await;
+    eventually("the next poll", async || asked.elapsed() >= Duration::from_secs(5)).await;
+    let next = get(&data).await.body;
+    assert!(next.contains(PROVISIONAL), "{next}");
+
     // Longer than a minute nobody may see what the board cannot withhold.
     let headers = answer("GET", &board.url, "/").await.1;
+    get(&proxy.url).await;
     board.service.stop().await;
     let mut answers = 0;
-    eventually_within(Duration::from_secs(120), "the page without a board", async || {
+    // stale-if-error begins after the 2 s, and nginx counts whole seconds.
+    let longest = Duration::from_secs(60 + 2 + 1) + A_STEP;
+    eventually_within(longest, "the page without a board", async || {
         let page = answer("GET", &proxy.url, "/").await;
         answers += 1;
         assert_eq!(page.0, 200);
@@ -251,5 +298,12 @@ async fn files_and_a_proxy_answer_as_the_board_itself_also_for_a_minute_without_
         withheld && answers > 20
     })
     .await;
+    // The cache asked for the data last.
+    let latest = Duration::from_secs(5) + A_STEP;
+    eventually_within(latest, "no data", async || get(&data).await.status == 502).await;
+    let away = get(&data).await;
+    assert_eq!((away.status, away.header("cache-control")), (502, "no-store"));
+    assert!(away.header("content-security-policy").starts_with("default-src 'none'"));
+    assert_lacks(&away.body, &["law-"]);
     writer.stop().await;
 }

@@ -138,7 +138,7 @@ async fn every_version_of_a_night_agrees_with_the_audit() {
     let role = stage.role("board", "IN ROLE vote_board").await;
     let environment = stage.environment_with(&login(&role));
     let out = folder.path();
-    let arguments = ["board", "--every", "2", "--admin", "127.0.0.1:0", "--out", &out];
+    let arguments = ["board", "--admin", "127.0.0.1:0", "--out", &out];
     let board = Service::spawn(&stage.queue, &arguments, &environment).await;
     let mut night = Night { stage: &stage, folder, last: None, versions: BTreeMap::new() };
     night.until("embargoed", is("embargoed")).await;

@@ -87,7 +87,9 @@ impl Language {
     fn day(self, time: OffsetDateTime, offset: UtcOffset) -> String {
         let date = time.to_offset(offset).date();
         let month = MONTHS[usize::from(u8::from(date.month())) - 1][self as usize];
-        format!("{}\u{a0}{month} {}", date.day(), date.year())
+        // "1er décembre", but "2 décembre".
+        let ordinal = if date.day() == 1 { self.of("er", "") } else { "" };
+        format!("{}{ordinal}\u{a0}{month} {}", date.day(), date.year())
     }
 }
 
@@ -129,5 +131,13 @@ mod tests {
         );
         assert_eq!(en.opening(eight, offset!(-3:30)), "15:30 (UTC-3:30) on 29\u{a0}November 2026");
         assert_eq!(fr.second(eight, offset!(+1)), "20:00:00 (UTC+1)");
+        for (day, french, english) in [
+            (datetime!(2026-12-01 19:00 UTC), "1er\u{a0}décembre", "1\u{a0}December"),
+            (datetime!(2026-12-02 19:00 UTC), "2\u{a0}décembre", "2\u{a0}December"),
+            (datetime!(2026-12-21 19:00 UTC), "21\u{a0}décembre", "21\u{a0}December"),
+        ] {
+            assert_eq!(fr.moment(day, offset!(+1)), format!("{french} 2026 à 20:00:00 (UTC+1)"));
+            assert_eq!(en.moment(day, offset!(+1)), format!("{english} 2026, 20:00:00 (UTC+1)"));
+        }
     }
 }

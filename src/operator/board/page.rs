@@ -104,24 +104,24 @@ pub(super) fn page(
                         }
                     }
                 }
-                nav class="controls" aria-label=(language.of("Mise à jour", "Updates")) {
+                div class="controls" role="group" aria-label=(language.of("Mise à jour", "Updates")) {
                     button id="pause" type="button" aria-pressed="false" hidden {
                         (language.of("Suspendre la mise à jour", "Pause updates"))
                     }
                     a href="" { (language.of("Recharger la page", "Reload the page")) }
                 }
                 p id="status" role="status"
-                    data-interrupted=(words::INTERRUPTED.of(language))
-                    data-restored=(words::RESTORED.of(language)) {}
+                    data-lost=(words::INTERRUPTED.of(language))
+                    data-back=(words::RESTORED.of(language)) {}
                 (results::results(view, site, language))
-                (footer(view, language, root))
+                (footer(view, site, language, root))
             }
         }
     };
     markup.into_string()
 }
 
-fn footer(view: &View<'_>, language: Language, root: &str) -> Markup {
+fn footer(view: &View<'_>, site: &Site, language: Language, root: &str) -> Markup {
     let files = [
         ("results.json", "JSON"),
         ("results.csv", "CSV"),
@@ -137,7 +137,7 @@ fn footer(view: &View<'_>, language: Language, root: &str) -> Markup {
             }
             @if let Some(election) = view.election {
                 p {
-                    (election.authority)
+                    (written(&election.authority, site, language))
                     @if let Some(source) = &election.source {
                         " – "
                         a href=(source) rel="noreferrer" { (source) }
@@ -146,6 +146,13 @@ fn footer(view: &View<'_>, language: Language, root: &str) -> Markup {
             }
             p id="address" {}
         }
+    }
+}
+
+/// What officials wrote in one language, that of the site, on a page in `language`.
+fn written(text: &str, site: &Site, language: Language) -> Markup {
+    html! {
+        @if site.language == language { (text) } @else { span lang=(site.language) { (text) } }
     }
 }
 

@@ -160,11 +160,11 @@ impl Lifetime {
         match (self, left.map(time::Duration::whole_seconds).filter(|left| *left >= 0)) {
             (Self::Year, _) => HeaderValue::from_static("public, max-age=31536000, immutable"),
             (Self::Seconds, None) => HeaderValue::from_static(
-                "public, max-age=2, s-maxage=2, stale-while-revalidate=5, stale-if-error=60",
+                "public, max-age=2, s-maxage=2, stale-while-revalidate=1, stale-if-error=60",
             ),
             (Self::Seconds, Some(left)) => {
                 let fresh = left.min(2);
-                let (revalidate, error) = ((left - fresh).min(5), (left - fresh).min(60));
+                let (revalidate, error) = ((left - fresh).min(1), (left - fresh).min(60));
                 let value = format!(
                     "public, max-age={fresh}, s-maxage={fresh}, \
                      stale-while-revalidate={revalidate}, stale-if-error={error}"
@@ -206,7 +206,7 @@ mod tests {
             let value = Lifetime::Seconds.cache_control(left);
             value.to_str().expect("text").to_owned()
         };
-        let public = "public, max-age=2, s-maxage=2, stale-while-revalidate=5, stale-if-error=60";
+        let public = "public, max-age=2, s-maxage=2, stale-while-revalidate=1, stale-if-error=60";
         assert_eq!((at(-1).as_str(), at(3_600).as_str()), (public, public));
         for left in 0..70 {
             let numbers = at(left);

@@ -1,5 +1,6 @@
 mod files;
 mod schema;
+mod style;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use time::macros::{datetime, offset};
 
 use super::*;
 use crate::adapters::store::PublishedCorrection;
-use crate::model::publication::{PublishedChange, State};
+use crate::model::publication::{NO_REASON, PublishedChange, State};
 
 const EIGHT: OffsetDateTime = datetime!(2026-11-29 19:00 UTC);
 

@@ -12,7 +12,7 @@ const isOlder = ({ dataset: next }, { dataset: shown }) =>
 
 const show = (page) => {
   const next = page.getElementById("results");
-  if (isOlder(next, main)) return;
+  if (paused || isOlder(next, main)) return;
   if (key(next) === key(main)) {
     // A selection and a reader's place in the text stay.
     main.dataset.checked = next.dataset.checked;
@@ -32,19 +32,21 @@ const show = (page) => {
 const check = () => {
   if (paused || document.hidden || interrupted && !clock) return;
   const age = clock ? clock + now() - Date.parse(main.dataset.checked) : now() - began;
-  if (age > 60000 === !!interrupted) return;
+  if (age > 6e4 === !!interrupted) return;
   interrupted = !interrupted;
   status.classList.toggle("interrupted", interrupted);
-  status.textContent = status.dataset[interrupted ? "interrupted" : "restored"];
+  const { lost, back } = status.dataset;
+  // Not over a new state.
+  if (interrupted || status.textContent === lost) status.textContent = interrupted ? lost : back;
 };
 
 const plan = (wait) => {
   clearTimeout(timer);
   if (paused || document.hidden) return;
-  wait ??= (failures ? Math.min(5 * 2 ** failures, 40) : 5) * 1000 + Math.random() * 3000;
+  wait ??= Math.min(5e3 * 2 ** failures, 4e4) + Math.random() * 2e3;
   // Not everybody at the moment of the opening.
   const left = Date.parse(main.dataset.opens) - clock - now();
-  if (left > 0 && left < wait) wait = left + Math.random() * 10000;
+  if (left > 0 && left < wait) wait = left + Math.random() * 1e4;
   timer = setTimeout(poll, wait);
 };
 
@@ -52,11 +54,11 @@ const poll = async () => {
   if (busy) return;
   busy = true;
   try {
-    const answer = await fetch(location.pathname, { cache: "no-cache", signal: AbortSignal.timeout(10000) });
+    const answer = await fetch(location.pathname, { cache: "no-cache", signal: AbortSignal.timeout(1e4) });
     if (!answer.ok) throw answer;
     const { headers } = answer;
     show(new DOMParser().parseFromString(await answer.text(), "text/html"));
-    clock = Date.parse(headers.get("date")) + 1000 * headers.get("age") - now();
+    clock = Date.parse(headers.get("date")) + 1e3 * headers.get("age") - now();
     failures = 0;
   } catch {
     failures++;
@@ -68,7 +70,7 @@ const poll = async () => {
 
 const resume = () => {
   [clock, began] = [undefined, now()];
-  plan(Math.random() * 1000);
+  plan(Math.random() * 1e3);
 };
 
 pause.hidden = false;
@@ -79,5 +81,5 @@ pause.onclick = () => {
 };
 document.onvisibilitychange = resume;
 element("address").textContent = location.href;
-setInterval(check, 5000);
+setInterval(check, 5e3);
 plan();

@@ -46,6 +46,7 @@ fn bar(law: &LawResult, language: Language) -> Markup {
                 rect class="non" width="100%" height="100%" {}
                 line class="hatch" x1="0" x2="100%" y1="50%" y2="50%" {}
                 rect class="oui" width=(percent(oui)) height="100%" {}
+                line class="halo" x1="50%" x2="50%" y1="0" y2="100%" {}
                 line class="half" x1="50%" x2="50%" y1="0" y2="100%" {}
             }
             span { (language.of("Non", "No")) }
@@ -70,7 +71,8 @@ fn table(law: &LawResult, registered: Option<i64>, title: &str, language: Langua
     };
     html! {
         table {
-            caption { (language.of("Voix", "Votes")) span class="hidden" { " – " (title) } }
+            // The heading shows it; a reader's list of tables has no headings.
+            caption { span class="hidden" { (title) } }
             thead {
                 tr {
                     th scope="col" { (language.of("Réponse", "Answer")) }

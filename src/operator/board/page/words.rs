@@ -90,6 +90,20 @@ pub(super) const fn staleness(stale: Stale) -> Words {
     }
 }
 
+/// Why a law's numbers do not follow every vote: each step could be one citizen's.
+pub(super) fn steps(min_new_votes: u64, language: Language) -> String {
+    match language {
+        Language::Fr => format!(
+            "Les chiffres d'une loi ne changent qu'à partir de {min_new_votes} nouveaux votes, pour protéger \
+             le secret du vote : moins de {min_new_votes} votes par loi peuvent ne pas encore être affichés."
+        ),
+        Language::En => format!(
+            "The figures of a law change only once there are at least {min_new_votes} new votes, to protect \
+             the secrecy of the ballot: fewer than {min_new_votes} votes on a law may not be shown yet."
+        ),
+    }
+}
+
 pub(super) const fn outcome(outcome: Outcome) -> Words {
     match outcome {
         Outcome::Accepted => Words("Adoptée", "Accepted"),

@@ -93,13 +93,56 @@ fn a_page_says_the_state_in_words_and_escapes_what_it_is_given() {
     {
         assert!(french.contains(part), "{part:?} in {french}");
     }
-    for part in ["702,115", "58.3%", "41.7%", "Air act", "lang=\"en\"", "10 new votes"] {
+    for part in [
+        "702,115",
+        "58.3%",
+        "41.7%",
+        "Air act",
+        "lang=\"en\"",
+        "only once there are at least 10 new votes",
+    ] {
         assert!(english.contains(part), "{part:?} in {english}");
     }
     let hostile = [law("<script>alert(1)</script>", 1, 1)];
     let board = board([counting(0, &hostile)]);
     let page = file(&board, &PLAIN, "index.html", EIGHT);
     assert!(page.contains("&lt;script&gt;alert") && !page.contains("<script>alert"), "{page}");
+}
+
+#[test]
+fn officials_words_are_marked_with_their_language_and_no_reason_is_made_up() {
+    let pages = |snapshot: Snapshot| {
+        let board = board([snapshot]);
+        ["fr", "en"].map(|name| file(&board, &listed(), &format!("{name}/index.html"), EIGHT))
+    };
+    // The site's language is English.
+    let [french, english] = pages(snapshot(1, State::Withheld, 0, &[]));
+    assert!(french.contains("Motif : <span lang=\"en\">decree</span>"), "{french}");
+    assert!(french.contains("<span lang=\"en\">Conseil constitutionnel</span>"), "{french}");
+    assert!(english.contains("Reason: decree</p>") && !english.contains("<span lang"), "{english}");
+    let mut silent = snapshot(1, State::Withheld, 0, &[]);
+    if let Some(published) = &mut silent.published {
+        published.reason = Some(NO_REASON.to_owned());
+    }
+    let board = self::board([silent.clone()]);
+    assert_eq!(json(&board, EIGHT)["publication"]["reason"], NO_REASON, "for the record");
+    let [french, english] = pages(silent);
+    assert!(french.contains("Aucun chiffre") && !french.contains("Motif"), "{french}");
+    assert!(english.contains("No figures") && !english.contains("Reason"), "{english}");
+    for page in [french, english] {
+        assert!(!page.contains(NO_REASON), "{page}");
+    }
+}
+
+/// The time of the last look is in steps.
+#[test]
+fn numbers_are_never_later_than_the_look_that_found_them() {
+    let board = board([counting(14, &[law("a", 30, 1)])]);
+    let page = file(&board, &PLAIN, "en/index.html", after(14));
+    assert!(page.contains("Figures of 29\u{a0}November 2026, 19:00:14 (UTC)"), "{page}");
+    assert!(page.contains("Checked at 19:00:14 (UTC)"), "{page}");
+    let later = file(&board, &PLAIN, "en/index.html", after(31));
+    assert!(later.contains("Checked at 19:00:30 (UTC)"), "{later}");
 }
 
 #[test]
