@@ -8,6 +8,7 @@ mod files;
 mod flat;
 mod log;
 mod publish;
+mod round;
 mod state;
 mod steps;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use self::log::{Log, Opened};
+pub use self::round::{Round, RoundError, begin, round};
 pub use self::state::{Intent, Lineage, State, Tip};
 
 /// Why nothing is sealed.

@@ -109,7 +109,7 @@ impl Log {
             lineage,
             horizon,
             tip: empty,
-            intent: Some(Intent { to: horizon, sweep: false, tip: None }),
+            intent: Some(Intent { to: horizon, sweep: None, tip: None }),
         };
         state.save(dir)?;
         let mut log = Self::open(dir)?;
@@ -118,7 +118,7 @@ impl Log {
         log.seal(&segment.ordered())?;
         if rows > 0 {
             // The next round seals them.
-            log.intend(horizon, true)?;
+            log.intend(horizon, Some(rows))?;
         }
         Ok(vkey)
     }

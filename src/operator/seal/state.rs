@@ -57,8 +57,8 @@ pub struct Tip {
 #[serde(deny_unknown_fields)]
 pub struct Intent {
     pub to: u64,
-    /// All rows below `to`, whether or not count_batch has them: those that were there before the log.
-    pub sweep: bool,
+    /// All rows below `to`, whether or not count_batch has them: so many were there before the log.
+    pub sweep: Option<u64>,
     /// What will be signed; written before the signature.
     pub tip: Option<Tip>,
 }

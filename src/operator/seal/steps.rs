@@ -18,7 +18,7 @@ impl Log {
     ///
     /// # Errors
     /// [`SealError`]
-    pub fn intend(&mut self, to: u64, sweep: bool) -> Result<Intent, SealError> {
+    pub fn intend(&mut self, to: u64, sweep: Option<u64>) -> Result<Intent, SealError> {
         if let Some(intent) = &self.state.intent {
             return Ok(intent.clone());
         }

@@ -75,7 +75,7 @@ fn votes(log: &Log, numbers: impl IntoIterator<Item = u64>) -> Ordered {
 fn seal(dir: &Path, from: u64, to: u64) -> Result<Tip, SealError> {
     let mut log = Log::open(dir)?;
     log.publish_again()?;
-    let intent = log.intend(10 * to, false)?;
+    let intent = log.intend(10 * to, None)?;
     assert_eq!(intent.to, 10 * to);
     log.seal(&votes(&log, from..to))
 }
@@ -115,8 +115,8 @@ fn a_log_is_verified_by_what_it_publishes() {
 
 /// Runs the first `steps` of a round.
 fn interrupted(log: &mut Log, ordered: &Ordered, steps: usize) {
-    let intent = log.intend(100_000, false).expect("written");
-    assert_eq!(intent, Intent { to: 100_000, sweep: false, tip: None });
+    let intent = log.intend(100_000, None).expect("written");
+    assert_eq!(intent, Intent { to: 100_000, sweep: None, tip: None });
     let mut tip = log.state().tip;
     for step in 1..steps {
         match step {
@@ -136,7 +136,7 @@ fn again(dir: &Path, numbers: std::ops::Range<u64>) -> Result<Files, SealError> 
     let mut log = Log::open(dir)?;
     log.publish_again()?;
     if log.state().horizon < 100_000 {
-        log.intend(100_000, false)?;
+        log.intend(100_000, None)?;
         log.seal(&votes(&log, numbers))?;
     }
     drop(log);
@@ -240,7 +240,10 @@ fn rows_that_were_there_already_are_sealed_first() {
     let dir = directory.path("log");
     Log::init(&dir, ORIGIN, &opened(5)).expect("created");
     let mut log = Log::open(&dir).expect("opened");
-    assert_eq!(log.intend(500, false).expect("there"), Intent { to: 100, sweep: true, tip: None });
+    assert_eq!(
+        log.intend(500, None).expect("there"),
+        Intent { to: 100, sweep: Some(5), tip: None }
+    );
     log.seal(&votes(&log, 0..5)).expect("sealed");
     assert_eq!((log.state().horizon, log.state().tip.votes), (100, 5));
 }
@@ -281,7 +284,7 @@ proptest! {
         let whole = again(&dir, 311..1_000).expect("sealed");
         restore(&dir, &before);
         let mut log = Log::open(&dir).expect("opened");
-        log.intend(100_000, false).expect("written");
+        log.intend(100_000, None).expect("written");
         let ordered = votes(&log, 311..1_000);
         let tip = log.append(&ordered).expect("appended");
         let name = ["entries", "entries.index", "hashes.0", "hashes.1"][file];
