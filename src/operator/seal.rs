@@ -6,9 +6,12 @@
 
 mod files;
 mod flat;
+mod lag;
 mod log;
+mod monitor;
 mod publish;
 mod round;
+mod run;
 mod state;
 mod steps;
 #[cfg(test)]
@@ -18,7 +21,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use self::log::{Log, Opened};
+pub use self::monitor::{Monitor, Stopped};
 pub use self::round::{Round, RoundError, begin, round};
+pub use self::run::{Pace, once, run};
 pub use self::state::{Intent, Lineage, State, Tip};
 
 /// Why nothing is sealed.
