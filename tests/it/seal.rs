@@ -1,5 +1,7 @@
 //! The sealer on a real PostgreSQL.
 
+mod commands;
+mod crashes;
 mod reading;
 
 use std::fs;

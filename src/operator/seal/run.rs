@@ -13,8 +13,8 @@ use crate::adapters::store::{Holder, SealReader, StartError};
 use crate::platform::service_manager;
 use crate::platform::telemetry::SealProgress;
 
-/// Votes that wait for longer are worth a warning, and that again whenever it has passed once more.
-const WARN_AFTER: Duration = Duration::from_secs(60);
+/// Votes that wait for so many intervals are worth a warning, and that again whenever as many have passed.
+const WARN_AFTER: u32 = 12;
 
 /// When, and how much at a time.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,7 @@ pub async fn run(
     monitor: &Monitor,
 ) -> Result<Infallible, RoundError> {
     let (mut lag, mut sealed_before, mut warned) = (Lag::default(), false, Instant::now());
+    let warn_after = WARN_AFTER * pace.interval;
     loop {
         let before = log.state().tip.votes;
         let (stopped, delay) = match round(log, reader, pace.min_rows).await {
@@ -56,8 +57,8 @@ pub async fn run(
                 let votes = log.state().tip.votes - before;
                 lag.seen(&round, pace.min_rows, log.state().horizon);
                 report(log, &round, &lag, monitor);
-                let waits = lag.waiting().is_some_and(|since| since.elapsed() >= WARN_AFTER);
-                if waits && warned.elapsed() >= WARN_AFTER {
+                let waits = lag.waiting().is_some_and(|since| since.elapsed() >= warn_after);
+                if waits && warned.elapsed() >= warn_after {
                     warned = Instant::now();
                     warn_of_lag(&round, &lag);
                 }
@@ -133,7 +134,7 @@ fn report(log: &Log, round: &Round, lag: &Lag, monitor: &Monitor) {
 fn warn_of_lag(round: &Round, lag: &Lag) {
     let unsealed = round.unsealed.votes;
     let Some(Holder { pid, gid, role, application, age }) = &round.held_by else {
-        tracing::warn!(unsealed, "votes wait to be sealed for more than a minute");
+        tracing::warn!(unsealed, "votes wait to be sealed: the sealer is slower than counting");
         return;
     };
     // As long as it was seen, where its age is hidden from our role.
