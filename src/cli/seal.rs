@@ -138,7 +138,7 @@ async fn run(config: &Config, arguments: &RunArguments) -> Outcome {
         return tokio::select! {
             ended = seal::once(&mut log, &mut reader, *min_rows) => {
                 let (round, findings) = ended.map_err(failed)?;
-                summary(&log, round.unsealed.votes, round.drift, &findings)
+                summary(&log, round.left, round.drift, &findings)
             }
             received = signals.next() => Err(Exit(received.code)),
         };
@@ -170,7 +170,7 @@ async fn run(config: &Config, arguments: &RunArguments) -> Outcome {
 }
 
 /// What `--once` ends with: 1 if the audit is not as it was counted.
-fn summary(log: &Log, unsealed: i64, drift: i64, findings: &[String]) -> Outcome {
+fn summary(log: &Log, unsealed: u64, drift: i64, findings: &[String]) -> Outcome {
     let (state, mut lines) = (log.state(), Vec::new());
     let (tip, root) = (state.tip, BASE64_STANDARD.encode(state.tip.root));
     lines.push(format!("log {}: {} entries, root {root}", state.origin, tip.size));

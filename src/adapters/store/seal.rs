@@ -5,40 +5,23 @@
 
 mod copy;
 mod pages;
+mod snapshot;
 
-use std::collections::BTreeSet;
-use std::ops::Range;
-
-use futures::TryStreamExt;
 use sha2::{Digest, Sha256};
 use sqlx::FromRow;
 use sqlx::postgres::PgConnection;
-use tokio::time::timeout;
 
-use self::copy::Decoder;
-use self::pages::{PageRange, merged, of};
+pub use self::snapshot::SealSnapshot;
 use super::connection::Address;
 use super::error::{StartError, failed};
-use super::recount::{DEADLINE, STATEMENT_TIMEOUT};
+use super::recount::STATEMENT_TIMEOUT;
+use super::within;
 use super::writer::takes_no_writes;
-use super::{no_answer, within};
-use crate::model::ports::Class;
-use crate::model::tlog::entry::Correction;
 use crate::model::tlog::row::Row;
 use crate::platform::config::Config;
 
 const FACTS: &str = include_str!("seal/facts.sql");
-const BATCHES: &str = include_str!("seal/batches.sql");
-const UNSEALED: &str = include_str!("seal/unsealed.sql");
-const CORRECTIONS: &str = include_str!("seal/corrections.sql");
-const HOLDER: &str = include_str!("seal/holder.sql");
 const LOCK: &str = "SELECT pg_try_advisory_lock($1)";
-/// A bigint times two fits; what was written by hand may not.
-const TOTAL: &str = "SELECT least(coalesce(sum(oui_count::numeric + non_count), 0), 9223372036854775807)::bigint \
-                     FROM vote_results";
-/// Batches that are read at a time.
-const MAX_BATCHES: i64 = 10_000;
-
 /// The server and its transactions, as one snapshot has them.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct SealFacts {
@@ -95,6 +78,12 @@ impl SealFacts {
         self.next.unsigned_abs()
     }
 
+    /// The id of the transaction below the horizon that has this lower half.
+    pub fn below(&self, xmin: u32) -> u64 {
+        let distance = (self.horizon() as u32).wrapping_sub(xmin).wrapping_sub(1);
+        self.horizon().saturating_sub(1).saturating_sub(distance.into())
+    }
+
     /// Whether a visible row with this `xmin` was written by a transaction from `to` on.
     pub fn is_after(&self, xmin: u32, to: u64) -> bool {
         u64::from(xmin.wrapping_sub(to as u32)) < self.next().saturating_sub(to)
@@ -123,12 +112,6 @@ pub struct SealReader<'c> {
     /// The key of the lock that one sealer a log holds; `None`: without.
     lock: Option<i64>,
     connection: Option<PgConnection>,
-}
-
-/// A snapshot to read in.
-pub struct SealSnapshot<'c> {
-    config: &'c Config,
-    connection: PgConnection,
 }
 
 impl<'c> SealReader<'c> {
@@ -195,156 +178,6 @@ impl<'c> SealReader<'c> {
     }
 }
 
-impl SealSnapshot<'_> {
-    /// The sum of all totals.
-    ///
-    /// # Errors
-    /// [`StartError`], as for all that follows.
-    pub async fn total(&mut self) -> Result<i64, StartError> {
-        let config = self.config;
-        let read = sqlx::query_scalar(TOTAL).fetch_one(&mut self.connection).await;
-        read.map_err(|error| reading(config, error, "the totals"))
-    }
-
-    /// What is committed from the transaction `from` on.
-    ///
-    /// # Errors
-    /// [`StartError`]
-    pub async fn unsealed(&mut self, from: u64, horizon: u64) -> Result<Unsealed, StartError> {
-        let (config, query) = (self.config, sqlx::query_as(UNSEALED));
-        let query = query.bind(from.to_string()).bind(horizon.to_string());
-        let read = query.fetch_one(&mut self.connection).await;
-        read.map_err(|error| reading(config, error, "count_batch"))
-    }
-
-    /// The transactions in the range that counted votes, in order: all of them, or only so many that they have `rows`.
-    ///
-    /// # Errors
-    /// [`StartError`]
-    pub async fn batches(
-        &mut self,
-        xids: Range<u64>,
-        rows: Option<u64>,
-    ) -> Result<Vec<CountBatch>, StartError> {
-        let config = self.config;
-        let limit = rows.map_or(i64::MAX, |_| MAX_BATCHES);
-        let query = sqlx::query_as(BATCHES).bind(xids.start.to_string());
-        let query = query.bind(xids.end.to_string()).bind(limit);
-        let (mut batches, mut read) = (Vec::new(), 0);
-        let mut found = query.fetch(&mut self.connection);
-        loop {
-            let batch = found.try_next().await;
-            let batch = batch.map_err(|error| reading(config, error, "count_batch"))?;
-            let Some(batch): Option<CountBatch> = batch else { return Ok(batches) };
-            // All of it is read, so that the connection can be used again.
-            if rows.is_none_or(|rows| read < rows) {
-                read += batch.rows();
-                batches.push(batch);
-            }
-        }
-    }
-
-    /// The rows of these transactions, from the pages that they named.
-    ///
-    /// # Errors
-    /// [`StartError`]
-    pub async fn rows(
-        &mut self,
-        batches: &[CountBatch],
-        mut each: impl FnMut(AuditRow),
-    ) -> Result<(), StartError> {
-        for PageRange { first, last, xids } in merged(batches) {
-            // The greatest line pointer there can be is far below.
-            let place = format!("ctid BETWEEN '({first},0)' AND '({last},65535)'");
-            self.copy(&format!("{place} AND {}", of(&xids)), &mut each).await?;
-        }
-        Ok(())
-    }
-
-    /// The rows of these transactions, wherever they are: reads the whole audit.
-    ///
-    /// # Errors
-    /// [`StartError`]
-    pub async fn sweep(
-        &mut self,
-        xmins: &BTreeSet<u32>,
-        mut each: impl FnMut(AuditRow),
-    ) -> Result<(), StartError> {
-        self.copy(&of(xmins), &mut each).await
-    }
-
-    /// All rows of the audit.
-    ///
-    /// # Errors
-    /// [`StartError`]
-    pub async fn all(&mut self, mut each: impl FnMut(AuditRow)) -> Result<(), StartError> {
-        self.copy("true", &mut each).await
-    }
-
-    /// All corrections in the order of their ids, with the lower half of their transactions' ids.
-    ///
-    /// # Errors
-    /// [`StartError`]
-    pub async fn corrections(&mut self) -> Result<Vec<(u32, Correction)>, StartError> {
-        type Found = (i64, i64, String, String, i64, i64, i64, i64, Option<String>);
-        let config = self.config;
-        let read = sqlx::query_as(CORRECTIONS).fetch_all(&mut self.connection).await;
-        let read: Vec<Found> =
-            read.map_err(|error| reading(config, error, "result_corrections"))?;
-        let correction = |(
-            xmin,
-            id,
-            at,
-            law_id,
-            oui_before,
-            non_before,
-            oui_after,
-            non_after,
-            reason,
-        ): Found| {
-            let correction =
-                Correction { id, at, law_id, oui_before, non_before, oui_after, non_after, reason };
-            (xmin as u32, correction)
-        };
-        Ok(read.into_iter().map(correction).collect())
-    }
-
-    /// Who holds up the horizon: the transaction with this id, if it is still in progress.
-    ///
-    /// # Errors
-    /// [`StartError`]
-    pub async fn holder(&mut self, horizon: u64) -> Result<Option<Holder>, StartError> {
-        let config = self.config;
-        let query = sqlx::query_as(HOLDER).bind((horizon as u32).to_string());
-        let read = query.fetch_optional(&mut self.connection).await;
-        read.map_err(|error| reading(config, error, "the oldest transaction"))
-    }
-
-    async fn copy(
-        &mut self,
-        condition: &str,
-        each: &mut impl FnMut(AuditRow),
-    ) -> Result<(), StartError> {
-        let config = self.config;
-        let statement = format!(
-            "COPY (SELECT xmin, vote_hash::text, citizen_id::text, law_id::text, choice::text, \
-             \"timestamp\"::timestamptz, recorded_at::timestamptz FROM vote_audit WHERE {condition}) \
-             TO STDOUT (FORMAT binary)"
-        );
-        let copying = async {
-            let mut decoder = Decoder::default();
-            let mut chunks = self.connection.copy_out_raw(&statement).await?;
-            while let Some(chunk) = chunks.try_next().await? {
-                decoder.read(&chunk, each)?;
-            }
-            decoder.finish()
-        };
-        let copied = timeout(DEADLINE, copying).await;
-        let copied = copied.map_err(|_| no_answer(Class::Reconnect, DEADLINE))?;
-        copied.map_err(|error| reading(config, error, "vote_audit"))
-    }
-}
-
 /// One lock for each log, which no other program is likely to take.
 fn lock_key(origin: &str) -> i64 {
     let digest = Sha256::new().chain_update("vote-aggregator/seal\n").chain_update(origin);
@@ -384,6 +217,13 @@ mod tests {
             assert_eq!(around.is_after(xmin, to), after, "{xmin} {to}");
         }
         assert!(!facts(100).is_after(99, 100));
+        let below = |horizon: u64, xmin| {
+            SealFacts { horizon: horizon as i64, ..facts(horizon) }.below(xmin)
+        };
+        assert_eq!(
+            [below(wrap + 5, 4), below(wrap + 5, 5), below(wrap + 5, u32::MAX)],
+            [wrap + 4, 5, wrap - 1]
+        );
     }
 
     #[test]

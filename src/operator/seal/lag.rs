@@ -14,15 +14,13 @@ pub(super) struct Lag {
 }
 
 impl Lag {
-    /// Takes in a round that has ended; `sealed` is the log's horizon behind it.
-    pub fn seen(&mut self, round: &Round, min_rows: u64, sealed: u64) {
+    /// Takes in a round that has ended.
+    pub fn seen(&mut self, round: &Round, min_rows: u64) {
         let now = Instant::now();
-        // All that was visible then is sealed.
-        self.waiting = self.waiting.filter(|(_, next)| *next > sealed);
-        let enough = round.unsealed.votes.unsigned_abs() >= min_rows.max(1);
-        if enough && self.waiting.is_none() && round.next > sealed {
-            self.waiting = Some((now, round.next));
-        }
+        let enough = round.left >= min_rows.max(1);
+        // Otherwise all that was visible then is sealed.
+        let same = self.waiting.filter(|(_, next)| *next > round.covered);
+        self.waiting = enough.then(|| same.unwrap_or((now, round.next)));
         let undecided = round.unsealed.votes > round.unsealed.decided;
         let same = self.held.filter(|(_, horizon)| *horizon == round.horizon);
         self.held = undecided.then(|| same.unwrap_or((now, round.horizon)));
@@ -44,9 +42,11 @@ mod tests {
     use super::*;
     use crate::adapters::store::Unsealed;
 
-    fn round(votes: i64, decided: i64, (horizon, next): (u64, u64)) -> Round {
+    fn round(left: u64, undecided: i64, [covered, horizon, next]: [u64; 3]) -> Round {
         Round {
-            unsealed: Unsealed { votes, decided },
+            unsealed: Unsealed { votes: undecided, decided: 0 },
+            left,
+            covered,
             next,
             horizon,
             drift: 0,
@@ -62,18 +62,21 @@ mod tests {
         let ages = |lag: &Lag| {
             [lag.waiting(), lag.held()].map(|since| since.map(|since| since.elapsed().as_secs()))
         };
-        let mut see = async |round: Round, sealed| {
-            lag.seen(&round, 1_000, sealed);
+        let mut see = async |round: Round| {
+            lag.seen(&round, 1_000);
             tokio::time::advance(Duration::from_secs(5)).await;
             ages(&lag)
         };
-        assert_eq!(see(round(999, 999, (100, 100)), 50).await, [None, None], "too few");
+        assert_eq!(see(round(999, 0, [50, 100, 100])).await, [None, None], "too few");
         // Counting goes on: each round seals what the one before it saw.
-        assert_eq!(see(round(2_000, 1_500, (150, 160)), 150).await, [Some(5), Some(5)]);
-        assert_eq!(see(round(2_000, 1_500, (250, 260)), 250).await, [Some(5), Some(5)]);
+        assert_eq!(see(round(1_500, 500, [150, 150, 160])).await, [Some(5), Some(5)]);
+        assert_eq!(see(round(1_500, 500, [250, 250, 260])).await, [Some(5), Some(5)]);
         // A transaction stays open.
-        assert_eq!(see(round(2_000, 0, (255, 360)), 255).await, [Some(10), Some(5)]);
-        assert_eq!(see(round(4_000, 0, (255, 460)), 255).await, [Some(15), Some(10)]);
-        assert_eq!(see(round(6_000, 6_000, (470, 470)), 470).await, [None, None]);
+        assert_eq!(see(round(2_000, 2_000, [255, 255, 360])).await, [Some(10), Some(5)]);
+        assert_eq!(see(round(4_000, 4_000, [255, 255, 460])).await, [Some(15), Some(10)]);
+        // It ended; a backlog takes several rounds.
+        assert_eq!(see(round(4_000, 0, [259, 470, 470])).await, [Some(20), None]);
+        assert_eq!(see(round(2_000, 0, [300, 470, 470])).await, [Some(5), None]);
+        assert_eq!(see(round(0, 0, [470, 470, 470])).await, [None, None]);
     }
 }

@@ -14,11 +14,19 @@ use crate::model::tlog::segment::{Leaf, Segment, leaf};
 /// Rows that a round seals, unless one transaction has more: some 150 bytes of memory each.
 const MAX_ROWS: u64 = 200_000;
 
+/// Ids below the oldest transaction in progress that a crash of the server could assign again, at most: those of
+/// transactions whose WAL was not written yet.
+const REUSED: u64 = 1_000_000;
+
 /// What a round found, and what it did.
 #[derive(Debug)]
 pub struct Round {
     /// Votes that are committed and were not sealed before it.
     pub unsealed: Unsealed,
+    /// Those that are not sealed behind it.
+    pub left: u64,
+    /// All votes of transactions below are sealed.
+    pub covered: u64,
     /// All transactions that are visible to it have smaller ids.
     pub next: u64,
     /// All transactions below are decided.
@@ -53,8 +61,17 @@ pub enum RoundError {
 pub async fn begin(reader: &mut SealReader<'_>) -> Result<Opened, RoundError> {
     let (mut snapshot, facts) = reader.begin().await?.ok_or(RoundError::Locked)?;
     let (horizon, mut rows) = (facts.horizon(), 0);
-    snapshot.all(|(xmin, _)| rows += u64::from(!facts.is_after(xmin, horizon))).await?;
+    let mut last = snapshot.last_batch(horizon).await?;
+    let all = snapshot.all(|(xmin, _)| {
+        if !facts.is_after(xmin, horizon) {
+            rows += 1;
+            last = last.max(Some(facts.below(xmin)));
+        }
+    });
+    all.await?;
     reader.end(snapshot).await?;
+    let behind = last.map_or(0, |last| last + 1);
+    let horizon = behind.max(horizon.saturating_sub(REUSED));
     Ok(Opened { lineage: lineage(&facts), horizon, rows })
 }
 
@@ -76,6 +93,8 @@ pub async fn round(
     let held_by = if undecided { snapshot.holder(horizon).await? } else { None };
     let mut round = Round {
         unsealed,
+        left: unsealed.votes.unsigned_abs(),
+        covered: from,
         next: facts.next(),
         horizon,
         drift,
@@ -91,10 +110,10 @@ pub async fn round(
         }
         None => {
             let batches = snapshot.batches(from..horizon, Some(MAX_ROWS)).await?;
-            let read: u64 = batches.iter().map(|batch| batch.rows()).sum();
-            let last = batches.last().map_or(horizon, |batch| batch.xid() + 1);
-            let all = read == unsealed.decided.unsigned_abs();
-            log.intend(if all { horizon } else { last }, None)?
+            // Not up to the horizon: after a crash of the server, ids of transactions that left nothing on its disk are
+            // assigned again, and those may count votes. This one's COMMIT is on the disk.
+            let last = batches.last().map_or(from, |batch| batch.xid() + 1);
+            log.intend(last, None)?
         }
     };
     let mut segment = Segment::default();
@@ -113,6 +132,7 @@ pub async fn round(
             findings.push(format!("the row {id} of result_corrections cannot be sealed: {error}"));
         }
     }
+    let left = snapshot.unsealed(intent.to, horizon).await?;
     // Its answer shows that the session is there, and with it the lock against another sealer.
     reader.end(snapshot).await?;
     let ordered = segment.ordered();
@@ -124,6 +144,8 @@ pub async fn round(
     }
     let (before, sealed) = (log.state().tip, log.seal(&ordered)?);
     round.sealed = (sealed != before).then_some(sealed);
+    round.left = left.votes.unsigned_abs();
+    round.covered = if left.decided == 0 { horizon } else { intent.to };
     round.findings = findings;
     Ok(round)
 }

@@ -55,15 +55,16 @@ pub async fn run(
             Ok(round) => {
                 sealed_before = true;
                 let votes = log.state().tip.votes - before;
-                lag.seen(&round, pace.min_rows, log.state().horizon);
+                lag.seen(&round, pace.min_rows);
                 report(log, &round, &lag, monitor);
                 let waits = lag.waiting().is_some_and(|since| since.elapsed() >= warn_after);
                 if waits && warned.elapsed() >= warn_after {
                     warned = Instant::now();
                     warn_of_lag(&round, &lag);
                 }
-                let left = round.unsealed.decided.unsigned_abs().saturating_sub(votes);
-                (None, pace.delay(votes, votes > 0 && left >= pace.min_rows))
+                let more =
+                    votes > 0 && round.left >= pace.min_rows && round.covered < round.horizon;
+                (None, pace.delay(votes, more))
             }
             Err(error) => (Some(stopped(error, sealed_before)?), pace.interval),
         };
@@ -116,10 +117,12 @@ fn stopped(error: RoundError, sealed_before: bool) -> Result<(Stopped, String), 
 
 fn report(log: &Log, round: &Round, lag: &Lag, monitor: &Monitor) {
     let tip = log.state().tip;
-    let sealed = if round.sealed.is_some() { round.unsealed.decided } else { 0 };
-    let unsealed = (round.unsealed.votes - sealed).max(0).unsigned_abs();
-    let progress =
-        SealProgress { entries: tip.size, votes: tip.votes, unsealed, drift: round.drift };
+    let progress = SealProgress {
+        entries: tip.size,
+        votes: tip.votes,
+        unsealed: round.left,
+        drift: round.drift,
+    };
     monitor.metrics.read(progress, lag.waiting(), lag.held());
     if round.sealed.is_some() {
         monitor.metrics.signed();
@@ -132,7 +135,7 @@ fn report(log: &Log, round: &Round, lag: &Lag, monitor: &Monitor) {
 }
 
 fn warn_of_lag(round: &Round, lag: &Lag) {
-    let unsealed = round.unsealed.votes;
+    let unsealed = round.left;
     let Some(Holder { pid, gid, role, application, age }) = &round.held_by else {
         tracing::warn!(unsealed, "votes wait to be sealed: the sealer is slower than counting");
         return;
