@@ -102,12 +102,12 @@ pub(super) async fn seal(config: &Config, arguments: &Arguments) -> Outcome {
 async fn init(config: &Config, arguments: &InitArguments) -> Outcome {
     let InitArguments { origin, dir, existing_rows } = arguments;
     let opened = seal::begin(&mut SealReader::new(config, None)).await.map_err(failed)?;
-    if opened.rows > 0 && !existing_rows {
+    if opened.counted > 0 && !existing_rows {
         output::note(format_args!(
             "{} votes are counted already, and nothing shows what became of them so far: begin a log before the \
              first vote. To seal them as they are now, add --existing-rows; the opening entry will say how many \
              they were",
-            opened.rows
+            opened.counted
         ));
         return Err(Exit(exit::FINDINGS));
     }

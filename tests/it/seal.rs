@@ -74,10 +74,16 @@ impl Sealed {
 
     /// Rounds until so many votes are sealed; what they found wrong.
     async fn until_sealed(&self, votes: u64) -> Vec<String> {
+        self.until_sealed_by(votes, 1).await
+    }
+
+    /// As [`Sealed::until_sealed`], by rounds of so many votes at least: those of other tests keep them undecided for a
+    /// moment.
+    async fn until_sealed_by(&self, votes: u64, min_rows: u64) -> Vec<String> {
         let (mut log, mut reader, mut findings) = (self.open(), self.reader(), Vec::new());
         eventually("all votes are sealed", async || {
-            // Of a test before: its session may end later than it does.
-            match round(&mut log, &mut reader, 1).await {
+            // A session of this log may end later than what it was for.
+            match round(&mut log, &mut reader, min_rows).await {
                 Ok(round) => findings.extend(round.findings),
                 Err(RoundError::Locked) => {}
                 Err(error) => panic!("{error}"),

@@ -37,8 +37,10 @@ pub struct Opened {
     pub lineage: Lineage,
     /// Transactions from this one on are sealed batch by batch.
     pub horizon: u64,
-    /// Rows of the audit that are there already, and will be sealed first.
+    /// Rows of the audit below it, which will be sealed first.
     pub rows: u64,
+    /// All rows of the audit; those above the horizon are sealed with their batches.
+    pub counted: u64,
 }
 
 impl Log {
@@ -93,7 +95,7 @@ impl Log {
                 .map_err(failed("write", &path))?;
         }
         let empty = Tip { size: 0, root: Frontier::default().root(), votes: 0, bytes: 0 };
-        let Opened { lineage, horizon, rows } = opened.clone();
+        let Opened { lineage, horizon, rows, counted: _ } = opened.clone();
         let opening = Entry::Opening(Opening {
             format: FORMAT,
             origin: origin.to_owned(),

@@ -60,9 +60,10 @@ pub enum RoundError {
 /// [`RoundError`]
 pub async fn begin(reader: &mut SealReader<'_>) -> Result<Opened, RoundError> {
     let (mut snapshot, facts) = reader.begin().await?.ok_or(RoundError::Locked)?;
-    let (horizon, mut rows) = (facts.horizon(), 0);
+    let (horizon, mut rows, mut counted) = (facts.horizon(), 0, 0);
     let mut last = snapshot.last_batch(horizon).await?;
     let all = snapshot.all(|(xmin, _)| {
+        counted += 1;
         if !facts.is_after(xmin, horizon) {
             rows += 1;
             last = last.max(Some(facts.below(xmin)));
@@ -72,7 +73,7 @@ pub async fn begin(reader: &mut SealReader<'_>) -> Result<Opened, RoundError> {
     reader.end(snapshot).await?;
     let behind = last.map_or(0, |last| last + 1);
     let horizon = behind.max(horizon.saturating_sub(REUSED));
-    Ok(Opened { lineage: lineage(&facts), horizon, rows })
+    Ok(Opened { lineage: lineage(&facts), horizon, rows, counted })
 }
 
 /// Seals what is decided, if that is `min_rows` votes or more; first what an interrupted round was about to seal.

@@ -50,7 +50,7 @@ fn restore(dir: &Path, files: &Files) {
 
 fn opened(rows: u64) -> Opened {
     let lineage = Lineage { system_identifier: "7345678901234567890".into(), timeline: 1 };
-    Opened { lineage, horizon: 100, rows }
+    Opened { lineage, horizon: 100, rows, counted: rows }
 }
 
 /// The votes of a round, by their numbers.
