@@ -17,7 +17,7 @@ DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY['vote_service', 'vote_results_reader', 'vote_auditor', 'vote_publisher',
-                                'vote_board'] LOOP
+                                'vote_board', 'vote_sealer'] LOOP
         BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', name);
         EXCEPTION WHEN duplicate_object OR unique_violation THEN
@@ -32,7 +32,7 @@ REVOKE ALL ON _sqlx_migrations, vote_results, vote_audit, duplicate_attempts, re
     schema_compatibility, reconciliation, lost_votes, vote_cell, vote_statistics, citizens_with_multiple_votes,
     result_publications, certified_results, published_state, published_results, published_corrections,
     published_history, published_finals, published_since_final, count_batch
-    FROM PUBLIC, vote_service, vote_results_reader, vote_auditor, vote_publisher, vote_board;
+    FROM PUBLIC, vote_service, vote_results_reader, vote_auditor, vote_publisher, vote_board, vote_sealer;
 
 -- The service: counts, records attempts, reads which migrations are applied and which cell this is, and shares
 -- findings with other instances.
@@ -62,6 +62,9 @@ GRANT INSERT ON certified_results TO vote_publisher;
 GRANT SELECT ON published_results, published_corrections, published_history, published_finals, published_since_final
     TO vote_publisher, vote_board;
 
+-- The sealer reads what the log of counted votes is made of, who voted what included, and writes nothing.
+GRANT SELECT ON _sqlx_migrations, vote_audit, vote_results, result_corrections, count_batch TO vote_sealer;
+
 -- Whether the results are published is no secret: `results`, `recount` and `check` warn while they are not.
 GRANT SELECT ON published_state TO PUBLIC;
 
@@ -71,9 +74,9 @@ DECLARE
 BEGIN
     -- Databases created before PostgreSQL 15 let every role create tables in the schema public.
     EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC, vote_service, vote_results_reader, '
-                   'vote_auditor, vote_publisher, vote_board', current_schema());
+                   'vote_auditor, vote_publisher, vote_board, vote_sealer', current_schema());
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO vote_service, vote_results_reader, vote_auditor, '
-                   'vote_publisher, vote_board', current_schema());
+                   'vote_publisher, vote_board, vote_sealer', current_schema());
     -- Tables of the predecessor have serial numbers: inserting requires USAGE on their sequences.
     FOR sequence IN
         SELECT pg_get_serial_sequence(format('%I.%I', table_schema, table_name), column_name)

@@ -15,6 +15,7 @@ mod publish;
 mod recount;
 mod results;
 mod run;
+mod seal;
 mod signals;
 mod verify;
 
@@ -53,6 +54,7 @@ Examples:
   vote-aggregator results                       the results by law
   vote-aggregator recount                       compare the results with the audit
   vote-aggregator publication show              what the public sees of the results
+  vote-aggregator seal --dir DIR                keep a tamper-evident log of the counted votes
   vote-aggregator dlq list                      show what could not be counted, and why
   vote-aggregator health-check                  ask the service on this host whether it is ready";
 
@@ -104,6 +106,8 @@ enum Command {
     Publication(publication::Arguments),
     /// Make the public page of what is published, in a folder or on a port, until SIGINT or SIGTERM
     Board(board::Arguments),
+    /// Keep a tamper-evident log of the votes that are counted, until SIGINT or SIGTERM
+    Seal(seal::Arguments),
     /// Verify a log of counted votes by its files alone: exit code 0 or 1
     Verify(verify::Arguments),
     /// List dead letters, replay them, remove them
@@ -185,6 +189,7 @@ async fn run_async(command: Command, config: Config) -> Outcome {
         Command::Recount(arguments) => recount::recount(&config, &arguments).await,
         Command::Publication(arguments) => publication::publication(&config, arguments).await,
         Command::Board(arguments) => board::board(&config, &arguments).await,
+        Command::Seal(arguments) => seal::seal(&config, &arguments).await,
         Command::Dlq(arguments) => dlq::dlq(&config, arguments).await,
         Command::Migrate(arguments) => migrate::migrate(&config, &arguments).await,
         Command::Publish(arguments) => {

@@ -18,6 +18,7 @@ mod reconcile;
 mod recount;
 mod repair;
 mod results;
+mod seal;
 mod sessions;
 mod snapshot;
 mod sqlstate;
@@ -47,6 +48,7 @@ pub use self::reconcile::{PAUSES, Reconciled, Shared};
 pub use self::recount::{Comparison, LawCounts};
 pub use self::repair::{Correction, Progress, correct, recount};
 pub use self::results::results;
+pub use self::seal::{CountBatch, Holder, SealFacts, SealReader, SealSnapshot, Unsealed};
 #[cfg(test)]
 pub(crate) use self::sessions::tests::session;
 pub use self::sessions::{Session, pids};

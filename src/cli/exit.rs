@@ -15,7 +15,7 @@ pub struct Exit(pub u8);
 
 /// Findings or differences; for `publish`: not everything was confirmed; for `health-check`: no;
 /// for `dlq`: not everything that matches was put back or removed; for `publication`: not allowed; for
-/// `verify`: not verified.
+/// `verify`: not verified; for `seal`: refused, since it could sign a second history.
 pub const FINDINGS: u8 = 1;
 /// Arguments that make no sense, as clap itself ends with.
 pub const USAGE: u8 = 2;
@@ -38,7 +38,8 @@ pub const TABLE: [(Option<u8>, &str); 8] = [
         Some(FINDINGS),
         "findings or differences; publish: not everything was confirmed, --dry-run: not every line \
          is a vote; health-check: no; dlq: not everything that matches was put back or removed; \
-         publication: not allowed, or results and audit differ; verify: not verified",
+         publication: not allowed, or results and audit differ; verify: not verified; seal: refused, or \
+         the audit is not as it was counted",
     ),
     (Some(USAGE), "wrong usage"),
     (Some(INTERNAL), "internal error; standard output or a file could not be written"),
@@ -46,7 +47,7 @@ pub const TABLE: [(Option<u8>, &str); 8] = [
         Some(DEADLINE),
         "the shutdown deadline passed before everything was committed; migrate: a lock was not \
          granted in time; migrate, results, recount, publication: PostgreSQL was unavailable for \
-         longer than --retry-for",
+         longer than --retry-for; seal init, seal --once: it was unavailable",
     ),
     (
         Some(CREDENTIALS),
@@ -56,7 +57,8 @@ pub const TABLE: [(Option<u8>, &str); 8] = [
     (
         Some(CONFIG),
         "configuration, schema, a port that is in use, a database that could lose commits, objects \
-         of another role in place of the service's, a server certificate that is not trusted",
+         of another role in place of the service's, a server certificate that is not trusted; seal: \
+         DIR is not a log's directory, or was changed",
     ),
     (None, "ended at once by a second signal n"),
 ];

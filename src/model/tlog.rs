@@ -10,6 +10,7 @@ pub mod note;
 pub mod policy;
 pub mod proof;
 pub mod row;
+pub mod segment;
 pub mod tree;
 
 #[cfg(test)]

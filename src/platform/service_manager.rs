@@ -100,6 +100,17 @@ impl ServiceManager {
     }
 }
 
+/// Notifies the service manager, if there is one, that a command without a watchdog has started, and how it is.
+pub fn started(status: &str) {
+    if let Err(error) =
+        sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&one_line(status))])
+    {
+        tracing::warn!(
+            "the service manager cannot be notified: {error}. Check NOTIFY_SOCKET, or unset it"
+        );
+    }
+}
+
 /// Beats twice in each `period`, as sd_watchdog_enabled(3) recommends.
 fn heartbeat(period: Duration) -> Interval {
     let half = (period / 2).max(Duration::from_millis(1));

@@ -19,7 +19,8 @@ pub use self::logs::{
 };
 pub use self::metrics::{
     BoardLabels, BoardMetrics, BreakerState, Deliveries, InFlight, Instruments, Metrics,
-    MetricsError, PlainInsert, PoolUse, QueueDepths, SessionState, Standbys, metrics_wanted,
+    MetricsError, PlainInsert, PoolUse, QueueDepths, SealMetrics, SealProgress, SessionState,
+    Standbys, metrics_wanted,
 };
 pub use self::reason::Reason;
 pub use self::spans::Spans;

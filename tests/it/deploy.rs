@@ -83,7 +83,7 @@ fn names_in(expression: &str) -> impl Iterator<Item = &str> {
     names.map(move |word| word.trim_end_matches(is_end))
 }
 
-/// A Prometheus with the shipped configuration that scrapes one service and one board, ended with this value.
+/// A Prometheus with the shipped configuration that scrapes a service, a board and a sealer, ended with this value.
 struct Prometheus {
     address: String,
     _child: Child,
@@ -91,12 +91,14 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    async fn scraping(service: &Service, board: &Service) -> Self {
+    async fn scraping([service, board, sealer]: [&Service; 3]) -> Self {
         let [target, board] = [service.address().await, board.address().await];
+        let sealer = sealer.address().await;
         let mut configuration = CONFIGURATION.to_owned();
         for (shipped, here) in [
             ("targets: [\"localhost:8001\"]", format!("targets: [\"{target}\"]")),
             ("targets: [\"localhost:8002\"]", format!("targets: [\"{board}\"]")),
+            ("targets: [\"localhost:8003\"]", format!("targets: [\"{sealer}\"]")),
             ("scrape_interval: 15s", "scrape_interval: 1s".to_owned()),
             ("evaluation_interval: 15s", "evaluation_interval: 1s".to_owned()),
         ] {
@@ -157,7 +159,12 @@ async fn a_prometheus_evaluates_every_rule_and_answers_every_panel_with_data() {
     let arguments = ["board", "--out", &files.path(), "--admin", "127.0.0.1:0"];
     let environment = stage.environment_with(&login(&role));
     let board = Service::spawn("deployboard", &arguments, &environment).await;
-    let prometheus = Prometheus::scraping(&service, &board).await;
+    let log = files.file("log");
+    let init = ["init", "--origin", "votes.example/deploy", "--dir", &log];
+    stage.run("seal", &init).await.assert(0, &[]);
+    let arguments = ["seal", "--dir", &log, "--admin", "127.0.0.1:0"];
+    let sealer = Service::spawn("deployseal", &arguments, &stage.environment()).await;
+    let prometheus = Prometheus::scraping([&service, &board, &sealer]).await;
     let publish = async |seed| {
         let flawed = ["--count", "300", "--duplicates", "0.1", "--malformed", "0.1"];
         stage.run("publish", &[&flawed[..], &["--seed", seed]].concat()).await.assert(0, &[]);
@@ -191,6 +198,7 @@ async fn a_prometheus_evaluates_every_rule_and_answers_every_panel_with_data() {
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     queries.extend(rules.iter().map(|rule| (text(&rule["name"]), text(&rule["query"]))));
     let scrape = service.get("/metrics").await.body + &board.get("/metrics").await.body;
+    let scrape = scrape + &sealer.get("/metrics").await.body;
     for (title, query) in queries {
         for name in names_in(&query).filter(|name| !recorded.contains(name)) {
             let parts = ["_bucket", "_sum", "_count"].iter();
@@ -200,7 +208,7 @@ async fn a_prometheus_evaluates_every_rule_and_answers_every_panel_with_data() {
             assert!(is_metric || is_label, "{title}: the service does not show {name}");
         }
     }
-    for service in [service, board] {
+    for service in [service, board, sealer] {
         service.stop().await;
     }
 }

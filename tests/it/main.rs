@@ -39,6 +39,7 @@ mod refusals;
 mod results;
 mod roles;
 mod schema;
+mod seal;
 mod service_manager;
 mod standby;
 mod start;

@@ -13,8 +13,14 @@ use vote_aggregator::model::vote::{Choice, Vote};
 use crate::support::{FORBID_LAW_X, PREDECESSOR, Servers, Stage, eventually, login, vote, votes};
 
 const IN_SERVICE: &str = "IN ROLE vote_service";
-const GROUPS: [&str; 5] =
-    ["vote_service", "vote_results_reader", "vote_auditor", "vote_publisher", "vote_board"];
+const GROUPS: [&str; 6] = [
+    "vote_service",
+    "vote_results_reader",
+    "vote_auditor",
+    "vote_publisher",
+    "vote_board",
+    "vote_sealer",
+];
 const RELATIONS: &str = "_sqlx_migrations vote_results vote_audit duplicate_attempts \
                          result_corrections schema_compatibility reconciliation lost_votes vote_cell \
                          vote_statistics citizens_with_multiple_votes result_publications \
@@ -39,6 +45,11 @@ fn allowed(group: &str, relation: &str) -> &'static [&'static str] {
         ("PUBLIC", _) | (_, "published_state") => &[],
         ("vote_auditor", _) => &["SELECT"],
         ("vote_publisher", "result_publications" | "vote_cell") => &["SELECT"],
+        (
+            "vote_sealer",
+            "_sqlx_migrations" | "vote_audit" | "vote_results" | "result_corrections"
+            | "count_batch",
+        ) => &["SELECT"],
         ("vote_publisher", "certified_results") => &["INSERT"],
         ("vote_publisher" | "vote_board", view) if view.starts_with("published_") => &["SELECT"],
         _ => &[],
@@ -103,7 +114,7 @@ async fn the_catalogue_holds_exactly_these_grants() {
     let powerful = "SELECT count(*) FROM pg_roles LEFT JOIN pg_auth_members \
                     ON member = pg_roles.oid \
                     WHERE rolname IN ('vote_service', 'vote_results_reader', 'vote_auditor', \
-                    'vote_publisher', 'vote_board') \
+                    'vote_publisher', 'vote_board', 'vote_sealer') \
                     AND (rolcanlogin OR rolsuper OR rolcreaterole OR member IS NOT NULL)";
     let log_in = "groups that log in, create roles or have the rights of others";
     assert_eq!(stage.number(powerful).await, 0, "{log_in}");

@@ -71,6 +71,22 @@ impl Frontier {
         self.size
     }
 
+    /// The frontier of the first `size` leaves of a tree whose hashes are stored.
+    ///
+    /// # Errors
+    /// [`NoProof`]: hashes that cannot be read, or are not there.
+    pub fn load(levels: &impl Levels, size: u64) -> Result<Self, NoProof> {
+        let (mut subtrees, mut first) = (BTreeMap::new(), 0);
+        for level in (0..u64::BITS as u8).rev().filter(|level| size >> level & 1 == 1) {
+            let index = stored_hash_index(level, first >> level);
+            for hash in proof(Tiled(levels).read_hashes(&[index]))? {
+                subtrees.insert(index, hash);
+            }
+            first += 1 << level;
+        }
+        Ok(Self { size, subtrees })
+    }
+
     /// Appends a leaf by its hash. Returns the hashes that it adds to tiles: its own, and those of tiles that it fills.
     pub fn push(&mut self, leaf: Hash) -> impl Iterator<Item = TileHash> + use<> {
         let leaf = tlog_tiles::Hash(leaf);

@@ -5,6 +5,8 @@ mod board;
 mod exporter;
 mod gauges;
 mod labels;
+mod registered;
+mod seal;
 mod series;
 mod state;
 
@@ -20,6 +22,7 @@ pub use self::board::{BoardLabels, BoardMetrics};
 pub use self::exporter::{Metrics, MetricsError, metrics_wanted};
 pub use self::labels::{BreakerState, PlainInsert, SessionState};
 use self::labels::{ErrorType, OUTCOMES, SIDES, SQLSTATE_CLASSES, sqlstate_class};
+pub use self::seal::{SealMetrics, SealProgress};
 use self::series::{Count, Measure, help};
 use self::state::{Compared, State, lock};
 pub use self::state::{Deliveries, InFlight, PoolUse, QueueDepths, Standbys};

@@ -10,6 +10,8 @@ const UNIT: &str = "deploy/systemd/vote-aggregator.service";
 
 const BOARD: &str = "deploy/systemd/vote-aggregator-board.service";
 
+const SEAL: &str = "deploy/systemd/vote-aggregator-seal.service";
+
 /// Every value of a unit's setting, in order.
 fn values(unit: &str, setting: &str) -> Vec<String> {
     let unit = read(unit);
@@ -34,7 +36,7 @@ fn environment(unit: &str, credentials: &str) -> Environment {
 #[test]
 fn systemd_finds_no_fault_with_the_units_and_an_exposure_of_no_more_than_2_of_10() {
     let systemd_analyze = run("script/services", &["systemd-analyze"]).assert(0, &[]).stdout;
-    for path in [UNIT, BOARD] {
+    for path in [UNIT, BOARD, SEAL] {
         let unit = read(path);
         let installed = "ExecStart=/usr/bin/vote-aggregator ";
         assert_eq!(unit.matches(installed).count(), 1);
@@ -59,8 +61,13 @@ fn the_times_and_names_of_the_units_are_those_of_the_service() {
     assert!(seconds(value(UNIT, "WatchdogSec")) >= 10.0);
     let manifest = read("Cargo.toml");
     let accounts = read("deploy/systemd/vote-aggregator.sysusers");
-    for (unit, default) in [(UNIT, "vote-aggregator"), (BOARD, "vote-aggregator-board")] {
-        assert_eq!(value(unit, "RestartPreventExitStatus"), "2 77 78");
+    for (unit, default, lasting) in [
+        (UNIT, "vote-aggregator", "2 77 78"),
+        (BOARD, "vote-aggregator-board", "2 77 78"),
+        // A refusal to sign is for a person to look at.
+        (SEAL, "vote-aggregator-seal", "1 2 77 78"),
+    ] {
+        assert_eq!(value(unit, "RestartPreventExitStatus"), lasting);
         assert_eq!(value(unit, "EnvironmentFile"), format!("-/etc/default/{default}"));
         assert_eq!(value(unit, "WorkingDirectory"), "/etc/vote-aggregator");
         assert!(accounts.contains(&format!("u {} ", value(unit, "User"))), "{accounts}");
@@ -82,10 +89,15 @@ fn the_times_and_names_of_the_units_are_those_of_the_service() {
         assert!(manifest.contains(&format!("\"/etc/default/{default}\"")), "a conffile");
     }
     assert!(manifest.contains("[\"pipeline.toml\", \"etc/vote-aggregator/\""));
-    assert!(manifest.contains(&format!("[\"{BOARD}\", \"usr/lib/systemd/system/\"")));
+    for unit in [BOARD, SEAL] {
+        assert!(manifest.contains(&format!("[\"{unit}\", \"usr/lib/systemd/system/\"")));
+    }
     // Counting comes first, and what is public is another account's than what counts.
     assert_eq!((&*value(BOARD, "CPUWeight"), &*value(BOARD, "Nice")), ("20", "10"));
-    assert_ne!(value(BOARD, "User"), value(UNIT, "User"));
+    assert_eq!((&*value(SEAL, "CPUWeight"), &*value(SEAL, "Nice")), ("1", "19"));
+    assert_eq!(value(SEAL, "Type"), "notify");
+    let users = [UNIT, BOARD, SEAL].map(|unit| value(unit, "User"));
+    assert!(users[0] != users[1] && users[1] != users[2] && users[0] != users[2]);
 }
 
 /// A unit's environment on a stage, with a file for each of its credentials.
@@ -136,5 +148,28 @@ async fn the_boards_unit_writes_where_nginx_reads() {
     let words = command.split(' ').skip(1).filter(|word| !word.starts_with('$'));
     let service = Service::spawn("boardunit", &words.collect::<Vec<_>>(), &environment).await;
     eventually("a page", async || files.join("index.html").exists()).await;
+    service.stop().await;
+}
+
+/// With the account and the password of a role that can read votes, and nothing else.
+#[tokio::test]
+async fn the_sealers_unit_seals_into_its_directory() {
+    let stage = Stage::with_roles(Servers::shared(), "sealunit").await;
+    let role = stage.role("sealunit", "IN ROLE vote_sealer").await;
+    let [_, (_, password)] = login(&role);
+    let (mut environment, _credentials) = started_by(SEAL, &stage, &[("seal_password", password)]);
+    environment.insert("POSTGRES_USER".to_owned(), role);
+    let (files, folder) = (Files::new("sealunit"), value(SEAL, "StateDirectory"));
+    let command = value(SEAL, "ExecStart");
+    let command = command.replace(&format!("/var/lib/{folder}"), &files.path());
+    let command = command.replace(":8003", ":0");
+    let words = command.split(' ').skip(1).filter(|word| !word.starts_with('$'));
+    let words: Vec<&str> = words.collect();
+    let init = ["seal", "init", "--origin", "votes.example/unit", "--dir", words[2]];
+    let begun = Service::spawn("sealunit", &init, &environment).await;
+    begun.assert_ends(0, &[]).await;
+    let service = Service::spawn("sealunit", &words, &environment).await;
+    service.until_ready().await;
+    assert!(files.join("log/public/checkpoint").exists());
     service.stop().await;
 }

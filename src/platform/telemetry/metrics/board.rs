@@ -4,7 +4,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
@@ -12,7 +11,7 @@ use strum::{EnumMessage, IntoStaticStr};
 use tokio::time::Instant;
 
 use super::MetricsError;
-use super::series::help;
+use super::registered::{self, Registered};
 
 /// A variant's name behind `board_` is the metric's, its documentation is the help text.
 #[derive(Clone, Copy, EnumMessage, IntoStaticStr)]
@@ -128,8 +127,8 @@ impl Inner {
         let register = Registered(&registry);
         Ok(Self {
             labels,
-            snapshot_age: register.gauge(Series::SnapshotAgeSeconds)?,
-            checked_age: register.gauge(Series::CheckedAgeSeconds)?,
+            snapshot_age: register.gauge(opts(Series::SnapshotAgeSeconds))?,
+            checked_age: register.gauge(opts(Series::CheckedAgeSeconds))?,
             state: register.add(GaugeVec::new(opts(Series::PublicationState), &["state"])?)?,
             stale: register.add(GaugeVec::new(opts(Series::Stale), &["reason"])?)?,
             requests: register
@@ -137,7 +136,7 @@ impl Inner {
             connections: register.add(IntGauge::with_opts(opts(Series::Connections))?)?,
             write_errors: register.add(IntCounter::with_opts(opts(Series::WriteErrorsTotal))?)?,
             since_final: register.add(IntGauge::with_opts(opts(Series::VotesSinceFinal))?)?,
-            clock_skew: register.gauge(Series::ClockSkewSeconds)?,
+            clock_skew: register.gauge(opts(Series::ClockSkewSeconds))?,
             last: Mutex::new([now, now]),
             registry,
         })
@@ -157,23 +156,8 @@ impl Inner {
     }
 }
 
-/// Registers what it returns.
-struct Registered<'r>(&'r Registry);
-
-impl Registered<'_> {
-    fn add<C: Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
-        self.0.register(Box::new(collector.clone()))?;
-        Ok(collector)
-    }
-
-    fn gauge(&self, series: Series) -> prometheus::Result<Gauge> {
-        self.add(Gauge::with_opts(opts(series))?)
-    }
-}
-
 fn opts(series: Series) -> Opts {
-    let name: &str = series.into();
-    Opts::new(format!("board_{name}"), help(&series))
+    registered::opts("board", &series)
 }
 
 fn failed(error: prometheus::Error) -> MetricsError {
