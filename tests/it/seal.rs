@@ -92,6 +92,7 @@ impl Sealed {
         })
         .await;
         assert_eq!(log.state().tip.votes, votes);
+        assert_eq!(log.state().intent, None);
         findings
     }
 

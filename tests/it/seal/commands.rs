@@ -7,6 +7,7 @@ use vote_aggregator::model::vote::Choice;
 
 use crate::deployment::sql_block;
 use crate::metrics::{documented, promtool, scraped};
+use crate::standby::replicated;
 use crate::support::{
     BINARY, Environment, Files, Servers, Service, Stage, assert_lacks, ended, eventually, login,
     vote, votes,
@@ -215,4 +216,40 @@ async fn a_sealer_waits_for_its_database() {
     service.until_ready().await;
     begun.run(&stage, &["--dir", &dir, "--once"]).await.assert(1, &["another sealer of this log"]);
     service.stop().await;
+}
+
+/// A crash of the server ends no transaction that is sealed; on another timeline, some may be gone.
+#[tokio::test]
+async fn a_crash_of_the_server_is_waited_for_and_a_failover_stops_sealing() {
+    let servers = replicated("sealfailover");
+    let stage = Stage::with_roles(&servers, "sealfailover").await;
+    let begun = Begun::new(&stage).await;
+    begun.init(&stage, &[]).await.assert(0, &[]);
+    let service = begun.start(&[]).await;
+    stage.store().await.count(Votes::new(votes(0, 40))).await.expect("counted");
+    // Ids that may leave nothing on the disk, and are then assigned again.
+    for _ in 0..50 {
+        stage.execute("BEGIN; SELECT pg_current_xact_id(); ROLLBACK").await;
+    }
+    service.until_metric("seal_votes", 40.0).await;
+    servers.script(&["kill", "postgres"]);
+    servers.script(&["start", "postgres"]);
+    eventually("it takes votes again", async || {
+        let Ok(store) = stage.prepare(&[]).await else { return false };
+        store.count(Votes::new(votes(100, 40))).await.is_ok()
+    })
+    .await;
+    service.until_metric("seal_votes", 80.0).await;
+    service.until_metric("seal_drift_votes", 0.0).await;
+    assert_eq!(service.logged("sealing stopped"), 0);
+
+    servers.script(&["standby", "promote"]);
+    service.until_metric("seal_stopped{reason=\"lineage\"}", 1.0).await;
+    service.until_logged("a standby was promoted").await;
+    service.until_not_ready().await;
+    stage.store().await.count(Votes::new(votes(200, 40))).await.expect("counted");
+    service.stop().await;
+    begun.once(&stage, "1").await.assert(1, &["sealing stopped", "timeline 2"]);
+    let checkpoint = fs::read_to_string(begun.files.join("log/public/checkpoint")).expect("read");
+    assert_eq!(checkpoint.lines().nth(1), Some("81"), "nothing was signed");
 }
