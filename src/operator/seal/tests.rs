@@ -249,7 +249,7 @@ fn rows_that_were_there_already_are_sealed_first() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// As after a power failure, which keeps any part of what was not synced yet.
     #[test]
