@@ -103,12 +103,7 @@ pub(super) fn page(
                                 aria-current=[current] { (other.of("Français", "English")) }
                         }
                     }
-                }
-                div class="controls" role="group" aria-label=(language.of("Mise à jour", "Updates")) {
-                    button id="pause" type="button" aria-pressed="false" hidden {
-                        (language.of("Suspendre la mise à jour", "Pause updates"))
-                    }
-                    a href="" { (language.of("Recharger la page", "Reload the page")) }
+                    (controls(language))
                 }
                 p id="status" role="status"
                     data-lost=(words::INTERRUPTED.of(language))
@@ -119,6 +114,18 @@ pub(super) fn page(
         }
     };
     markup.into_string()
+}
+
+/// A group and no navigation: both concern this page.
+fn controls(language: Language) -> Markup {
+    html! {
+        div class="controls" role="group" aria-label=(language.of("Mise à jour", "Updates")) {
+            button id="pause" type="button" aria-pressed="false" hidden {
+                (language.of("Suspendre la mise à jour", "Pause updates"))
+            }
+            a href="" { (language.of("Recharger la page", "Reload the page")) }
+        }
+    }
 }
 
 fn footer(view: &View<'_>, site: &Site, language: Language, root: &str) -> Markup {
