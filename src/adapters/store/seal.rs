@@ -27,6 +27,9 @@ const LOCK: &str = "SELECT pg_try_advisory_lock($1)";
 pub struct SealFacts {
     pub system_identifier: i64,
     pub timeline: i64,
+    /// Object ids of the tables.
+    pub vote_audit: i64,
+    pub count_batch: i64,
     /// All transactions below it are committed or rolled back for good (pg_snapshot_xmin).
     horizon: i64,
     /// No transaction from it on is visible (pg_snapshot_xmax).
@@ -199,6 +202,8 @@ mod tests {
         let facts = |next: u64| SealFacts {
             system_identifier: 1,
             timeline: 1,
+            vote_audit: 16_384,
+            count_batch: 16_385,
             horizon: 0,
             next: next as i64,
             is_standby: false,

@@ -152,10 +152,12 @@ impl Log {
         }
         let flat = Flat::open(dir)?;
         let secret = Secret::new(&secret);
-        let log = Self { dir: dir.to_owned(), key, secret, state, flat, _lock: lock };
-        log.flat.cut(&log.state.tip)?;
-        log.tree()?;
+        let mut log = Self { dir: dir.to_owned(), key, secret, state, flat, _lock: lock };
         log.compare_checkpoints()?;
+        if !log.resume()? {
+            log.flat.cut(&log.state.tip)?;
+        }
+        log.tree()?;
         Ok(log)
     }
 

@@ -7,7 +7,7 @@ use super::SealError;
 use super::log::{Log, Opened};
 use super::state::{Intent, Lineage, Tip};
 use crate::adapters::store::{Holder, SealFacts, SealReader, SealSnapshot, StartError, Unsealed};
-use crate::model::tlog::entry::{Entry, VoteEntry};
+use crate::model::tlog::entry::{Correction, Entry, VoteEntry};
 use crate::model::tlog::row::{Row, Secret};
 use crate::model::tlog::segment::{Leaf, Segment, leaf};
 
@@ -103,18 +103,25 @@ pub async fn round(
         sealed: None,
         findings: Vec::new(),
     };
-    let intent = match &log.state().intent {
-        Some(intent) => intent.clone(),
-        None if unsealed.decided.unsigned_abs() < min_rows.max(1) => {
+    let corrections = snapshot.corrections().await?;
+    let corrected = behind_corrections(&corrections, from..horizon);
+    let decided = unsealed.decided.unsigned_abs();
+    let intent = match (&log.state().intent, corrected) {
+        (Some(intent), _) => intent.clone(),
+        // Without votes in between: fewer than `min_rows` wait.
+        (None, Some(behind)) if decided == 0 => log.intend(behind, None)?,
+        (None, _) if decided < min_rows.max(1) => {
             reader.end(snapshot).await?;
             return Ok(round);
         }
-        None => {
+        (None, corrected) => {
             let batches = snapshot.batches(from..horizon, Some(MAX_ROWS)).await?;
+            let read: u64 = batches.iter().map(|batch| batch.rows()).sum();
             // Not up to the horizon: after a crash of the server, ids of transactions that left nothing on its disk are
             // assigned again, and those may count votes. This one's COMMIT is on the disk.
             let last = batches.last().map_or(from, |batch| batch.xid() + 1);
-            log.intend(last, None)?
+            let all = read == decided;
+            log.intend(corrected.filter(|_| all).map_or(last, |behind| behind.max(last)), None)?
         }
     };
     let mut segment = Segment::default();
@@ -125,7 +132,7 @@ pub async fn round(
     }
     let Gathered { leaves, mut findings, .. } = gathered;
     segment.add_votes(leaves.into_values().flatten());
-    for (xmin, correction) in snapshot.corrections().await? {
+    for (xmin, correction) in corrections {
         let id = correction.id;
         if is_covered(&intent, from, xmin, &facts)
             && let Err(error) = segment.add(&Entry::Correction(correction))
@@ -151,9 +158,18 @@ pub async fn round(
     Ok(round)
 }
 
+/// Behind the last correction of a transaction in the range.
+fn behind_corrections(corrections: &[(u32, Correction)], xids: Range<u64>) -> Option<u64> {
+    let distances = corrections.iter().map(|(xmin, _)| xmin.wrapping_sub(xids.start as u32));
+    let last = distances.map(u64::from).filter(|it| *it < xids.end - xids.start).max()?;
+    Some(xids.start + last + 1)
+}
+
 fn lineage(facts: &SealFacts) -> Lineage {
     let timeline = u32::try_from(facts.timeline).unwrap_or_default();
-    Lineage { system_identifier: facts.system_identifier.to_string(), timeline }
+    let system_identifier = facts.system_identifier.to_string();
+    let SealFacts { vote_audit, count_batch, .. } = *facts;
+    Lineage { system_identifier, timeline, vote_audit, count_batch }
 }
 
 /// Whether this is the database that was sealed, and no earlier state of it.
@@ -173,6 +189,13 @@ fn compare(log: &Log, facts: &SealFacts) -> Result<(), RoundError> {
              time",
             found.timeline, sealed.timeline
         ));
+    }
+    if found != *sealed {
+        return stop(
+            "the tables vote_audit and count_batch are not those that were sealed: POSTGRES_DB names another database of \
+             the server, or a dump was restored"
+                .to_owned(),
+        );
     }
     let decided = state.intent.as_ref().map_or(state.horizon, |intent| intent.to);
     if facts.horizon() < decided {
@@ -259,11 +282,11 @@ impl<'l> Gathered<'l> {
             );
             snapshot.sweep(&moved, |row| self.add(row)).await?;
         }
-        for batch in &batches {
-            let (xid, rows, found) = (batch.xid(), batch.rows(), self.found(batch.xmin()));
+        for (xmin, rows) in expected {
+            let found = self.found(xmin);
             if found != rows {
                 self.findings.push(format!(
-                    "the transaction {xid} counted {rows} votes, and {found} rows of it are in vote_audit"
+                    "the transaction {xmin} counted {rows} votes, and {found} rows of it are in vote_audit"
                 ));
             }
         }

@@ -37,6 +37,9 @@ pub struct Lineage {
     /// By pg_control_system().
     pub system_identifier: String,
     pub timeline: u32,
+    /// Object ids of the tables: a database of the same server has others, and so has one restored from a dump.
+    pub vote_audit: i64,
+    pub count_batch: i64,
 }
 
 /// The end of the log.

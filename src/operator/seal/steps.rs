@@ -43,6 +43,21 @@ impl Log {
         Ok(tip)
     }
 
+    /// Ends a round that was interrupted once it was written down what would be signed, from the disk: the rows may have
+    /// been changed since. `false`: there is none, or the disk does not have it, so that the round is done again.
+    pub(super) fn resume(&mut self) -> Result<bool, SealError> {
+        let Some(tip) = self.state.intent.as_ref().and_then(|intent| intent.tip) else {
+            return Ok(false);
+        };
+        let whole = self.flat.cut(&tip).and_then(|()| self.read_back(&tip));
+        if whole.is_err() {
+            return Ok(false);
+        }
+        self.sign(&tip)?;
+        self.commit(tip)?;
+        Ok(true)
+    }
+
     /// Step 6: behind the committed entries, instead of what an interrupted round left there.
     pub(super) fn append(&mut self, ordered: &Ordered) -> Result<Tip, SealError> {
         self.flat.cut(&self.state.tip)?;

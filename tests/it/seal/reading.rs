@@ -195,6 +195,13 @@ async fn corrections_are_entries_behind_the_votes() {
     eventually("the difference", async || sealed.round().await.is_ok_and(|round| round.drift == 5))
         .await;
     stage.run("recount", &["--repair", "--yes", "--reason", "too many"]).await.assert(0, &[]);
+    assert_eq!(sealed.until_sealed(20).await, [] as [String; 0]);
+    // Also without another vote behind it: the opening, 20 votes and the correction.
+    eventually("the correction", async || {
+        sealed.round().await.expect("read");
+        sealed.open().state().tip.size == 22
+    })
+    .await;
     count(&stage, &votes(100, 20)).await;
     assert_eq!(sealed.until_sealed(40).await, [] as [String; 0]);
     sealed.assert_has_each_row_once(&stage, 2).await;
@@ -208,12 +215,16 @@ async fn another_database_or_an_earlier_state_of_it_is_not_sealed() {
     let sealed = Sealed::of(&stage).await;
     count(&stage, &votes(0, 20)).await;
     let opened = sealed.opened().await;
-    let Lineage { system_identifier, timeline } = opened.lineage.clone();
-    let elsewhere = Lineage { system_identifier: "1".into(), timeline };
-    let later = Lineage { system_identifier, timeline: timeline + 1 };
+    let ours = &opened.lineage;
+    let elsewhere = Lineage { system_identifier: "1".into(), ..ours.clone() };
+    let later = Lineage { timeline: ours.timeline + 1, ..ours.clone() };
+    // Of the same server.
+    let other = Stage::with_roles(Servers::shared(), "seallineage_other").await;
+    let rehearsal = Sealed::of(&other).await.opened().await.lineage;
     for (lineage, horizon, says) in [
         (elsewhere, opened.horizon, "system identifier"),
         (later, opened.horizon, "timeline"),
+        (rehearsal, opened.horizon, "POSTGRES_DB"),
         (opened.lineage.clone(), opened.horizon + 1_000_000, "copy of its files"),
     ] {
         let sealed = Sealed::of(&stage).await;
