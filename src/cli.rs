@@ -7,6 +7,7 @@ mod dlq;
 mod embargo;
 mod exit;
 mod health_check;
+mod listen;
 mod man;
 mod migrate;
 mod output;

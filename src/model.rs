@@ -2,6 +2,7 @@
 //! broker and of a store.
 
 pub mod cell;
+pub mod hex;
 pub mod ports;
 pub mod publication;
 pub mod results;

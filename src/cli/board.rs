@@ -11,7 +11,6 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser
 use strum::VariantArray;
 use time::macros::format_description;
 use time::{OffsetDateTime, UtcOffset};
-use tokio::net::TcpListener;
 use vote_aggregator::operator::board::{
     Admin, Ballot, Board, Folder, Language, Monitor, Public, Site,
 };
@@ -20,6 +19,7 @@ use vote_aggregator::platform::http::{self, KeepAlive, Purpose};
 
 use self::show::{Show, Target};
 use super::exit::{self, Exit, Outcome};
+use super::listen::bind;
 use super::signals::Signals;
 
 /// Where operators ask, unless --admin says otherwise; with --out only if it does.
@@ -160,15 +160,6 @@ impl Arguments {
         };
         Ok((target, serving))
     }
-}
-
-fn bind(address: SocketAddr, purpose: Purpose) -> Result<TcpListener, Exit> {
-    let listener =
-        http::bind(address, purpose).map_err(|error| exit::cannot("start", error, exit::CONFIG))?;
-    // With the port that was free.
-    let address = listener.local_addr().unwrap_or(address);
-    tracing::info!(%address, "listening for {}", purpose.name);
-    Ok(listener)
 }
 
 fn every() -> impl TypedValueParser<Value = Duration> {

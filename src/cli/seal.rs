@@ -13,6 +13,7 @@ use vote_aggregator::platform::config::Config;
 use vote_aggregator::platform::http::{self, Purpose};
 
 use super::exit::{self, Exit, Outcome};
+use super::listen::bind;
 use super::output;
 use super::signals::Signals;
 
@@ -145,12 +146,7 @@ async fn run(config: &Config, arguments: &RunArguments) -> Outcome {
     }
     let admin = admin.map(|address| {
         const ADMIN: Purpose = Purpose { name: "metrics and health", advice: "Set --admin" };
-        let listener = http::bind(address, ADMIN)
-            .map_err(|error| exit::cannot("start", error, exit::CONFIG))?;
-        // With the port that was free.
-        let address = listener.local_addr().unwrap_or(address);
-        tracing::info!(%address, "listening for {}", ADMIN.name);
-        Ok(listener)
+        bind(address, ADMIN)
     });
     let admin = admin.transpose()?;
     let serving = async {

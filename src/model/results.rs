@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 pub use self::formats::{csv, field, json, looks_like_a_value};
+use crate::model::hex;
 
 /// One row of vote_results.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -131,8 +132,7 @@ pub fn results_sha256(laws: &[LawResult]) -> String {
     let line = |law: &LawResult| format!("{},{},{}\n", law.law_id, law.oui, law.non);
     let mut laws = Vec::from_iter(laws);
     laws.sort_by(|one, other| one.law_id.cmp(&other.law_id));
-    let hash = Sha256::digest(laws.into_iter().map(line).collect::<String>());
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&Sha256::digest(laws.into_iter().map(line).collect::<String>()))
 }
 
 /// 1234567 as `1,234,567`.

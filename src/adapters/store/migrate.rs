@@ -13,6 +13,7 @@ use sqlx::{AssertSqlSafe, Error, Executor};
 pub(super) use self::apply::{apply_next, close_schema, open_schema, rehearse_pending};
 pub use self::foreign::{ForeignObject, Surroundings};
 pub(super) use self::read::{Examined, examine};
+use crate::model::hex;
 
 /// The migrations and their checksums. They are not run by sqlx: its lock belongs to a session,
 /// which a transaction pooler does not keep, and it waits without a limit.
@@ -117,7 +118,7 @@ fn compare(applied: &[(i64, Vec<u8>)], needs: Option<(i64, i64)>) -> SchemaState
 
 /// The statement that records an applied migration.
 fn insert_version(migration: &Migration, took: Duration) -> String {
-    let checksum: String = migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
+    let checksum = hex::encode(&migration.checksum);
     format!(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)\n\
          VALUES ({}, '{}', true, '\\x{checksum}', {})",

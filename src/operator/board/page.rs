@@ -12,6 +12,7 @@ use self::words::heading;
 use super::Language;
 use super::files::Site;
 use super::view::View;
+use crate::model::hex;
 
 pub(super) const STYLE: &str = include_str!("page/board.css");
 pub(super) const SCRIPT: &str = include_str!("page/board.js");
@@ -45,8 +46,7 @@ impl Assets {
 
 /// The first hexadecimal digits of a SHA-256.
 pub(super) fn digest(content: &[u8], digits: usize) -> String {
-    let hash = Sha256::digest(content);
-    hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..digits].to_owned()
+    hex::encode(&Sha256::digest(content))[..digits].to_owned()
 }
 
 /// Where a page is, as seen from the root of the site: links are relative, so that the site may be in a folder.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::lines::Position;
+use crate::model::hex;
 use crate::operator::files;
 
 /// Bytes at the beginning, and before the position reached, that identify a file.
@@ -159,7 +160,7 @@ impl Checkpoint {
             self.votes.read_exact_at(&mut sample, from)?;
             hash.update(&sample);
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex::encode(&hash.finalize()))
     }
 }
 

@@ -54,18 +54,3 @@ pub(super) fn random(dir: &Path) -> Result<[u8; 32], SealError> {
         |_| failed("create keys in", dir)(io::Error::other("the system gives no random bytes"));
     filled.map_err(unavailable).map(|()| bytes)
 }
-
-pub(super) fn hex(bytes: &[u8; 32]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
-    }
-    Some(bytes)
-}

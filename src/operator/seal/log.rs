@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::files::{hex, lock, random, read, remove_leftovers, unhex};
+use super::files::{lock, random, read, remove_leftovers};
 use super::flat::Flat;
 use super::publish::Public;
 use super::state::{Intent, Lineage, State, Tip};
 use super::{SealError, failed};
+use crate::model::hex;
 use crate::model::tlog::checkpoint::Checkpoint;
 use crate::model::tlog::entry::{Entry, FORMAT, Opening};
 use crate::model::tlog::note::{Note, SignerKey};
@@ -86,7 +87,7 @@ impl Log {
         })?;
         let vkey = key.verifier().to_string();
         for (name, content, mode) in [
-            ("secret", hex(&secret), PRIVATE),
+            ("secret", hex::encode(&secret), PRIVATE),
             ("key", key.secret_text(), PRIVATE),
             ("vkey", vkey.clone(), READABLE),
         ] {
@@ -136,7 +137,7 @@ impl Log {
         let state = State::load(dir)?;
         let (secret, key) = (read(dir, "secret")?, read(dir, "key")?);
         let (secret_path, key_path) = (dir.join("secret"), dir.join("key"));
-        let secret = unhex(secret.trim_end())
+        let secret = hex::decode(secret.trim_end())
             .ok_or_else(|| SealError::unusable(&secret_path, "it is not 64 hexadecimal digits"))?;
         if state.secret_sha256 != <[u8; 32]>::from(Sha256::digest(secret)) {
             let problem = "it is not the secret that this log began with: its commitments could not be opened";

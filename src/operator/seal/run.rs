@@ -81,7 +81,8 @@ pub async fn run(
     }
 }
 
-/// Seals what was counted before it began, as far as that is decided and enough for a round. The last round, which found nothing more, and what was wrong.
+/// Seals what was counted before it began, as far as that is decided and enough for a round. Returns the last round, and
+/// what was wrong.
 ///
 /// # Errors
 /// [`RoundError`]

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::contents::votes;
 use super::folder::Folder;
 use super::{Findings, VerifyError};
+use crate::model::hex;
 use crate::model::tlog::entry::{VoteEntry, Withdrawn};
 use crate::model::tlog::policy::{Policy, Signed};
 use crate::model::tlog::row::{Nonce, Row};
@@ -67,15 +68,8 @@ impl Content {
             timestamp: self.timestamp,
             recorded_at: self.recorded_at,
         };
-        VoteEntry::of(&row, &Nonce(from_hex(&self.nonce)?)).ok()
+        VoteEntry::of(&row, &Nonce(hex::decode(&self.nonce)?)).ok()
     }
-}
-
-fn from_hex(text: &str) -> Option<[u8; 32]> {
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    let bytes = pairs.iter().map(byte).collect::<Option<Vec<u8>>>()?;
-    bytes.try_into().ok().filter(|_| rest.is_empty() && !text.contains('+'))
 }
 
 /// Compares exported rows, in the order of their entries, with an opened log, in both directions; and, if there is a

@@ -5,15 +5,13 @@ use std::ops::Range;
 
 use futures::TryStreamExt;
 use sqlx::postgres::PgConnection;
-use tokio::time::timeout;
 
 use super::copy::Decoder;
 use super::pages::{PageRange, merged, of};
 use super::{AuditRow, CountBatch, Holder, Unsealed, reading};
 use crate::adapters::store::error::StartError;
-use crate::adapters::store::no_answer;
 use crate::adapters::store::recount::DEADLINE;
-use crate::model::ports::Class;
+use crate::adapters::store::within;
 use crate::model::tlog::entry::Correction;
 use crate::platform::config::Config;
 
@@ -192,7 +190,5 @@ async fn answer<R>(
     what: &str,
     asking: impl Future<Output = Result<R, sqlx::Error>>,
 ) -> Result<R, StartError> {
-    let answered = timeout(DEADLINE, asking).await;
-    let answered = answered.map_err(|_| no_answer(Class::Reconnect, DEADLINE))?;
-    answered.map_err(|error| reading(config, error, what))
+    within(DEADLINE, async { asking.await.map_err(|error| reading(config, error, what)) }).await
 }

@@ -1,5 +1,7 @@
 //! What the script replaces: the state, the laws, corrections, and what the numbers mean.
 
+use maud::{Markup, html};
+
 use super::law::law;
 use super::words::{self, TEST, explanation, heading, staleness};
 use super::written;
@@ -8,7 +10,6 @@ use crate::model::publication::{NO_REASON, Published, State, rfc3339};
 use crate::operator::board::Language;
 use crate::operator::board::files::Site;
 use crate::operator::board::view::View;
-use maud::{Markup, html};
 
 /// More of them are in the CSV.
 const MAX_LAWS: usize = 200;
